@@ -1,0 +1,1 @@
+"""Load generator with simulated routers, trunk and PSAP."""

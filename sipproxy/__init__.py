@@ -1,0 +1,1 @@
+"""SIP registrar, policy proxy and call-detail recorder for small carriers."""

@@ -1,0 +1,1 @@
+"""Operators' interfaces of a running node."""

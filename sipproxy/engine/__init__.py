@@ -1,0 +1,1 @@
+"""Events in, actions out: registrar, request routing, call life cycle. Pure; the shells perform the actions."""

@@ -1,0 +1,1 @@
+"""Shells that move bytes: UDP and TCP listeners, name resolution."""

@@ -1,0 +1,33 @@
+"""Where a message came from or goes to (RFC 3261 §18; a flow as in RFC 5626 §3)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+__all__ = ["Flow", "Hop"]
+
+
+class Flow(NamedTuple):
+    """One 5-tuple towards a peer, as seen by the listener that received from it.
+
+    `transport` is "UDP", "TCP" or "TLS"; `listener` the index of our listener in the configuration; `host` an IP literal
+    without brackets; `connection` the stream connection's number, 0 for UDP.
+    """
+
+    transport: str
+    listener: int
+    host: str
+    port: int
+    connection: int = 0
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.transport.lower()}:{host}:{self.port}"
+
+
+class Hop(NamedTuple):
+    """A next hop to be reached, not yet bound to a flow: `host` may be a name, `port` 0 means "by RFC 3263"."""
+
+    transport: str
+    host: str
+    port: int = 0

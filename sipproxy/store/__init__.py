@@ -1,0 +1,1 @@
+"""Shells around Redis or Valkey: the batching writer, slots, bindings, the embedded server."""
