@@ -1,0 +1,57 @@
+# Two commands do all the set-up: `make run` starts the product, `make test` checks it. `make help` lists the rest.
+
+PYTHON ?= python3
+CONFIG ?= config.example.toml
+PYTEST_ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+
+# A stamp holds the installed state: the environment is touched only when what it was made from has changed.
+RUNTIME := $(VENV)/.installed-runtime
+DEVELOPMENT := $(VENV)/.installed-development
+
+.DEFAULT_GOAL := help
+.PHONY: help run demo test lint format types needs requirements clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
+
+$(VENV)/bin/python:
+	@PYTHON="$(PYTHON)" sh tools/make-venv.sh $(VENV)
+
+$(RUNTIME): requirements.txt pyproject.toml | $(VENV)/bin/python
+	@sh tools/install.sh $(VENV) requirements.txt
+	@touch $@
+
+$(DEVELOPMENT): requirements-dev.txt pyproject.toml | $(VENV)/bin/python
+	@sh tools/install.sh $(VENV) requirements-dev.txt
+	@touch $(RUNTIME) $@
+
+run: $(RUNTIME)  ## start a node on config.example.toml (CONFIG=... for another file)
+	@exec $(BIN)/sipproxy up -c $(CONFIG)
+
+demo: $(RUNTIME)  ## a narrated run: simulated routers, trunk and PSAP around a real node
+	@exec $(BIN)/sipproxy demo
+
+test: $(DEVELOPMENT) needs lint types  ## lint, types and all tests
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+needs:
+	@sh tools/apt-needs.sh
+
+lint: $(DEVELOPMENT)  ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(DEVELOPMENT)  ## let ruff write its format
+	$(BIN)/ruff format .
+
+types: $(DEVELOPMENT)  ## mypy, strict
+	$(BIN)/mypy
+
+requirements:  ## compile requirements*.txt (hashed) from pyproject.toml
+	@PYTHON="$(PYTHON)" sh tools/compile-requirements.sh
+
+clean:  ## remove what the targets above made; data/ stays
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
