@@ -1,0 +1,68 @@
+"""Which transaction a message belongs to: RFC 3261 §17.1.3 (responses), §17.2.3 (requests), §9.2 (CANCEL).
+
+Pure: keys for the engine's tables, no tables. A key is a tuple to be compared for equality only; keys of server and client
+transactions never meet in one table. ACK for a 2xx is a request of its own (§13.2.2.4): from a client that follows
+RFC 3261 its branch is new, so that its key finds nothing. All functions raise ParseError when a header they need is malformed;
+none does after `check_message`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sipproxy.sip.headers import Via
+    from sipproxy.sip.message import Request, Response
+
+__all__ = ["MAGIC_COOKIE", "cancel_target_key", "client_key", "is_rfc3261_branch", "response_key", "server_key"]
+
+MAGIC_COOKIE = b"z9hG4bK"  # §8.1.1.7
+
+Key = tuple[object, ...]
+
+
+def is_rfc3261_branch(branch: bytes | None) -> bool:
+    """Whether a branch is unique by itself: the magic cookie and something after it (§17.2.3, RFC 4475 §3.2.1)."""
+    return branch is not None and len(branch) > len(MAGIC_COOKIE) and branch.startswith(MAGIC_COOKIE)
+
+
+def server_key(request: Request) -> Key:
+    """Key of the server transaction that `request` starts, repeats or, being an ACK for a non-2xx, belongs to."""
+    method = request.method
+    return _server_key(request, b"INVITE" if method == b"ACK" else method)
+
+
+def cancel_target_key(cancel: Request) -> Key:
+    """Key of the INVITE server transaction that `cancel` is for.
+
+    §9.2: matched by §17.2.3 as if the method were the one to be cancelled; CANCEL has no effect on any but INVITE.
+    """
+    return _server_key(cancel, b"INVITE")
+
+
+def client_key(branch: bytes, method: bytes) -> Key:
+    """Key of the client transaction that sends `method` with our `branch` (§17.1.3)."""
+    return (branch, method)
+
+
+def response_key(response: Response) -> Key:
+    """Key of the client transaction that `response` answers; without a branch one that no client transaction has."""
+    return (response.via.branch, response.cseq.method)
+
+
+def _server_key(request: Request, method: bytes) -> Key:
+    via = request.via
+    branch = via.branch
+    if is_rfc3261_branch(branch):
+        # §17.2.3: branch, sent-by and method. The branch is compared as written: a client's is repeated byte for byte, and
+        # two that differ in case alone are two transactions.
+        return (branch, *_sent_by(via), method)
+    # §17.2.3, for clients of RFC 2543: Request-URI, tags, Call-ID, CSeq and the top Via. An ACK bears the To tag of the
+    # response and not that of the INVITE, so the key of an INVITE goes without; CSeq keeps a re-INVITE apart.
+    to_tag = None if method == b"INVITE" else request.to.tag
+    return (request.uri, request.from_.tag, to_tag, request.call_id, request.cseq.number, via.raw, method)
+
+
+def _sent_by(via: Via) -> tuple[bytes, int]:
+    """Sent-by as compared: host in lower case, the transport's default port made explicit (§18.1.1, §20.42)."""
+    return via.host.lower(), via.port or (5061 if via.transport.startswith("TLS") else 5060)
