@@ -17,7 +17,11 @@ __all__ = ["Binding", "Location"]
 
 
 class Binding(msgspec.Struct, frozen=True):
-    """One contact of an account. `q` is in thousandths; `key` identifies the binding within its account."""
+    """One contact of an account.
+
+    `contact` is the URI's bytes as Latin-1, which loses none of them; `q` is in thousandths; `key` identifies the binding
+    within its account.
+    """
 
     key: str
     contact: str

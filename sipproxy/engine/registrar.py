@@ -1,0 +1,162 @@
+"""Registrar (RFC 3261 §10.3): contacts of an authenticated account, all of a REGISTER or nothing.
+
+Pure. Bindings keep the flow that the REGISTER came by, so that a router behind NAT is reached by it (RFC 3581, RFC 5626).
+Outbound flows, Path and GIN are not handled here yet.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sipproxy.engine.actions import RemoveBinding, SaveBinding
+from sipproxy.engine.location import Binding
+from sipproxy.sip.errors import ParseError
+from sipproxy.sip.uri import parse_uri, uris_equal
+
+if TYPE_CHECKING:
+    from policy import Account
+    from sipproxy.engine.state import Desk, Headers
+    from sipproxy.sip.flow import Flow
+    from sipproxy.sip.headers import NameAddr
+    from sipproxy.sip.message import Request
+
+__all__ = ["Registrar"]
+
+MAX_CONTACT_BYTES = 512
+
+
+class _Refused(Exception):
+    def __init__(self, status: int, reason: bytes = b"", headers: Headers = ()) -> None:
+        super().__init__(status)
+        self.status, self.reason, self.headers = status, reason, headers
+
+
+class Registrar:
+    """Adds, refreshes, removes and lists the bindings of an account."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+
+    def register(self, request: Request, account: Account, flow: Flow) -> tuple[int, bytes, Headers]:
+        """Carry out a REGISTER of a proven account. Returns status, reason phrase and headers of the response."""
+        try:
+            changes = self._changes(request, account, flow)
+        except _Refused as refused:
+            return refused.status, refused.reason, refused.headers
+        except ParseError as fault:
+            return fault.status or 400, b"", ()
+        desk = self._desk
+        for binding in changes:
+            if binding.expires_at_ms > desk.now.utc_ms:
+                desk.location.put(account.user, binding)
+                desk.out.append(SaveBinding(account.user, binding))
+            elif desk.location.remove(account.user, binding.key):
+                desk.out.append(RemoveBinding(account.user, binding.key))
+        return 200, b"", self._contacts(account.user)
+
+    def _changes(self, request: Request, account: Account, flow: Flow) -> list[Binding]:
+        """§10.3 steps 5 to 7: every binding as it would be; one with a past expiry is removed. Nothing is changed here."""
+        desk = self._desk
+        if not self._names_account(request, account):
+            raise _Refused(403)  # step 4: the account may only change its own bindings
+        held = desk.location.bindings(account.user, desk.now.utc_ms)
+        contacts = request.contacts
+        if any(contact.is_star for contact in contacts):
+            if len(contacts) != 1 or request.expires != 0:
+                raise _Refused(400, b"Contact * Needs Expires 0")  # step 6
+            return [self._expired(self._in_order(request, old)) for old in held]
+        changes: dict[str, Binding] = {}
+        for contact in contacts:
+            binding = self._binding(request, contact, held, flow)
+            changes[binding.key] = binding
+        kept = {b.key for b in held} | {b.key for b in changes.values() if b.expires_at_ms > desk.now.utc_ms}
+        new = kept - {b.key for b in held}
+        kept -= {b.key for b in changes.values() if b.expires_at_ms <= desk.now.utc_ms}
+        if len(kept) > desk.settings.max_contacts:
+            raise _Refused(403, b"Too Many Contacts")
+        if new and desk.location.is_full:
+            raise _Refused(503, b"", ((b"Retry-After", b"60"),))
+        return list(changes.values())
+
+    def _names_account(self, request: Request, account: Account) -> bool:
+        uri = request.to.uri
+        user = (uri.user or b"").decode("utf-8", "replace")
+        if user == account.user:
+            return True
+        owner = self._desk.snapshot.account_of(user) if user.startswith("+") else None
+        return owner is not None and owner.user == account.user
+
+    def _binding(self, request: Request, contact: NameAddr, held: list[Binding], flow: Flow) -> Binding:
+        raw = contact.uri.raw
+        if len(raw) > MAX_CONTACT_BYTES or not contact.uri.is_sip:
+            raise _Refused(400, b"Bad Contact")
+        instance = (contact.param(b"+sip.instance") or b"").decode("utf-8", "replace")[:200]
+        old = self._same(contact, instance, held)
+        if old is not None:
+            self._in_order(request, old)
+        expires = self._expires(request, contact)
+        key = old.key if old is not None else raw.decode("latin-1")
+        return Binding(
+            key=key,
+            contact=raw.decode("latin-1"),
+            flow=flow,
+            path=(),
+            call_id=request.call_id.decode("utf-8", "replace"),
+            cseq=request.cseq.number,
+            expires_at_ms=self._desk.now.utc_ms + expires * 1000,
+            user_agent=(request.first(b"user-agent") or b"").decode("utf-8", "replace")[:200],
+            q=_q(contact.param(b"q")),
+            instance=instance,
+            node=self._desk.settings.node,
+        )
+
+    def _same(self, contact: NameAddr, instance: str, held: list[Binding]) -> Binding | None:
+        """The binding that this contact replaces: the same device (RFC 5626 §6), else an equal URI (§19.1.4)."""
+        for old in held:
+            if instance and old.instance == instance:
+                return old
+            if uris_equal(parse_uri(old.contact.encode("latin-1")), contact.uri):
+                return old
+        return None
+
+    def _in_order(self, request: Request, old: Binding) -> Binding:
+        """§10.3 step 7: within one Call-ID the CSeq must rise, else the whole update is aborted."""
+        same_call = old.call_id == request.call_id.decode("utf-8", "replace")
+        if same_call and request.cseq.number <= old.cseq:
+            raise _Refused(500, b"CSeq Out Of Order")
+        return old
+
+    def _expired(self, old: Binding) -> Binding:
+        return Binding(
+            key=old.key, contact=old.contact, flow=old.flow, path=(), call_id=old.call_id, cseq=old.cseq, expires_at_ms=0
+        )
+
+    def _expires(self, request: Request, contact: NameAddr) -> int:
+        """Seconds granted (§10.3 step 7): the contact's own wish, else the header's, else the default, within the bounds."""
+        settings = self._desk.settings
+        value = contact.param(b"expires")
+        if value is not None:
+            # §20.10: a malformed expires parameter means 3600.
+            wish = int(value[:10]) if value.isdigit() and value.isascii() else 3600
+        else:
+            wish = request.expires if request.expires is not None else settings.default_expires_s
+        if 0 < wish < settings.min_expires_s:
+            raise _Refused(423, b"", ((b"Min-Expires", b"%d" % settings.min_expires_s),))
+        return min(wish, settings.max_expires_s)
+
+    def _contacts(self, user: str) -> Headers:
+        now_ms = self._desk.now.utc_ms
+        return [
+            (b"Contact", b"<%s>;expires=%d" % (b.contact.encode("latin-1"), max(1, (b.expires_at_ms - now_ms) // 1000)))
+            for b in self._desk.location.bindings(user, now_ms)
+        ]
+
+
+def _q(value: bytes | None) -> int:
+    """A qvalue in thousandths (§20.10); 1000 when absent or malformed."""
+    if not value:
+        return 1000
+    whole, _, fraction = value.partition(b".")
+    if whole not in (b"0", b"1") or len(fraction) > 3 or (fraction and not (fraction.isdigit() and fraction.isascii())):
+        return 1000
+    return min(1000, int(whole) * 1000 + int(fraction.ljust(3, b"0") or b"0"))

@@ -1,0 +1,74 @@
+"""The engine's settings: what `app` derives from the configuration. Immutable, pure values."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+
+from sipproxy.sip.flow import Flow, Hop
+from sipproxy.sip.timers import Timers
+
+__all__ = ["Listener", "Settings", "TrunkRoute"]
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """One of our listeners: `sent_by` is what Via, Record-Route and Contact say (`host:port`)."""
+
+    index: int
+    transport: str
+    sent_by: bytes
+    hosts: frozenset[tuple[str, int]]  # (host, port) pairs in a URI that mean this listener
+
+
+@dataclass(frozen=True, slots=True)
+class TrunkRoute:
+    """A next hop towards the carrier and the sources that its incoming calls arrive from."""
+
+    name: str
+    hop: Hop
+    networks: tuple[tuple[Network, int], ...]  # (network, source port or 0 for any)
+    priority: int = 0
+    weight: int = 1
+    ping_s: float = 0.0
+
+    def matches(self, flow: Flow) -> bool:
+        address = ipaddress.ip_address(flow.host)
+        return any(address in network and port in (0, flow.port) for network, port in self.networks)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Durations in seconds; see config.example.toml for what each bound means."""
+
+    node: str
+    realm: str
+    domains: frozenset[str]  # lower case host names that mean us, the realm included
+    listeners: tuple[Listener, ...]
+    trunks: tuple[TrunkRoute, ...]  # in the order in which they are tried
+    algorithms: tuple[str, ...] = ("SHA-256", "MD5")
+    access_networks: tuple[Network, ...] = ()
+    default_expires_s: int = 3600
+    min_expires_s: int = 60
+    max_expires_s: int = 7200
+    max_contacts: int = 10
+    setup_s: float = 60.0
+    route_s: float = 6.0
+    ring_s: float = 180.0
+    maximum_s: float = 43200.0
+    reap_s: float = 7200.0
+    slots: str = "local"
+    max_headers: int = 200
+    max_transactions: int = 200_000
+    max_calls: int = 50_000
+    max_bindings: int = 200_000
+    timers: Timers = Timers()
+
+    def is_ours(self, host: str, port: int | None) -> bool:
+        """Whether host and port of a URI name one of our listeners."""
+        return any((host, port if port is not None else 5060) in listener.hosts for listener in self.listeners)
+
+    def listener_for(self, transport: str) -> Listener | None:
+        return next((listener for listener in self.listeners if listener.transport == transport), None)

@@ -1,0 +1,105 @@
+"""What the parts of the engine share: settings, snapshot, tables, the instant being handled and the actions it causes.
+
+Pure. `Desk` is the engine's working surface for one event at a time; nothing in it outlives the node but what the actions say.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from policy import Snapshot
+from sipproxy.engine.actions import Action, Note, Now, SendTo
+from sipproxy.engine.location import Location
+from sipproxy.engine.settings import Settings
+from sipproxy.engine.transactions import Server, Transactions
+from sipproxy.sip.build import write_response
+from sipproxy.sip.flow import Flow
+from sipproxy.sip.message import Request
+from sipproxy.sip.timers import TimerQueue
+
+__all__ = ["Desk", "reason_header"]
+
+Headers = Sequence[tuple[bytes, bytes]]
+
+
+def reason_header(cause: int) -> Headers:
+    """The Reason line of a refusal (RFC 3326, in responses RFC 6432); none for cause 0."""
+    return ((b"Reason", b"Q.850;cause=%d" % cause),) if cause else ()
+
+
+class Desk:
+    """Shared state of the engine. `new_token(n)` returns n random bytes and is the only source of randomness."""
+
+    def __init__(self, settings: Settings, snapshot: Snapshot, *, new_token: Callable[[int], bytes], key: bytes) -> None:
+        self.settings = settings
+        self.snapshot = snapshot
+        self.new_token = new_token
+        self.now = Now(0.0, 0)
+        self.out: list[Action] = []
+        self.counters: Counter[tuple[str, ...]] = Counter()
+        self.queue = TimerQueue()
+        self.location = Location(settings.max_bindings)
+        self.transactions = Transactions(
+            settings.timers, limit=settings.max_transactions, emit=self.out.append, queue=self.queue
+        )
+        self._tag_key = hashlib.sha256(b"to-tag" + key).digest()
+
+    def take_actions(self) -> list[Action]:
+        actions = self.out[:]
+        self.out.clear()  # the same list stays: the transaction layer holds its append
+        return actions
+
+    def count(self, *name: str) -> None:
+        self.counters[name] += 1
+
+    def note(self, level: str, event: str, **fields: object) -> None:
+        self.out.append(Note(level, event, fields))
+
+    def token(self) -> str:
+        """96 random bits in hexadecimal: call ids, tags, branches."""
+        return self.new_token(12).hex()
+
+    def to_tag(self, request: Request) -> bytes:
+        """A To tag that is the same for each retransmission of the request (RFC 3261 §8.2.7)."""
+        seed = b"\0".join((request.call_id, request.from_.tag or b"", request.via.branch or request.via.raw))
+        return hmac.new(self._tag_key, seed, hashlib.sha256).hexdigest()[:16].encode()
+
+    def reply_target(self, request: Request, flow: Flow) -> Flow:
+        """Where responses go: the connection, or for UDP the source address and, without `rport`, the sent-by port.
+
+        RFC 3261 §18.2.2, RFC 3581 §4. `maddr` is not honoured: it would let a stranger aim our responses at others.
+        """
+        via = request.via
+        if flow.transport != "UDP" or via.param(b"rport") is not None:
+            return flow
+        return flow._replace(port=via.port if via.port is not None else 5060)
+
+    def reply(self, request: Request, flow: Flow, status: int, *, headers: Headers = (), reason: bytes = b"") -> None:
+        """Answer without a transaction: the same request gets the same answer again (RFC 3261 §8.2.7)."""
+        if request.method == b"ACK":
+            return
+        data = write_response(request, status, reason, to_tag=self.to_tag(request), headers=headers)
+        self.out.append(SendTo(self.reply_target(request, flow), data))
+        self.count("responses", request_label(request), str(status))
+
+    def answer(self, server: Server, status: int, *, headers: Headers = (), reason: bytes = b"") -> None:
+        """Answer through the server transaction."""
+        tag = b"" if status == 100 else self.to_tag(server.request)
+        data = write_response(server.request, status, reason, to_tag=tag, headers=headers)
+        self.transactions.respond(server, status, data, self.now.mono)
+        if status > 100:
+            self.count("responses", request_label(server.request), str(status))
+
+
+KNOWN_METHODS = frozenset(
+    [b"INVITE", b"ACK", b"BYE", b"CANCEL", b"REGISTER", b"OPTIONS", b"UPDATE", b"PRACK", b"INFO", b"REFER", b"MESSAGE"]
+    + [b"SUBSCRIBE", b"NOTIFY", b"PUBLISH"]
+)
+
+
+def request_label(request: Request) -> str:
+    """The method as a metric label; whatever a peer invents is "other", so that the set of labels stays bounded."""
+    return request.method.decode("ascii") if request.method in KNOWN_METHODS else "other"

@@ -1,0 +1,182 @@
+"""The transaction layer: tables of the machines of `sip.transaction`, their timers, and who uses each (RFC 3261 §17).
+
+Pure. A machine's `Send` becomes a `SendTo` with the transaction's target; what it passes up goes to its user. The tables are
+bounded together: when they are full a new transaction is refused, which the caller answers with 503.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Protocol
+
+from sipproxy.engine.actions import Action, SendTo
+from sipproxy.sip.flow import Flow, Hop
+from sipproxy.sip.matching import client_key, response_key, server_key
+from sipproxy.sip.message import Request, Response
+from sipproxy.sip.timers import TimerQueue, Timers
+from sipproxy.sip.transaction import (
+    InviteClient,
+    InviteServer,
+    NonInviteClient,
+    NonInviteServer,
+    PassUp,
+    Send,
+    State,
+    TimedOut,
+    TransportFailed,
+)
+
+__all__ = ["ClientUser", "Server", "Transactions"]
+
+type_reliable = frozenset({"TCP", "TLS"})
+
+
+class ClientUser(Protocol):
+    """Transaction user of a client transaction: told of each response, and once of its failure."""
+
+    def response(self, key: Hashable, response: Response) -> None: ...
+
+    def failed(self, key: Hashable, *, timed_out: bool) -> None: ...
+
+
+@dataclass(slots=True)
+class Server:
+    """A server transaction with the flow that its responses leave by. `user` is what a CANCEL or a failure concerns."""
+
+    key: Hashable
+    machine: InviteServer | NonInviteServer
+    request: Request
+    target: Flow
+    user: object = None
+
+    @property
+    def is_final(self) -> bool:
+        return self.machine.state not in (State.TRYING, State.PROCEEDING)
+
+
+@dataclass(slots=True)
+class Client:
+    key: Hashable
+    machine: InviteClient | NonInviteClient
+    request: Request
+    target: Flow | Hop
+    user: ClientUser
+
+
+class Transactions:
+    """All transactions of a node. `emit` takes the actions; `now` of each call is monotonic seconds."""
+
+    def __init__(self, timers: Timers, *, limit: int, emit: Callable[[Action], None], queue: TimerQueue) -> None:
+        self._timers = timers
+        self._limit = limit
+        self._emit = emit
+        self._queue = queue
+        self.servers: dict[Hashable, Server] = {}
+        self.clients: dict[Hashable, Client] = {}
+
+    @property
+    def is_full(self) -> bool:
+        return len(self.servers) + len(self.clients) >= self._limit
+
+    # Server side
+
+    def find_server(self, request: Request) -> Server | None:
+        """The transaction that a retransmission, or an ACK for a non-2xx, belongs to."""
+        return self.servers.get(server_key(request))
+
+    def new_server(self, request: Request, target: Flow, now: float) -> Server:
+        kind = InviteServer if request.method == b"INVITE" else NonInviteServer
+        machine = kind(request, timers=self._timers, reliable=target.transport in type_reliable, now=now)
+        server = Server(server_key(request), machine, request, target)
+        self.servers[server.key] = server
+        self._arm_server(server)
+        return server
+
+    def receive_request(self, server: Server, request: Request, now: float) -> Request | None:
+        """Feed a retransmission or an ACK. Returns an ACK that is the transaction user's (RFC 6026 §7.1)."""
+        passed: Request | None = None
+        for action in server.machine.receive(request, now):
+            if isinstance(action, Send):
+                self._emit(SendTo(server.target, action.data, ("s", server.key)))
+            elif isinstance(action, PassUp) and isinstance(action.message, Request):
+                passed = action.message
+        self._arm_server(server)
+        return passed
+
+    def respond(self, server: Server, status: int, data: bytes, now: float) -> None:
+        for action in server.machine.respond(status, data, now):
+            if isinstance(action, Send):
+                self._emit(SendTo(server.target, action.data, ("s", server.key)))
+        self._arm_server(server)
+
+    def _arm_server(self, server: Server) -> None:
+        if server.machine.state is State.TERMINATED:
+            self.servers.pop(server.key, None)
+            self._queue.cancel(("s", server.key))
+        elif (at := server.machine.next_at) is not None:
+            self._queue.set(("s", server.key), at)
+        else:
+            self._queue.cancel(("s", server.key))
+
+    # Client side
+
+    def new_client(self, request: Request, branch: bytes, target: Flow | Hop, user: ClientUser, now: float) -> Hashable:
+        """Start a client transaction with the request as it is to be sent; its key is returned."""
+        kind = InviteClient if request.method == b"INVITE" else NonInviteClient
+        machine = kind(request, timers=self._timers, reliable=target.transport in type_reliable)
+        key = client_key(branch, request.method)
+        client = Client(key, machine, request, target, user)
+        self.clients[key] = client
+        self._perform(client, machine.start(now))
+        return key
+
+    def receive_response(self, response: Response, now: float) -> bool:
+        """Feed a response to its client transaction; False when there is none."""
+        client = self.clients.get(response_key(response))
+        if client is None:
+            return False
+        self._perform(client, client.machine.receive(response, now))
+        return True
+
+    def transport_failed(self, key: Hashable, now: float) -> None:
+        """The transport could not send for `key`, which is the `key` of a `SendTo`."""
+        if not isinstance(key, tuple) or len(key) != 2:
+            return
+        side, transaction = key
+        if side == "c" and (client := self.clients.get(transaction)) is not None:
+            self._perform(client, client.machine.transport_failed(now))
+        elif side == "s" and (server := self.servers.get(transaction)) is not None:
+            server.machine.transport_failed(now)
+            self._arm_server(server)
+
+    def fire(self, key: tuple[str, Hashable], now: float) -> None:
+        """Run the timers of the transaction that the queue named as due."""
+        side, transaction = key
+        if side == "c":
+            if (client := self.clients.get(transaction)) is not None:
+                self._perform(client, client.machine.fire(now))
+        elif (server := self.servers.get(transaction)) is not None:
+            for action in server.machine.fire(now):
+                if isinstance(action, Send):
+                    self._emit(SendTo(server.target, action.data, ("s", server.key)))
+            self._arm_server(server)
+
+    def _perform(self, client: Client, actions: list[Send | PassUp | TimedOut | TransportFailed]) -> None:
+        machine = client.machine
+        # The table is brought up to date first: the user may start or end transactions while it is told.
+        if machine.state is State.TERMINATED:
+            self.clients.pop(client.key, None)
+            self._queue.cancel(("c", client.key))
+        elif (at := machine.next_at) is not None:
+            self._queue.set(("c", client.key), at)
+        else:
+            self._queue.cancel(("c", client.key))
+        for action in actions:
+            if isinstance(action, Send):
+                self._emit(SendTo(client.target, action.data, ("c", client.key)))
+            elif isinstance(action, PassUp):
+                if isinstance(action.message, Response):
+                    client.user.response(client.key, action.message)
+            else:
+                client.user.failed(client.key, timed_out=isinstance(action, TimedOut))
