@@ -1,0 +1,120 @@
+"""Timer values (RFC 3261 §17 table 4, RFC 6026, RFC 4320) and the queue of deadlines against a naive model."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sipproxy.sip.timers import Timer, TimerQueue, Timers
+
+
+def test_timers_default_values_are_those_of_table_4() -> None:
+    timers = Timers()
+    values = {name: getattr(timers, name) for name in "abdefghijklm"}
+    assert values == {
+        "a": 0.5, "b": 32, "d": 32, "e": 0.5, "f": 32, "g": 0.5, "h": 32, "i": 5, "j": 32, "k": 5, "l": 32, "m": 32,
+    }  # fmt: skip
+
+
+def test_timers_short_t1_keeps_timer_d_at_32_seconds() -> None:
+    assert Timers(t1=0.1).d == 32  # §17.1.1.2: "at least 32 seconds"
+    assert Timers(t1=1.0).d == 64
+
+
+@pytest.mark.parametrize(("t1", "t2", "trying"), [(0.5, 4.0, 3.5), (1.0, 4.0, 3.0), (4.0, 4.0, 0.0), (0.5, 3.0, 3.5)])
+def test_timers_non_invite_trying_is_when_timer_e_reaches_t2(t1: float, t2: float, trying: float) -> None:
+    assert Timers(t1=t1, t2=t2).non_invite_trying == trying  # RFC 4320 §4.1
+
+
+@pytest.mark.parametrize("bad", [{"t1": 0.0}, {"t1": 5.0}, {"t4": 0.0}, {"t1": -1.0}, {"t1": math.nan}])
+def test_timers_nonsense_is_refused(bad: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="timers need"):
+        Timers(**bad)
+
+
+def test_timer_letters_have_a_value_each() -> None:
+    assert [timer for timer in Timer if timer is not Timer.TRYING and not hasattr(Timers(), timer.value.lower())] == []
+
+
+def test_timer_queue_due_returns_in_order_of_deadline_then_of_setting() -> None:
+    queue = TimerQueue()
+    for key, at in [("late", 3.0), ("second", 1.0), ("third", 1.0), ("first", 0.5)]:
+        queue.set(key, at)
+    assert queue.next_at == 0.5
+    assert queue.due(0.4) == []
+    assert queue.due(1.0) == ["first", "second", "third"]
+    assert queue.next_at == 3.0
+    assert (len(queue), "late" in queue, "first" in queue) == (1, True, False)
+
+
+def test_timer_queue_replaced_deadline_is_due_once_at_the_new_time() -> None:
+    queue = TimerQueue()
+    queue.set("k", 1.0)
+    queue.set("k", 5.0)
+    assert queue.due(4.9) == []
+    assert queue.next_at == 5.0
+    assert queue.due(5.0) == ["k"]
+    assert queue.due(99.0) == []
+    assert queue.next_at is None
+
+
+def test_timer_queue_nan_is_refused() -> None:
+    with pytest.raises(ValueError, match="not a number"):
+        TimerQueue().set("k", math.nan)
+
+
+def test_timer_queue_incomparable_keys_with_equal_deadlines_do_not_meet() -> None:
+    queue = TimerQueue()
+    keys: list[object] = [object(), ("a", 1), 3, None]
+    for key in keys:
+        queue.set(key, 1.0)
+    assert queue.due(1.0) == keys
+
+
+@pytest.mark.parametrize("pattern", ["replace", "cancel"])
+def test_timer_queue_garbage_stays_bounded(pattern: str) -> None:
+    queue = TimerQueue()
+    for key in range(10):
+        queue.set(key, 1e9)
+    for n in range(10_000):
+        queue.set("k", float(n))
+        if pattern == "cancel":
+            queue.cancel("k")
+        assert len(queue._heap) <= 2 * len(queue) + queue.GARBAGE + 1
+
+
+OPERATIONS = st.lists(
+    st.one_of(
+        st.tuples(st.just("set"), st.integers(0, 7), st.integers(0, 20)),
+        st.tuples(st.just("cancel"), st.integers(0, 7), st.just(0)),
+        st.tuples(st.just("due"), st.just(0), st.integers(0, 20)),
+    ),
+    max_size=60,
+)
+
+
+@given(OPERATIONS, st.integers(0, 3))
+def test_timer_queue_any_operations_behave_like_a_dict(operations: list[tuple[str, int, int]], garbage: int) -> None:
+    queue, model = TimerQueue(), dict[int, tuple[int, int]]()
+    type(queue).GARBAGE, saved = garbage, type(queue).GARBAGE  # a small allowance, so that short runs rebuild the heap
+    try:
+        for count, (operation, key, at) in enumerate(operations):
+            if operation == "set":
+                queue.set(key, at)
+                if key not in model or model[key][0] != at:
+                    model[key] = (at, count)
+            elif operation == "cancel":
+                queue.cancel(key)
+                model.pop(key, None)
+            else:
+                due = sorted((key for key, (when, _) in model.items() if when <= at), key=lambda key: model[key])
+                assert queue.due(at) == due
+                for key_due in due:
+                    del model[key_due]
+            assert queue.next_at == min((when for when, _ in model.values()), default=None)
+            assert len(queue) == len(model)
+    finally:
+        type(queue).GARBAGE = saved
