@@ -1,0 +1,41 @@
+"""Small helpers for parties on loopback: free ports, and waiting until a process has bound its port."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from asyncio.subprocess import Process
+
+__all__ = ["free_tcp_port", "free_udp_port", "wait_udp_bound"]
+
+
+def free_udp_port(host: str = "127.0.0.1") -> int:
+    """A UDP port on which nobody listened a moment ago."""
+    return _free(host, socket.SOCK_DGRAM)
+
+
+def free_tcp_port(host: str = "127.0.0.1") -> int:
+    """A TCP port on which nobody listened a moment ago."""
+    return _free(host, socket.SOCK_STREAM)
+
+
+async def wait_udp_bound(host: str, port: int, process: Process, *, timeout_s: float = 5.0) -> None:
+    """Return once nobody else can bind the port; raises RuntimeError when the process ended or did not bind it in time."""
+    deadline = asyncio.get_running_loop().time() + timeout_s
+    while asyncio.get_running_loop().time() < deadline:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            try:
+                probe.bind((host, port))
+            except OSError:
+                return
+        if process.returncode is not None:
+            raise RuntimeError(f"ended with status {process.returncode} before it bound {host}:{port}")
+        await asyncio.sleep(0.02)
+    raise RuntimeError(f"did not bind {host}:{port} within {timeout_s:g} s")
+
+
+def _free(host: str, kind: socket.SocketKind) -> int:
+    with socket.socket(socket.AF_INET, kind) as probe:
+        probe.bind((host, 0))
+        port: int = probe.getsockname()[1]
+        return port
