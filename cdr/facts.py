@@ -86,6 +86,9 @@ class Record(msgspec.Struct, kw_only=True, omit_defaults=True):
     slots_limit: int | None = None
     media: list[str] = []  # "audio", "video", "image" (T.38), "text" in order of appearance
 
+    # What a newer schema wrote and this one does not know, by field name. `cdr.codec` writes it back as fields of the map.
+    unknown: dict[str, object] = {}
+
 
 class Admit(msgspec.Struct, tag="admit", frozen=True):
     """The call was let in and its INVITE is about to leave. `record` is the record as far as it is known."""

@@ -1,0 +1,102 @@
+"""How the facts of a call become its one final record (design: invariants 3 and 4).
+
+Pure: stamps and durations come in as arguments. Durations are differences of `after_ms` values, which the engine takes from
+a monotonic clock; stamps are never subtracted from each other, because a wall clock may be set while a call lives.
+What is left out: fields that are known at admission are put into the draft by the engine; rating is not done here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
+
+if TYPE_CHECKING:
+    from cdr.facts import Admit, Alive, Answer, EndReason, Record, ReleasedBy
+
+__all__ = ["answered", "final", "recovered"]
+
+
+def answered(draft: Record, answer: Answer) -> Record:
+    """The draft with what the answer added. Texts that the answer leaves empty stay as the draft has them."""
+    return replace(
+        draft,
+        ringing_at_ms=answer.ringing_at_ms if answer.ringing_at_ms is not None else draft.ringing_at_ms,
+        answer_at_ms=answer.at_ms,
+        status=answer.status,
+        to_tag=answer.to_tag or draft.to_tag,
+        trunk=answer.trunk or draft.trunk,
+        psap=answer.psap or draft.psap,
+        callee_account=answer.callee_account or draft.callee_account,
+        media=_in_order(draft.media, answer.media),
+    )
+
+
+def final(
+    draft: Record,
+    *,
+    answer: Answer | None,
+    seq: int,
+    end_at_ms: int,
+    after_ms: int,
+    status: int,
+    cause: int,
+    released_by: ReleasedBy,
+    end_reason: EndReason,
+    certain: bool = True,
+    last_seen_at_ms: int | None = None,
+) -> Record:
+    """The final record of a call or a refused attempt.
+
+    `draft` is the record as far as it was known, `end_at_ms` the UTC stamp of the end and `after_ms` the monotonic time since
+    set-up in ms. `status` is what the caller got: for an answered call the status of the answer stands. With `certain` False
+    the end is the last proof of life. `last_seen_at_ms` defaults to the end. Never raises: a record is better than none, so
+    a negative duration, which only a fault of our own could cause, becomes 0.
+    """
+    record = draft if answer is None else answered(draft, answer)
+    return replace(
+        record,
+        type="final",
+        seq=seq,
+        end_at_ms=end_at_ms,
+        duration_ms=max(0, after_ms),
+        billable_ms=0 if answer is None else max(0, after_ms - answer.after_ms),
+        duration_certain=certain,
+        last_seen_at_ms=end_at_ms if last_seen_at_ms is None else last_seen_at_ms,
+        status=status if answer is None else answer.status,
+        cause=cause,
+        released_by=released_by,
+        end_reason=end_reason,
+    )
+
+
+def recovered(admit: Admit, answer: Answer | None, alive: Alive | None, seq: int) -> Record:
+    """The final record of a call that lived when its node died.
+
+    Nobody saw the end: it is the last proof of life, the latest of set-up, answer and the last `Alive` by the monotonic clock,
+    and the record says so. An answered call without an `Alive` is thereby free of charge. A call that was not answered has
+    the status 0: no final response left this node.
+    """
+    proofs = [(0, admit.record.setup_at_ms)]
+    if answer is not None:
+        proofs.append((answer.after_ms, answer.at_ms))
+    if alive is not None:
+        proofs.append((alive.after_ms, alive.at_ms))
+    after_ms, end_at_ms = max(proofs, key=lambda proof: proof[0])
+    return final(
+        admit.record,
+        answer=answer,
+        seq=seq,
+        end_at_ms=end_at_ms,
+        after_ms=after_ms,
+        status=0,
+        cause=0,
+        released_by="unknown",
+        end_reason="node_restart",
+        certain=False,
+    )
+
+
+def _in_order(first: list[str], second: list[str]) -> list[str]:
+    """Both lists as one, without repetitions, in order of appearance."""
+    return list(dict.fromkeys((*first, *second)))

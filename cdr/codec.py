@@ -1,0 +1,139 @@
+"""Records and facts as MessagePack maps, with fields of newer schemas carried through.
+
+Pure. A record is a map of field names; a field at its default is left out, so a default is part of the schema and never
+changes. Names that `Record` does not know are kept in `Record.unknown` and written back as they came. A fact is a map
+with `type` (admit, answer, alive, end); the record inside it is such a map, so that what the journal holds and what the
+stream delivers are the same bytes. Framing and checksums are in `segment`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from cdr.facts import Admit, Alive, Answer, End, Fact, Record
+
+__all__ = ["CodecError", "Head", "Scanned", "decode", "decode_fact", "encode", "encode_fact", "head", "scan"]
+
+
+class CodecError(ValueError):
+    """Bytes that are no record or fact, or values that cannot be written as one."""
+
+
+class Head(msgspec.Struct, frozen=True):
+    """What delivery needs to know of a record, readable from any schema."""
+
+    id: str
+    node: str
+    seq: int = 0
+    schema: int = 1
+    type: str = "final"
+
+
+class Scanned(msgspec.Struct, frozen=True):
+    """The outside of a journal entry: its kind, the call, the number, and the record's own bytes (empty where it has none)."""
+
+    kind: str
+    id: str = ""
+    seq: int = 0
+    record: bytes = b""
+
+
+class _AdmitEntry(msgspec.Struct, tag="admit"):
+    record: msgspec.Raw
+
+
+class _EndEntry(msgspec.Struct, tag="end"):
+    record: msgspec.Raw
+
+
+class _AnyEntry(msgspec.Struct):
+    type: str
+    id: str = ""
+    seq: int = 0
+    record: msgspec.Raw = msgspec.Raw()
+
+
+_FIELDS = frozenset(Record.__struct_fields__) - {"unknown"}
+_ENCODER = msgspec.msgpack.Encoder()
+_RECORDS = msgspec.msgpack.Decoder(Record)
+_MAPS = msgspec.msgpack.Decoder(dict[str, Any])
+_ENTRIES = msgspec.msgpack.Decoder(_AnyEntry)
+_HEADS = msgspec.msgpack.Decoder(Head)
+_PARTS = msgspec.msgpack.Decoder(Answer | Alive)
+_FAULTS = (msgspec.MsgspecError, ValueError, TypeError, RecursionError, OverflowError)
+
+
+def encode(record: Record) -> bytes:
+    """The record as a MessagePack map. Raises CodecError for a text or number that MessagePack cannot hold."""
+    try:
+        if not record.unknown:
+            return _ENCODER.encode(record)
+        known: dict[str, Any] = _MAPS.decode(_ENCODER.encode(msgspec.structs.replace(record, unknown={})))
+        return _ENCODER.encode({**record.unknown, **known})
+    except _FAULTS as error:
+        raise CodecError(f"record cannot be encoded: {error}") from error
+
+
+def decode(data: bytes | memoryview) -> Record:
+    """The record in `data`, of this schema or a newer one. Raises CodecError."""
+    try:
+        record = _RECORDS.decode(data)
+        if not record.unknown and _ENCODER.encode(record) == data:
+            return record  # Byte for byte what we would write: there is nothing in it that we do not know.
+    except _FAULTS:
+        pass  # It may be a field of a newer schema that is named like our own `unknown`; the way below tells.
+    try:
+        fields = _MAPS.decode(data)
+        record = msgspec.convert({name: value for name, value in fields.items() if name in _FIELDS}, Record)
+        record.unknown = {name: value for name, value in fields.items() if name not in _FIELDS}
+    except _FAULTS as error:
+        raise CodecError(f"no record: {error}") from error
+    return record
+
+
+def encode_fact(fact: Fact) -> bytes:
+    """The fact as a MessagePack map. Raises CodecError like `encode`."""
+    if isinstance(fact, Admit):
+        return _ENCODER.encode(_AdmitEntry(msgspec.Raw(encode(fact.record))))
+    if isinstance(fact, End):
+        return _ENCODER.encode(_EndEntry(msgspec.Raw(encode(fact.record))))
+    try:
+        return _ENCODER.encode(fact)
+    except _FAULTS as error:
+        raise CodecError(f"fact cannot be encoded: {error}") from error
+
+
+def decode_fact(data: bytes | memoryview) -> Fact:
+    """The fact in `data`. Raises CodecError, also for a kind of fact that this version does not know."""
+    try:
+        entry = _ENTRIES.decode(data)
+        if entry.type == "admit":
+            return Admit(decode(bytes(entry.record)))
+        if entry.type == "end":
+            return End(decode(bytes(entry.record)))
+        return _PARTS.decode(data)
+    except _FAULTS as error:
+        raise CodecError(f"no fact: {error}") from error
+
+
+def scan(data: bytes | memoryview) -> Scanned:
+    """The outside of a journal entry of any version, without building its record. Raises CodecError."""
+    try:
+        entry = _ENTRIES.decode(data)
+        record = bytes(entry.record)
+        if not record:
+            return Scanned(entry.type, entry.id, entry.seq)
+        head = _HEADS.decode(record)
+        return Scanned(entry.type, head.id, head.seq, record)
+    except _FAULTS as error:
+        raise CodecError(f"no journal entry: {error}") from error
+
+
+def head(record: bytes) -> Head:
+    """The head of an encoded record of any schema. Raises CodecError."""
+    try:
+        return _HEADS.decode(record)
+    except _FAULTS as error:
+        raise CodecError(f"no record: {error}") from error
