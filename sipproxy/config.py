@@ -1,11 +1,12 @@
 """The node's configuration: TOML sections as structs. Every key is described, with unit and default, in config.example.toml.
 
-Reading a file, its checks and its error messages are `load`.
+Each bound stands beside its key. Reading a file and telling all of its faults at once is in config_file.py.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from pathlib import Path
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -16,116 +17,141 @@ __all__ = [
     "Emergency",
     "Limits",
     "Listen",
+    "Log",
     "Metrics",
     "Node",
     "Policy",
     "Registrar",
+    "Section",
     "Store",
     "Trunk",
+    "load",
 ]
+
+Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Text = Annotated[str, msgspec.Meta(max_length=255)]
+Filled = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
+Many = msgspec.Meta(max_length=1000)
+Seconds = Annotated[int, msgspec.Meta(ge=1, le=7 * 86400)]
+Count = Annotated[int, msgspec.Meta(ge=1, le=10_000_000)]
 
 
 class Section(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     """Base of all sections: an unknown key is an error."""
 
 
-class Node(Section):
-    id: str = "node1"
-    data_dir: str = "data"
+class Node(Section, frozen=True):
+    id: Name = "node1"
+    data_dir: Filled = "data"
 
 
-class Listen(Section):
+class Listen(Section, frozen=True):
     transport: Literal["udp", "tcp"] = "udp"
-    address: str = "127.0.0.1:5060"
-    advertised: str = ""  # host[:port] for Via, Record-Route and Contact; "" = address
+    address: Filled = "127.0.0.1:5060"
+    advertised: Text = ""  # host[:port] for Via, Record-Route and Contact; "" = address
 
 
-class Store(Section):
-    url: str = ""  # "" = embedded
-    deadline_ms: int = 250
+class Store(Section, frozen=True):
+    url: Text = ""  # "" = embedded
+    deadline_ms: Annotated[int, msgspec.Meta(ge=10, le=5000)] = 250
     slots: Literal["local", "refuse"] = "local"
-    lease_s: int = 90
-    refresh_s: int = 30
+    lease_s: Annotated[int, msgspec.Meta(ge=5, le=3600)] = 90
+    refresh_s: Annotated[int, msgspec.Meta(ge=1, le=1200)] = 30
 
 
-class Registrar(Section):
-    realm: str = "sip.example"
-    domains: tuple[str, ...] = ()  # further host names in Request-URIs that mean us
-    algorithms: tuple[Literal["SHA-512-256", "SHA-256", "MD5"], ...] = ("SHA-256", "MD5")
-    default_expires_s: int = 3600
-    min_expires_s: int = 60
-    max_expires_s: int = 7200
-    max_contacts: int = 10
-    nonce_lifetime_s: int = 300
+class Registrar(Section, frozen=True):
+    realm: Filled = "sip.example"
+    domains: Annotated[tuple[Filled, ...], Many] = ()  # further host names in Request-URIs that mean us
+    algorithms: Annotated[tuple[Literal["SHA-512-256", "SHA-256", "MD5"], ...], msgspec.Meta(min_length=1, max_length=3)] = (
+        "SHA-256",
+        "MD5",
+    )
+    default_expires_s: Seconds = 3600
+    min_expires_s: Annotated[int, msgspec.Meta(ge=1, le=3600)] = 60  # RFC 3261 §10.3: below one hour
+    max_expires_s: Seconds = 7200
+    max_contacts: Annotated[int, msgspec.Meta(ge=1, le=100)] = 10
+    nonce_lifetime_s: Seconds = 300
 
 
-class Policy(Section):
-    lines: tuple[str, ...] = ()  # CSV files, relative to the config file, imported at start
-    psap: tuple[str, ...] = ()
-    blocks: tuple[str, ...] = ()
+class Policy(Section, frozen=True):
+    lines: Annotated[tuple[Filled, ...], Many] = ()  # CSV files, relative to the config file, imported at start
+    psap: Annotated[tuple[Filled, ...], Many] = ()
+    blocks: Annotated[tuple[Filled, ...], Many] = ()
 
 
-class Trunk(Section):
-    name: str
-    uri: str  # next hop, such as sip:192.0.2.10:5060;transport=udp
-    addresses: tuple[str, ...] = ()  # sources of incoming calls: IP, IP:port or network; default: the uri's host
-    priority: int = 0  # lower first
-    weight: int = 1
-    ping_s: int = 30
+class Trunk(Section, frozen=True):
+    name: Name
+    uri: Filled  # next hop, such as sip:192.0.2.10:5060;transport=udp
+    addresses: Annotated[
+        tuple[Filled, ...], Many
+    ] = ()  # sources of incoming calls: IP, IP:port or network; default: the uri's host
+    priority: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 0  # lower first
+    weight: Annotated[int, msgspec.Meta(ge=1, le=65535)] = 1
+    ping_s: Annotated[int, msgspec.Meta(ge=0, le=3600)] = 30
 
 
-class Emergency(Section):
-    provider_code: str = ""
-    access_networks: tuple[str, ...] = ()  # networks from which 110/112 needs no challenge
+class Emergency(Section, frozen=True):
+    provider_code: Text = ""
+    access_networks: Annotated[tuple[Filled, ...], Many] = ()  # networks from which 110/112 needs no challenge
 
 
-class Calls(Section):
-    setup_s: int = 60  # INVITE to the first 18x, over all routes
-    route_s: int = 6  # no answer at all from one route: the next is tried
-    ring_s: int = 180  # Timer C
-    maximum_s: int = 43200
-    reap_s: int = 7200  # answered, without a message from either party
+class Calls(Section, frozen=True):
+    setup_s: Seconds = 60  # INVITE to the first 18x, over all routes
+    route_s: Seconds = 6  # no answer at all from one route: the next is tried
+    ring_s: Annotated[int, msgspec.Meta(ge=10, le=7200)] = 180  # Timer C; RFC 3261 §16.6 asks for three minutes
+    maximum_s: Seconds = 43200
+    reap_s: Seconds = 7200  # answered, without a message from either party
 
 
-class Limits(Section):
-    message_bytes: int = 65535
-    headers: int = 200
-    transactions: int = 200_000
-    calls: int = 50_000
-    bindings: int = 200_000
-    nonces: int = 100_000
+class Limits(Section, frozen=True):
+    message_bytes: Annotated[int, msgspec.Meta(ge=2048, le=65535)] = 65535
+    headers: Annotated[int, msgspec.Meta(ge=20, le=2000)] = 200
+    transactions: Count = 200_000
+    calls: Count = 50_000
+    bindings: Count = 200_000
+    nonces: Count = 100_000
 
 
-class Cdr(Section):
+class Cdr(Section, frozen=True):
     sync: Literal["group", "wait"] = "group"
-    fsync_interval_ms: int = 10
-    segment_bytes: int = 16 * 1024 * 1024
-    stream: str = "sp:cdr"
-    stream_max: int = 1_000_000  # entries; 0 = unbounded
-    batch: int = 500
+    fsync_interval_ms: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 10
+    segment_bytes: Annotated[int, msgspec.Meta(ge=65536, le=1 << 30)] = 16 * 1024 * 1024
+    stream: Filled = "sp:cdr"
+    stream_max: Annotated[int, msgspec.Meta(ge=0)] = 1_000_000  # entries; 0 = unbounded
+    batch: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 500
 
 
-class Metrics(Section):
-    address: str = "127.0.0.1:9464"  # "" = off
+class Metrics(Section, frozen=True):
+    address: Text = "127.0.0.1:9464"  # "" = off
 
 
-class Log(Section):
+class Log(Section, frozen=True):
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["json", "console"] = "json"
 
 
-class Config(Section):
+class Config(Section, frozen=True):
     """The whole file."""
 
     node: Node = Node()
-    listen: tuple[Listen, ...] = (Listen(),)
+    listen: Annotated[tuple[Listen, ...], msgspec.Meta(min_length=1, max_length=32)] = (Listen(),)
     store: Store = Store()
     registrar: Registrar = Registrar()
     policy: Policy = Policy()
-    trunk: tuple[Trunk, ...] = ()
+    trunk: Annotated[tuple[Trunk, ...], Many] = ()
     emergency: Emergency = Emergency()
     calls: Calls = Calls()
     limits: Limits = Limits()
     cdr: Cdr = Cdr()
     metrics: Metrics = Metrics()
     log: Log = Log()
+
+
+def load(path: str | Path) -> Config:
+    """The configuration in the TOML file `path`, with every path in it absolute.
+
+    Raises `config_file.ConfigError`, which holds every fault of the file with its key and line.
+    """
+    from sipproxy import config_file  # noqa: PLC0415  the reader needs the structs above
+
+    return config_file.load(Path(path))

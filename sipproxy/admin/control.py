@@ -1,0 +1,204 @@
+"""The control socket of a running node: a Unix-domain socket in its data directory, for commands on the same machine.
+
+One JSON object a line each way: `{"command": "calls", ...}` is answered by `{"ok": true, "result": {...}}` or
+`{"ok": false, "error": "..."}`. Sizes, times and the number of connections are bounded. Who may open the socket is
+decided by the file's mode (0600) alone. Leaves out: HTTP, which is for operators on other machines.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import inspect
+import os
+import socket
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+__all__ = [
+    "MAX_REQUEST_BYTES",
+    "MAX_RESPONSE_BYTES",
+    "ControlError",
+    "ControlServer",
+    "Handler",
+    "NodeAwayError",
+    "ask",
+    "socket_path",
+]
+
+MAX_REQUEST_BYTES = 65_536
+MAX_RESPONSE_BYTES = 32 * 1024 * 1024  # all the calls of a node at its limit
+MAX_CONNECTIONS = 32
+IDLE_S = 30.0
+MAX_PATH_BYTES = 103  # sockaddr_un on Linux has 108 bytes, on macOS 104, each with a closing zero
+
+Handler = Callable[[dict[str, Any]], Awaitable[dict[str, Any]] | dict[str, Any]]
+
+
+class ControlError(Exception):
+    """A command was refused or failed; the text says why, for the operator."""
+
+
+class NodeAwayError(ControlError):
+    """No node answers on that socket."""
+
+
+def socket_path(data_dir: str | Path) -> Path:
+    """Where a node with this data directory listens."""
+    return Path(data_dir) / "control.sock"
+
+
+class ControlServer:
+    """The node's side. A handler gets the request without its command and returns a JSON-able dict; it raises ControlError
+    to refuse with a text. Any other exception is answered as such and given to `on_error`, and the node lives on."""
+
+    def __init__(
+        self, path: Path, handlers: Mapping[str, Handler], *, on_error: Callable[[str, Exception], None] | None = None
+    ) -> None:
+        self._path = path
+        self._handlers = dict(handlers)
+        self._on_error = on_error
+        self._server: asyncio.Server | None = None
+        self._writers: set[asyncio.StreamWriter] = set()
+        self.refused = 0
+
+    async def start(self) -> None:
+        """Listen. Raises OSError when another node answers on the path, or when the path cannot be used."""
+        if len(os.fsencode(self._path)) > MAX_PATH_BYTES:
+            raise OSError(
+                errno.ENAMETOOLONG,
+                f"a socket's path has at most {MAX_PATH_BYTES} bytes; shorten node.data_dir",
+                str(self._path),
+            )
+        if _answers(self._path):
+            raise OSError(errno.EADDRINUSE, "a node is running on this data directory", str(self._path))
+        self._path.unlink(missing_ok=True)  # left by a node that was killed
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        before = os.umask(0o177)  # the file is never wider than 0600, not even for a moment
+        try:
+            listener.bind(os.fspath(self._path))
+        except OSError:
+            listener.close()
+            raise
+        finally:
+            os.umask(before)
+        self._server = await asyncio.start_unix_server(self._serve, sock=listener, limit=MAX_REQUEST_BYTES)
+
+    async def close(self) -> None:
+        """Stop listening and remove the socket. Harmless when repeated."""
+        if self._server is None:
+            return
+        self._server.close()
+        for writer in list(self._writers):
+            writer.transport.abort()
+        await self._server.wait_closed()
+        self._server = None
+        self._path.unlink(missing_ok=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(self._writers) >= MAX_CONNECTIONS:
+            self.refused += 1
+            writer.transport.abort()
+            return
+        self._writers.add(writer)
+        try:
+            while True:
+                async with asyncio.timeout(IDLE_S):
+                    line = await reader.readuntil(b"\n")
+                answer = await self._answer(line)
+                async with asyncio.timeout(IDLE_S):
+                    writer.write(answer)
+                    await writer.drain()
+        except asyncio.LimitOverrunError:
+            self.refused += 1
+            writer.write(_refusal(f"a request has at most {MAX_REQUEST_BYTES} bytes"))
+        except (TimeoutError, OSError, asyncio.IncompleteReadError):
+            pass  # the client has gone, or said nothing for IDLE_S
+        finally:
+            self._writers.discard(writer)
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+
+    async def _answer(self, line: bytes) -> bytes:
+        try:
+            request = msgspec.json.decode(line, type=dict[str, Any])
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return _refusal("a request is one JSON object on one line")
+        command = request.pop("command", None)
+        handler = self._handlers.get(command) if isinstance(command, str) else None
+        if handler is None:
+            return _refusal(f"unknown command {str(command)[:80]!r}; known: {', '.join(sorted(self._handlers))}")
+        try:
+            result = handler(request)
+            if inspect.isawaitable(result):
+                result = await result
+            answer = msgspec.json.encode({"ok": True, "result": result}) + b"\n"
+        except ControlError as error:
+            return _refusal(str(error))
+        except Exception as error:  # an operator's question must never end the node
+            if self._on_error is not None:
+                self._on_error(str(command), error)
+            return _refusal(f"{command} failed in the node: {type(error).__name__}; see its log")
+        if len(answer) > MAX_RESPONSE_BYTES:
+            return _refusal(f"the answer has {len(answer)} bytes, more than {MAX_RESPONSE_BYTES}; ask for fewer entries")
+        return answer
+
+
+def ask(path: Path, command: str, *, timeout_s: float = 5.0, **args: Any) -> dict[str, Any]:
+    """The result of one command on the node that listens on `path`. Blocks: for commands, not for a node's event loop.
+
+    Raises NodeAwayError when none answers, ControlError when it refuses.
+    """
+    request = msgspec.json.encode({"command": command, **args}) + b"\n"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        client.settimeout(timeout_s)
+        try:
+            client.connect(os.fspath(path))
+            client.sendall(request)
+            line = _read_line(client)
+        except TimeoutError:
+            raise NodeAwayError(f"the node on {path} did not answer within {timeout_s:g} s") from None
+        except OSError as error:
+            raise NodeAwayError(f"no node answers on {path} ({error.strerror or error})") from None
+    try:
+        answer = msgspec.json.decode(line, type=dict[str, Any])
+    except msgspec.DecodeError:
+        raise NodeAwayError(f"what answers on {path} is not a node") from None
+    if answer.get("ok") is not True:
+        raise ControlError(str(answer.get("error", "refused")))
+    result: dict[str, Any] = answer["result"]
+    return result
+
+
+def _read_line(client: socket.socket) -> bytes:
+    parts: list[bytes] = []
+    size = 0
+    while not parts or not parts[-1].endswith(b"\n"):
+        part = client.recv(65_536)
+        size += len(part)
+        if not part or size > MAX_RESPONSE_BYTES:
+            raise ConnectionError(errno.ECONNRESET, "the answer broke off" if not part else "the answer is too large")
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _refusal(text: str) -> bytes:
+    return msgspec.json.encode({"ok": False, "error": text}) + b"\n"
+
+
+def _answers(path: Path) -> bool:
+    """Whether somebody listens on the socket file `path`."""
+    if not path.exists():
+        return False
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(os.fspath(path))
+        except OSError:
+            return False
+    return True

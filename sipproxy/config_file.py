@@ -1,0 +1,321 @@
+"""Reads a configuration file: TOML to `Config`, with all faults told at once, each with file, line, key and what to do.
+
+The values are checked one by one against the structs of config.py, then against each other. TOML parsers keep no
+positions, so the lines of the keys are found by a scan of their own. Paths become absolute, as seen from the file's
+folder. Leaves out: whether an address can be bound or a store be reached, which only a start can tell.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import ipaddress
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
+from urllib.parse import urlsplit
+
+import msgspec
+
+from sipproxy.config import Config, Section
+
+__all__ = ["ConfigError", "Fault", "key_lines", "load", "split_address"]
+
+MAX_FILE_BYTES = 1_000_000
+
+Key = tuple[str | int, ...]
+
+
+class Fault(NamedTuple):
+    """One thing that is wrong: `key` as dotted text ("" for the file as a whole), `line` from 1 or 0 when unknown."""
+
+    file: str
+    line: int
+    key: str
+    detail: str
+
+    def __str__(self) -> str:
+        place = f"{self.file}:{self.line}" if self.line else self.file
+        return f"{place}: {self.key}: {self.detail}" if self.key else f"{place}: {self.detail}"
+
+
+class ConfigError(Exception):
+    """A configuration that cannot be used. `faults` holds every fault found, in the order of the file."""
+
+    def __init__(self, faults: list[Fault]) -> None:
+        super().__init__("\n".join(str(fault) for fault in faults))
+        self.faults = faults
+
+
+def load(path: Path) -> Config:
+    """The configuration in `path`, its paths absolute. Raises ConfigError."""
+    text = _read(path)
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        line = re.search(r"at line (\d+)", str(error))
+        detail = re.sub(r" \(at .*\)$", "", str(error))
+        fault = Fault(
+            str(path), int(line[1]) if line else text.count("\n") + 1, "", f"not TOML: {detail[:1].lower()}{detail[1:]}"
+        )
+        raise ConfigError([fault]) from None
+    reader = _Reader(path, key_lines(text))
+    config = reader.section(Config, data, ())
+    if config is None or reader.faults:
+        raise ConfigError(reader.sorted_faults())
+    _check(config, reader)
+    if reader.faults:
+        raise ConfigError(reader.sorted_faults())
+    return _absolute(config, reader.folder)
+
+
+def split_address(text: str) -> tuple[str, int]:
+    """Host and port of `host:port` or `[IPv6]:port`, without brackets; ValueError says what is wrong."""
+    host, colon, port = text.rpartition(":")
+    if not colon or not host:
+        raise ValueError(f"{text!r} is not host:port, such as 127.0.0.1:5060")
+    if not (port.isascii() and port.isdigit() and int(port) <= 65535):
+        raise ValueError(f"{port!r} is not a port from 0 to 65535")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise ValueError(f"an IPv6 address stands in brackets: [{host}]:{port}")
+    return host, int(port)
+
+
+def _read(path: Path) -> str:
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        detail = f"cannot be read ({error.strerror or error}); name a file with -c FILE, or start from config.example.toml"
+        raise ConfigError([Fault(str(path), 0, "", detail)]) from None
+    if len(raw) > MAX_FILE_BYTES:
+        raise ConfigError(
+            [Fault(str(path), 0, "", f"larger than {MAX_FILE_BYTES} bytes; lines and lists belong into CSV files")]
+        )
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise ConfigError([Fault(str(path), line, "", "not UTF-8; save the file in that encoding")]) from None
+
+
+# ---------------------------------------------------------------------------------------------- where the keys stand
+
+_HEADER = re.compile(r"^\s*(\[\[?)([^\[\]#]+)\]\]?")
+_ASSIGNMENT = re.compile(r"""^\s*((?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*')(?:\s*\.\s*(?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*'))*)\s*=""")
+_STRING = re.compile(r"'''.*?'''|\"\"\".*?\"\"\"|\"(?:\\.|[^\"\\\n])*\"|'[^'\n]*'|#[^\n]*", re.DOTALL)
+
+
+def _parts(dotted: str) -> tuple[str, ...]:
+    return tuple(part.strip().strip("\"'") for part in dotted.split("."))
+
+
+def key_lines(text: str) -> dict[Key, int]:
+    """The line (from 1) of every key and table of a valid TOML text; array tables are counted from 0."""
+    found: dict[Key, int] = {}
+    counts: dict[Key, int] = {}
+    table: Key = ()
+    depth = 0  # open brackets of a value that spans lines
+    blank = _STRING.sub(lambda match: re.sub(r"[^\n]", " ", match[0]), text)
+    for number, (line, bare) in enumerate(zip(text.split("\n"), blank.split("\n"), strict=True), start=1):
+        value = bare
+        if depth == 0 and (header := _HEADER.match(line)) and bare.strip().startswith("["):
+            table = _parts(header[2])
+            if header[1] == "[[":
+                counts[table] = counts.get(table, -1) + 1
+                found.setdefault(table, number)
+            if table in counts:
+                table = (*table, counts[table])
+            found.setdefault(table, number)
+            continue
+        if depth == 0 and (assignment := _ASSIGNMENT.match(line)):
+            key: Key = table
+            for part in _parts(assignment[1]):
+                key = (*key, part)
+                found.setdefault(key, number)
+            value = bare.partition("=")[2]
+        depth = max(0, depth + sum(map(value.count, "[{")) - sum(map(value.count, "]}")))
+    return found
+
+
+def _dotted(key: Key) -> str:
+    """`[[trunk]]` 1, `uri` is spelled `trunk[1].uri`, counted from 1 as a person counts."""
+    text = ""
+    for part in key:
+        text += f"[{part + 1}]" if isinstance(part, int) else f".{part}" if text else part
+    return text
+
+
+# ----------------------------------------------------------------------------------------------- values, one by one
+
+
+class _Reader:
+    """Converts tables to structs and keeps every fault instead of stopping at the first."""
+
+    def __init__(self, path: Path, lines: dict[Key, int]) -> None:
+        self._path = path
+        self._lines = lines
+        self.folder = path.resolve().parent
+        self.faults: list[Fault] = []
+
+    def fault(self, key: Key, detail: str) -> None:
+        known = key
+        while known and known not in self._lines:
+            known = known[:-1]
+        self.faults.append(Fault(str(self._path), self._lines.get(known, 0), _dotted(key), detail))
+
+    def sorted_faults(self) -> list[Fault]:
+        return sorted(self.faults, key=lambda fault: fault.line)
+
+    def section(self, kind: type[Section], data: object, key: Key) -> Any:
+        """An instance of `kind`, or None after telling what is wrong."""
+        if not isinstance(data, dict):
+            self.fault(key, f"is a table: write [{_dotted(key)}] on a line of its own and its keys below")
+            return None
+        faults_before = len(self.faults)
+        types = get_type_hints(kind, include_extras=True)
+        for name in data.keys() - types.keys():
+            close = difflib.get_close_matches(name, types, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(types)}"
+            self.fault((*key, name), f"unknown {'section' if kind is Config else 'key'}; {hint}")
+        values = {}
+        for field in msgspec.structs.fields(kind):
+            if field.name in data:
+                values[field.name] = self._value(types[field.name], data[field.name], (*key, field.name))
+            elif field.required:
+                self.fault(key, f"{field.name!r} is missing")
+        return kind(**values) if len(self.faults) == faults_before else None
+
+    def _value(self, kind: Any, value: object, key: Key) -> Any:
+        if isinstance(kind, type) and issubclass(kind, Section):
+            return self.section(kind, value, key)
+        item = _section_of_array(kind)
+        if item is not None:
+            if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
+                self.fault(key, f"is a list of tables: write [[{_dotted(key)}]] above each")
+                return None
+            entries = tuple(self.section(item, entry, (*key, index)) for index, entry in enumerate(value))
+            limits = next(meta for meta in get_args(kind)[1:] if isinstance(meta, msgspec.Meta))
+            if not (limits.min_length or 0) <= len(entries) <= (limits.max_length or len(entries)):
+                self.fault(key, f"{len(entries)} entries; {limits.min_length or 0} to {limits.max_length} are possible")
+            return entries
+        try:
+            return msgspec.convert(value, kind)
+        except msgspec.ValidationError as error:
+            detail = str(error).replace("`", "")
+            got = f", got {str(value)[:80]!r}" if "got" not in detail and isinstance(value, str | int | float) else ""
+            self.fault(key, f"{detail[:1].lower()}{detail[1:]}{got}")
+            return None
+
+
+def _section_of_array(kind: Any) -> type[Section] | None:
+    """The struct of a `tuple[Struct, ...]` annotation, or None."""
+    inner = get_args(kind)[0] if hasattr(kind, "__metadata__") else kind
+    if get_origin(inner) is tuple:
+        item = get_args(inner)[0]
+        if isinstance(item, type) and issubclass(item, Section):
+            return item
+    return None
+
+
+# ------------------------------------------------------------------------------------- values against each other
+
+
+def _check(config: Config, reader: _Reader) -> None:
+    _check_listen(config, reader)
+    _check_trunks(config, reader)
+    _check_registrar(config, reader)
+    store = config.store
+    if store.url and urlsplit(store.url).scheme not in ("redis", "rediss", "unix"):
+        reader.fault(("store", "url"), 'begins with redis://, rediss:// or unix://; leave it "" for the embedded store')
+    if store.refresh_s * 2 > store.lease_s:
+        detail = f"at most half of lease_s = {store.lease_s}, so that one refresh may be lost"
+        reader.fault(("store", "refresh_s"), detail)
+    if config.metrics.address:
+        with _told(reader, ("metrics", "address")):
+            split_address(config.metrics.address)
+    for index, network in enumerate(config.emergency.access_networks):
+        with _told(reader, ("emergency", "access_networks", index)):
+            ipaddress.ip_network(network)
+    if config.calls.route_s > config.calls.setup_s:
+        reader.fault(("calls", "route_s"), f"at most setup_s, which is {config.calls.setup_s}")
+    for name in ("lines", "psap", "blocks"):
+        for index, file in enumerate(getattr(config.policy, name)):
+            if not (reader.folder / file).is_file():
+                reader.fault(("policy", name, index), f"there is no file {str(reader.folder / file)!r}")
+
+
+@contextlib.contextmanager
+def _told(reader: _Reader, key: Key) -> Iterator[None]:
+    """A ValueError of the body becomes a fault at `key`."""
+    try:
+        yield
+    except ValueError as error:
+        reader.fault(key, str(error))
+
+
+def _check_listen(config: Config, reader: _Reader) -> None:
+    seen: dict[tuple[str, str, int], int] = {}
+    for index, listen in enumerate(config.listen):
+        with _told(reader, ("listen", index, "address")):
+            host, port = split_address(listen.address)
+            try:
+                ip = ipaddress.ip_address(host)
+            except ValueError:
+                raise ValueError(f"{host!r} is not an IP address; a name may stand in 'advertised'") from None
+            if ip.is_unspecified and not listen.advertised:
+                reader.fault(
+                    ("listen", index), f"{listen.address} is every address: say in 'advertised' under which one peers reach it"
+                )
+            twin = seen.setdefault((listen.transport, str(ip), port), index)
+            if twin != index and port:
+                raise ValueError(f"the same as listen[{twin + 1}]")
+        if listen.advertised and not re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+)(:[0-9]{1,5})?", listen.advertised):
+            reader.fault(("listen", index, "advertised"), f"{listen.advertised!r} is not host or host:port")
+
+
+def _check_trunks(config: Config, reader: _Reader) -> None:
+    names: set[str] = set()
+    for index, trunk in enumerate(config.trunk):
+        if trunk.name in names:
+            reader.fault(("trunk", index, "name"), f"{trunk.name!r} is taken by a trunk above")
+        names.add(trunk.name)
+        if not re.fullmatch(r"sip:([^@\s]+@)?(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+)(:[0-9]{1,5})?(;[^\s?]*)?", trunk.uri):
+            reader.fault(
+                ("trunk", index, "uri"), f"{trunk.uri[:80]!r} is not a next hop such as sip:192.0.2.10:5060;transport=udp"
+            )
+        for position, address in enumerate(trunk.addresses):
+            with _told(reader, ("trunk", index, "addresses", position)):
+                _check_source(address)
+
+
+def _check_source(text: str) -> None:
+    """IP, IP:port or network; ValueError otherwise."""
+    with contextlib.suppress(ValueError):
+        ipaddress.ip_network(text)
+        return
+    host, _ = split_address(text)
+    ipaddress.ip_address(host)
+
+
+def _check_registrar(config: Config, reader: _Reader) -> None:
+    registrar = config.registrar
+    if not registrar.min_expires_s <= registrar.default_expires_s <= registrar.max_expires_s:
+        detail = f"lies between min_expires_s = {registrar.min_expires_s} and max_expires_s = {registrar.max_expires_s}"
+        reader.fault(("registrar", "default_expires_s"), detail)
+    if re.search(r'["\\\x00-\x1f\x7f]', registrar.realm):
+        reader.fault(("registrar", "realm"), "holds a quote, a backslash or a control character")
+    if len(set(registrar.algorithms)) != len(registrar.algorithms):
+        reader.fault(("registrar", "algorithms"), "names an algorithm twice")
+
+
+def _absolute(config: Config, folder: Path) -> Config:
+    files = {name: tuple(str(folder / file) for file in getattr(config.policy, name)) for name in ("lines", "psap", "blocks")}
+    return msgspec.structs.replace(
+        config,
+        node=msgspec.structs.replace(config.node, data_dir=str(folder / config.node.data_dir)),
+        policy=msgspec.structs.replace(config.policy, **files),
+    )

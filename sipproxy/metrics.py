@@ -1,0 +1,198 @@
+"""Metrics in Prometheus' text format, on a loopback HTTP port.
+
+The parts of the node keep plain numbers and dicts; a scrape copies them on the event loop, which takes microseconds, and
+renders the text in a thread, so that no scrape holds up a SIP message. Answers are kept for one second: many scrapers
+cost as much as one. Leaves out: TLS and users (the port is for a local scraper), push gateways.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal
+
+from prometheus_client import CollectorRegistry, Histogram, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from sipproxy.config_file import split_address
+
+__all__ = ["LoopLag", "Metrics", "MetricsServer", "Values"]
+
+MAX_REQUEST_BYTES = 8192
+MAX_CONNECTIONS = 16
+MAX_SERIES = 10_000  # of one metric; a label that peers can fill must not grow without end
+REQUEST_TIMEOUT_S = 5.0
+KEEP_S = 1.0
+LAG_INTERVAL_S = 0.1
+LAG_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+
+# One number, or one number per label value (a text for one label, a tuple for several).
+Values = float | Mapping[str, float] | Mapping[tuple[str, ...], float]
+
+
+class _Source:
+    """One metric family: where its values are read, and the copy of the last reading."""
+
+    def __init__(self, kind: Literal["counter", "gauge"], name: str, text: str, labels: tuple[str, ...]) -> None:
+        self.kind = kind
+        self.name = name
+        self.text = text
+        self.labels = labels
+        self.read: Callable[[], Values] = dict
+        self.values: list[tuple[tuple[str, ...], float]] = []
+
+    def take(self) -> None:
+        """Copy the current values; runs on the event loop."""
+        values = self.read()
+        if not isinstance(values, Mapping):
+            self.values = [((), float(values))]
+            return
+        rows = [((key,) if isinstance(key, str) else tuple(key), value) for key, value in values.items()]
+        self.values = rows[:MAX_SERIES]
+
+    def family(self) -> Metric:
+        kind = CounterMetricFamily if self.kind == "counter" else GaugeMetricFamily
+        family = kind(self.name, self.text, labels=self.labels)
+        for labels, value in self.values:
+            family.add_metric(labels, value)
+        return family
+
+
+class Metrics(Collector):
+    """The node's metrics: what the parts count, read at scrape time."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._sources: list[_Source] = []
+        self.lag = Histogram(
+            "sipproxy_loop_lag_seconds", "how late the event loop ran a timer", buckets=LAG_BUCKETS, registry=self.registry
+        )
+        ProcessCollector(registry=self.registry)
+        self.registry.register(self)
+
+    def counter(self, name: str, text: str, read: Callable[[], Values], labels: tuple[str, ...] = ()) -> None:
+        """Announce a number that only grows. `read` runs on the event loop and must not block."""
+        self._add("counter", name, text, read, labels)
+
+    def gauge(self, name: str, text: str, read: Callable[[], Values], labels: tuple[str, ...] = ()) -> None:
+        """Announce a number that goes up and down. `read` runs on the event loop and must not block."""
+        self._add("gauge", name, text, read, labels)
+
+    def _add(
+        self, kind: Literal["counter", "gauge"], name: str, text: str, read: Callable[[], Values], labels: tuple[str, ...]
+    ) -> None:
+        if any(source.name == name for source in self._sources):
+            raise ValueError(f"there is a metric {name!r} already")
+        source = _Source(kind, name, text, labels)
+        source.read = read
+        self._sources.append(source)
+
+    def take(self) -> None:
+        """Copy every value, on the event loop."""
+        for source in self._sources:
+            source.take()
+
+    def collect(self) -> Iterable[Metric]:
+        """The families of the last `take`."""
+        return [source.family() for source in self._sources]
+
+    def render(self) -> bytes:
+        """The text of the last `take`; safe in a thread."""
+        return generate_latest(self.registry)
+
+
+class LoopLag:
+    """Measures how late the event loop runs a timer: the time that a message may have to wait."""
+
+    def __init__(self, metrics: Metrics, *, interval_s: float = LAG_INTERVAL_S) -> None:
+        self._observe = metrics.lag.observe
+        self._interval = interval_s
+        self.worst_s = 0.0
+
+    async def run(self) -> None:
+        """Measure until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            due = loop.time() + self._interval
+            await asyncio.sleep(self._interval)
+            lag = max(0.0, loop.time() - due)
+            self.worst_s = max(self.worst_s, lag)
+            self._observe(lag)
+
+
+class MetricsServer:
+    """Answers GET /metrics on one address; everything about a request is bounded."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._server: asyncio.Server | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="metrics")
+        self._rendering: asyncio.Future[bytes] | None = None
+        self._rendered_at = -KEEP_S
+        self._writers: set[asyncio.StreamWriter] = set()
+        self.refused = 0
+
+    async def start(self, address: str) -> tuple[str, int]:
+        """Listen on `host:port` (port 0: any) and return what was taken. Raises OSError and ValueError."""
+        host, port = split_address(address)
+        self._server = await asyncio.start_server(self._serve, host, port, limit=MAX_REQUEST_BYTES)
+        taken: tuple[str, int] = self._server.sockets[0].getsockname()[:2]
+        return taken
+
+    async def close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+            for writer in list(self._writers):
+                writer.transport.abort()
+            await self._server.wait_closed()
+            self._server = None
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(self._writers) >= MAX_CONNECTIONS:
+            self.refused += 1
+            writer.transport.abort()
+            return
+        self._writers.add(writer)
+        try:
+            async with asyncio.timeout(REQUEST_TIMEOUT_S):
+                head = await reader.readuntil(b"\r\n\r\n")
+                writer.write(await self._answer(head.split(b"\r\n", 1)[0]))
+                await writer.drain()
+        except (TimeoutError, OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+            self.refused += 1
+            writer.transport.abort()
+        finally:
+            self._writers.discard(writer)
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+
+    async def _answer(self, request_line: bytes) -> bytes:
+        method, _, rest = request_line.partition(b" ")
+        path = rest.partition(b" ")[0].partition(b"?")[0]
+        if method not in (b"GET", b"HEAD"):
+            return _response(b"405 Method Not Allowed", b"GET only\n", with_body=True)
+        if path != b"/metrics":
+            return _response(b"404 Not Found", b"see /metrics\n", with_body=method == b"GET")
+        return _response(b"200 OK", await self._text(), with_body=method == b"GET")
+
+    async def _text(self) -> bytes:
+        """The current text; concurrent and quickly repeated requests share one rendering."""
+        loop = asyncio.get_running_loop()
+        if self._rendering is None or (self._rendering.done() and loop.time() - self._rendered_at >= KEEP_S):
+            self._metrics.take()
+            self._rendered_at = loop.time()
+            self._rendering = loop.run_in_executor(self._thread, self._metrics.render)
+        return await asyncio.shield(self._rendering)
+
+
+def _response(status: bytes, body: bytes, *, with_body: bool) -> bytes:
+    head = (
+        b"HTTP/1.1 " + status + b"\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\n"
+        b"Content-Length: " + str(len(body)).encode() + b"\r\nConnection: close\r\n\r\n"
+    )
+    return head + body if with_body else head
