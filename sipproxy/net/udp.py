@@ -1,0 +1,260 @@
+"""One UDP socket of the node: datagrams in by callback, datagrams out at once (RFC 3261 §18).
+
+A wake-up of the loop drains a bounded number of datagrams without a task for any of them. What ICMP says about a datagram
+we sent is reported with the destination it was sent to (§18.4). What is not here: parsing, the choice of a destination, names.
+
+Linux reports ICMP errors of an unconnected socket only with IP_RECVERR, and such an error makes libuv (and so uvloop) give
+up the descriptor. The loop therefore watches an epoll descriptor that watches the socket: readable is all it ever is.
+Elsewhere than on Linux the socket is watched directly and ICMP errors are not seen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import functools
+import ipaddress
+import select
+import socket
+import struct
+import sys
+from collections import deque
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["UdpListener"]
+
+DRAIN = 64  # datagrams per wake-up: some 2 ms of work, so that timers and streams are not kept waiting
+SEND_QUEUE = 512  # datagrams held while the kernel's buffer is full
+MAX_DATAGRAM = 65535  # no UDP payload is larger
+KERNEL_BUFFER = 4 * 1024 * 1024  # asked for; the kernel grants up to net.core.rmem_max and wmem_max
+
+# <linux/in.h>, <linux/in6.h>, <asm-generic/socket.h>, <linux/errqueue.h>: not in Python's socket module.
+_IP_RECVERR = 11
+_IPV6_RECVERR = 25
+_SO_MEMINFO = 55
+_SK_MEMINFO_DROPS = 8
+_EXTENDED_ERROR = struct.Struct("=IBBBB")  # errno, origin, type, code, pad
+_ORIGIN_ICMP, _ORIGIN_ICMP6 = 2, 3
+# RFC 3261 §18.4: unreachable and parameter problem are failures; source quench and time exceeded are ignored.
+_FAILURES = {(_ORIGIN_ICMP, 3), (_ORIGIN_ICMP, 12), (_ORIGIN_ICMP6, 1), (_ORIGIN_ICMP6, 4)}
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_literal(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+class UdpListener:
+    """A bound, non-blocking UDP socket. `on_datagram(data, host, port)` is called in order of arrival.
+
+    `on_unreachable(host, port, error)` is called for a destination that ICMP reports as not reachable, or to which a queued
+    datagram could not be sent. `counters` holds plain integers by name; `dropped` counts by reason what was not delivered.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        port: int,
+        on_datagram: Callable[[bytes, str, int], None],
+        *,
+        on_unreachable: Callable[[str, int, OSError], None] | None = None,
+        max_datagram: int = MAX_DATAGRAM,
+    ) -> None:
+        """Bind to an IP literal; port 0 takes a free one. Raises OSError when that is not possible, ValueError for a name."""
+        self.counters = {"received": 0, "received_bytes": 0, "sent": 0, "sent_bytes": 0, "keepalives": 0, "unreachable": 0}
+        self.dropped = {"too_large": 0, "send_queue_full": 0, "no_buffers": 0, "send_failed": 0}
+        self._on_datagram = on_datagram
+        self._on_unreachable = on_unreachable
+        self._max_datagram = max_datagram
+        self._buffer = memoryview(bytearray(MAX_DATAGRAM))
+        self._queue: deque[tuple[bytes, str, int]] = deque()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._poll: select.epoll | None = None
+        self._socket = self._bind(address, port)
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """The address and port that are bound."""
+        host, port = self._socket.getsockname()[:2]
+        return str(host), int(port)
+
+    @property
+    def queued(self) -> int:
+        """Datagrams that wait for room in the kernel's buffer."""
+        return len(self._queue)
+
+    @property
+    def kernel_drops(self) -> int:
+        """Datagrams that the kernel dropped because its receive buffer was full; 0 where it does not tell."""
+        if sys.platform != "linux" or self._socket.fileno() < 0:
+            return 0
+        info = self._socket.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, 4 * (_SK_MEMINFO_DROPS + 1))
+        return int.from_bytes(info[4 * _SK_MEMINFO_DROPS :], sys.byteorder)
+
+    def start(self) -> None:
+        """Deliver datagrams on the running event loop from now on."""
+        loop = self._loop = asyncio.get_running_loop()
+        if sys.platform == "linux":
+            self._poll = select.epoll()
+            self._poll.register(self._socket.fileno(), select.EPOLLIN)
+            loop.add_reader(self._poll.fileno(), self._wake)
+        else:
+            loop.add_reader(self._socket.fileno(), self._wake)
+
+    def close(self) -> None:
+        """Stop and close; harmless when repeated. What still waits to be sent is tried once and then dropped."""
+        if self._socket.fileno() < 0:
+            return
+        self._flush()
+        self.dropped["send_queue_full"] += len(self._queue)
+        self._queue.clear()
+        if self._loop is not None:
+            self._loop.remove_reader(self._socket.fileno() if self._poll is None else self._poll.fileno())
+            if self._poll is None:
+                self._loop.remove_writer(self._socket.fileno())
+            else:
+                self._poll.close()
+        self._socket.close()
+
+    def send(self, data: bytes, host: str, port: int) -> None:
+        """Send one datagram to an IP literal, or queue it while the kernel's buffer is full.
+
+        Raises OSError when it cannot be sent there at all; a datagram dropped for want of room is counted, and is to the
+        transaction what a datagram lost on the way is.
+        """
+        if self._queue:
+            self._enqueue(data, host, port)
+            return
+        try:
+            self._transmit(data, host, port)
+        except BlockingIOError:
+            self._enqueue(data, host, port)
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
+                self.dropped["send_failed"] += 1
+                raise
+            self.dropped["no_buffers"] += 1
+
+    def _bind(self, address: str, port: int) -> socket.socket:
+        family = socket.AF_INET6 if ipaddress.ip_address(address).version == 6 else socket.AF_INET
+        sock = socket.socket(family, socket.SOCK_DGRAM)
+        try:
+            sock.settimeout(0)
+            for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
+                with contextlib.suppress(OSError):
+                    sock.setsockopt(socket.SOL_SOCKET, option, KERNEL_BUFFER)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # IPv4 has listeners of its own.
+            if sys.platform == "linux":
+                if family == socket.AF_INET6:
+                    sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVERR, 1)
+                else:
+                    sock.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, 1)
+            sock.bind((address, port))
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    def _transmit(self, data: bytes, host: str, port: int) -> None:
+        if not _is_literal(host):
+            raise OSError(errno.EINVAL, "not an IP literal")  # The socket would resolve it, and block the loop meanwhile.
+        if not 0 < port < 65536:
+            raise OSError(errno.EINVAL, "not a port to send to")
+        try:
+            self._socket.sendto(data, (host, port))
+        except OSError as error:
+            if isinstance(error, BlockingIOError) or not self._drain_errors():
+                raise
+            self._socket.sendto(data, (host, port))  # The error was that of an earlier datagram, and has been reported.
+        self.counters["sent"] += 1
+        self.counters["sent_bytes"] += len(data)
+
+    def _enqueue(self, data: bytes, host: str, port: int) -> None:
+        if len(self._queue) >= SEND_QUEUE:
+            self.dropped["send_queue_full"] += 1
+            return
+        self._queue.append((data, host, port))
+        if len(self._queue) == 1:
+            self._watch_writable(wanted=True)
+
+    def _watch_writable(self, *, wanted: bool) -> None:
+        if self._loop is None:
+            return
+        if self._poll is not None:
+            self._poll.modify(self._socket.fileno(), select.EPOLLIN | (select.EPOLLOUT if wanted else 0))
+        elif wanted:
+            self._loop.add_writer(self._socket.fileno(), self._wake)
+        else:
+            self._loop.remove_writer(self._socket.fileno())
+
+    def _wake(self) -> None:
+        if self._queue:
+            self._flush()
+        for _ in range(DRAIN):
+            if self._socket.fileno() < 0:
+                return  # Closed by what a datagram or a report brought about.
+            try:
+                size, source = self._socket.recvfrom_into(self._buffer)
+            except BlockingIOError:
+                return
+            except OSError:
+                self._drain_errors()  # An ICMP error of an earlier datagram stood before the datagrams to be read.
+            else:
+                self._receive(size, source)
+
+    def _receive(self, size: int, source: tuple[str, int]) -> None:
+        self.counters["received"] += 1
+        self.counters["received_bytes"] += size
+        if size > self._max_datagram:
+            self.dropped["too_large"] += 1
+            return
+        data = bytes(self._buffer[:size])
+        if size <= 4 and not data.strip(b"\r\n\0"):
+            self.counters["keepalives"] += 1  # What routers send to hold their NAT's mapping: nothing to answer.
+            return
+        self._on_datagram(data, source[0], source[1])
+
+    def _flush(self) -> None:
+        while self._queue:
+            data, host, port = self._queue[0]
+            try:
+                self._transmit(data, host, port)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self._queue.popleft()  # Before the report, which may close this listener.
+                self.dropped["send_failed"] += 1
+                self._report(host, port, error)
+            else:
+                self._queue.popleft()
+        if self._socket.fileno() >= 0:
+            self._watch_writable(wanted=False)
+
+    def _drain_errors(self) -> bool:
+        """Report what waits in the socket's error queue; False when nothing did."""
+        if sys.platform != "linux":
+            return False
+        for count in range(DRAIN):
+            try:
+                _, ancillary, _, destination = self._socket.recvmsg(0, 512, socket.MSG_ERRQUEUE)
+            except OSError:
+                return count > 0
+            for _, _, data in ancillary:
+                number, origin, kind, _, _ = _EXTENDED_ERROR.unpack_from(data)
+                if (origin, kind) in _FAILURES:
+                    self.counters["unreachable"] += 1
+                    self._report(destination[0], destination[1], OSError(number, "reported by ICMP"))
+        return True
+
+    def _report(self, host: str, port: int, error: OSError) -> None:
+        if self._on_unreachable is not None:
+            self._on_unreachable(host, port, error)

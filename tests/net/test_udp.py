@@ -1,0 +1,300 @@
+"""The UDP socket of a node on both event loops: delivery, order, ICMP errors, bounds and counters (RFC 3261 §18)."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import itertools
+import socket
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from waiting import until
+
+from sipproxy.net import udp
+from sipproxy.net.udp import UdpListener
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="ICMP errors of an unconnected socket are a Linux service")
+
+
+def has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+ADDRESSES = ["127.0.0.1", pytest.param("::1", marks=pytest.mark.skipif(not has_ipv6(), reason="no IPv6 on loopback"))]
+
+
+class Peer:
+    """A listener with what it received and what was reported to it."""
+
+    def __init__(self, address: str = "127.0.0.1", **limits: int) -> None:
+        self.got: list[tuple[bytes, str, int]] = []
+        self.unreachable: list[tuple[str, int, int | None]] = []
+        self.listener = UdpListener(address, 0, self._receive, on_unreachable=self._report, **limits)
+
+    def _receive(self, data: bytes, host: str, port: int) -> None:
+        self.got.append((data, host, port))
+
+    def _report(self, host: str, port: int, error: OSError) -> None:
+        self.unreachable.append((host, port, error.errno))
+
+
+@pytest.fixture
+def peers() -> Iterator[Callable[..., Peer]]:
+    made: list[Peer] = []
+
+    def make(*args: Any, **limits: int) -> Peer:
+        made.append(Peer(*args, **limits))
+        return made[-1]
+
+    yield make
+    for peer in made:
+        peer.listener.close()
+
+
+def free_port(address: str) -> int:
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.bind((address, 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
+async def test_udp_datagram_arrives_with_its_source(peers: Callable[..., Peer], address: str) -> None:
+    one, two = peers(address), peers(address)
+    one.listener.start()
+    two.listener.start()
+    assert one.listener.address[0] == address
+    assert one.listener.address[1] != 0
+    one.listener.send(b"OPTIONS ...", *two.listener.address)
+    await until(lambda: two.got)
+    assert two.got == [(b"OPTIONS ...", *one.listener.address)]
+    two.listener.send(b"SIP/2.0 200 OK", *two.got[0][1:])
+    await until(lambda: one.got)
+    assert one.got[0][0] == b"SIP/2.0 200 OK"
+    assert (one.listener.counters["sent"], one.listener.counters["sent_bytes"], one.listener.counters["received"]) == (1, 11, 1)
+
+
+async def test_udp_burst_beyond_one_drain_arrives_whole_and_in_order(peers: Callable[..., Peer]) -> None:
+    sender, receiver = peers(), peers()
+    count = 5 * udp.DRAIN + 7
+    for number in range(count):
+        sender.listener.send(b"%d" % number, *receiver.listener.address)
+    receiver.listener.start()
+    await until(lambda: len(receiver.got) == count)
+    assert [int(data) for data, _, _ in receiver.got] == list(range(count))
+
+
+async def test_udp_burst_leaves_the_loop_to_others_between_drains(peers: Callable[..., Peer]) -> None:
+    sender, receiver = peers(), peers()
+    for _ in range(3 * udp.DRAIN):
+        sender.listener.send(b"x" * 10, *receiver.listener.address)
+    receiver.listener.start()
+    seen: list[int] = []
+    while len(receiver.got) < 3 * udp.DRAIN:
+        seen.append(len(receiver.got))
+        await asyncio.sleep(0)
+    assert all(after - before <= udp.DRAIN for before, after in itertools.pairwise(seen))
+    assert len({*seen}) >= 3
+
+
+async def test_udp_largest_datagram_passes_untruncated(peers: Callable[..., Peer]) -> None:
+    sender, receiver = peers(), peers()
+    receiver.listener.start()
+    data = bytes(range(256)) * 255
+    sender.listener.send(data, *receiver.listener.address)
+    await until(lambda: receiver.got)
+    assert receiver.got[0][0] == data
+
+
+async def test_udp_datagram_beyond_the_limit_is_dropped_and_counted(peers: Callable[..., Peer]) -> None:
+    sender, receiver = peers(), peers(max_datagram=1000)
+    receiver.listener.start()
+    for size in (1001, 1000):
+        sender.listener.send(b"x" * size, *receiver.listener.address)
+    await until(lambda: receiver.got)
+    assert [len(data) for data, _, _ in receiver.got] == [1000]
+    assert receiver.listener.dropped["too_large"] == 1
+
+
+@pytest.mark.parametrize("keepalive", [b"", b"\0", b"\r\n", b"\r\n\r\n", b"\0\0\0\0"])
+async def test_udp_keepalive_is_counted_and_not_delivered(peers: Callable[..., Peer], keepalive: bytes) -> None:
+    sender, receiver = peers(), peers()
+    receiver.listener.start()
+    sender.listener.send(keepalive, *receiver.listener.address)
+    sender.listener.send(b"\r\n\r\nx", *receiver.listener.address)
+    await until(lambda: receiver.got)
+    assert [data for data, _, _ in receiver.got] == [b"\r\n\r\nx"]
+    assert receiver.listener.counters["keepalives"] == 1
+
+
+@linux_only
+@pytest.mark.parametrize("address", ADDRESSES)
+async def test_udp_destination_nobody_listens_on_is_reported_and_the_listener_lives(
+    peers: Callable[..., Peer], address: str
+) -> None:
+    """RFC 3261 §18.4. An error in the socket's queue must not stop delivery either: libuv gives such a socket up."""
+    peer, other = peers(address), peers(address)
+    peer.listener.start()
+    dead = (address, free_port(address))
+    for round_number in range(1, 4):
+        peer.listener.send(b"hello", *dead)
+        await until(lambda: len(peer.unreachable) == round_number)  # noqa: B023
+        other.listener.send(b"still there?", *peer.listener.address)
+        await until(lambda: len(peer.got) == round_number)  # noqa: B023
+    assert peer.unreachable == [(*dead, errno.ECONNREFUSED)] * 3
+    assert peer.listener.counters["unreachable"] == 3
+
+
+@linux_only
+async def test_udp_pending_error_of_one_destination_does_not_fail_another(peers: Callable[..., Peer]) -> None:
+    peer, other = peers(), peers()
+    other.listener.start()
+    dead = ("127.0.0.1", free_port("127.0.0.1"))
+    peer.listener.send(b"hello", *dead)  # not started: the refusal stays pending until the next call
+    peer.listener.send(b"hello", *other.listener.address)
+    await until(lambda: other.got)
+    assert peer.unreachable == [(*dead, errno.ECONNREFUSED)]
+    assert peer.listener.counters["sent"] == 2
+
+
+@pytest.mark.parametrize(
+    ("host", "port"), [("localhost", 5060), ("sip.example", 5060), ("127.0.0.1", 0), ("127.0.0.1", 65536), ("::1", 5060)]
+)
+async def test_udp_send_to_what_it_cannot_reach_raises_and_counts(peers: Callable[..., Peer], host: str, port: int) -> None:
+    peer = peers()
+    with pytest.raises(OSError):  # noqa: PT011  the numbers differ by platform
+        peer.listener.send(b"x", host, port)
+    assert peer.listener.dropped["send_failed"] == 1
+    assert peer.listener.counters["sent"] == 0
+
+
+class FullSocket:
+    """A socket whose send buffer is full until told otherwise."""
+
+    def __init__(self, inner: socket.socket, error: OSError) -> None:
+        self._inner = inner
+        self.error: OSError | None = error
+
+    def sendto(self, data: bytes, address: tuple[str, int]) -> int:
+        if self.error is not None:
+            raise self.error
+        return self._inner.sendto(data, address)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+
+def fill(peer: Peer, error: OSError) -> FullSocket:
+    full = FullSocket(peer.listener._socket, error)
+    peer.listener._socket = full  # type: ignore[assignment]
+    return full
+
+
+async def test_udp_full_kernel_buffer_queues_and_sends_in_order_when_there_is_room(peers: Callable[..., Peer]) -> None:
+    peer, other = peers(), peers()
+    peer.listener.start()
+    other.listener.start()
+    full = fill(peer, BlockingIOError(errno.EAGAIN, "again"))
+    for number in range(udp.SEND_QUEUE + 3):
+        peer.listener.send(b"%d" % number, *other.listener.address)
+    assert peer.listener.queued == udp.SEND_QUEUE
+    assert peer.listener.dropped["send_queue_full"] == 3
+    full.error = None
+    await until(lambda: len(other.got) == udp.SEND_QUEUE)
+    assert [int(data) for data, _, _ in other.got] == list(range(udp.SEND_QUEUE))
+    assert peer.listener.queued == 0
+
+
+async def test_udp_queued_datagram_that_fails_later_is_reported_not_raised(peers: Callable[..., Peer]) -> None:
+    peer = peers()
+    problems: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: problems.append(context))
+    peer.listener.start()
+    full = fill(peer, BlockingIOError(errno.EAGAIN, "again"))
+    peer.listener.send(b"x", "127.0.0.1", 9)
+    full.error = OSError(errno.EHOSTUNREACH, "no route")
+    await until(lambda: peer.unreachable)
+    assert peer.unreachable == [("127.0.0.1", 9, errno.EHOSTUNREACH)]
+    assert (peer.listener.queued, peer.listener.dropped["send_failed"], problems) == (0, 1, [])
+
+
+async def test_udp_device_queue_full_is_a_counted_loss(peers: Callable[..., Peer]) -> None:
+    peer = peers()
+    fill(peer, OSError(errno.ENOBUFS, "no buffers"))
+    peer.listener.send(b"x", "127.0.0.1", 9)
+    assert peer.listener.dropped["no_buffers"] == 1
+
+
+@linux_only
+async def test_udp_kernel_drops_are_read_from_the_socket(peers: Callable[..., Peer]) -> None:
+    sender, receiver = peers(), peers()
+    assert receiver.listener.kernel_drops == 0
+    receiver.listener._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    for _ in range(100):
+        sender.listener.send(b"x" * 1000, *receiver.listener.address)
+    assert receiver.listener.kernel_drops > 0
+
+
+async def test_udp_close_from_within_a_delivery_stops_at_once(peers: Callable[..., Peer]) -> None:
+    sender = peers()
+    got: list[bytes] = []
+
+    def receive(data: bytes, _host: str, _port: int) -> None:
+        got.append(data)
+        listener.close()
+
+    listener = UdpListener("127.0.0.1", 0, receive)
+    for _ in range(3):
+        sender.listener.send(b"x", *listener.address)
+    listener.start()
+    await until(lambda: got)
+    await asyncio.sleep(0.01)
+    listener.close()
+    assert got == [b"x"]
+    assert listener.kernel_drops == 0
+
+
+async def test_udp_fault_of_the_receiver_does_not_stop_delivery(peers: Callable[..., Peer]) -> None:
+    problems: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: problems.append(context))
+    sender, got = peers(), list[bytes]()
+
+    def receive(data: bytes, _host: str, _port: int) -> None:
+        got.append(data)
+        if data == b"bad":
+            raise RuntimeError("our own fault")
+
+    listener = UdpListener("127.0.0.1", 0, receive)
+    listener.start()
+    for data in (b"bad", b"good!"):
+        sender.listener.send(data, *listener.address)
+    await until(lambda: len(got) == 2)
+    listener.close()
+    assert [str(problem["exception"]) for problem in problems] == ["our own fault"]
+
+
+def test_udp_address_in_use_raises_and_leaks_nothing() -> None:
+    first = UdpListener("127.0.0.1", 0, lambda *_: None)
+    with pytest.raises(OSError, match="in use"):
+        UdpListener("127.0.0.1", first.address[1], lambda *_: None)
+    first.close()
+    UdpListener(*first_address_free(), lambda *_: None).close()
+
+
+def first_address_free() -> tuple[str, int]:
+    return "127.0.0.1", free_port("127.0.0.1")
+
+
+@pytest.mark.parametrize("address", ["localhost", "sip.example", ""])
+def test_udp_bind_to_a_name_is_refused(address: str) -> None:
+    with pytest.raises(ValueError, match="does not appear to be"):
+        UdpListener(address, 0, lambda *_: None)
