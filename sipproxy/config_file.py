@@ -14,12 +14,12 @@ import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 from urllib.parse import urlsplit
 
 import msgspec
 
-from sipproxy.config import Config, Section
+from sipproxy.config import Config, Listen, Section, Trunk
 
 __all__ = ["ConfigError", "Fault", "key_lines", "load", "split_address"]
 
@@ -62,9 +62,7 @@ def load(path: Path) -> Config:
         )
         raise ConfigError([fault]) from None
     reader = _Reader(path, key_lines(text))
-    config = reader.section(Config, data, ())
-    if config is None or reader.faults:
-        raise ConfigError(reader.sorted_faults())
+    config = reader.config(data)
     _check(config, reader)
     if reader.faults:
         raise ConfigError(reader.sorted_faults())
@@ -170,12 +168,20 @@ class _Reader:
     def sorted_faults(self) -> list[Fault]:
         return sorted(self.faults, key=lambda fault: fault.line)
 
+    def config(self, data: dict[str, object]) -> Config:
+        """The whole file; faulty sections have their defaults, faulty entries of a list are None."""
+        return Config(**{name: value for name, value in self._fields(Config, data, ()).items() if value is not None})
+
     def section(self, kind: type[Section], data: object, key: Key) -> Any:
         """An instance of `kind`, or None after telling what is wrong."""
         if not isinstance(data, dict):
             self.fault(key, f"is a table: write [{_dotted(key)}] on a line of its own and its keys below")
             return None
         faults_before = len(self.faults)
+        values = self._fields(kind, data, key)
+        return kind(**values) if len(self.faults) == faults_before else None
+
+    def _fields(self, kind: type[Section], data: dict[str, object], key: Key) -> dict[str, Any]:
         types = get_type_hints(kind, include_extras=True)
         for name in data.keys() - types.keys():
             close = difflib.get_close_matches(name, types, n=1)
@@ -187,7 +193,7 @@ class _Reader:
                 values[field.name] = self._value(types[field.name], data[field.name], (*key, field.name))
             elif field.required:
                 self.fault(key, f"{field.name!r} is missing")
-        return kind(**values) if len(self.faults) == faults_before else None
+        return values
 
     def _value(self, kind: Any, value: object, key: Key) -> Any:
         if isinstance(kind, type) and issubclass(kind, Section):
@@ -205,10 +211,24 @@ class _Reader:
         try:
             return msgspec.convert(value, kind)
         except msgspec.ValidationError as error:
-            detail = str(error).replace("`", "")
-            got = f", got {str(value)[:80]!r}" if "got" not in detail and isinstance(value, str | int | float) else ""
-            self.fault(key, f"{detail[:1].lower()}{detail[1:]}{got}")
+            self.fault(key, _reason(error, kind, value))
             return None
+
+
+def _reason(error: msgspec.ValidationError, kind: Any, value: object) -> str:
+    """What msgspec says, in our words where it does not say what to write instead."""
+    choices = _choices(kind)
+    detail = f"one of {', '.join(map(repr, choices))}" if choices else str(error).replace("`", "")
+    detail = re.sub(r" - at \$\[(\d+)\]$", lambda match: f" in entry {int(match[1]) + 1}", detail)
+    shown = repr(value) if len(repr(value)) <= 80 else f"{repr(value)[:77]}..."
+    return f"{detail[:1].lower()}{detail[1:]}" + ("" if ", got" in detail else f", got {shown}")
+
+
+def _choices(kind: Any) -> tuple[object, ...]:
+    """The values of the Literal within an annotation, or ()."""
+    if get_origin(kind) is Literal:
+        return get_args(kind)
+    return next((found for inner in get_args(kind) if (found := _choices(inner))), ())
 
 
 def _section_of_array(kind: Any) -> type[Section] | None:
@@ -225,8 +245,8 @@ def _section_of_array(kind: Any) -> type[Section] | None:
 
 
 def _check(config: Config, reader: _Reader) -> None:
-    _check_listen(config, reader)
-    _check_trunks(config, reader)
+    _check_listen(config.listen, reader)
+    _check_trunks(config.trunk, reader)
     _check_registrar(config, reader)
     store = config.store
     if store.url and urlsplit(store.url).scheme not in ("redis", "rediss", "unix"):
@@ -257,9 +277,11 @@ def _told(reader: _Reader, key: Key) -> Iterator[None]:
         reader.fault(key, str(error))
 
 
-def _check_listen(config: Config, reader: _Reader) -> None:
+def _check_listen(listens: tuple[Listen | None, ...], reader: _Reader) -> None:
     seen: dict[tuple[str, str, int], int] = {}
-    for index, listen in enumerate(config.listen):
+    for index, listen in enumerate(listens):
+        if listen is None:
+            continue
         with _told(reader, ("listen", index, "address")):
             host, port = split_address(listen.address)
             try:
@@ -277,9 +299,11 @@ def _check_listen(config: Config, reader: _Reader) -> None:
             reader.fault(("listen", index, "advertised"), f"{listen.advertised!r} is not host or host:port")
 
 
-def _check_trunks(config: Config, reader: _Reader) -> None:
+def _check_trunks(trunks: tuple[Trunk | None, ...], reader: _Reader) -> None:
     names: set[str] = set()
-    for index, trunk in enumerate(config.trunk):
+    for index, trunk in enumerate(trunks):
+        if trunk is None:
+            continue
         if trunk.name in names:
             reader.fault(("trunk", index, "name"), f"{trunk.name!r} is taken by a trunk above")
         names.add(trunk.name)
