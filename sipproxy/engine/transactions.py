@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from sipproxy.engine.actions import Action, SendTo
+from sipproxy.sip.build import write_cancel
 from sipproxy.sip.flow import Flow, Hop
 from sipproxy.sip.matching import client_key, response_key, server_key
-from sipproxy.sip.message import Request, Response
+from sipproxy.sip.message import Request, Response, parse_message
 from sipproxy.sip.timers import TimerQueue, Timers
 from sipproxy.sip.transaction import (
     InviteClient,
@@ -24,12 +25,12 @@ from sipproxy.sip.transaction import (
     Send,
     State,
     TimedOut,
-    TransportFailed,
 )
+from sipproxy.sip.transaction import Action as Move
 
 __all__ = ["ClientUser", "Server", "Transactions"]
 
-type_reliable = frozenset({"TCP", "TLS"})
+RELIABLE = frozenset({"TCP", "TLS"})
 
 
 class ClientUser(Protocol):
@@ -64,6 +65,16 @@ class Client:
     user: ClientUser
 
 
+class Ignored:
+    """User of a transaction whose outcome changes nothing: CANCEL (§9.1 speaks of the INVITE's response only)."""
+
+    def response(self, key: Hashable, response: Response) -> None:
+        """Take no notice."""
+
+    def failed(self, key: Hashable, *, timed_out: bool) -> None:
+        """Take no notice."""
+
+
 class Transactions:
     """All transactions of a node. `emit` takes the actions; `now` of each call is monotonic seconds."""
 
@@ -87,7 +98,7 @@ class Transactions:
 
     def new_server(self, request: Request, target: Flow, now: float) -> Server:
         kind = InviteServer if request.method == b"INVITE" else NonInviteServer
-        machine = kind(request, timers=self._timers, reliable=target.transport in type_reliable, now=now)
+        machine = kind(request, timers=self._timers, reliable=target.transport in RELIABLE, now=now)
         server = Server(server_key(request), machine, request, target)
         self.servers[server.key] = server
         self._arm_server(server)
@@ -124,12 +135,21 @@ class Transactions:
     def new_client(self, request: Request, branch: bytes, target: Flow | Hop, user: ClientUser, now: float) -> Hashable:
         """Start a client transaction with the request as it is to be sent; its key is returned."""
         kind = InviteClient if request.method == b"INVITE" else NonInviteClient
-        machine = kind(request, timers=self._timers, reliable=target.transport in type_reliable)
+        machine = kind(request, timers=self._timers, reliable=target.transport in RELIABLE)
         key = client_key(branch, request.method)
         client = Client(key, machine, request, target, user)
         self.clients[key] = client
         self._perform(client, machine.start(now))
         return key
+
+    def cancel(self, client: Client, now: float) -> None:
+        """Send a CANCEL for a pending INVITE, which then ends within 64*T1 whatever the peer does (§9.1)."""
+        cancel = parse_message(write_cancel(client.request))
+        assert isinstance(cancel, Request)
+        assert cancel.via.branch is not None
+        self.new_client(cancel, cancel.via.branch, client.target, Ignored(), now)
+        if isinstance(client.machine, InviteClient):
+            self._perform(client, client.machine.cancelled(now))
 
     def receive_response(self, response: Response, now: float) -> bool:
         """Feed a response to its client transaction; False when there is none."""
@@ -162,7 +182,7 @@ class Transactions:
                     self._emit(SendTo(server.target, action.data, ("s", server.key)))
             self._arm_server(server)
 
-    def _perform(self, client: Client, actions: list[Send | PassUp | TimedOut | TransportFailed]) -> None:
+    def _perform(self, client: Client, actions: list[Move]) -> None:
         machine = client.machine
         # The table is brought up to date first: the user may start or end transactions while it is told.
         if machine.state is State.TERMINATED:

@@ -1,0 +1,396 @@
+"""One call: from its INVITE's admission to its one CDR (design: words, invariants 2, 3 and 4).
+
+Pure. A `Call` is the user of its INVITE's server transaction and of the client transactions of its branches. It ends exactly
+once, in `end`, which journals the END fact, gives every slot back, and leaves the dialogs known for as long as retransmissions
+of the last messages can arrive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
+
+from cdr.assemble import final
+from cdr.facts import Admit, Alive, Answer, End, EndReason, Record, ReleasedBy
+from sipproxy.engine.actions import Journal, Note, Now, ReleaseSlot
+from sipproxy.engine.causes import NORMAL_CLEARING, cause_of
+from sipproxy.engine.forward import Target, forward_request, forward_response
+from sipproxy.engine.response_context import Branch, Progress, ResponseContext
+from sipproxy.engine.state import Headers, reason_header
+from sipproxy.sip.build import Editor
+from sipproxy.sip.matching import client_key
+from sipproxy.sip.sdp import media_kinds
+
+if TYPE_CHECKING:
+    from sipproxy.engine.state import Desk
+    from sipproxy.engine.transactions import Server
+    from sipproxy.sip.flow import Flow, Hop
+    from sipproxy.sip.message import Request, Response
+
+__all__ = ["Call", "Dialog", "Phase"]
+
+EARLY_DIALOGS = 32  # To tags remembered for one call; a forking UAS beyond that is refused its early requests
+
+
+class Phase(StrEnum):
+    ADMITTING = "admitting"  # a slot is being taken
+    PROCEEDING = "proceeding"  # the INVITE was forwarded
+    ANSWERED = "answered"
+    ENDED = "ended"
+
+
+@dataclass(slots=True)
+class Dialog:
+    """The callee's side of one dialog of the call (RFC 3261 §12): early until a 2xx confirms it."""
+
+    to_tag: bytes
+    target: Target
+    to: Flow | Hop  # where in-dialog requests for the callee go
+    confirmed: bool = False
+    ended: bool = False
+    invite: Request | None = None  # as sent, and what answered it: what a BYE of ours needs
+    answer: Response | None = None
+
+
+@dataclass(eq=False)
+class Call:
+    """See the module. `record` is the CDR as far as it is known; `on_end` is told once that the call is over."""
+
+    desk: Desk
+    id: str
+    server: Server
+    flow: Flow  # the caller's
+    from_customer: bool
+    record: Record
+    started: Now
+    on_end: Callable[[Call], None]
+    number: Callable[[], int]  # the next CDR sequence number of the node
+    groups: list[list[Target]] = field(default_factory=list)
+    retry_on: frozenset[int] | None = None
+    edit: Callable[[Editor, Target], None] | None = None
+    phase: Phase = Phase.ADMITTING
+    lines: list[str] = field(default_factory=list)  # of which this call holds a slot
+    dialogs: dict[bytes, Dialog] = field(default_factory=dict)
+    answer: Answer | None = None
+    ringing_at_ms: int | None = None
+    last_seen: Now | None = None
+    gave_up: EndReason | None = None  # why we cancelled the branches ourselves
+    was_cancelled: bool = False
+    context: ResponseContext[Target] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.context = ResponseContext([])
+
+    @property
+    def request(self) -> Request:
+        return self.server.request
+
+    @property
+    def is_emergency(self) -> bool:
+        return self.record.verdict == "emergency"
+
+    # Set-up
+
+    def proceed(self) -> None:
+        """Journal the admission and send the INVITE to the first group of targets."""
+        desk = self.desk
+        self.phase = Phase.PROCEEDING
+        self.context = ResponseContext(list(self.groups), self.retry_on)
+        desk.out.append(Journal(Admit(self.record)))
+        settings = desk.settings
+        desk.queue.set(("call", self.id, "setup"), desk.now.mono + settings.setup_s)
+        self._try_next()
+
+    def _try_next(self) -> None:
+        desk = self.desk
+        while True:
+            if not self.context.groups:
+                self._finish()
+                return
+            sent = [self._send(target) for target in self.context.next_group()]
+            if any(sent):
+                break
+        # Once a branch is under way the ring bound runs for the whole call (§16.6 step 11, Timer C).
+        desk.queue.set(("call", self.id, "ring"), desk.now.mono + desk.settings.ring_s)
+        if self.context.groups:
+            desk.queue.set(("call", self.id, "route"), desk.now.mono + desk.settings.route_s)
+        else:
+            desk.queue.cancel(("call", self.id, "route"))
+
+    def _send(self, target: Target) -> bool:
+        editor = Editor(self.request)
+        editor.request_uri(target.uri)
+        change = self.edit
+        built = forward_request(
+            self.desk,
+            self.request,
+            target,
+            editor=editor,
+            call=self.id,
+            received_on=self.flow,
+            edit=(lambda e: change(e, target)) if change is not None else None,
+        )
+        if built is None:
+            self.desk.note("error", "no_listener", transport=target.to.transport, target=target.name)
+            return False
+        sent, branch = built
+        self.context.add(client_key(branch, b"INVITE"), target)
+        self.desk.transactions.new_client(sent, branch, target.to, self, self.desk.now.mono)
+        return True
+
+    # The branches' responses
+
+    def response(self, key: Hashable, response: Response) -> None:
+        """A response of a branch (RFC 3261 §16.7)."""
+        branch = self.context.branches.get(key)
+        if branch is None:
+            return
+        self.seen()
+        if response.status < 200:
+            self._provisional(branch, response)
+        elif response.status < 300:
+            self._success(branch, response)
+        elif (progress := self.context.final(key, response.status, response)) is not Progress.WAIT:
+            self._go_on(progress)
+        elif response.status >= 600:
+            self._cancel_branches()
+
+    def failed(self, key: Hashable, *, timed_out: bool) -> None:
+        """A branch timed out (like 408) or could not be sent (like 503), §16.9."""
+        if key in self.context.branches:
+            self.desk.count("branch_failures", "timeout" if timed_out else "transport")
+            self._go_on(self.context.final(key, 408 if timed_out else 503, None))
+
+    def _go_on(self, progress: Progress) -> None:
+        if self.phase is not Phase.PROCEEDING:
+            return
+        if progress is Progress.NEXT:
+            self._try_next()
+        elif progress is Progress.FINISH:
+            self._finish()
+
+    def _provisional(self, branch: Branch[Target], response: Response) -> None:
+        desk = self.desk
+        branch.provisional = True
+        branch.overdue = False
+        if branch.cancelled:
+            self._cancel_branches()  # §9.1: the CANCEL had to wait for a provisional response
+        if response.status == 100:
+            return
+        if self.phase is not Phase.PROCEEDING:
+            return
+        desk.queue.set(("call", self.id, "ring"), desk.now.mono + desk.settings.ring_s)  # §16.7 step 2
+        desk.queue.cancel(("call", self.id, "setup"))
+        desk.queue.cancel(("call", self.id, "route"))
+        if self.ringing_at_ms is None and response.status in (180, 183):
+            self.ringing_at_ms = desk.now.utc_ms
+        self._dialog(branch, response)
+        data = forward_response(response, from_customer=branch.target.is_customer)
+        desk.transactions.respond(self.server, response.status, data, desk.now.mono)
+
+    def _success(self, branch: Branch[Target], response: Response) -> None:
+        """§16.7 step 5: every 2xx goes upstream at once, also after a CANCEL and from a second branch."""
+        desk = self.desk
+        if self.phase is Phase.ENDED:
+            # The caller has its final response; RFC 6026 §7.1 leaves nobody who would acknowledge this one.
+            desk.count("late_2xx")
+            return
+        first = self.context.answered(branch.key, response.status)
+        dialog = self._dialog(branch, response)
+        if dialog is not None:
+            dialog.confirmed = True
+            client = desk.transactions.clients.get(branch.key)
+            dialog.invite, dialog.answer = (client.request if client is not None else None), response
+        if first:
+            self._answered(branch, response)
+        data = forward_response(response, from_customer=branch.target.is_customer)
+        desk.transactions.respond(self.server, response.status, data, desk.now.mono)
+
+    def _answered(self, branch: Branch[Target], response: Response) -> None:
+        desk = self.desk
+        self.phase = Phase.ANSWERED
+        for kind in ("setup", "route", "ring"):
+            desk.queue.cancel(("call", self.id, kind))
+        desk.queue.set(("call", self.id, "maximum"), desk.now.mono + desk.settings.maximum_s)
+        desk.queue.set(("call", self.id, "reap"), desk.now.mono + desk.settings.reap_s)
+        target = branch.target
+        media = media_kinds(response.body, response.first(b"content-type") or b"")
+        self.answer = Answer(
+            id=self.id,
+            at_ms=desk.now.utc_ms,
+            after_ms=self.after_ms(desk.now),
+            ringing_at_ms=self.ringing_at_ms,
+            status=response.status,
+            to_tag=text(response.to.tag),
+            trunk=target.name if target.kind == "trunk" else "",
+            psap=target.name if target.kind == "psap" else "",
+            callee_account=target.name if target.kind == "binding" else "",
+            media=media,
+        )
+        desk.out.append(Journal(self.answer))
+        desk.count("responses", "INVITE", str(response.status))
+        self._cancel_branches()
+
+    def _dialog(self, branch: Branch[Target], response: Response) -> Dialog | None:
+        tag = response.to.tag
+        if tag is None:
+            return None
+        dialog = self.dialogs.get(tag)
+        if dialog is None and len(self.dialogs) < EARLY_DIALOGS:
+            dialog = self.dialogs[tag] = Dialog(tag, branch.target, branch.target.to)
+        return dialog
+
+    def _finish(self) -> None:
+        """No branch is left: the best response goes upstream (§16.7 steps 6 to 9)."""
+        best = self.context.best()
+        status = best.status if best is not None else 480
+        response = best.final if best is not None else None
+        if self.gave_up is not None:
+            self.refuse(408 if status == 487 else status, 102, end_reason=self.gave_up)
+        elif self.was_cancelled:
+            self.refuse(487, NORMAL_CLEARING, end_reason="cancelled", released_by="caller")
+        elif response is None:
+            # 503 would tell the caller that this proxy is overloaded (§16.7 step 6): no route left is our 500.
+            unreachable = status in (503, 480)
+            self.refuse(
+                (480 if self.is_emergency or best is None else 500) if unreachable else status,
+                (41 if self.is_emergency else 38) if unreachable else 102,
+                end_reason="unreachable" if unreachable else "no_answer",
+            )
+        else:
+            self._relay_final(status, response, from_customer=best is not None and best.target.is_customer)
+
+    def _relay_final(self, status: int, response: Response, *, from_customer: bool) -> None:
+        cause = cause_of(response, status)
+        if status == 503:
+            self.refuse(500, cause, end_reason="rejected", released_by="callee")
+            return
+        self.end("rejected", released_by="callee", status=status, cause=cause)
+        if status in (401, 407):
+            data = self._with_all_challenges(response, status)
+        else:
+            data = forward_response(response, from_customer=from_customer)
+        desk = self.desk
+        desk.transactions.respond(self.server, status, data, desk.now.mono)
+        desk.count("responses", "INVITE", str(status))
+
+    def _with_all_challenges(self, response: Response, status: int) -> bytes:
+        """§16.7 step 7: the challenges of every 401 and 407 go upstream together."""
+        editor = Editor(response)
+        editor.pop(b"via")
+        for branch in self.context.branches.values():
+            if branch.final is None or branch.final is response or branch.status not in (401, 407):
+                continue
+            for name, header in ((b"www-authenticate", b"WWW-Authenticate"), (b"proxy-authenticate", b"Proxy-Authenticate")):
+                for value in branch.final.lines(name)[:8]:
+                    editor.append(header, value)
+        return editor.to_bytes()
+
+    # Ending
+
+    def cancel(self) -> None:
+        """The caller's CANCEL (§16.10): pending branches are cancelled, and no further target is tried."""
+        if self.phase is Phase.ADMITTING:
+            self.refuse(487, NORMAL_CLEARING, end_reason="cancelled", released_by="caller")
+        elif self.phase is Phase.PROCEEDING:
+            self.was_cancelled = True
+            self._stop()
+
+    def give_up(self, reason: EndReason) -> None:
+        """A bound of ours was reached before an answer."""
+        if self.phase is Phase.PROCEEDING:
+            self.gave_up = reason
+            self._stop()
+
+    def _stop(self) -> None:
+        self.context.stopped = True
+        self._cancel_branches()
+        self._go_on(self.context.progress())
+
+    def route_overdue(self) -> None:
+        """The current route gave no sign of life within its bound: the next one is tried beside it (design §5)."""
+        if self.phase is not Phase.PROCEEDING:
+            return
+        for branch in self.context.branches.values():
+            if not branch.status and not branch.provisional:
+                branch.overdue = True
+                self.desk.note("warning", "route_overdue", call=self.id, target=branch.target.name)
+        self._go_on(self.context.progress())
+
+    def _cancel_branches(self) -> None:
+        desk = self.desk
+        for branch in self.context.to_cancel():
+            client = desk.transactions.clients.get(branch.key)
+            if client is None:
+                continue
+            desk.transactions.cancel(client, desk.now.mono)
+
+    def refuse(
+        self,
+        status: int,
+        cause: int,
+        *,
+        end_reason: EndReason,
+        released_by: ReleasedBy = "proxy",
+        headers: Headers = (),
+        reason: bytes = b"",
+    ) -> None:
+        """End the call with a final response of our own."""
+        self.end(end_reason, released_by=released_by, status=status, cause=cause)
+        self.desk.answer(self.server, status, headers=(*reason_header(cause), *headers), reason=reason)
+
+    def end(self, reason: EndReason, *, released_by: ReleasedBy, status: int = 0, cause: int, certain: bool = True) -> None:
+        """Journal the END, give the slots back and let the call go. A second call does nothing."""
+        if self.phase is Phase.ENDED:
+            return
+        desk = self.desk
+        self.phase = Phase.ENDED
+        # An end that nobody observed is the last proof of life (design: invariant 4).
+        at = desk.now if certain or self.last_seen is None else self.last_seen
+        record = final(
+            replace(self.record, ringing_at_ms=self.ringing_at_ms),
+            answer=self.answer,
+            seq=self.number(),
+            end_at_ms=at.utc_ms,
+            after_ms=self.after_ms(at),
+            status=status,
+            cause=cause,
+            released_by=released_by,
+            end_reason=reason,
+            certain=certain,
+            last_seen_at_ms=(self.last_seen or self.started).utc_ms,
+        )
+        desk.out.append(Journal(End(record)))
+        for line in self.lines:
+            desk.out.append(ReleaseSlot(line, self.id))
+        for kind in ("setup", "route", "ring", "maximum", "reap"):
+            desk.queue.cancel(("call", self.id, kind))
+        desk.count("calls_ended", reason)
+        level = "warning" if self.is_emergency and self.answer is None and reason != "cancelled" else "info"
+        desk.out.append(Note(level, "call_ended", {"call": self.id, "reason": reason, "status": record.status}))
+        # Retransmissions of the last messages still find the dialog (64*T1), as for a transaction.
+        desk.queue.set(("call", self.id, "forget"), desk.now.mono + 64 * desk.settings.timers.t1)
+        self.on_end(self)
+
+    def seen(self) -> None:
+        """A message of this call arrived."""
+        self.last_seen = self.desk.now
+
+    def alive(self) -> None:
+        """A message of the answered call arrived: proof of life, which the journal keeps for a crash."""
+        self.seen()
+        desk = self.desk
+        if self.phase is Phase.ANSWERED:
+            desk.out.append(Journal(Alive(self.id, desk.now.utc_ms, self.after_ms(desk.now))))
+            desk.queue.set(("call", self.id, "reap"), desk.now.mono + desk.settings.reap_s)
+
+    def after_ms(self, at: Now) -> int:
+        return round((at.mono - self.started.mono) * 1000)
+
+
+def text(value: bytes | None) -> str:
+    return (value or b"").decode("utf-8", "replace")

@@ -1,0 +1,108 @@
+"""The table of calls: by our call id and by SIP Call-ID, with the slots that this node's calls hold.
+
+Pure. A call stays findable for 64*T1 after its end, so that retransmissions meet its dialog; it counts as live only until then.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sipproxy.engine.call import Call, Dialog, Phase
+
+if TYPE_CHECKING:
+    from sipproxy.engine.actions import Now
+    from sipproxy.sip.message import Message
+
+__all__ = ["Calls"]
+
+
+class Calls:
+    """All calls of a node, and its CDR sequence."""
+
+    def __init__(self, *, next_seq: int) -> None:
+        self._next_seq = next_seq
+        self.by_id: dict[str, Call] = {}
+        self._by_call_id: dict[bytes, list[Call]] = {}
+        self._held: dict[str, set[str]] = {}
+        self.live = 0
+
+    def number(self) -> int:
+        """The next sequence number of this node's CDRs, without gaps."""
+        seq = self._next_seq
+        self._next_seq += 1
+        return seq
+
+    def add(self, call: Call) -> None:
+        self.by_id[call.id] = call
+        self._by_call_id.setdefault(call.request.call_id, []).append(call)
+        self.live += 1
+
+    def ended(self, call: Call) -> None:
+        """The call is over: its slots are no longer counted here."""
+        self.live -= 1
+        for line in call.lines:
+            of_line = self._held.get(line)
+            if of_line is not None:
+                of_line.discard(call.id)
+                if not of_line:
+                    del self._held[line]
+
+    def remove(self, call: Call) -> None:
+        self.by_id.pop(call.id, None)
+        same = self._by_call_id.get(call.request.call_id, [])
+        if call in same:
+            same.remove(call)
+        if not same:
+            self._by_call_id.pop(call.request.call_id, None)
+
+    def find(self, message: Message, token: str) -> tuple[Call, Dialog, bool] | None:
+        """The call and dialog that an in-dialog request belongs to, and whether it comes from the caller (§12.2).
+
+        `token` is the call id from our Record-Route URI; without one (a peer that drops parameters) Call-ID and tags decide.
+        """
+        from_tag, to_tag = message.from_.tag, message.to.tag
+        call = self.by_id.get(token)
+        candidates = [call] if call is not None else self._by_call_id.get(message.call_id, [])
+        for found in candidates:
+            if found.request.call_id != message.call_id:
+                continue
+            caller_tag = found.request.from_.tag
+            if from_tag == caller_tag and to_tag in found.dialogs:
+                return found, found.dialogs[to_tag], True
+            if to_tag == caller_tag and from_tag in found.dialogs:
+                return found, found.dialogs[from_tag], False
+        return None
+
+    # Slots of this node's live calls (design §8: what decides when the store does not answer)
+
+    def hold(self, call: Call, line: str) -> None:
+        call.lines.append(line)
+        self._held.setdefault(line, set()).add(call.id)
+
+    def held(self, line: str) -> int:
+        return len(self._held.get(line, ()))
+
+    def leases(self) -> list[tuple[str, str]]:
+        """Every (line, call id) that a live call of this node holds."""
+        return [(line, call) for line, calls in self._held.items() for call in calls]
+
+    def view(self, now: Now) -> list[dict[str, object]]:
+        """The live calls for operators."""
+        return [
+            {
+                "id": call.id,
+                "phase": str(call.phase),
+                "direction": call.record.direction,
+                "line": call.record.line,
+                "account": call.record.account,
+                "calling": call.record.calling,
+                "destination": call.record.canonical,
+                "trunk": call.answer.trunk if call.answer is not None else call.record.trunk,
+                "verdict": call.record.verdict,
+                "slots": list(call.lines),
+                "setup_at_ms": call.record.setup_at_ms,
+                "duration_ms": call.after_ms(now),
+            }
+            for call in self.by_id.values()
+            if call.phase is not Phase.ENDED
+        ]

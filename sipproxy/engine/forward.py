@@ -1,0 +1,208 @@
+"""Forwarding of requests and responses (RFC 3261 §16.6, §16.7): what a proxy changes, and nothing else.
+
+Pure. Deciding whether and where to is done elsewhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from sipproxy.sip.build import Editor
+from sipproxy.sip.digest import parse_credentials
+from sipproxy.sip.errors import ParseError
+from sipproxy.sip.flow import Flow, Hop
+from sipproxy.sip.message import Request, Response, parse_message
+from sipproxy.sip.uri import Uri, parse_uri
+
+if TYPE_CHECKING:
+    from sipproxy.engine.settings import Listener, Settings
+    from sipproxy.engine.state import Desk
+    from sipproxy.sip.headers import NameAddr
+
+__all__ = ["Target", "forward_request", "forward_response", "hop_of", "is_ours", "loosen", "strip_trust"]
+
+CALL_PARAM = b"c"  # in our Record-Route URI: our call id
+MAX_FORWARDS = 70  # RFC 3261 §16.6 step 3
+
+TRUSTED_ONLY = (
+    b"p-asserted-identity",
+    b"p-preferred-identity",
+    b"remote-party-id",
+    b"diversion",
+    b"history-info",
+    b"geolocation",
+)  # RFC 3325 §9.1 and its kin: from a customer these are claims, not facts
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One member of a target set: the Request-URI to send, where to, and what it is."""
+
+    uri: bytes
+    to: Flow | Hop
+    kind: Literal["trunk", "psap", "binding"]
+    name: str = ""  # trunk route's name, PSAP route's URI, account user
+
+    @property
+    def is_customer(self) -> bool:
+        return self.kind == "binding"
+
+
+def is_ours(uri: Uri, settings: Settings) -> bool:
+    return uri.is_sip and settings.is_ours(uri.host_text, uri.port)
+
+
+def hop_of(uri: Uri) -> Hop:
+    """The next hop that a SIP URI names (RFC 3263 §4 without look-ups)."""
+    transport = (uri.param(b"transport") or b"udp").decode("ascii", "replace").upper()
+    if uri.scheme == b"sips":
+        transport = "TLS"
+    return Hop(transport, uri.host_text, uri.port or 0)
+
+
+def listener_of(settings: Settings, to: Flow | Hop) -> Listener | None:
+    """The listener whose address stands in the Via of what goes to `to`."""
+    if isinstance(to, Flow):
+        return settings.listeners[to.listener]
+    return settings.listener_for(to.transport)
+
+
+def record_route_uri(listener: Listener, call: str) -> bytes:
+    transport = b"" if listener.transport == "UDP" else b";transport=" + listener.transport.lower().encode()
+    return b"<sip:%s%s;lr;%s=%s>" % (listener.sent_by, transport, CALL_PARAM, call.encode())
+
+
+def strip_trust(editor: Editor, message: Request | Response) -> None:
+    """Take from a customer's message what only a trusted peer may say."""
+    for name in TRUSTED_ONLY:
+        if message.has(name):
+            editor.remove(name)
+
+
+def consume_credentials(editor: Editor, request: Request, realm: str) -> None:
+    """RFC 3261 §22.3: credentials for our realm end here; those for another realm go on."""
+    values = request.lines(b"proxy-authorization")
+    if not values:
+        return
+    others = [value for value in values if _realm(value) != realm]
+    if len(others) == len(values):
+        return
+    editor.remove(b"proxy-authorization")
+    for value in others:
+        editor.append(b"Proxy-Authorization", value)
+
+
+def _realm(value: bytes) -> str | None:
+    try:
+        return parse_credentials(value).realm
+    except ParseError:
+        return None
+
+
+def loosen(request: Request, editor: Editor, settings: Settings) -> tuple[list[NameAddr], bytes, str]:
+    """Undo strict routing and take our own Route values off (§16.4).
+
+    Returns the Route values that are left, the Request-URI, and our call id from the Route or Request-URI ("" for none).
+    """
+    routes = list(request.routes)
+    uri, call = request.uri, ""
+    own = request.parsed_uri
+    if routes and is_ours(own, settings) and own.param(CALL_PARAM) is not None:
+        # §16.4: a strict router put our Record-Route URI into the Request-URI and the target at the end of the Route.
+        call = (own.param(CALL_PARAM) or b"").decode("latin-1")
+        last = routes.pop()
+        uri = last.uri.raw
+        editor.request_uri(uri)
+        if routes:
+            editor.set(b"Route", b", ".join(route.raw for route in routes))
+        else:
+            editor.remove(b"route")
+    while routes and is_ours(routes[0].uri, settings):
+        call = call or (routes[0].uri.param(CALL_PARAM) or b"").decode("latin-1")
+        routes.pop(0)
+        editor.pop(b"route")
+    return routes, uri, call
+
+
+def forward_request(
+    desk: Desk,
+    request: Request,
+    target: Target | Flow | Hop,
+    *,
+    editor: Editor,
+    call: str = "",
+    received_on: Flow | None = None,
+    stateless: bool = False,
+    edit: Callable[[Editor], None] | None = None,
+) -> tuple[Request, bytes] | None:
+    """Finish the copy of `request` that goes to `target` (§16.6 steps 3 to 8): the request as sent, and its branch.
+
+    `editor` may hold changes already. With `received_on` the request may create a dialog: Record-Route is put in. None when
+    no listener of ours speaks the target's transport.
+    """
+    to = target.to if isinstance(target, Target) else target
+    listener = listener_of(desk.settings, to)
+    if listener is None:
+        return None
+    hops = request.max_forwards
+    editor.set(b"Max-Forwards", b"%d" % (hops - 1 if hops is not None else MAX_FORWARDS))
+    if received_on is not None:
+        inner = desk.settings.listeners[received_on.listener]
+        editor.push(b"Record-Route", record_route_uri(inner, call))
+        if inner is not listener:
+            editor.push(b"Record-Route", record_route_uri(listener, call))  # RFC 5658: one for each side
+    consume_credentials(editor, request, desk.settings.realm)
+    if edit is not None:
+        edit(editor)
+    if stateless:
+        seed = b"\0".join((request.via.branch or request.via.raw, request.call_id, call.encode()))
+        branch = b"z9hG4bK" + hashlib.sha256(seed).hexdigest()[:24].encode()  # §16.11: the same for a retransmission
+    else:
+        branch = b"z9hG4bK" + desk.token().encode()
+    editor.push(b"Via", b"SIP/2.0/%s %s;branch=%s" % (listener.transport.encode(), listener.sent_by, branch))
+    sent = parse_message(editor.to_bytes(), max_headers=desk.settings.max_headers + 16)
+    assert isinstance(sent, Request)
+    return sent, branch
+
+
+def forward_response(response: Response, *, from_customer: bool) -> bytes:
+    """The response as it goes upstream: our Via is taken off (§16.7 step 3)."""
+    editor = Editor(response)
+    editor.pop(b"via")
+    if from_customer:
+        strip_trust(editor, response)
+    return editor.to_bytes()
+
+
+def strict_next(editor: Editor, routes: list[NameAddr], uri: bytes) -> Uri | None:
+    """The next hop's URI (§16.6 steps 6 and 7): the first Route value, else None for "by the Request-URI".
+
+    A next hop that is a strict router gets its own URI as Request-URI and the target at the end of the Route.
+    """
+    if not routes:
+        return None
+    first = routes[0].uri
+    if first.param(b"lr") is None:
+        rest = [route.raw for route in routes[1:]] + [b"<%s>" % uri]
+        editor.set(b"Route", b", ".join(rest))
+        editor.request_uri(first.raw)
+    return first
+
+
+def uri_at(user: str, to: Hop) -> bytes:
+    """A SIP URI for a number at a next hop."""
+    host = f"[{to.host}]" if ":" in to.host else to.host
+    port = f":{to.port}" if to.port else ""
+    transport = "" if to.transport == "UDP" else f";transport={to.transport.lower()}"
+    return f"sip:{user}@{host}{port}{transport};user=phone".encode()
+
+
+def parse_hop(uri: bytes) -> Hop:
+    """The next hop of a SIP URI in our own data. Raises ParseError."""
+    parsed = parse_uri(uri)
+    if not parsed.is_sip or not parsed.host:
+        raise ParseError("a next hop needs a sip URI with a host", section="RFC 3261 §19.1")
+    return hop_of(parsed)
