@@ -14,6 +14,7 @@ __all__ = [
     "Account",
     "AccountKind",
     "BlockRule",
+    "BlockTable",
     "CallAttempt",
     "Decision",
     "Destination",
@@ -138,7 +139,7 @@ class Profile:
     area_codes: tuple[str, ...]
     channels: int
     blocked: tuple[DestinationClass, ...]  # classes refused with `refusal`
-    allowed_numbers: tuple[str, ...]  # canonical forms excepted from `blocked`
+    allowed_numbers: tuple[str, ...]  # canonical forms excepted from `blocked`; "+808*" is a prefix
     refusal: tuple[int, int] = (403, 21)  # SIP status, Q.850 cause of a blocked destination
     channels_out: tuple[int, int] = (403, 34)
     channels_in: tuple[int, int] = (486, 17)
@@ -168,8 +169,31 @@ class BlockRule:
 
 
 @dataclass(frozen=True, slots=True)
+class BlockTable:
+    """The rules of one scope by prefix, and the lengths that their prefixes have, longest first."""
+
+    rules: Mapping[str, BlockRule]
+    lengths: tuple[int, ...]
+
+
+def _block_tables(blocks: tuple[BlockRule, ...]) -> dict[tuple[str, str], BlockTable]:
+    """Rules by (line, profile); "" stands for all. Of two rules for one prefix the one with the lower id counts."""
+    scopes: dict[tuple[str, str], dict[str, BlockRule]] = {}
+    for rule in sorted(blocks, key=lambda rule: rule.id):
+        if rule.prefix:  # an empty prefix would be everything: never what a slip of the hand may cause
+            scopes.setdefault((rule.line, rule.profile), {}).setdefault(rule.prefix, rule)
+    return {
+        scope: BlockTable(rules, tuple(sorted({len(prefix) for prefix in rules}, reverse=True)))
+        for scope, rules in scopes.items()
+    }
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
-    """All policy data at one version. The mappings are read-only; build one with `policy.build.snapshot_of`."""
+    """All policy data at one version. The mappings are read-only; build one with `policy.build.snapshot_of`.
+
+    `block_tables` is made from `blocks`: (line, profile) -> table, "" for all.
+    """
 
     version: int
     lines: Mapping[str, Line]
@@ -179,6 +203,10 @@ class Snapshot:
     blocks: tuple[BlockRule, ...]
     numbers: Mapping[str, str]  # exact +E.164 -> account user
     ranges: Mapping[str, str]  # range prefix without "*" -> account user
+    block_tables: Mapping[tuple[str, str], BlockTable] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "block_tables", _block_tables(self.blocks))  # frozen: the only way to derive a field
 
     def account_of(self, number: str) -> Account | None:
         """The account that a `+E.164` number is assigned to: exact, else the longest range; None when there is none."""

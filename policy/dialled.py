@@ -1,0 +1,187 @@
+"""What was dialled: a Request-URI, or a bare dialled string, read into a number, its context and its faults.
+
+Pure; never raises. Percent-escapes are decoded once, *after* the URI is split, so that an escape never changes where a part
+ends. Left out: what the number means (`policy.numbers`) and which of them are emergency calls (`policy.emergency`).
+RFC 3261 §19.1 and §19.1.6, RFC 3966 §3 and §5.1, RFC 5031 (only as far as `urn:` is told apart).
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from typing import NamedTuple
+
+__all__ = ["MAX_NUMBER", "Dialled", "read"]
+
+MAX_TARGET = 2048  # bytes of a target that are looked at; longer ones are refused
+MAX_NUMBER = 40  # characters of a number after separators are dropped; the longest used one has 24
+
+# RFC 3966 §3 visual separators, and the space that users and routers put into numbers all the same.
+SEPARATORS = b"-.() "
+
+# The form that almost every call has: nothing to decode, drop or split.
+_PLAIN = re.compile(rb"(?:[sS][iI][pP][sS]?:(\+?[0-9]{1,32})@[^@]*|(\+?[0-9]{1,32}))\Z")
+_SCHEME = re.compile(rb"([A-Za-z][A-Za-z0-9+.-]*):")
+_ESCAPE = re.compile(rb"%([0-9A-Fa-f]{2})")
+_NUMBER = re.compile(r"\+?[0-9]+\Z")  # ASCII on purpose: \d and str.isdigit accept digits of every script
+_CONTEXT = re.compile(rb"\+[0-9]{1,15}\Z")
+_HOST_ONLY = re.compile(rb"(11[02])(?=[:;?]|\Z)")  # `sip:112`: no user part, but nothing else can be meant
+_PORTING = re.compile(r"[dD][0-9]{3}")
+
+# `*31#` in front of a number hides the caller's number for one call, `#31#` shows it.
+_FEATURES = {"*31#": True, "#31#": False}
+
+
+class Dialled(NamedTuple):
+    """A target taken apart.
+
+    `number` is digits with at most one `+` in front, or "" with `fault` and `status` set; `context` the global
+    phone-context ("+49...") or ""; `hide` says that `*31#` stood in front; `spoken` is the same text before any fault is
+    looked at, digits of all scripts mapped to ASCII, from which emergency calls are recognised; `how` names what was
+    done to get here.
+    """
+
+    number: str
+    context: str = ""
+    hide: bool = False
+    fault: str = ""
+    status: int = 0
+    spoken: str = ""
+    how: str = ""
+
+
+def read(target: bytes) -> Dialled:
+    """Take `target` apart. Status of a fault: 400 syntax, 404 no number, 416 unknown scheme, 484 nothing dialled."""
+    plain = _PLAIN.match(target)
+    if plain is not None:
+        number = (plain[1] or plain[2]).decode("ascii")
+        return Dialled(number, spoken=number)
+    return _read_slowly(target)
+
+
+def _read_slowly(target: bytes) -> Dialled:
+    fault = ""
+    if len(target) > MAX_TARGET:
+        target, fault = target[:MAX_TARGET], f"target longer than {MAX_TARGET} bytes"
+    scheme, rest = _split_scheme(target)
+    if scheme == "urn":
+        text = _decode(rest).decode("utf-8", "replace").lower()
+        return Dialled(
+            "", fault=fault or "service urn without a meaning here", status=400 if fault else 404, spoken=f"urn:{text}"
+        )
+    if scheme not in ("", "sip", "sips", "tel"):
+        return Dialled("", fault=f"unknown uri scheme {scheme[:20]!r}", status=416)
+    user = rest
+    if scheme != "tel":
+        user, at, host = rest.partition(b"@")
+        if b"@" in host:
+            fault = fault or "more than one @ in the uri"
+        if not at and scheme and not fault:
+            bare = _HOST_ONLY.match(rest)
+            user = bare[1] if bare else b""
+        user, colon, _ = user.partition(b":")
+        if colon:
+            fault = fault or "password part in the user info"
+    return _read_user(user, fault)
+
+
+def _split_scheme(target: bytes) -> tuple[str, bytes]:
+    """The scheme in lower case and what follows it; "" and all of it for a bare dialled string."""
+    match = _SCHEME.match(target)
+    if match is None:
+        return "", target
+    return match[1].decode("ascii").lower(), target[match.end() :]
+
+
+def _decode(text: bytes) -> bytes:
+    """Percent-escapes decoded, once."""
+    if b"%" not in text:
+        return text
+    return _ESCAPE.sub(lambda match: bytes((int(match[1], 16),)), text)
+
+
+def _read_user(user: bytes, fault: str) -> Dialled:
+    """The telephone-subscriber part: number and parameters (RFC 3966 §3; in a SIP URI's user part by RFC 3261 §19.1.6)."""
+    first, *params = user.split(b";")
+    context, dropped, param_fault = _read_params(params)
+    fault = fault or param_fault
+    decoded = _decode(first)
+    text = decoded.translate(None, SEPARATORS)
+    spoken = _spoken(text)
+    status = 400
+    if not fault and any(byte < 0x20 or byte > 0x7E for byte in decoded):
+        fault = "control or non-ASCII character in the number"
+    hide = _FEATURES.get(spoken[:4])
+    if hide is not None:
+        spoken = spoken[4:]
+    number = spoken.rstrip("#")
+    if not fault:
+        fault, status = _check_number(number)
+    how = _how(first=first, decoded=decoded, text=text, context=context, dropped=dropped, hide=hide)
+    if fault:
+        return Dialled("", context, fault=fault, status=status, spoken=number, how=how)
+    return Dialled(number, context, hide=bool(hide), spoken=number, how=how)
+
+
+def _check_number(number: str) -> tuple[str, int]:
+    """Fault and status of a number's text; ("", 0) when it is one."""
+    if not number or number == "+":
+        return "nothing dialled", 484
+    if len(number) > MAX_NUMBER:
+        return f"more than {MAX_NUMBER} characters", 404
+    if _NUMBER.match(number):
+        return "", 0
+    if "%" in number:
+        return "escape left after decoding once", 400
+    if "*" in number or "#" in number:
+        return "feature code that is not offered", 404
+    if _PORTING.match(number):
+        return "porting prefix", 404
+    return f"not a number: {number[:40]!r}", 404
+
+
+def _spoken(text: bytes) -> str:
+    """Text with the decimal digits of all scripts as ASCII. Nothing is dropped, so that nothing moves to the front."""
+    if text.isascii():
+        return text.decode("ascii")
+    mapped = []
+    for char in text.decode("utf-8", "replace"):
+        digit = unicodedata.decimal(char, -1)
+        mapped.append(char if digit < 0 else str(digit))
+    return "".join(mapped)
+
+
+def _read_params(params: list[bytes]) -> tuple[str, tuple[str, ...], str]:
+    """Global phone-context or "", the names of the parameters that are dropped, and a fault or ""."""
+    context, seen, dropped = "", False, []
+    for param in params:
+        raw_name, _, raw_value = param.partition(b"=")
+        name = _decode(raw_name).lower()
+        if name != b"phone-context":
+            dropped.append(name.decode("ascii", "replace")[:20])
+            continue
+        if seen:
+            return "", (), "two phone-contexts"  # RFC 3966 §3: each parameter at most once
+        seen = True
+        value = _decode(raw_value).translate(None, SEPARATORS) if raw_value[:1] in (b"+", b"%") else raw_value
+        if value[:1] != b"+":
+            continue  # §5.1.5: a domain name; the number is then read as dialled
+        if _CONTEXT.match(value) is None:
+            return "", (), "malformed phone-context"
+        context = value.decode("ascii")
+    return context, tuple(dropped[:8]), ""
+
+
+def _how(*, first: bytes, decoded: bytes, text: bytes, context: str, dropped: tuple[str, ...], hide: bool | None) -> str:
+    words = []
+    if decoded != first:
+        words.append("escapes decoded")
+    if text != decoded:
+        words.append("separators dropped")
+    if context:
+        words.append(f"context {context}")
+    if dropped:
+        words.append("parameters dropped: " + " ".join(dropped))
+    if hide is not None:
+        words.append("caller hidden" if hide else "caller shown")
+    return ", ".join(words)
