@@ -1,0 +1,323 @@
+"""Messages to send: forwarded copies by slicing and joining, and responses, ACK, CANCEL and requests of our own.
+
+RFC 3261 §8.2.6 (responses), §9.1 (CANCEL), §16.6 and §16.7 (forwarding), §17.1.1.3 (ACK), §18.2.1 with RFC 3581 §4 (stamping).
+A forwarded copy keeps every line that it was not told to change byte for byte and in order. A line end in a value that is
+ours to write is our own fault and raises ValueError: nothing a peer sent can become a header line of its own.
+Left out: which lines a proxy changes, and where a message goes (engine).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import TYPE_CHECKING
+
+from sipproxy.sip.errors import ParseError
+from sipproxy.sip.grammar import unfold
+from sipproxy.sip.headers import COMPACT, element_end, parse_via
+from sipproxy.sip.message import Message, Request, Response
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sipproxy.sip.headers import Via
+
+__all__ = ["REASONS", "Editor", "write_ack", "write_cancel", "write_request", "write_response"]
+
+REASONS: dict[int, bytes] = {
+    100: b"Trying", 180: b"Ringing", 181: b"Call Is Being Forwarded", 182: b"Queued", 183: b"Session Progress",
+    199: b"Early Dialog Terminated", 200: b"OK", 202: b"Accepted", 204: b"No Notification",
+    300: b"Multiple Choices", 301: b"Moved Permanently", 302: b"Moved Temporarily",
+    305: b"Use Proxy", 380: b"Alternative Service",
+    400: b"Bad Request", 401: b"Unauthorized", 402: b"Payment Required", 403: b"Forbidden", 404: b"Not Found",
+    405: b"Method Not Allowed", 406: b"Not Acceptable", 407: b"Proxy Authentication Required", 408: b"Request Timeout",
+    410: b"Gone", 412: b"Conditional Request Failed", 413: b"Request Entity Too Large", 414: b"Request-URI Too Long",
+    415: b"Unsupported Media Type", 416: b"Unsupported URI Scheme", 420: b"Bad Extension", 421: b"Extension Required",
+    422: b"Session Interval Too Small", 423: b"Interval Too Brief", 424: b"Bad Location Information", 425: b"Bad Alert Message",
+    428: b"Use Identity Header", 429: b"Provide Referrer Identity", 430: b"Flow Failed", 433: b"Anonymity Disallowed",
+    436: b"Bad Identity Info", 437: b"Unsupported Credential", 438: b"Invalid Identity Header",
+    439: b"First Hop Lacks Outbound Support", 440: b"Max-Breadth Exceeded", 469: b"Bad Info Package", 470: b"Consent Needed",
+    480: b"Temporarily Unavailable", 481: b"Call/Transaction Does Not Exist", 482: b"Loop Detected", 483: b"Too Many Hops",
+    484: b"Address Incomplete", 485: b"Ambiguous", 486: b"Busy Here", 487: b"Request Terminated", 488: b"Not Acceptable Here",
+    489: b"Bad Event", 491: b"Request Pending", 493: b"Undecipherable", 494: b"Security Agreement Required",
+    500: b"Server Internal Error", 501: b"Not Implemented", 502: b"Bad Gateway", 503: b"Service Unavailable",
+    504: b"Server Time-out", 505: b"Version Not Supported", 513: b"Message Too Large",
+    555: b"Push Notification Service Not Supported",
+    580: b"Precondition Failure", 600: b"Busy Everywhere", 603: b"Decline", 604: b"Does Not Exist Anywhere",
+    606: b"Not Acceptable", 607: b"Unwanted", 608: b"Rejected",
+}  # fmt: skip
+"""Reason phrases of the registry of SIP response codes."""
+
+_CLASS_REASONS = {1: b"Trying", 2: b"OK", 3: b"Redirection", 4: b"Request Failure", 5: b"Server Failure", 6: b"Global Failure"}
+_LWS = b" \t\r\n"
+
+
+def _line(name: bytes, value: bytes) -> bytes:
+    if b"\r" in value or b"\n" in value or b"\r" in name or b"\n" in name:
+        raise ValueError(f"line end in a header to be written: {name!r}")
+    return name + b": " + value
+
+
+def _key(name: bytes) -> bytes:
+    name = name.lower()
+    return COMPACT.get(name, name)
+
+
+def _split_first(line: bytes) -> tuple[bytes, bytes, bytes]:
+    """A header line as name with colon and white space, first element, and the rest from its comma on; all byte for byte.
+
+    Raises ParseError when the line's quotes or brackets do not balance.
+    """
+    start = line.index(b":") + 1
+    while line[start : start + 1] in _LWS_SET:
+        start += 1
+    end = element_end(line, start)
+    return line[:start], line[start:end], line[end:]
+
+
+_LWS_SET = frozenset((b" ", b"\t", b"\r", b"\n"))
+
+
+def _stamped(line: bytes, source: tuple[str, int]) -> bytes:
+    """A Via line whose first element says where the request came from. An unreadable one is left as it is: the answer to it
+    goes to the source address anyway."""
+    try:
+        name, element, rest = _split_first(line)
+        via = parse_via(unfold(element))
+    except ParseError:
+        return line
+    host, port = source
+    wants_port = via.param(b"rport") is not None
+    # RFC 3581 §4: with rport, received MUST be there even when it equals the sent-by.
+    if not wants_port and via.param(b"received") is None and _same_host(via.host, host):
+        return line
+    return name + _restamped(via, host, port) + rest
+
+
+def _restamped(via: Via, host: str, port: int) -> bytes:
+    sent = via.raw.partition(b";")[0].rstrip(b" \t")
+    parts = [sent]
+    for name, value in via.params:
+        if name == b"received":
+            continue  # a sender that writes its own received= could send answers elsewhere
+        if name == b"rport":
+            value = b"%d" % port  # noqa: PLW2901
+        parts.append(name if value is None else name + b"=" + value)
+    if via.param(b"rport") is not None or not _same_host(via.host, host):
+        parts.append(b"received=" + host.encode("ascii"))  # §25.1 via-received: an IPv6 address without brackets
+    return b";".join(parts)
+
+
+def _same_host(sent_by: bytes, host: str) -> bool:
+    text = sent_by.strip(b"[]").lower().decode("ascii")
+    if text == host:
+        return True
+    if ":" not in text or ":" not in host:
+        return False
+    try:
+        return ipaddress.ip_address(text) == ipaddress.ip_address(host)
+    except ValueError:
+        return False
+
+
+def _top_via(message: Message) -> bytes | None:
+    """The first Via line, stamped when the message is a request that was stamped; None when there is no Via."""
+    number = message.first_line.get(b"via")
+    if number is None:
+        return None
+    line = message.lines_raw[number]
+    if not isinstance(message, Request) or message.source is None:
+        return line
+    if message.stamped_via is None:
+        message.stamped_via = _stamped(line, message.source)
+    return message.stamped_via
+
+
+class Editor:
+    """A copy of a message in the making (RFC 3261 §16.6, §16.7). Header names in any case; compact forms mean the same.
+
+    Values written must be without line ends (ValueError).
+    """
+
+    __slots__ = ("_body", "_keys", "_lines")
+
+    def __init__(self, message: Request | Response) -> None:
+        self._lines = message.lines_raw.copy()
+        self._keys = message.keys.copy()
+        self._body = message.body
+        if message.version != b"SIP/2.0":
+            self._write_version(message)
+        via = _top_via(message)
+        if via is not None:
+            self._lines[message.first_line[b"via"]] = via
+
+    def _write_version(self, message: Request | Response) -> None:
+        # §7.1: the version is case-insensitive, but implementations MUST send upper case.
+        if isinstance(message, Request):
+            self._lines[0] = message.method + b" " + message.uri + b" SIP/2.0"
+        else:
+            self._lines[0] = b"SIP/2.0 %d %b" % (message.status, message.reason)
+
+    def request_uri(self, uri: bytes) -> None:
+        """Replace the Request-URI."""
+        if not uri or not uri.isascii() or any(byte <= 0x20 or byte == 0x7F for byte in uri):
+            raise ValueError(f"not a Request-URI: {uri[:80]!r}")
+        method, _, rest = self._lines[0].partition(b" ")
+        self._lines[0] = method + b" " + uri + b" " + rest.partition(b" ")[2]
+
+    def push(self, name: bytes, value: bytes) -> None:
+        """A new line above the first line of that name; at the top of the headers when there is none."""
+        number = self._find(name)
+        self._insert(1 if number < 0 else number, name, value)
+
+    def pop(self, name: bytes) -> None:
+        """Remove the first comma-separated element of the first line of that name, and the line when it was the only one.
+
+        Raises ParseError when the elements of the line cannot be told apart.
+        """
+        number = self._find(name)
+        if number < 0:
+            return
+        head, _, rest = _split_first(self._lines[number])
+        if rest:
+            self._lines[number] = head.rstrip(_LWS) + b" " + rest[1:].lstrip(_LWS)
+        else:
+            del self._lines[number], self._keys[number]
+
+    def replace_first(self, name: bytes, value: bytes) -> None:
+        """Replace the first comma-separated element of the first line of that name; a new line at the top when there is none.
+
+        Raises ParseError when the elements of the line cannot be told apart.
+        """
+        number = self._find(name)
+        if number < 0:
+            self.push(name, value)
+            return
+        _line(name, value)
+        head, _, rest = _split_first(self._lines[number])
+        self._lines[number] = head.rstrip(_LWS) + b" " + value + rest
+
+    def set(self, name: bytes, value: bytes) -> None:
+        """Replace all lines of that name by one, at the first one's place; at the end of the headers when there is none."""
+        number = self._find(name)
+        if number < 0:
+            self._insert(len(self._lines), name, value)
+            return
+        self._lines[number] = _line(name, value)
+        key = self._keys[number]
+        if self._keys.count(key) > 1:
+            self._drop(key, number + 1)
+
+    def remove(self, name: bytes) -> None:
+        """Remove all lines of that name."""
+        self._drop(_key(name), 1)
+
+    def append(self, name: bytes, value: bytes) -> None:
+        """A new line below the last line of that name; at the end of the headers when there is none."""
+        key = _key(name)
+        number = len(self._keys)
+        if key in self._keys:
+            while self._keys[number - 1] != key:
+                number -= 1
+        self._insert(number, name, value)
+
+    def to_bytes(self) -> bytes:
+        """The copy as it goes out."""
+        return b"\r\n".join((*self._lines, b"", self._body))
+
+    def _find(self, name: bytes) -> int:
+        key = _key(name)
+        return self._keys.index(key) if key in self._keys else -1
+
+    def _insert(self, number: int, name: bytes, value: bytes) -> None:
+        self._lines.insert(number, _line(name, value))
+        self._keys.insert(number, _key(name))
+
+    def _drop(self, key: bytes, start: int) -> None:
+        for number in range(len(self._keys) - 1, start - 1, -1):
+            if self._keys[number] == key:
+                del self._lines[number], self._keys[number]
+
+
+def write_response(
+    request: Request,
+    status: int,
+    reason: bytes = b"",
+    *,
+    to_tag: bytes = b"",
+    headers: Sequence[tuple[bytes, bytes]] = (),
+    body: bytes = b"",
+) -> bytes:
+    """A response to `request` (§8.2.6): its Via lines with the top one stamped, From, To, Call-ID, CSeq, then `headers`.
+
+    Lines that the request lacks are not invented; unreadable ones are copied as they came. `to_tag` is added to a readable To
+    without a tag. Content-Length is always added.
+    """
+    reason = reason or REASONS.get(status) or _CLASS_REASONS[status // 100]
+    if b"\r" in reason or b"\n" in reason:
+        raise ValueError("line end in a reason phrase")
+    lines = [b"SIP/2.0 %d %b" % (status, reason)]
+    lines += _via_lines(request)
+    for key in (b"from", b"to", b"call-id", b"cseq"):
+        number = request.first_line.get(key)
+        if number is not None:
+            line = request.lines_raw[number]
+            lines.append(line + b";tag=" + to_tag if key == b"to" and to_tag and _lacks_tag(request) else line)
+    if status == 100 and request.has(b"timestamp"):
+        lines.append(request.lines_raw[request.first_line[b"timestamp"]])  # §8.2.6.1 MUST
+    lines += [_line(name, value) for name, value in headers]
+    lines.append(b"Content-Length: %d" % len(body))
+    return b"\r\n".join((*lines, b"", body))
+
+
+def _via_lines(request: Request) -> list[bytes]:
+    top = _top_via(request)
+    if top is None:
+        return []
+    lines = [line for key, line in zip(request.keys, request.lines_raw, strict=True) if key == b"via"]
+    lines[0] = top
+    return lines
+
+
+def _lacks_tag(request: Request) -> bool:
+    try:
+        return request.to.tag is None
+    except ParseError:
+        return False
+
+
+def write_ack(invite: Request, response: Response) -> bytes:
+    """The ACK to a non-2xx `response` (§17.1.1.3). `invite` is the request as it was sent."""
+    to = response.lines_raw[response.first_line[b"to"]]
+    return _derived(invite, b"ACK", to)
+
+
+def write_cancel(invite: Request) -> bytes:
+    """The CANCEL of a request as it was sent (§9.1)."""
+    return _derived(invite, b"CANCEL", invite.lines_raw[invite.first_line[b"to"]])
+
+
+def _derived(invite: Request, method: bytes, to: bytes) -> bytes:
+    """What ACK and CANCEL share: Request-URI, one Via equal to the top one, From, Call-ID, CSeq number and Route."""
+    raw, at = invite.lines_raw, invite.first_line
+    _, via, _ = _split_first(raw[at[b"via"]])
+    lines = [method + b" " + invite.uri + b" SIP/2.0", _line(b"Via", unfold(via).strip(b" \t"))]
+    lines += [line for key, line in zip(invite.keys, raw, strict=True) if key == b"route"]
+    lines += [
+        b"Max-Forwards: 70",
+        raw[at[b"from"]],
+        to,
+        raw[at[b"call-id"]],
+        b"CSeq: %d %b" % (invite.cseq.number, method),
+        b"Content-Length: 0",
+    ]
+    return b"\r\n".join((*lines, b"", b""))
+
+
+def write_request(method: bytes, uri: bytes, headers: Sequence[tuple[bytes, bytes]], body: bytes = b"") -> bytes:
+    """A request of our own. Content-Length is added."""
+    if any(byte <= 0x20 or byte == 0x7F for byte in method + uri) or not method or not uri:
+        raise ValueError(f"not a request line: {method!r} {uri[:80]!r}")
+    lines = [method + b" " + uri + b" SIP/2.0"]
+    lines += [_line(name, value) for name, value in headers]
+    lines.append(b"Content-Length: %d" % len(body))
+    return b"\r\n".join((*lines, b"", body))

@@ -1,0 +1,116 @@
+"""The lexical rules that URIs, header fields and whole messages share (RFC 3261 §25.1).
+
+Everything is bytes; letters and digits are ASCII's only. A value handed to these functions has been unfolded. Left out: the
+header fields themselves (headers.py) and the start line (message.py).
+"""
+
+from __future__ import annotations
+
+import re
+
+from sipproxy.sip.errors import ParseError
+
+__all__ = [
+    "HOST",
+    "MAX_PARAMS",
+    "QUOTED",
+    "TOKEN",
+    "TOKEN_CHARS",
+    "Params",
+    "find_param",
+    "parse_number",
+    "parse_params",
+    "quote",
+    "shown",
+    "unfold",
+    "unquote",
+]
+
+Params = tuple[tuple[bytes, bytes | None], ...]
+
+TOKEN_CHARS = rb"A-Za-z0-9\-.!%*_+`'~"
+QUOTED = rb'"(?:[^"\\]|\\.)*+"'  # §25.1 quoted-string; the possessive star keeps it linear and off the backtracking stack.
+# §25.1 host, and the underscore that private networks put into host names. IPv6 references are not judged further: RFC 5118
+# §4.10 asks to tolerate the address forms that the grammar of RFC 3261 allows by mistake.
+HOST = rb"[A-Za-z0-9_][A-Za-z0-9\-_.]*+|\[[0-9A-Fa-f:.]++\]"
+
+MAX_PARAMS = 64
+"""Parameters of one value; the longest seen from real devices is below 20."""
+
+TOKEN = re.compile(rb"[" + TOKEN_CHARS + rb"]+\Z")
+_FOLD = re.compile(rb"\r\n[ \t]+")
+_PAIR = re.compile(rb"\\(.)", re.DOTALL)
+# §25.1 gen-value is a token, a host or a quoted string. Devices put '=', '/', '@' and the like into tags and base64 values;
+# whatever cannot end a parameter is taken, so that there is still one reading only.
+_PARAM = re.compile(
+    rb"[ \t]*+;[ \t]*+([" + TOKEN_CHARS + rb"]++)[ \t]*+(?:=[ \t]*+(" + QUOTED + rb'|[^\x00-\x20\x7f",;<>\\?]++)[ \t]*+)?',
+    re.DOTALL,
+)
+
+
+def shown(data: bytes) -> str:
+    """Peer input for an error text: its repr, cut to 80 characters."""
+    return repr(data[:80])[1:][:80]
+
+
+def unfold(value: bytes) -> bytes:
+    """The value with every fold (RFC 3261 §7.3.1) turned into one space."""
+    return _FOLD.sub(b" ", value) if b"\r" in value else value
+
+
+def parse_number(value: bytes, maximum: int, what: str, section: str) -> int:
+    """ASCII digits up to `maximum`. Raises ParseError for anything else: no sign, no space, no other script's digits."""
+    # Twenty digits hold any 64-bit number, and leading zeros are legal (RFC 4475 §3.1.1.1); bytes.isdigit knows ASCII only.
+    if not value.isdigit() or len(value) > 20:
+        raise ParseError(f"{what} is not a number: {shown(value)}", section=section)
+    number = int(value)
+    if number > maximum:
+        raise ParseError(f"{what} is above {maximum}: {shown(value)}", section=section)
+    return number
+
+
+def parse_params(data: bytes, position: int) -> Params:
+    """The `;name=value` parameters from `position` to the end, names in lower case, values as written (quotes kept).
+
+    A parameter without a value has None. Raises ParseError for anything else, a name that comes twice, or too many.
+    """
+    if position == len(data):
+        return ()
+    params: list[tuple[bytes, bytes | None]] = []
+    end = len(data)
+    match = _PARAM.match
+    while position < end:
+        found = match(data, position)
+        if found is None or len(params) == MAX_PARAMS:
+            raise ParseError(f"not a parameter list: {shown(data[position:])}", offset=position)
+        name, value = found.groups()
+        params.append((name.lower(), value))
+        position = found.end()
+    if len(params) > 1 and len({name for name, _ in params}) != len(params):
+        raise ParseError(f"a parameter comes twice: {shown(data)}", section="RFC 3261 §7.3.1")  # §7.3.1 MUST NOT
+    return tuple(params)
+
+
+def find_param(params: Params, name: bytes) -> bytes | None:
+    """The value of a parameter: b"" when it has none, None when it is absent. `name` in any case."""
+    if params:
+        name = name.lower()
+        for key, value in params:
+            if key == name:
+                return b"" if value is None else value
+    return None
+
+
+def unquote(value: bytes) -> bytes:
+    """What a quoted string means; a value without quotes is returned as it is."""
+    if len(value) < 2 or value[:1] != b'"' or value[-1:] != b'"':
+        return value
+    inner = value[1:-1]
+    return _PAIR.sub(rb"\1", inner) if b"\\" in inner else inner
+
+
+def quote(value: bytes) -> bytes:
+    """`value` as a quoted string (RFC 3261 §25.1). Raises ValueError for a CR or LF, which no quoted string can hold."""
+    if b"\r" in value or b"\n" in value:
+        raise ValueError("a quoted string holds no line end")
+    return b'"' + value.replace(b"\\", b"\\\\").replace(b'"', b'\\"') + b'"'

@@ -1,0 +1,210 @@
+"""Header field values that a proxy or registrar reads (RFC 3261 §20, RFC 3581).
+
+A value handed in has been unfolded. Left out: credentials and challenges (digest.py), and every header that is only forwarded.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from sipproxy.sip.errors import ParseError
+from sipproxy.sip.grammar import (
+    HOST,
+    QUOTED,
+    TOKEN,
+    TOKEN_CHARS,
+    Params,
+    find_param,
+    parse_number,
+    parse_params,
+    shown,
+    unquote,
+)
+from sipproxy.sip.uri import STAR, Uri, parse_uri
+
+__all__ = [
+    "COMPACT",
+    "MAX_ELEMENTS",
+    "CSeq",
+    "NameAddr",
+    "Via",
+    "canonical_name",
+    "element_end",
+    "parse_cseq",
+    "parse_name_addr",
+    "parse_via",
+    "split_commas",
+]
+
+MAX_ELEMENTS = 200
+"""Comma-separated elements of one value; as many as a message may have header lines."""
+
+COMPACT = {
+    # RFC 3261 §7.3.3 and the registry of SIP header fields (RFC 3265, 3515, 3841, 3892, 4028, 4474, 6665).
+    b"a": b"accept-contact",
+    b"b": b"referred-by",
+    b"c": b"content-type",
+    b"d": b"request-disposition",
+    b"e": b"content-encoding",
+    b"f": b"from",
+    b"i": b"call-id",
+    b"j": b"reject-contact",
+    b"k": b"supported",
+    b"l": b"content-length",
+    b"m": b"contact",
+    b"n": b"identity-info",
+    b"o": b"event",
+    b"r": b"refer-to",
+    b"s": b"subject",
+    b"t": b"to",
+    b"u": b"allow-events",
+    b"v": b"via",
+    b"x": b"session-expires",
+    b"y": b"identity",
+}
+
+
+class NameAddr(NamedTuple):
+    """A From, To, Contact, Route, Record-Route or identity value. `display` is what the display name means, without quotes.
+
+    Parameter values are as written, so a quoted one keeps its quotes (grammar.unquote takes them off).
+    """
+
+    display: bytes
+    uri: Uri
+    params: Params
+    raw: bytes
+
+    def param(self, name: bytes) -> bytes | None:
+        """The value of a header parameter: b"" when it has none, None when it is absent."""
+        return find_param(self.params, name)
+
+    @property
+    def tag(self) -> bytes | None:
+        """The tag; None when there is none, or an empty one."""
+        return find_param(self.params, b"tag") or None
+
+    @property
+    def is_star(self) -> bool:
+        return self.uri is STAR
+
+
+class Via(NamedTuple):
+    """One Via value (RFC 3261 §20.42). `transport` is in upper case; `host` as written, brackets kept."""
+
+    transport: str
+    host: bytes
+    port: int | None
+    params: Params
+    raw: bytes
+
+    def param(self, name: bytes) -> bytes | None:
+        """The value of a parameter: b"" when it has none (`;rport`), None when it is absent."""
+        return find_param(self.params, name)
+
+    @property
+    def branch(self) -> bytes | None:
+        return find_param(self.params, b"branch") or None
+
+
+class CSeq(NamedTuple):
+    number: int
+    method: bytes
+
+
+_MAX_CSEQ = 2**31 - 1  # §8.1.1.5: MUST be less than 2**31.
+# §25.1 display-name is tokens or a quoted string; unquoted UTF-8 is common and unambiguous.
+# The space before "<" may be missing (RFC 4475 §3.1.1.6).
+_NAME_ADDR = re.compile(
+    rb"(?:(" + QUOTED + rb")[ \t]*+|([" + TOKEN_CHARS + rb" \t\x80-\xff]*+))<([^\x00-\x20\x7f<>\"]++)>[ \t]*+", re.DOTALL
+)
+# §20: a URI that holds a comma, question mark or semicolon MUST be in angle brackets: what follows ";" is the header's.
+_ADDR_SPEC = re.compile(rb"([^\x00-\x20\x7f<>\",;?]++)[ \t]*+")
+_VIA = re.compile(
+    rb"[%b]++[ \t]*+/[ \t]*+[%b]++[ \t]*+/[ \t]*+([%b]++)[ \t]++(%b)[ \t]*+(?::[ \t]*+([0-9]{1,5})[ \t]*+)?"
+    % (TOKEN_CHARS, TOKEN_CHARS, TOKEN_CHARS, HOST)
+)
+_CSEQ = re.compile(rb"([0-9]++)[ \t]++([" + TOKEN_CHARS + rb"]++)\Z")
+_COMMENT = rb"\((?:[^()\\]++|\\.|\((?:[^()\\]++|\\.)*+\))*+\)"
+# One element: up to a comma that is not inside quotes, angle brackets or a comment (one level of nesting).
+_ELEMENT = re.compile(rb"(?:[^,\"<(]++|" + QUOTED + rb"|<[^>]*+>|" + _COMMENT + rb")*+", re.DOTALL)
+_LWS = b" \t\r\n"
+
+
+def canonical_name(name: bytes) -> bytes:
+    """A header name in its long form and lower case. Raises ParseError when it is not a token."""
+    if not TOKEN.match(name):
+        raise ParseError(f"not a header name: {shown(name)}", section="RFC 3261 §7.3.1")
+    name = name.lower()  # bytes.lower folds ASCII only: KELVIN SIGN stays what it is
+    return COMPACT.get(name, name)
+
+
+def element_end(value: bytes, position: int = 0) -> int:
+    """Where the element that starts at `position` ends: at a comma or the end. Folds may still be in `value`."""
+    found = _ELEMENT.match(value, position)
+    end = found.end() if found else position
+    if end < len(value) and value[end] != 0x2C:
+        raise ParseError(f"unbalanced quotes, brackets or comment: {shown(value[end:])}", offset=end, section="RFC 3261 §7.3.1")
+    return end
+
+
+def split_commas(value: bytes) -> list[bytes]:
+    """The comma-separated elements of a value, stripped; [] for an empty value. Raises ParseError, so for an empty element."""
+    if b"," not in value:
+        value = value.strip(_LWS)
+        return [value] if value else []
+    if b'"' not in value and b"<" not in value and b"(" not in value:
+        elements = value.split(b",", MAX_ELEMENTS)
+    else:
+        elements = []
+        position = 0
+        while position <= len(value) and len(elements) <= MAX_ELEMENTS:
+            end = element_end(value, position)
+            elements.append(value[position:end])
+            position = end + 1
+    if len(elements) > MAX_ELEMENTS:
+        raise ParseError(f"more than {MAX_ELEMENTS} elements", section="RFC 3261 §7.3.1")
+    elements = [element.strip(_LWS) for element in elements]
+    if b"" in elements:
+        raise ParseError(f"empty element: {shown(value)}", section="RFC 3261 §7.3.1")
+    return elements
+
+
+def parse_name_addr(data: bytes) -> NameAddr:
+    """A name-addr or addr-spec with header parameters, or `*`. Raises ParseError."""
+    data = data.strip(b" \t")
+    found = _NAME_ADDR.match(data)
+    if found is not None:
+        quoted, display, uri = found.groups()
+        name = unquote(quoted) if quoted is not None else display.strip(b" \t")
+        return NameAddr(name, parse_uri(uri), parse_params(data, found.end()), data)
+    if data == b"*":
+        return NameAddr(b"", STAR, (), data)
+    found = _ADDR_SPEC.match(data)
+    if found is None:
+        raise ParseError(f"not an address: {shown(data)}", section="RFC 3261 §20")
+    return NameAddr(b"", parse_uri(found[1]), parse_params(data, found.end()), data)
+
+
+def parse_via(data: bytes) -> Via:
+    """One Via value. Raises ParseError."""
+    data = data.strip(b" \t")
+    found = _VIA.match(data)
+    if found is None:
+        raise ParseError(f"not a Via: {shown(data)}", section="RFC 3261 §20.42")
+    transport, host, port_text = found.groups()
+    port = None
+    if port_text is not None:
+        port = int(port_text)
+        if port > 65535:
+            raise ParseError(f"port out of range: {shown(data)}", offset=found.start(3), section="RFC 3261 §20.42")
+    return Via(transport.decode("ascii").upper(), host, port, parse_params(data, found.end()), data)
+
+
+def parse_cseq(data: bytes) -> CSeq:
+    """A CSeq value. Raises ParseError."""
+    found = _CSEQ.match(data)
+    if found is None:
+        raise ParseError(f"not a CSeq: {shown(data)}", section="RFC 3261 §20.16")
+    return CSeq(parse_number(found[1], _MAX_CSEQ, "CSeq", "RFC 3261 §8.1.1.5"), found[2])
