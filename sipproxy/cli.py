@@ -1,0 +1,216 @@
+"""The program `sipproxy`: its commands, options and help. What a command does is in sipproxy/commands, imported when it runs.
+
+Leaves out everything that takes time to import, so that --help and short commands answer at once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["main"]
+
+app = typer.Typer(
+    help="SIP registrar, policy proxy and call-detail recorder for small carriers.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+line_app = typer.Typer(help="Lines: customers' connections.", no_args_is_help=True)
+psap_app = typer.Typer(help="PSAP routes: where 110 and 112 of a location go.", no_args_is_help=True)
+block_app = typer.Typer(help="Block rules: prefixes that are refused.", no_args_is_help=True)
+cdr_app = typer.Typer(help="Call detail records.", no_args_is_help=True)
+app.add_typer(line_app, name="line")
+app.add_typer(psap_app, name="psap")
+app.add_typer(block_app, name="block")
+app.add_typer(cdr_app, name="cdr")
+
+ConfigOption = Annotated[
+    Path, typer.Option("--config", "-c", envvar="SIPPROXY_CONFIG", help="Configuration file (TOML).", show_default=True)
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+WhyOption = Annotated[str, typer.Option("--why", help="Reason, kept in the change log.")]
+CsvArgument = Annotated[Path, typer.Argument(metavar="FILE.csv", help="CSV file with a header row.")]
+DEFAULT_CONFIG = Path("config.toml")
+
+
+@app.command()
+def up(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
+    """Start all that one machine needs.
+
+    The embedded store, where the configuration names none, and the node.
+    """
+    from sipproxy.commands import node, output
+
+    output.run(lambda out: node.serve(config, out, everything=True), as_json=as_json)
+
+
+@app.command()
+def serve(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
+    """Start a node alone.
+
+    The store is the one that store.url names.
+    """
+    from sipproxy.commands import node, output
+
+    output.run(lambda out: node.serve(config, out, everything=False), as_json=as_json)
+
+
+@app.command()
+def check(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
+    """Tell every fault of a configuration.
+
+    Each with file, line and key; the policy files that it names are read too.
+    """
+    from sipproxy.commands import node, output
+
+    output.run(lambda out: node.check(config, out), as_json=as_json)
+
+
+@app.command()
+def calls(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
+    """Calls that the running node holds."""
+    from sipproxy.commands import node, output
+
+    output.run(lambda out: node.calls(config, out), as_json=as_json)
+
+
+@app.command()
+def registrations(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
+    """Contacts registered at the running node."""
+    from sipproxy.commands import node, output
+
+    output.run(lambda out: node.registrations(config, out), as_json=as_json)
+
+
+@app.command()
+def demo(as_json: JsonOption = False) -> None:
+    """Show a whole network, narrated.
+
+    Simulated routers, trunk and PSAP around a real node on free loopback ports. Ends by itself; non-zero when what happened
+    is not what was announced.
+    """
+    from sipproxy.commands import node, output
+
+    output.run(lambda _: node.demo(as_json=as_json), as_json=as_json)
+
+
+@app.command()
+def explain(
+    caller: Annotated[str, typer.Argument(metavar="[LINE-or-NUMBER]", help="Calling line, or one of its numbers.")] = "",
+    dialled: Annotated[str, typer.Argument(metavar="[DIALLED]", help="Dialled digits or a whole URI.")] = "",
+    batch: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.csv", help="Many at once: id,profile,caller_area_code,caller_e164,dialled; '-' is stdin."),
+    ] = None,
+    at: Annotated[str, typer.Option("--at", metavar="TIME", help="Decide as at this time, such as 2026-01-31T08:00.")] = "",
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: JsonOption = False,
+) -> None:
+    """Say why a call would be refused or not.
+
+    The decision is the live path's own, with each rule that was looked at.
+
+    The policy data is that of the store; where no store was ever used, the files of the configuration's [policy].
+    --batch assumes a line of each row's profile, with all channels free, and needs no configuration.
+    """
+    from sipproxy.commands import explaining, output
+
+    output.run(lambda out: explaining.explain(config, out, caller, dialled, batch=batch, at=at), as_json=as_json)
+
+
+@line_app.command("import")
+def line_import(
+    file: CsvArgument, why: WhyOption = "", config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False
+) -> None:
+    """Add or replace lines.
+
+    From a CSV file, all or none. Columns: line,profile,status,channels,location,area_code,account,kind,password,number.
+    """
+    from sipproxy.commands import output, policy_data
+
+    output.run(lambda out: policy_data.import_file("lines", file, config, out, why=why), as_json=as_json)
+
+
+@line_app.command("list")
+def line_list(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
+    """All lines."""
+    from sipproxy.commands import output, policy_data
+
+    output.run(lambda out: policy_data.list_lines(config, out), as_json=as_json)
+
+
+@line_app.command("show")
+def line_show(
+    line: Annotated[str, typer.Argument(metavar="LINE-or-NUMBER", help="The line, or one of its numbers.")],
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: JsonOption = False,
+) -> None:
+    """One line with its accounts and numbers."""
+    from sipproxy.commands import output, policy_data
+
+    output.run(lambda out: policy_data.show_line(line, config, out), as_json=as_json)
+
+
+@psap_app.command("import")
+def psap_import(
+    file: CsvArgument, why: WhyOption = "", config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False
+) -> None:
+    """Add or replace PSAP routes.
+
+    From a CSV file, all or none. Columns: location,service,priority,uri,name.
+    """
+    from sipproxy.commands import output, policy_data
+
+    output.run(lambda out: policy_data.import_file("psap", file, config, out, why=why), as_json=as_json)
+
+
+@psap_app.command("list")
+def psap_list(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
+    """All PSAP routes."""
+    from sipproxy.commands import output, policy_data
+
+    output.run(lambda out: policy_data.list_psap(config, out), as_json=as_json)
+
+
+@block_app.command("import")
+def block_import(
+    file: CsvArgument, why: WhyOption = "", config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False
+) -> None:
+    """Add or replace block rules.
+
+    From a CSV file, all or none. Columns: id,prefix,reason,profile,line,owner.
+    """
+    from sipproxy.commands import output, policy_data
+
+    output.run(lambda out: policy_data.import_file("blocks", file, config, out, why=why), as_json=as_json)
+
+
+@block_app.command("list")
+def block_list(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
+    """All block rules."""
+    from sipproxy.commands import output, policy_data
+
+    output.run(lambda out: policy_data.list_blocks(config, out), as_json=as_json)
+
+
+@cdr_app.command("tail")
+def cdr_tail(
+    count: Annotated[int, typer.Option("--count", "-n", min=0, max=1_000_000, help="Records to begin with.")] = 10,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with new ones until interrupted.")] = False,
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: JsonOption = False,
+) -> None:
+    """The newest call detail records; with --json one object a line."""
+    from sipproxy.commands import cdrs, output
+
+    output.run(lambda out: cdrs.tail(config, out, count=count, follow=follow), as_json=as_json)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app(prog_name="sipproxy")

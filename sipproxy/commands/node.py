@@ -1,0 +1,97 @@
+"""Commands that start a node, check its configuration, or ask a running one: up, serve, check, calls, registrations, demo."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sipproxy.commands.output import REFUSED, CommandError, Output
+from sipproxy.config import Config, load
+from sipproxy.config_file import ConfigError
+
+__all__ = ["calls", "check", "demo", "registrations", "serve"]
+
+Row = dict[str, Any]
+
+
+def serve(path: Path, output: Output, *, everything: bool) -> int:
+    """Run a node until it is told to stop; its exit code."""
+    config = load(path)
+    if not everything and not config.store.url:
+        raise CommandError(
+            f"{path}: store.url: is empty; name the store that the nodes share, or start the embedded one with `up`"
+        )
+    from sipproxy import app  # the whole node
+
+    output.value({"event": "starting", "node": config.node.id, "config": str(path)})
+    return app.main(config, config_path=path, embedded=not config.store.url)
+
+
+def demo(*, as_json: bool) -> int:
+    """The narrated demonstration; non-zero when what happened is not what it announces."""
+    import loadtest.demo
+
+    return loadtest.demo.main(json=as_json)
+
+
+def check(path: Path, output: Output) -> int:
+    """Every fault of the configuration and of the policy files that it names."""
+    from sipproxy.commands import policy_data
+
+    faults: list[Row] = []
+    counts: Row = {}
+    try:
+        config = load(path)
+    except ConfigError as error:
+        faults = [fault._asdict() for fault in error.faults]
+    else:
+        counts, faults = policy_data.check_files(config)
+    if faults:
+        raise CommandError("\n".join(_fault_text(fault) for fault in faults), code=REFUSED, faults=faults)
+    output.value({"ok": True, "config": str(path), **counts})
+    output.line(f"{path}: ok ({', '.join(f'{count} {name}' for name, count in counts.items())})")
+    return 0
+
+
+def _fault_text(fault: Row) -> str:
+    place = f"{fault['file']}:{fault['line']}" if fault["line"] else str(fault["file"])
+    return f"{place}: {fault['key']}: {fault['detail']}" if fault["key"] else f"{place}: {fault['detail']}"
+
+
+def calls(path: Path, output: Output) -> int:
+    """The calls of the running node."""
+    rows = _ask(load(path), "calls", "calls")
+    output.value(rows)
+    columns = ("id", "state", "direction", "line", "calling", "dialled", "trunk", "for_s")
+    output.table(columns, _cells(rows, columns), empty="no calls")
+    return 0
+
+
+def registrations(path: Path, output: Output) -> int:
+    """The bindings of the running node."""
+    rows = _ask(load(path), "registrations", "registrations")
+    output.value(rows)
+    now_ms = time.time_ns() // 1_000_000
+    for row in rows:
+        if "expires_at_ms" in row:
+            row["expires_s"] = max(0, (row["expires_at_ms"] - now_ms) // 1000)
+    columns = ("account", "line", "contact", "flow", "expires_s", "user_agent")
+    output.table(columns, _cells(rows, columns), empty="no registrations")
+    return 0
+
+
+def _ask(config: Config, command: str, field: str) -> list[Row]:
+    from sipproxy.admin import control
+
+    socket = control.socket_path(config.node.data_dir)
+    try:
+        rows: list[Row] = control.ask(socket, command)[field]
+    except control.NodeAwayError as error:
+        raise control.NodeAwayError(f"{error}; start one with `sipproxy up`, or name its configuration with -c") from None
+    return rows
+
+
+def _cells(rows: Sequence[Row], columns: Sequence[str]) -> list[list[object]]:
+    return [[row.get(column) for column in columns] for row in rows]
