@@ -14,7 +14,19 @@ import msgspec
 
 from cdr.facts import Admit, Alive, Answer, End, Fact, Record
 
-__all__ = ["CodecError", "Head", "Scanned", "decode", "decode_fact", "encode", "encode_fact", "head", "scan"]
+__all__ = [
+    "CodecError",
+    "Head",
+    "Scanned",
+    "decode",
+    "decode_fact",
+    "encode",
+    "encode_confirmed",
+    "encode_fact",
+    "head",
+    "kind_of",
+    "scan",
+]
 
 
 class CodecError(ValueError):
@@ -61,7 +73,7 @@ _RECORDS = msgspec.msgpack.Decoder(Record)
 _MAPS = msgspec.msgpack.Decoder(dict[str, Any])
 _ENTRIES = msgspec.msgpack.Decoder(_AnyEntry)
 _HEADS = msgspec.msgpack.Decoder(Head)
-_PARTS = msgspec.msgpack.Decoder(Answer | Alive)
+_PARTS: msgspec.msgpack.Decoder[Answer | Alive] = msgspec.msgpack.Decoder(Answer | Alive)
 _FAULTS = (msgspec.MsgspecError, ValueError, TypeError, RecursionError, OverflowError)
 
 
@@ -103,6 +115,16 @@ def encode_fact(fact: Fact) -> bytes:
         return _ENCODER.encode(fact)
     except _FAULTS as error:
         raise CodecError(f"fact cannot be encoded: {error}") from error
+
+
+def encode_confirmed(seq: int) -> bytes:
+    """The journal's own entry: all records up to `seq` are in the stream."""
+    return _ENCODER.encode({"type": "confirmed", "seq": seq})
+
+
+def kind_of(fact: Fact) -> str:
+    """The `type` that a fact is written with."""
+    return str(type(fact).__struct_config__.tag)
 
 
 def decode_fact(data: bytes | memoryview) -> Fact:

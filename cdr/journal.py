@@ -1,0 +1,415 @@
+"""The local journal of call facts: what is in it survives the process, and soon the machine (design: invariant 3, §8).
+
+Every append is one write to the kernel, so that a killed process loses nothing; a thread syncs groups of them to the disk.
+Records stay until they are confirmed as published, and the facts of a live call until it ends. Segments are removed oldest
+first only, because an END must not go before its ADMIT; the facts of a few calls that outlive their segment are appended
+again. The newest segment always stays, and its header knows the numbers given so far.
+
+Left out: the file format (`segment`), files (`storage`), reading them back at start (`recovery`), the timing of syncs
+(`syncer`), the way into the stream (`publisher`). One thread appends and confirms; `read` may run in another one.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import time
+from bisect import bisect_right
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from cdr import codec, recovery
+from cdr.facts import Admit, End
+from cdr.reading import READ_BYTES, Batch, Entry, Wanted, read_entries
+from cdr.recovery import Damage, JournalError, Recovered
+from cdr.segment import FRAME_SIZE, HEADER_SIZE, MAX_PAYLOAD, Frame, Header, frames, write_frame, write_header
+from cdr.storage import LiveCalls, Ref, Reserve, Segment, free_percent, lock_directory, sync_directory
+from cdr.syncer import Syncer, SyncFailedError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cdr.facts import Fact, Record
+
+__all__ = ["Batch", "Damage", "Entry", "Journal", "JournalError", "Recovered", "Stats"]
+
+MIN_SEGMENT_BYTES = 4096
+MAX_SEGMENT_BYTES = 256 * 1024 * 1024  # One segment at a time is held in memory at recovery.
+CARRY_CALLS = 4  # Calls carried on per append: bounds its time, and is faster than segments can fill.
+CARRY_SEGMENTS = 4  # Segments that may lie before calls are carried on at all.
+PROBE_S = 1.0  # How often the disk's free space is looked at.
+
+
+class Stats(msgspec.Struct, frozen=True):
+    """What the metrics show. Times are milliseconds of the last and of the longest sync."""
+
+    bytes: int
+    segments: int
+    live: int
+    last_seq: int
+    confirmed_seq: int
+    unsynced: int  # bytes
+    fsync_ms: float
+    fsync_longest_ms: float
+    fsync_errors: int
+    write_errors: int
+    gaps: int  # sequence numbers that were skipped
+    damaged: int  # places that could not be read
+    free_percent: float
+    failure: str  # why the disk refuses now, "" when it does not
+
+
+class Journal:
+    """Facts in, numbered records out. `recover` comes first; `append` and `confirm` are synchronous and short."""
+
+    def __init__(
+        self,
+        directory: Path | str,
+        *,
+        node: str,
+        segment_bytes: int = 16 * 1024 * 1024,
+        fsync_interval_ms: int = 10,
+    ) -> None:
+        """Raises ValueError for a node id or a size that cannot be."""
+        if not MIN_SEGMENT_BYTES <= segment_bytes <= MAX_SEGMENT_BYTES:
+            raise ValueError(f"segment_bytes must be {MIN_SEGMENT_BYTES} to {MAX_SEGMENT_BYTES}: {segment_bytes}")
+        write_header(Header(0, 0, 0, 0, node))
+        self.directory = Path(directory)
+        self.node = node
+        self._segment_bytes = segment_bytes
+        self._interval_s = max(0, fsync_interval_ms) / 1000
+        self._lock = threading.Lock()  # guards what the syncing thread and readers see: segments, dirty, condemned
+        self._held = -1
+        self._segments: list[Segment] = []
+        self._dirty: list[Segment] = []
+        self._condemned: list[Segment] = []
+        self._directory_changed = False
+        self._live = LiveCalls()
+        self._reserve = Reserve(self.directory / "reserve", segment_bytes // 4)
+        self._syncer: Syncer | None = None
+        self._salt = 0
+        self._last_seq = self._confirmed = self._recovered_seq = 0
+        self._write_errors = self._gaps = self._damaged = 0
+        self._failure = ""
+        self._free = 100.0
+        self._probe_at = 0.0
+
+    def recover(self) -> Recovered:
+        """Take the directory, read what is there, cut off a torn end, and be ready for appends.
+
+        Raises JournalError when another process has the directory, it belongs to another node, or it cannot be read or written.
+        """
+        if self._held >= 0:
+            raise JournalError(f"journal {self.directory} is open already")
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self._held = lock_directory(self.directory)
+            found = recovery.load(self.directory, self.node)
+            self._adopt(found)
+        except OSError as error:
+            self._unlock()
+            raise JournalError(f"journal {self.directory}: {error.strerror or error}") from error
+        except JournalError:
+            self._unlock()
+            raise
+        self._syncer = Syncer(self._sync, interval_s=self._interval_s, position=self._segments[0].position)
+        self._syncer.start()
+        self._syncer.want(self._position)
+        self._syncer.poke()
+        return Recovered(
+            next_seq=self._last_seq + 1,
+            unfinished=found.unfinished,
+            unpublished=self.records_from(self._confirmed + 1),
+            damaged=found.damaged,
+            torn=found.torn,
+        )
+
+    def append(self, fact: Fact) -> int:
+        """Hand `fact` to the kernel; the position behind it, for `wait_synced`.
+
+        Raises JournalError with the reason when the disk does not take it (the file is as before, and an END keeps its
+        number for the next try), or when the fact cannot be written at all.
+        """
+        try:
+            payload = codec.encode_fact(fact)
+        except codec.CodecError as error:
+            raise JournalError(str(error)) from error
+        if isinstance(fact, End):
+            self._append_end(fact.record, payload)
+        else:
+            call, kind = (fact.record.id, "admit") if isinstance(fact, Admit) else (fact.id, codec.kind_of(fact))
+            self._live.put(call, kind, self._write(payload, urgent=kind != "admit"))
+        self._carry()
+        self._started.want(self._position)
+        return self._position
+
+    async def wait_synced(self, position: int) -> None:
+        """Return when everything before `position` is on disk. Raises JournalError when the disk refuses."""
+        try:
+            await self._started.wait(min(position, self._position))
+        except SyncFailedError as error:
+            raise JournalError(f"journal {self.directory}: {error}") from error
+
+    def confirm(self, seq: int) -> None:
+        """All records up to `seq` are safely in the stream. Never raises: forgetting it only repeats a publication."""
+        seq = min(seq, self._last_seq)
+        if seq <= self._confirmed:
+            return
+        self._confirmed = seq
+        try:
+            self._write(codec.encode_confirmed(seq), urgent=False)
+        except JournalError:
+            return  # Counted in `_write`; the number is in memory and goes into the next header.
+        self._started.want(self._position)
+        self._remove()
+
+    def records_from(self, seq: int) -> Iterator[Record]:
+        """The final records numbered `seq` and above, in order, read from disk as they are asked for.
+
+        One that this version cannot decode is left out here and counted; `read` has its bytes. Raises JournalError.
+        """
+        position = self.position_of(seq)
+        while position < (end := self._position):
+            entries, position = self.read(position, seq=seq, end=end)
+            for entry in entries:
+                try:
+                    yield codec.decode(entry.record)
+                except codec.CodecError:
+                    self._damaged += 1
+
+    def position_of(self, seq: int) -> int:
+        """A position from which no record numbered `seq` or above is missed."""
+        with self._lock:
+            for part in self._segments:
+                if part.last_seq >= seq:
+                    return part.position
+        return self._segments[-1].position
+
+    def read(self, position: int, *, seq: int, end: int, count: int = 500, size: int = READ_BYTES) -> Batch:
+        """Final records numbered `seq` and above between two positions: at most `count`, and about `size` bytes.
+
+        May run in a thread of its own. Raises JournalError when a file cannot be read.
+        """
+        with self._lock:
+            first = max(0, bisect_right(self._segments, position, key=lambda part: part.position) - 1)
+            parts = [(part, min(part.end, end)) for part in self._segments[first:]]
+        try:
+            return read_entries(parts, position, self._salt, Wanted(seq, count, size))
+        except OSError as error:
+            raise JournalError(f"journal {self.directory}: {error.strerror or error}") from error
+
+    @property
+    def last_seq(self) -> int:
+        """The highest number given."""
+        return self._last_seq
+
+    @property
+    def recovered_seq(self) -> int:
+        """The highest number that was given before this run."""
+        return self._recovered_seq
+
+    @property
+    def confirmed_seq(self) -> int:
+        return self._confirmed
+
+    @property
+    def synced(self) -> int:
+        """Everything before this position is on disk."""
+        return self._started.synced
+
+    @property
+    def position(self) -> int:
+        """Behind the last append."""
+        return self._position
+
+    @property
+    def stats(self) -> Stats:
+        syncer = self._started
+        with self._lock:
+            size, count = sum(part.size for part in self._segments), len(self._segments)
+        return Stats(
+            bytes=size,
+            segments=count,
+            live=len(self._live),
+            last_seq=self._last_seq,
+            confirmed_seq=self._confirmed,
+            unsynced=max(0, self._position - syncer.synced),
+            fsync_ms=syncer.last_ms,
+            fsync_longest_ms=syncer.longest_ms,
+            fsync_errors=syncer.failures,
+            write_errors=self._write_errors,
+            gaps=self._gaps,
+            damaged=self._damaged,
+            free_percent=self._free,
+            failure=self._failure or syncer.failure,
+        )
+
+    def close(self) -> None:
+        """Sync what is left and give the directory back. Harmless when repeated."""
+        if self._syncer is not None:
+            self._syncer.stop()
+            self._syncer = None
+        for part in (*self._segments, *self._dirty):
+            part.close()
+        self._segments, self._dirty = [], []
+        self._unlock()
+
+    @property
+    def _started(self) -> Syncer:
+        if self._syncer is None:
+            raise JournalError(f"journal {self.directory} is not open")
+        return self._syncer
+
+    @property
+    def _position(self) -> int:
+        return self._segments[-1].end
+
+    def _unlock(self) -> None:
+        if self._held >= 0:
+            os.close(self._held)
+            self._held = -1
+
+    def _adopt(self, found: recovery.Found) -> None:
+        """Go on from what recovery found. A damaged end is left as it is, with a new segment behind it."""
+        self._segments, self._live, self._salt = found.segments, found.live, found.salt
+        self._last_seq = self._recovered_seq = max(found.last_seq, found.confirmed_seq)
+        self._confirmed = found.confirmed_seq
+        self._damaged = len(found.damaged)
+        self._directory_changed = True
+        if not self._segments or self._segments[-1].damaged:
+            position = self._segments[-1].end if self._segments else found.position
+            self._segments.append(Segment.create(self.directory, self._header(position)))
+        else:
+            self._segments[-1].open()
+        self._dirty = [self._segments[-1]]
+        self._reserve.take()
+
+    def _header(self, position: int) -> Header:
+        return Header(position, self._salt, self._last_seq, self._confirmed, self.node)
+
+    def _append_end(self, record: Record, payload: bytes) -> None:
+        if record.seq <= self._last_seq:
+            raise JournalError(f"sequence number {record.seq} of call {record.id!r:.80} was given already")
+        ref = self._write(payload, urgent=True)
+        self._gaps += record.seq - self._last_seq - 1
+        self._last_seq = ref.segment.last_seq = record.seq
+        self._live.end(record.id)
+
+    def _write(self, payload: bytes, *, urgent: bool) -> Ref:
+        """Append one frame. Only what is `urgent`, because it belongs to a live call, may use the disk's reserve."""
+        self._started  # noqa: B018  raises before recovery and after closing
+        if len(payload) > MAX_PAYLOAD:
+            raise JournalError(f"journal entry of {len(payload)} bytes, allowed are {MAX_PAYLOAD}")
+        try:
+            try:
+                return self._write_once(payload)
+            except OSError as error:
+                if not urgent or error.errno not in (errno.ENOSPC, errno.EDQUOT) or not self._reserve.release():
+                    raise
+                return self._write_once(payload)
+        except OSError as error:
+            self._write_errors += 1
+            self._failure = error.strerror or str(error)
+            raise JournalError(f"journal {self.directory}: {self._failure}") from error
+
+    def _write_once(self, payload: bytes) -> Ref:
+        size = FRAME_SIZE + len(payload)
+        active = self._segments[-1]
+        if active.broken or (active.size + size > self._segment_bytes and active.size > HEADER_SIZE):
+            active = self._rotate(active)
+        offset = active.size
+        active.write(write_frame(payload, active.end, self._salt))
+        self._failure = ""
+        return Ref(active, offset, size)
+
+    def _rotate(self, active: Segment) -> Segment:
+        """A new segment; the old one, too long, when none can be created and it still takes records."""
+        try:
+            created = Segment.create(self.directory, self._header(active.end))
+        except OSError:
+            self._write_errors += 1
+            if active.broken:
+                raise
+            return active
+        with self._lock:
+            self._segments.append(created)
+            self._dirty.append(created)
+            self._directory_changed = True
+        return created
+
+    def _carry(self) -> None:
+        """Append again what a few calls still need of the oldest segment, so that one long call does not keep it all.
+
+        As many segments as four times the facts of live calls fill may lie before this begins, which bounds the extra writes.
+        """
+        oldest = self._segments[0]
+        allowed = CARRY_SEGMENTS + 4 * self._live.bytes // self._segment_bytes
+        if len(self._segments) <= allowed or oldest.last_seq > self._confirmed or oldest.damaged:
+            return
+        try:
+            for call in list(oldest.pins)[:CARRY_CALLS]:
+                self._carry_call(call)
+        except (JournalError, OSError):
+            return  # Counted where it arose; the segment stays, nothing is lost.
+        self._remove()
+
+    def _carry_call(self, call: str) -> None:
+        """All facts of the call in their order: recovery may meet an ANSWER whose ADMIT now stands behind it, once."""
+        refs = self._live.of(call)
+        for kind in [kind for kind in ("admit", "answer", "alive") if kind in refs]:
+            ref = refs[kind]
+            data = ref.segment.read(ref.offset, ref.offset + ref.size)
+            position = ref.segment.position + ref.offset - HEADER_SIZE
+            frame = next(frames(data, 0, position, self._salt), None)
+            if not isinstance(frame, Frame):
+                ref.segment.damaged = True
+                self._damaged += 1
+                raise JournalError(f"{ref.segment.path.name}: record at {ref.offset} cannot be read")
+            self._live.put(call, kind, self._write(frame.payload, urgent=False))
+
+    def _remove(self) -> None:
+        """Let go of the oldest segments that nobody needs; the thread deletes them once what replaced them is on disk."""
+        with self._lock:
+            while len(self._segments) > 1 and not self._segments[0].pins and self._segments[0].last_seq <= self._confirmed:
+                self._condemned.append(self._segments.pop(0))
+        if self._condemned:
+            self._started.poke()
+
+    def _sync(self) -> int:
+        """Runs in the syncing thread: everything written so far to disk, then deletions. Raises OSError."""
+        with self._lock:
+            active = self._segments[-1]
+            target, dirty = active.end, list(self._dirty)
+            condemned, self._condemned = self._condemned, []
+            changed, self._directory_changed = self._directory_changed, False
+        try:
+            for part in dirty:
+                part.sync()
+            if changed:
+                sync_directory(self.directory)
+        except OSError:
+            with self._lock:
+                self._condemned = condemned + self._condemned
+                self._directory_changed |= changed
+            raise
+        with self._lock:  # One that was rotated since may have grown behind our back: it is synced once more.
+            done = [part for part in dirty if part is not active]
+            self._dirty = [part for part in self._dirty if part not in done]
+        for part in done:
+            part.close()
+        for part in condemned:
+            part.remove()
+        self._probe()
+        return target
+
+    def _probe(self) -> None:
+        now = time.monotonic()
+        if now < self._probe_at:
+            return
+        self._probe_at = now + PROBE_S
+        self._free = free_percent(self.directory)
+        if not self._reserve.held and not self._failure:
+            self._reserve.take()

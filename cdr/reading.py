@@ -1,0 +1,94 @@
+"""Reading final records out of journal segments, in windows of bounded size.
+
+Records leave as the bytes they were written with, so that one of a newer schema is delivered unchanged. Places that cannot be
+read are stepped over: recovery has reported them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from cdr import codec
+from cdr.segment import FRAME_SIZE, MAX_PAYLOAD, Frame, frames
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cdr.storage import Segment
+
+__all__ = ["READ_BYTES", "Batch", "Entry", "Wanted", "read_entries"]
+
+READ_BYTES = 4 * (MAX_PAYLOAD + FRAME_SIZE)  # One window: every frame fits.
+
+
+class Entry(NamedTuple):
+    """A final record as it lies in the journal. `record` is encoded; it may be of a newer schema than ours."""
+
+    seq: int
+    id: str
+    schema: int
+    type: str
+    record: bytes
+
+
+class Batch(NamedTuple):
+    """Entries in order, and the position to go on from."""
+
+    entries: list[Entry]
+    position: int
+
+
+class Wanted(NamedTuple):
+    """Which records: numbered `seq` and above, at most `most`, and not many more than `size` bytes."""
+
+    seq: int
+    most: int = 500
+    size: int = READ_BYTES
+
+
+def read_entries(parts: Sequence[tuple[Segment, int]], position: int, salt: int, wanted: Wanted) -> Batch:
+    """Records from `position` on in `parts`, which are segments and the position where reading them ends. Raises OSError."""
+    entries: list[Entry] = []
+    left = wanted.size
+    for part, end in parts:
+        position = max(position, part.position)
+        while position < end:
+            window, following = _read_window(part, position, end, salt)
+            for frame in window:
+                entry = _entry(frame.payload)
+                if entry is None or entry.seq < wanted.seq:
+                    continue
+                entries.append(entry)
+                left -= len(entry.record)
+                if left <= 0 or len(entries) >= wanted.most:
+                    return Batch(entries, position + frame.end)
+            position = following
+    return Batch(entries, position)
+
+
+def _read_window(part: Segment, position: int, end: int, salt: int) -> tuple[list[Frame], int]:
+    """Whole frames from `position` on, and the position behind what was looked at, which lies beyond `position`."""
+    stop = min(end, position + READ_BYTES)
+    data = part.read(part.offset_of(position), part.offset_of(stop))
+    found: list[Frame] = []
+    for item in frames(data, 0, position, salt):
+        if isinstance(item, Frame):
+            found.append(item)
+        elif item.end == len(data) and stop < end and item.offset > 0:
+            return found, position + item.offset  # Cut by the end of the window, most likely: the next one begins with it.
+        elif item.end == len(data) and stop < end:
+            rest = part.read(part.offset_of(position), part.offset_of(end))  # A hole as long as the window.
+            return found, position + next(frames(rest, 0, position, salt)).end
+    return found, stop
+
+
+def _entry(payload: bytes) -> Entry | None:
+    """The final record in a payload; None for other facts, and for what no version wrote."""
+    try:
+        scanned = codec.scan(payload)
+        if scanned.kind != "end":
+            return None
+        head = codec.head(scanned.record)
+    except codec.CodecError:
+        return None
+    return Entry(head.seq, head.id, head.schema, head.type, scanned.record)
