@@ -24,6 +24,7 @@ from sipproxy.engine.state import Headers, reason_header
 from sipproxy.sip.build import Editor
 from sipproxy.sip.matching import client_key
 from sipproxy.sip.sdp import media_kinds
+from sipproxy.sip.text import text
 
 if TYPE_CHECKING:
     from sipproxy.engine.state import Desk
@@ -391,6 +392,3 @@ class Call:
     def after_ms(self, at: Now) -> int:
         return round((at.mono - self.started.mono) * 1000)
 
-
-def text(value: bytes | None) -> str:
-    return (value or b"").decode("utf-8", "replace")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from sipproxy.engine.actions import SendTo
 from sipproxy.engine.call import Call, Dialog, Phase
-from sipproxy.engine.causes import NORMAL_CLEARING, cause_of
+from sipproxy.engine.causes import cause_of
 from sipproxy.engine.forward import forward_request, forward_response, hop_of, is_ours, loosen, strict_next, strip_trust
 from sipproxy.sip.build import Editor
 from sipproxy.sip.errors import ParseError
@@ -112,7 +112,8 @@ class Relays:
             if built is not None:
                 desk.out.append(SendTo(to, built[0].raw))
             return
-        self._forward(request, flow, editor, call, to, to_customer=not from_caller or dialog.target.is_customer)
+        to_customer = dialog.target.is_customer if from_caller else call.from_customer
+        self._forward(request, flow, editor, call, to, to_customer=to_customer)
 
     def _forward(self, request: Request, flow: Flow, editor: Editor, call: Call, to: Flow | Hop, *, to_customer: bool) -> None:
         desk = self._desk
@@ -154,5 +155,4 @@ class Relays:
         dialog.ended = True
         if any(d.confirmed and not d.ended for d in call.dialogs.values()):
             return  # a forked call with a second dialog still up
-        cause = cause_of(request, 0) if request.has(b"reason") else NORMAL_CLEARING
-        call.end("normal", released_by="caller" if from_caller else "callee", cause=cause)
+        call.end("normal", released_by="caller" if from_caller else "callee", cause=cause_of(request, 200))

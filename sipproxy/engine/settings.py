@@ -70,5 +70,9 @@ class Settings:
         """Whether host and port of a URI name one of our listeners."""
         return any((host, port if port is not None else 5060) in listener.hosts for listener in self.listeners)
 
+    def in_access_network(self, host: str) -> bool:
+        """Whether an IP address is inside a network from which 110 and 112 need no challenge."""
+        return bool(self.access_networks) and any(ipaddress.ip_address(host) in n for n in self.access_networks)
+
     def listener_for(self, transport: str) -> Listener | None:
         return next((listener for listener in self.listeners if listener.transport == transport), None)

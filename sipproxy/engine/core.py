@@ -1,0 +1,242 @@
+"""The engine: one event in, the actions that it causes out (design §4, §5).
+
+Pure: `Now` comes with each event, random bytes from the function given at construction. The shell performs the actions in
+order, arms one timer for `next_at`, and reports slot results and transport failures back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import TYPE_CHECKING
+
+from sipproxy.engine.authenticate import Authenticator, Proven
+from sipproxy.engine.call import Call
+from sipproxy.engine.calls import Calls
+from sipproxy.engine.registrar import Registrar
+from sipproxy.engine.relay import IN_DIALOG, Relay, Relays
+from sipproxy.engine.setup import Setup
+from sipproxy.engine.state import KNOWN_METHODS, Desk, request_label
+from sipproxy.sip.digest import NonceSource
+from sipproxy.sip.errors import ParseError
+from sipproxy.sip.matching import cancel_target_key
+from sipproxy.sip.message import Request, Response, check_message, parse_message
+from sipproxy.sip.text import text
+
+if TYPE_CHECKING:
+    from policy import Snapshot
+    from sipproxy.engine.actions import Action, Now
+    from sipproxy.engine.location import Binding
+    from sipproxy.engine.settings import Settings
+    from sipproxy.sip.flow import Flow
+
+__all__ = ["Engine"]
+
+ALLOW = b", ".join(sorted(IN_DIALOG | {b"CANCEL", b"REGISTER"}))
+
+
+class Engine:
+    """One node's registrar and proxy."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        snapshot: Snapshot,
+        *,
+        new_token: Callable[[int], bytes],
+        key: bytes,
+        next_seq: int = 1,
+        nonce_lifetime_s: int = 300,
+        max_nonces: int = 100_000,
+    ) -> None:
+        """`key` is secret and stays the same over restarts: nonces that a router holds stay good. `next_seq` comes from the
+        journal."""
+        self.desk = Desk(settings, snapshot, new_token=new_token, key=key)
+        self.calls = Calls(next_seq=next_seq)
+        nonces = NonceSource(key, lifetime_s=nonce_lifetime_s, max_tracked=max_nonces)
+        self._auth = Authenticator(self.desk, nonces)
+        self._registrar = Registrar(self.desk)
+        self._setup = Setup(self.desk, self.calls, self._auth)
+        self._relays = Relays(self.desk, self.calls)
+
+    # Events
+
+    def receive(self, data: bytes, flow: Flow, now: Now) -> list[Action]:
+        """One message, whole, as it came from the network."""
+        desk = self.desk
+        desk.now = now
+        try:
+            message = parse_message(data, max_headers=desk.settings.max_headers)
+        except ParseError:
+            desk.count("malformed", "structure")
+            return desk.take_actions()
+        if isinstance(message, Request):
+            self._request(message, flow)
+        else:
+            self._response(message)
+        return desk.take_actions()
+
+    def fire(self, now: Now) -> list[Action]:
+        """Run what is due. Early, late and repeated calls are harmless."""
+        desk = self.desk
+        desk.now = now
+        for key in desk.queue.due(now.mono):
+            assert isinstance(key, tuple)
+            if key[0] in ("s", "c"):
+                desk.transactions.fire(key, now.mono)
+            elif key[0] == "call":
+                self._call_timer(key[1], key[2])
+            elif key[0] == "relay":
+                self._relay_timer(key[1])
+        return desk.take_actions()
+
+    @property
+    def next_at(self) -> float | None:
+        """Monotonic seconds of the earliest deadline."""
+        return self.desk.queue.next_at
+
+    def slot_result(self, call: str, line: str, *, taken: bool | None, used: int, now: Now) -> list[Action]:
+        """The answer to a `TakeSlot`; `taken` None when the store did not answer within its deadline."""
+        self.desk.now = now
+        self._setup.slot_result(call, line, taken=taken, used=used)
+        return self.desk.take_actions()
+
+    def transport_failed(self, key: Hashable, now: Now) -> list[Action]:
+        """A `SendTo` with this key could not be sent."""
+        self.desk.now = now
+        self.desk.transactions.transport_failed(key, now.mono)
+        return self.desk.take_actions()
+
+    def swap_snapshot(self, snapshot: Snapshot) -> None:
+        """From the next event on, decisions are made with this snapshot."""
+        self.desk.snapshot = snapshot
+
+    def restore_bindings(self, bindings: list[tuple[str, Binding]]) -> None:
+        """Bindings that the store kept over a restart."""
+        for user, binding in bindings:
+            self.desk.location.put(user, binding)
+
+    def expire_bindings(self, now: Now) -> int:
+        """Drop bindings whose time is over; how many."""
+        return len(self.desk.location.expire(now.utc_ms))
+
+    # Requests
+
+    def _request(self, request: Request, flow: Flow) -> None:
+        desk = self.desk
+        request.stamp(flow.host, flow.port)
+        try:
+            check_message(request)
+        except ParseError as fault:
+            desk.count("malformed", "headers")
+            self._refuse_malformed(request, flow, fault)
+            return
+        desk.count("requests", request_label(request))
+        server = desk.transactions.find_server(request)
+        if server is not None:
+            passed = desk.transactions.receive_request(server, request, desk.now.mono)
+            if passed is not None:
+                self._relays.request(passed, flow)
+            return
+        try:
+            self._new_request(request, flow)
+        except ParseError as fault:
+            # A header that only now was needed turns out malformed.
+            desk.count("malformed", "late")
+            self._refuse_malformed(request, flow, fault)
+
+    def _refuse_malformed(self, request: Request, flow: Flow, fault: ParseError) -> None:
+        if fault.status == 0 or request.method == b"ACK":
+            return
+        try:
+            self.desk.reply(request, flow, fault.status)
+        except ParseError:
+            self.desk.count("malformed", "unanswerable")  # without a usable Via or From there is nowhere to answer to
+
+    def _new_request(self, request: Request, flow: Flow) -> None:
+        desk, method = self.desk, request.method
+        if method == b"CANCEL":
+            self._cancel(request, flow)
+        elif request.to.tag is not None and method != b"REGISTER":
+            self._relays.request(request, flow)
+        elif method == b"ACK":
+            desk.count("requests_refused", "stray_ack")
+        elif request.has(b"proxy-require"):
+            options = b", ".join(request.values(b"proxy-require")[:20])
+            desk.reply(request, flow, 420, headers=[(b"Unsupported", options)])  # RFC 3261 §16.3 step 5
+        elif method == b"OPTIONS":
+            desk.reply(request, flow, 200, headers=[(b"Allow", ALLOW), (b"Accept", b"application/sdp")])
+        elif request.max_forwards == 0:
+            desk.reply(request, flow, 483)  # §16.3 step 3
+        elif method == b"REGISTER":
+            self._register(request, flow)
+        elif method == b"INVITE":
+            self._setup.invite(request, flow)
+        else:
+            # Design: invariant 6. A method outside a dialog is refused until somebody decided otherwise.
+            desk.count("requests_refused", "method")
+            desk.reply(request, flow, 405 if method in KNOWN_METHODS else 501, headers=[(b"Allow", ALLOW)])
+
+    def _cancel(self, request: Request, flow: Flow) -> None:
+        """§9.2: answered here whatever becomes of the INVITE."""
+        desk = self.desk
+        target = desk.transactions.servers.get(cancel_target_key(request))
+        if target is None:
+            desk.reply(request, flow, 481)
+            return
+        desk.reply(request, flow, 200)
+        if isinstance(target.user, (Call, Relay)) and not target.is_final:
+            target.user.cancel()
+
+    def _register(self, request: Request, flow: Flow) -> None:
+        desk, uri = self.desk, request.parsed_uri
+        if not uri.is_sip or not (uri.host_text in desk.settings.domains or desk.settings.is_ours(uri.host_text, uri.port)):
+            desk.reply(request, flow, 404)  # §10.3 step 1: not our domain, and we forward no REGISTER
+            return
+        if request.has(b"require"):
+            options = b", ".join(request.values(b"require")[:20])
+            desk.reply(request, flow, 420, headers=[(b"Unsupported", options)])  # §10.3 step 2
+            return
+        outcome = self._auth.check(request, proxy=False, user_hint=text(request.to.uri.user))
+        if not isinstance(outcome, Proven):
+            desk.reply(request, flow, outcome.status, headers=outcome.headers)
+            return
+        # Through a transaction: a retransmission must not meet the CSeq rule of §10.3 step 7.
+        server = desk.transactions.new_server(request, desk.reply_target(request, flow), desk.now.mono)
+        status, reason, headers = self._registrar.register(request, outcome.account, flow)
+        desk.answer(server, status, reason=reason, headers=headers)
+
+    # Responses
+
+    def _response(self, response: Response) -> None:
+        desk = self.desk
+        try:
+            check_message(response)
+            known = desk.transactions.receive_response(response, desk.now.mono)
+        except ParseError:
+            desk.count("malformed", "response")
+            return
+        if not known:
+            desk.count("responses_dropped", "no_transaction")  # RFC 6026 §7.2: not forwarded statelessly any more
+
+    # Timers
+
+    def _call_timer(self, call_id: str, kind: str) -> None:
+        call = self.calls.by_id.get(call_id)
+        if call is None:
+            return
+        if kind == "forget":
+            self.calls.remove(call)
+        elif kind == "route":
+            call.route_overdue()
+        elif kind in ("setup", "ring"):
+            call.give_up("no_answer")
+        elif kind == "maximum":
+            call.hang_up("maximum")
+        elif kind == "reap":
+            call.hang_up("session_expired", certain=False)
+
+    def _relay_timer(self, key: Hashable) -> None:
+        client = self.desk.transactions.clients.get(key)
+        if client is not None and isinstance(client.user, Relay):
+            client.user.cancel()
+

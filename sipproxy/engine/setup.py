@@ -1,0 +1,231 @@
+"""Admission of a new INVITE: its source, the policy's decision, the slots, and the target set (design §5, steps 1 to 4).
+
+Pure. Emergency calls are recognised from their target alone, before anything that could refuse them (design: invariant 1).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from policy import CallAttempt, Direction, Verdict, evaluate, rule_family, service_of
+from sipproxy.engine.actions import ReleaseSlot, TakeSlot
+from sipproxy.engine.authenticate import Proven
+from sipproxy.engine.call import Call, Phase
+from sipproxy.engine.draft import draft
+from sipproxy.engine.targets import binding_groups, emergency_groups, incoming_edit, outgoing_edit, trunk_groups
+from sipproxy.sip.text import text
+
+if TYPE_CHECKING:
+    from policy import Account, Decision, Line
+    from sipproxy.engine.authenticate import Authenticator
+    from sipproxy.engine.calls import Calls
+    from sipproxy.engine.settings import TrunkRoute
+    from sipproxy.engine.state import Desk
+    from sipproxy.sip.flow import Flow
+    from sipproxy.sip.message import Request
+
+__all__ = ["Setup"]
+
+FAIL_OVER = frozenset([408, 503])  # design §5 step 4: after these the next trunk route is tried
+SUBSCRIBER_ABSENT = 20  # Q.850: no binding
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """A channel that a call still has to get: of this line, by this attempt and its decision."""
+
+    line: Line
+    attempt: CallAttempt
+    decision: Decision
+
+    @property
+    def limit(self) -> int:
+        return self.decision.channels or 0
+
+
+class Setup:
+    """Takes new INVITEs to their calls."""
+
+    def __init__(self, desk: Desk, calls: Calls, auth: Authenticator) -> None:
+        self._desk = desk
+        self._calls = calls
+        self._auth = auth
+        self._waiting: dict[str, list[Need]] = {}  # by call id
+
+    def invite(self, request: Request, flow: Flow) -> None:
+        """A new INVITE without a To tag, syntactically sound."""
+        desk = self._desk
+        trunk = next((t for t in desk.settings.trunks if t.matches(flow)), None)
+        service = service_of(request.uri) if trunk is None else ""
+        account = self._known(request, flow) if service else None
+        if trunk is None and account is None:
+            outcome = self._auth.check(request, proxy=True, user_hint=text(request.from_.uri.user))
+            if not isinstance(outcome, Proven):
+                if service:
+                    desk.note("warning", "emergency_challenged", source=str(flow), service=service)
+                desk.reply(request, flow, outcome.status, headers=outcome.headers)
+                return
+            account = outcome.account
+        if not service and (desk.transactions.is_full or self._calls.live >= desk.settings.max_calls):
+            desk.count("requests_refused", "table_full")
+            desk.reply(request, flow, 503, headers=[(b"Retry-After", b"10")])
+            return
+        if trunk is not None:
+            self._incoming(request, flow, trunk)
+        elif account is not None:
+            self._outgoing(request, flow, account)
+
+    def _known(self, request: Request, flow: Flow) -> Account | None:
+        """The account whose emergency call needs no challenge: a live binding's flow, or the line's access network."""
+        desk = self._desk
+        accounts = desk.snapshot.accounts
+        caller = text(request.from_.uri.user)
+        named = accounts.get(caller) or (desk.snapshot.account_of(caller) if caller.startswith("+") else None)
+        users = desk.location.users_at(flow, desk.now.utc_ms)
+        if named is not None and named.user in users:
+            return named
+        if users:
+            return next((accounts[user] for user in sorted(users) if user in accounts), None)
+        return named if desk.settings.in_access_network(flow.host) else None
+
+    # The policy's decision
+
+    def _outgoing(self, request: Request, flow: Flow, account: Account) -> None:
+        desk = self._desk
+        line = desk.snapshot.lines.get(account.line)
+        attempt = CallAttempt(Direction.OUTGOING, request.uri, line, account, caller=text(request.from_.uri.user))
+        decision = evaluate(attempt, desk.snapshot, desk.now.utc_ms)
+        call = self._call(request, flow, decision, from_customer=True)
+        call.edit = outgoing_edit(desk, request, decision)
+        if decision.verdict is Verdict.EMERGENCY:
+            call.groups = emergency_groups(desk, decision)
+            self._decide(call, decision, [])
+        elif decision.verdict is Verdict.DENY or line is None:
+            self._decide(call, decision, [])
+        elif decision.callee is not None:
+            self._internal(call, Need(line, attempt, decision))
+        else:
+            call.groups = trunk_groups(desk, decision.destination.canonical.removeprefix("service:"))
+            call.retry_on = FAIL_OVER
+            self._decide(call, decision, [Need(line, attempt, decision)])
+
+    def _internal(self, call: Call, callers: Need) -> None:
+        """On-net: the callee's line has its say and gives a channel, as for any incoming call."""
+        desk, number = self._desk, callers.decision.destination.canonical
+        attempt = CallAttempt(Direction.INCOMING, number.encode(), caller=callers.decision.asserted)
+        decision = evaluate(attempt, desk.snapshot, desk.now.utc_ms)
+        if decision.verdict is Verdict.DENY or decision.line is None or decision.account is None:
+            self._decide(call, decision, [])
+            return
+        call.record.callee_line, call.record.callee_account = decision.line.id, decision.account.user
+        call.groups = binding_groups(desk, decision.account.user)
+        self._decide(call, callers.decision, [callers, Need(decision.line, attempt, decision)])
+
+    def _incoming(self, request: Request, flow: Flow, trunk: TrunkRoute) -> None:
+        desk = self._desk
+        attempt = CallAttempt(Direction.INCOMING, request.uri, caller=text(request.from_.uri.user))
+        decision = evaluate(attempt, desk.snapshot, desk.now.utc_ms)
+        call = self._call(request, flow, decision, from_customer=False)
+        call.record.trunk = trunk.name
+        call.edit = incoming_edit(request)
+        needs = []
+        if decision.verdict is Verdict.ALLOW and decision.line is not None and decision.account is not None:
+            needs = [Need(decision.line, attempt, decision)]
+            call.groups = binding_groups(desk, decision.account.user)
+        self._decide(call, decision, needs)
+
+    def _call(self, request: Request, flow: Flow, decision: Decision, *, from_customer: bool) -> Call:
+        desk = self._desk
+        server = desk.transactions.new_server(request, desk.reply_target(request, flow), desk.now.mono)
+        desk.answer(server, 100)
+        call_id = desk.token()
+        record = draft(
+            request, flow, decision, call=call_id, node=desk.settings.node, now=desk.now, from_customer=from_customer
+        )
+        calls = self._calls
+        call = Call(desk, call_id, server, flow, from_customer, record, desk.now, calls.ended, calls.number)
+        server.user = call
+        calls.add(call)
+        return call
+
+    def _decide(self, call: Call, decision: Decision, needs: list[Need]) -> None:
+        desk = self._desk
+        desk.count("decisions", decision.verdict.value, rule_family(decision.rule))
+        if decision.verdict is Verdict.DENY:
+            self._deny(call, decision)
+        elif needs:
+            self._waiting[call.id] = needs
+            self._take(call)
+        else:
+            self._go(call)
+
+    def _deny(self, call: Call, decision: Decision) -> None:
+        call.record.verdict, call.record.rule = "deny", decision.rule
+        warning = b'399 %s "%s"' % (self._desk.settings.realm.encode(), decision.rule.encode("ascii", "replace"))
+        call.refuse(decision.status, decision.cause, end_reason="refused", headers=[(b"Warning", warning)])
+
+    # Slots
+
+    def _take(self, call: Call) -> None:
+        need = self._waiting[call.id][0]
+        self._desk.out.append(TakeSlot(need.line.id, call.id, need.limit))
+
+    def slot_result(self, call_id: str, line_id: str, *, taken: bool | None, used: int) -> None:
+        """The answer to a `TakeSlot`: granted, refused, or (None) the store did not say in time (design §8).
+
+        `used` counts the line's slots after the take: this call's included when it was granted.
+        """
+        desk = self._desk
+        call, needs = self._calls.by_id.get(call_id), self._waiting.get(call_id)
+        if call is None or needs is None or call.phase is not Phase.ADMITTING:
+            self._waiting.pop(call_id, None)
+            desk.out.append(ReleaseSlot(line_id, call_id))
+            return
+        need = needs[0]
+        if taken is None:
+            desk.count("slots_undecided", desk.settings.slots)
+            used = self._calls.held(line_id)
+            taken = desk.settings.slots == "local" and used < need.limit
+            used += taken
+        if not taken:
+            del self._waiting[call_id]
+            desk.out.append(ReleaseSlot(line_id, call_id))  # a take whose reply was late or lost may have run
+            self._refuse_full(call, need, used)
+            return
+        self._calls.hold(call, line_id)
+        if call.record.slots_used is None:
+            call.record.slots_used = used
+        needs.pop(0)
+        if needs:
+            self._take(call)
+        else:
+            del self._waiting[call_id]
+            self._go(call)
+
+    def _refuse_full(self, call: Call, need: Need, used: int) -> None:
+        """The same evaluation again with every channel in use: policy words the refusal."""
+        desk = self._desk
+        attempt = replace(need.attempt, slots_used=max(used, need.limit))
+        full = evaluate(attempt, desk.snapshot, desk.now.utc_ms)
+        if not call.lines:
+            call.record.slots_used = used
+        desk.count("decisions", full.verdict.value, rule_family(full.rule))
+        if full.verdict is Verdict.DENY:
+            self._deny(call, full)
+        else:
+            # The snapshot changed while the slot was being taken, and now allows more: the caller may try again.
+            call.record.verdict, call.record.rule = "deny", "line.channels"
+            call.refuse(480, 34, end_reason="refused")
+
+    def _go(self, call: Call) -> None:
+        if call.groups:
+            call.proceed()
+        elif call.is_emergency:
+            self._desk.note("error", "emergency_no_route", call=call.id, line=call.record.line)
+            call.refuse(480, 41, end_reason="unreachable")
+        elif call.record.direction == "outgoing":
+            self._desk.note("error", "no_route", call=call.id, destination=call.record.canonical)
+            call.refuse(500, 38, end_reason="unreachable")
+        else:
+            call.refuse(480, SUBSCRIBER_ABSENT, end_reason="unreachable")

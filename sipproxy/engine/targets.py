@@ -1,0 +1,85 @@
+"""Target sets of a call, and what policy changes in the copies of its INVITE (RFC 3261 §16.5, RFC 3325).
+
+Pure. Header lines that are not named here leave as they came.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from policy import Decision, Verdict
+from sipproxy.engine.forward import TRUSTED_ONLY, Target, parse_hop, uri_at
+from sipproxy.sip.errors import ParseError
+
+if TYPE_CHECKING:
+    from sipproxy.engine.settings import TrunkRoute
+    from sipproxy.engine.state import Desk
+    from sipproxy.sip.build import Editor
+    from sipproxy.sip.message import Request
+
+__all__ = ["binding_groups", "emergency_groups", "incoming_edit", "outgoing_edit", "trunk_groups"]
+
+Groups = list[list[Target]]
+Edit = Callable[["Editor", Target], None]
+
+
+def trunk_groups(desk: Desk, user: str) -> Groups:
+    """Every trunk route by itself, in order, with `user` in the Request-URI."""
+    return [[_via_trunk(trunk, user)] for trunk in desk.settings.trunks]
+
+
+def _via_trunk(trunk: TrunkRoute, user: str) -> Target:
+    return Target(uri_at(user, trunk.hop), trunk.hop, "trunk", trunk.name)
+
+
+def emergency_groups(desk: Desk, decision: Decision) -> Groups:
+    """The PSAP routes in order; when all of them fail, or there is none, the carrier is asked: help outranks order."""
+    groups: Groups = []
+    for route in decision.psap:
+        try:
+            groups.append([Target(route.uri.encode(), parse_hop(route.uri.encode()), "psap", route.uri)])
+        except ParseError:
+            desk.note("error", "psap_route_unusable", location=route.location, uri=route.uri)
+    return groups + trunk_groups(desk, decision.destination.service)
+
+
+def binding_groups(desk: Desk, user: str) -> Groups:
+    """All bindings of the account at once (parallel forking); no group when it is not registered."""
+    bindings = desk.location.bindings(user, desk.now.utc_ms)
+    group = [Target(b.contact.encode("latin-1"), b.flow, "binding", user) for b in bindings]
+    return [group] if group else []
+
+
+def outgoing_edit(desk: Desk, request: Request, decision: Decision) -> Edit:
+    """A customer's INVITE: claims that only a trusted peer may make go, our own assertion comes (RFC 3325 §5)."""
+    realm = desk.settings.realm.encode()
+
+    def edit(editor: Editor, target: Target) -> None:
+        _strip(editor, request)
+        if target.is_customer:
+            return
+        if decision.verdict is Verdict.EMERGENCY and request.has(b"privacy"):
+            editor.remove(b"privacy")  # TDDDG § 15(1): caller-id restriction has no effect on 110 and 112
+        if decision.asserted:
+            user = decision.asserted.encode()
+            editor.append(b"P-Asserted-Identity", b"<sip:%s@%s;user=phone>" % (user, realm))
+
+    return edit
+
+
+def incoming_edit(request: Request) -> Edit:
+    """A trunk's INVITE to a customer: with Privacy asked for, what names the caller goes (RFC 3325 §7)."""
+    restricted = (request.first(b"privacy") or b"none").strip().lower() != b"none"
+
+    def edit(editor: Editor, target: Target) -> None:  # noqa: ARG001  one signature for both directions
+        if restricted:
+            _strip(editor, request)
+
+    return edit
+
+
+def _strip(editor: Editor, request: Request) -> None:
+    for name in TRUSTED_ONLY:
+        if request.has(name):
+            editor.remove(name)
