@@ -1,0 +1,135 @@
+"""What must reach the store in the end: the latest wish per key, sent in windows, kept until the store confirmed it.
+
+While the store is away or refuses, wishes wait here, each new one for a key replacing the older. Wishes must be idempotent:
+one whose reply was lost is sent again. An error that is about the one command and not about the server (WRONGTYPE) drops
+its wish, counted under the error's name. Leaves out what the commands are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from sipproxy.store.connection import State
+from sipproxy.store.errors import ReplyError, StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sipproxy.store.connection import Command, Store
+
+__all__ = ["Backlog"]
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+# Wishes in flight at once when there are many: at about 10 us each in the server they delay a slot by 3 ms at most.
+WINDOW = 256
+_RETRY_S = 0.1
+
+
+class Backlog(Generic[K, V]):
+    """`command(key, wish)` builds what is sent, at the time it is sent; None means that the wish has become moot."""
+
+    def __init__(
+        self,
+        store: Store,
+        command: Callable[[K, V], Command | None],
+        *,
+        limit: int,
+        window: int = WINDOW,
+        observe: Callable[[V, object], None] | None = None,
+    ) -> None:
+        """`observe` sees each wish's reply before anything else is sent."""
+        self._store = store
+        self._command = command
+        self._limit = limit
+        self._window = window
+        self._observe = observe
+        self._waiting: dict[K, V] = {}
+        self._flight: dict[K, object] = {}
+        self._in_flight = 0
+        self._held = False  # after a refusal, until the store is up again
+        self.confirmed = 0
+        self.dropped: dict[str, int] = {}
+        store.on_state(self._on_state)
+
+    def __len__(self) -> int:
+        """Wishes that the store has not confirmed; one in flight and one waiting for the same key are two."""
+        return len(self._waiting) + self._in_flight
+
+    def __contains__(self, key: K) -> bool:
+        return key in self._waiting or key in self._flight
+
+    def put(self, key: K, wish: V, *, at_once: bool = False) -> bool:
+        """Wish for `wish`; `at_once` overtakes the window. False when the backlog is full and the wish was dropped."""
+        if key in self._waiting:
+            del self._waiting[key]  # the order is that of the latest wishes
+        elif len(self._waiting) >= self._limit:
+            self._drop("FULL")
+            return False
+        if at_once and self._sendable:
+            self._send(key, wish)
+            return True
+        self._waiting[key] = wish
+        self.pump()
+        return True
+
+    def discard(self, key: K) -> None:
+        """Forget the wish. One that has left already may still be executed, but is not repeated."""
+        self._waiting.pop(key, None)
+        self._flight.pop(key, None)
+
+    def pump(self) -> None:
+        """Send what the window allows."""
+        while self._waiting and self._in_flight < self._window and self._sendable:
+            key = next(iter(self._waiting))
+            self._send(key, self._waiting.pop(key))
+
+    @property
+    def _sendable(self) -> bool:
+        return not self._held and self._store.state is not State.AWAY
+
+    def _send(self, key: K, wish: V) -> None:
+        command = self._command(key, wish)
+        if command is None:
+            self._flight.pop(key, None)
+            return
+        token = object()
+        self._flight[key] = token
+        self._in_flight += 1
+        self._store.submit(command, lambda reply: self._on_reply(key, wish, token, reply))
+
+    def _on_reply(self, key: K, wish: V, token: object, reply: object) -> None:
+        self._in_flight -= 1
+        if self._observe is not None:
+            self._observe(wish, reply)
+        latest = self._flight.get(key) is token
+        if latest:
+            del self._flight[key]
+        if not isinstance(reply, StoreError):
+            self.confirmed += 1
+        elif isinstance(reply, ReplyError) and not reply.is_server_state and reply.name != "NOSCRIPT":
+            self._drop(reply.name)
+        else:
+            if latest and key not in self._waiting:
+                self._waiting[key] = wish
+            if reply.name != "NOSCRIPT":  # that one is cured by sending the script with the command, at once
+                self._hold()
+        if self._in_flight <= self._window // 2:  # half windows, so that many leave in one pipeline
+            self.pump()
+
+    def _hold(self) -> None:
+        """Send nothing until the store comes up, or, when it does not say that it was down (FULL), for a moment."""
+        if not self._held and self._store.state is State.UP and not self._store.closed:
+            asyncio.get_running_loop().call_later(_RETRY_S, self._on_state, State.UP, "")
+        self._held = True
+
+    def _drop(self, reason: str) -> None:
+        self.dropped[reason] = self.dropped.get(reason, 0) + 1
+
+    def _on_state(self, state: State, reason: str) -> None:
+        if state is State.UP:
+            self._held = False
+            self.pump()
+        del reason

@@ -1,0 +1,136 @@
+"""The store's copy of the location service, for the next start and for other nodes (design §6, §8).
+
+One hash per account, binding key -> msgpack of `engine.location.Binding` with field names, so that fields may be added.
+Written behind: a REGISTER is answered from memory, and its binding follows. While the store is away the latest state of
+each binding waits, at most `limit` of them, and is written when it is back. A hash lives until its last binding is dead.
+
+Leaves out: expiry and the rules of RFC 3261 §10.3, which are the engine's; bindings are read at the start, not per call.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from sipproxy.engine.location import Binding
+from sipproxy.store import keys
+from sipproxy.store.backlog import Backlog
+from sipproxy.store.connection import State
+from sipproxy.store.errors import StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from sipproxy.store.connection import Command, Store
+
+__all__ = ["Bindings"]
+
+_PAGE = 1000  # keys per SCAN, and hashes per pipeline
+_GRACE_MS = 60_000  # a hash outlives its last binding by this, for clocks that differ
+
+# KEYS[1] the account's bindings; ARGV binding key, binding, ms from now until it is dead. The hash never dies earlier.
+_SAVE = b"""
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[3]) then redis.call('PEXPIRE', KEYS[1], ARGV[3]) end
+return 1
+"""
+_SAVE_SHA = hashlib.sha1(_SAVE, usedforsecurity=False).hexdigest().encode()
+# Removes a dead binding unless somebody has written another in its place meanwhile.
+_PRUNE = b"if redis.call('HGET', KEYS[1], ARGV[1]) == ARGV[2] then return redis.call('HDEL', KEYS[1], ARGV[1]) end return 0"
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Binding).decode
+
+
+class Bindings:
+    """See the module. To be used from the event loop's thread."""
+
+    def __init__(self, store: Store, *, limit: int = 200_000, utc_ms: Callable[[], int] | None = None) -> None:
+        """`limit` bounds the bindings that wait for the store; `utc_ms` is the clock that expiries are compared with."""
+        self._store = store
+        self._utc_ms = utc_ms or (lambda: time.time_ns() // 1_000_000)
+        self._script_known = False
+        self._backlog: Backlog[tuple[str, str], Binding | None] = Backlog(
+            store, self._command, limit=limit, observe=self._observe
+        )
+        self.undecodable = 0
+        store.on_state(self._on_state)
+
+    @property
+    def unwritten(self) -> int:
+        """Bindings that the store has not confirmed."""
+        return len(self._backlog)
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        """Bindings that were not written, by reason; they are in memory and come back with their next refresh."""
+        return self._backlog.dropped
+
+    def save(self, user: str, binding: Binding) -> None:
+        """Write the binding when the store allows. A later `save` or `remove` of the same key replaces it."""
+        self._backlog.put((user, binding.key), binding)
+
+    def save_all(self, bindings: Iterable[tuple[str, Binding]]) -> None:
+        """Write all that memory holds, after the store has lost its copy; what waits already is not overtaken."""
+        for user, binding in bindings:
+            if (user, binding.key) not in self._backlog:
+                self._backlog.put((user, binding.key), binding)
+
+    def remove(self, user: str, binding_key: str) -> None:
+        """Remove the binding from the store when it allows."""
+        self._backlog.put((user, binding_key), None)
+
+    async def load_all(self) -> list[tuple[str, Binding]]:
+        """Return all unexpired bindings of all accounts and clean up the others. Raises StoreError."""
+        found: dict[tuple[str, str], Binding] = {}
+        cursor: bytes = b"0"
+        while True:
+            page = await self._store.execute("SCAN", cursor, "MATCH", keys.BINDINGS_PATTERN, "COUNT", _PAGE)
+            assert isinstance(page, list)
+            cursor, names = page
+            for key, fields in zip(names, await self._store.execute_all([("HGETALL", name) for name in names]), strict=True):
+                if isinstance(fields, StoreError):
+                    raise fields
+                user = keys.bindings_user(key)
+                for binding in self._alive(key, fields):
+                    found[user, binding.key] = binding  # SCAN may return a key twice
+            if cursor == b"0":
+                return [(user, binding) for (user, _), binding in found.items()]
+
+    def _alive(self, key: bytes, fields: object) -> list[Binding]:
+        assert isinstance(fields, list)
+        now_ms = self._utc_ms()
+        alive: list[Binding] = []
+        for name, value in zip(fields[::2], fields[1::2], strict=True):
+            try:
+                binding = _decode(value)
+            except msgspec.MsgspecError:
+                self.undecodable += 1  # left alone: a newer version may have written it
+                continue
+            if binding.expires_at_ms > now_ms:
+                alive.append(binding)
+            else:
+                self._store.submit((b"EVAL", _PRUNE, 1, key, name, value))
+        return alive
+
+    def _command(self, ident: tuple[str, str], binding: Binding | None) -> Command:
+        key, field = keys.bindings(ident[0]), keys.encoded(ident[1])
+        left_ms = binding.expires_at_ms - self._utc_ms() if binding is not None else 0
+        if binding is None or left_ms <= 0:  # it may have died while it waited
+            return (b"HDEL", key, field)
+        head: Command = (b"EVALSHA", _SAVE_SHA) if self._script_known else (b"EVAL", _SAVE)
+        return (*head, 1, key, field, _encode(binding), left_ms + _GRACE_MS)
+
+    def _observe(self, binding: Binding | None, reply: object) -> None:
+        if isinstance(reply, StoreError):
+            self._script_known = self._script_known and reply.name != "NOSCRIPT"
+        elif binding is not None:
+            self._script_known = True  # after an HDEL in its place: at worst one NOSCRIPT
+
+    def _on_state(self, state: State, reason: str) -> None:
+        del reason
+        if state is State.AWAY:
+            self._script_known = False  # who comes back may be another server

@@ -1,0 +1,77 @@
+"""Every key this project's nodes keep in Redis, and the functions that build the ones of this package.
+
+All start with `sp:`. Keys of one line, account or stream carry the same hash tag (`{...}`), so that one script may touch
+them in Redis Cluster. Values are msgpack (msgspec structs as maps) where not said otherwise.
+
+- `sp:{line:<id>}:slots` (ZSET, store.slots): call id -> lease expiry in ms of Redis TIME. Lives until the last lease ends.
+- `sp:{acct:<user>}:bindings` (HASH, store.bindings): binding key -> engine.location.Binding. Lives until the last is dead.
+- `sp:node:<id>` (HASH, store.nodes): heartbeat, as text: `beat` (a counter), `at_ms` (UTC) and what the node tells of itself,
+  such as its journal's watermark. Lives for three beats.
+- `sp:probe` (STRING, store.connection): nothing of use, written to learn whether writing is possible. Lives for a minute.
+- `sp:lines`, `sp:accounts`, `sp:numbers`, `sp:blocks`, `sp:psap`, `sp:profiles` (HASH, policy.store): policy data.
+- `sp:policy:log` (STREAM, policy.store): every change of policy data.
+- `sp:cdr` or `sp:{cdr:<n>}` (STREAM, cdr.publisher): one entry per CDR. Trimmed only behind every consumer group.
+
+Leaves out: how the policy and CDR keys are built; those packages own them and import nothing from here.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BINDINGS_PATTERN",
+    "NODE_PATTERN",
+    "PROBE",
+    "bindings",
+    "bindings_user",
+    "decoded",
+    "encoded",
+    "node",
+    "node_id",
+    "slots",
+]
+
+PROBE = b"sp:probe"
+BINDINGS_PATTERN = b"sp:{acct:*}:bindings"
+NODE_PATTERN = b"sp:node:*"
+
+_BINDINGS_HEAD, _BINDINGS_TAIL = b"sp:{acct:", b"}:bindings"
+_NODE_HEAD = b"sp:node:"
+
+
+def encoded(name: str) -> bytes:
+    """Return `name` in UTF-8; bytes that came in undecodable (as surrogates) leave as they came."""
+    return name.encode("utf-8", "surrogateescape")
+
+
+def decoded(name: bytes) -> str:
+    """Return the inverse of `encoded`."""
+    return name.decode("utf-8", "surrogateescape")
+
+
+def slots(line: str) -> bytes:
+    """Return the key of the line's slots."""
+    return b"sp:{line:%b}:slots" % encoded(line)
+
+
+def bindings(user: str) -> bytes:
+    """Return the key of the account's bindings."""
+    return b"%b%b%b" % (_BINDINGS_HEAD, encoded(user), _BINDINGS_TAIL)
+
+
+def bindings_user(key: bytes) -> str:
+    """Return the account of a key that matches BINDINGS_PATTERN. Raises ValueError for another key."""
+    if not (key.startswith(_BINDINGS_HEAD) and key.endswith(_BINDINGS_TAIL)):
+        raise ValueError(f"not a key of bindings: {key[:80]!r}")
+    return decoded(key[len(_BINDINGS_HEAD) : -len(_BINDINGS_TAIL)])
+
+
+def node(node_id: str) -> bytes:
+    """Return the key of the node's heartbeat."""
+    return _NODE_HEAD + encoded(node_id)
+
+
+def node_id(key: bytes) -> str:
+    """Return the node of a key that matches NODE_PATTERN. Raises ValueError for another key."""
+    if not key.startswith(_NODE_HEAD):
+        raise ValueError(f"not a key of a node: {key[:80]!r}")
+    return decoded(key[len(_NODE_HEAD) :])
