@@ -18,14 +18,14 @@ from pathlib import Path
 
 from loadtest.net import free_udp_port, wait_udp_bound
 
-__all__ = ["Credentials", "SippFailed", "SippResult", "SippRun", "run_sipp", "scenario_path", "start_sipp"]
+__all__ = ["Credentials", "SippError", "SippResult", "SippRun", "run_sipp", "scenario_path", "start_sipp"]
 
 SCENARIOS = Path(__file__).with_name("sipp")
 TAIL = 6_000  # characters of a log that an error message shows
 STOP_S = 3.0  # SIPp leaves within this after SIGTERM, or is killed
 
 
-class SippFailed(AssertionError):
+class SippError(AssertionError):
     """A scenario did not do what it describes; the text holds SIPp's errors and the last messages."""
 
 
@@ -57,10 +57,10 @@ class SippResult:
     messages: str
 
     def check(self, expected: int | None = None) -> SippResult:
-        """Return self; raises SippFailed when a call failed or when not exactly `expected` calls succeeded."""
+        """Return self; raises SippError when a call failed or when not exactly `expected` calls succeeded."""
         wrong = self.exit_status != 0 or self.failed or (expected is not None and self.successful != expected)
         if wrong:
-            raise SippFailed(self.describe(expected))
+            raise SippError(self.describe(expected))
         return self
 
     def describe(self, expected: int | None = None) -> str:
@@ -84,10 +84,11 @@ def scenario_path(name: str) -> Path:
 class SippRun:
     """A running SIPp. `host` and `port` are where it sends from and listens."""
 
-    def __init__(self, name: str, directory: Path, process: asyncio.subprocess.Process, host: str, port: int, cid: str) -> None:
+    def __init__(
+        self, name: str, process: asyncio.subprocess.Process, address: tuple[str, int], directory: Path, cid: str
+    ) -> None:
         self.name = name
-        self.host = host
-        self.port = port
+        self.host, self.port = address
         self.process = process
         self._directory = directory
         self._cid = cid
@@ -189,12 +190,12 @@ async def start_sipp(
         command.append(f"{target[0]}:{target[1]}")
     with (directory / "output.log").open("wb") as output:
         process = await asyncio.create_subprocess_exec(*command, cwd=directory, stdout=output, stderr=output)
-    run = SippRun(name, directory, process, host, port, cid)
+    run = SippRun(name, process, (host, port), directory, cid)
     if target is None:
         try:
             await wait_udp_bound(host, port, process)
         except RuntimeError as error:
-            raise SippFailed((await run.wait(1)).describe()) from error
+            raise SippError((await run.wait(1)).describe()) from error
     return run
 
 

@@ -1,0 +1,274 @@
+"""A real node as a subprocess: writes its configuration and CSV files, starts it, waits until it answers, measures, ends it.
+
+CPU and memory are read from /proc (Linux). Leaves out: what the node does; callers look at the wire and into the store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import csv
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from loadtest.net import free_tcp_port, free_udp_port
+from loadtest.truth import Ledger
+from loadtest.ua import Address, NoAnswerError, UserAgent, new_tag
+from sipproxy.sip.build import write_request
+
+__all__ = ["LineSpec", "Node", "NodeError", "PsapSpec", "TrunkSpec", "write_toml"]
+
+START_S = 20.0
+STOP_S = 10.0
+LOG_TAIL = 8_000
+PROBE_S = 1.0
+LINE_COLUMNS = ("line", "profile", "status", "channels", "location", "area_code", "account", "kind", "password", "number")
+PSAP_COLUMNS = ("location", "service", "priority", "uri", "name")
+
+
+class NodeError(RuntimeError):
+    """The node did not start, or ended by itself; the text holds the end of its log."""
+
+
+@dataclass(frozen=True, slots=True)
+class LineSpec:
+    """One account with one number (or range) of a line: one row of the import file."""
+
+    line: str
+    user: str
+    password: str = field(repr=False)
+    number: str
+    profile: str = "badnauheim"
+    area_code: str = "06032"
+    location: str = "badnauheim"
+    status: str = "active"
+    channels: int | None = None
+    kind: str = "single"
+
+    def row(self) -> tuple[str, ...]:
+        channels = "" if self.channels is None else str(self.channels)
+        head = (self.line, self.profile, self.status, channels, self.location, self.area_code)
+        return (*head, self.user, self.kind, self.password, self.number)
+
+
+@dataclass(frozen=True, slots=True)
+class PsapSpec:
+    """One route to an emergency centre."""
+
+    location: str
+    service: str
+    address: Address
+    priority: int = 1
+
+    def row(self) -> tuple[str, ...]:
+        uri = f"sip:{self.service}@{self.address[0]}:{self.address[1]}"
+        return (self.location, self.service, str(self.priority), uri, f"{self.location} {self.service}")
+
+
+@dataclass(frozen=True, slots=True)
+class TrunkSpec:
+    """One trunk route; without `sources` calls come from exactly `address`."""
+
+    name: str
+    address: Address
+    sources: tuple[str, ...] = ()
+    priority: int = 0
+
+    def table(self) -> dict[str, object]:
+        host, port = self.address
+        sources = list(self.sources) or [f"{host}:{port}"]
+        return {
+            "name": self.name,
+            "uri": f"sip:{host}:{port};transport=udp",
+            "addresses": sources,
+            "priority": self.priority,
+            "ping_s": 0,
+        }
+
+
+class Node:
+    """A node with its files in a directory of its own. `start` and `stop` may be called again and again.
+
+    `settings` are tables of the configuration that replace or add keys: `{"calls": {"route_s": 2}}`.
+    """
+
+    def __init__(
+        self,
+        *,
+        lines: Iterable[LineSpec] = (),
+        psap: Iterable[PsapSpec] = (),
+        trunks: Sequence[TrunkSpec] = (),
+        store_url: str = "",
+        domain: str = "sip.example",
+        node_id: str = "node1",
+        settings: Mapping[str, Mapping[str, object]] | None = None,
+        directory: Path | None = None,
+    ) -> None:
+        self.directory = directory if directory is not None else Path(tempfile.mkdtemp(prefix="sipproxy-"))
+        self._own_directory = directory is None
+        self.host = "127.0.0.1"
+        self.port = free_udp_port()
+        self.metrics_port = free_tcp_port()
+        self.domain = domain
+        self.node_id = node_id
+        self.config = self.directory / "config.toml"
+        self.log_path = self.directory / "log"
+        self.process: asyncio.subprocess.Process | None = None
+        self._write(list(lines), list(psap), trunks, store_url, settings or {})
+
+    @property
+    def address(self) -> Address:
+        """Where it speaks SIP."""
+        return (self.host, self.port)
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
+    @property
+    def running(self) -> bool:
+        return self.process is not None and self.process.returncode is None
+
+    async def __aenter__(self) -> Node:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+        if self._own_directory:
+            shutil.rmtree(self.directory, ignore_errors=True)
+
+    async def start(self) -> None:
+        """Start it and return once it answers an OPTIONS; raises NodeError."""
+        with self.log_path.open("ab") as output:
+            self.process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "sipproxy.cli",
+                "serve",
+                "-c",
+                str(self.config),
+                cwd=Path(__file__).parents[1],
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+            )
+        await self._wait_ready()
+
+    async def stop(self, sign: signal.Signals = signal.SIGTERM) -> int | None:
+        """End it and return its exit status; it is killed when it does not leave within the bound."""
+        process = self.process
+        if process is None:
+            return None
+        for way in (sign, signal.SIGKILL):
+            if process.returncode is not None:
+                break
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(way)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(process.wait(), STOP_S)
+        return process.returncode
+
+    async def kill(self) -> None:
+        """End it as a power cut would (SIGKILL), and return once it is gone."""
+        await self.stop(signal.SIGKILL)
+
+    def log(self, *, tail: int = LOG_TAIL) -> str:
+        """The end of what it wrote to its standard output and error."""
+        return self.log_path.read_text("utf-8", "replace")[-tail:] if self.log_path.exists() else ""
+
+    def cpu_seconds(self) -> float:
+        """User and system time that it has used so far."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def memory_bytes(self) -> int:
+        """Resident memory."""
+        return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    async def _wait_ready(self) -> None:
+        probe = UserAgent("probe", Ledger())
+        await probe.open()
+        deadline = asyncio.get_running_loop().time() + START_S
+        try:
+            while asyncio.get_running_loop().time() < deadline and self.running:
+                tag = new_tag()
+                lines = [(b"Via", probe.new_via()), (b"Max-Forwards", b"70"), (b"Call-ID", b"probe-" + tag)]
+                lines += [(b"From", b"<sip:probe@127.0.0.1>;tag=" + tag), (b"CSeq", b"1 OPTIONS")]
+                uri = f"sip:{self.host}:{self.port}".encode()
+                lines += [(b"To", b"<" + uri + b">")]
+                with contextlib.suppress(NoAnswerError):
+                    await probe.transact(write_request(b"OPTIONS", uri, lines), self.address, timeout_s=PROBE_S / 10)
+                    return
+        finally:
+            probe.close()
+        why = "is not ready in time" if self.running else f"ended with status {self.process and self.process.returncode}"
+        log = self.log()
+        await self.kill()
+        raise NodeError(f"the node {why}\n{log}")
+
+    def _write(
+        self,
+        lines: list[LineSpec],
+        psap: list[PsapSpec],
+        trunks: Sequence[TrunkSpec],
+        store_url: str,
+        settings: Mapping[str, Mapping[str, object]],
+    ) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        _write_csv(self.directory / "lines.csv", LINE_COLUMNS, [line.row() for line in lines])
+        _write_csv(self.directory / "psap.csv", PSAP_COLUMNS, [route.row() for route in psap])
+        address = f"{self.host}:{self.port}"
+        tables: dict[str, object] = {
+            "node": {"id": self.node_id, "data_dir": "data"},
+            "listen": [{"transport": "udp", "address": address}, {"transport": "tcp", "address": address}],
+            "store": {"url": store_url},
+            "registrar": {"realm": self.domain, "domains": [self.domain]},
+            "policy": {"lines": ["lines.csv"] if lines else [], "psap": ["psap.csv"] if psap else []},
+            "trunk": [trunk.table() for trunk in trunks],
+            "metrics": {"address": f"127.0.0.1:{self.metrics_port}"},
+        }
+        for name, keys in settings.items():
+            current = tables.setdefault(name, {})
+            assert isinstance(current, dict)
+            current.update(keys)
+        self.config.write_text(write_toml(tables))
+
+
+def write_toml(tables: Mapping[str, Any]) -> str:
+    """TOML of a mapping of tables (mappings) and arrays of tables (lists of mappings) with plain values."""
+    out: list[str] = []
+    for name, content in tables.items():
+        entries: list[dict[str, object]] = content if isinstance(content, list) else [content]
+        head = f"[[{name}]]" if isinstance(content, list) else f"[{name}]"
+        for entry in entries:
+            out.append(head)
+            out += [f"{key} = {_toml_value(value)}" for key, value in entry.items()]
+            out.append("")
+    return "\n".join(out)
+
+
+def _toml_value(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return str(value)
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_toml_value(item) for item in value) + "]"
+    escaped = str(value).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(rows)

@@ -1,0 +1,150 @@
+"""Compares what the simulated parties did with what the node recorded: Call-IDs as sets, outcomes, durations, slots.
+
+Reads the CDR stream and the slots from the store itself. Leaves out: pricing, and calls that nobody here made.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from cdr import codec
+
+if TYPE_CHECKING:
+    import redis.asyncio as redis
+
+    from cdr.facts import Record
+    from loadtest.truth import CallTruth
+
+__all__ = ["Reconciliation", "Wait", "compare", "live_slots", "read_records", "records_when", "wait_until"]
+
+STREAM = "sp:cdr"
+PAGE = 1_000
+SLOTS = "sp:{line:*}:slots"
+TOLERANCE_MS = 400  # between a duration as the caller and as the proxy measured it, on a busy machine
+
+
+@dataclass(slots=True)
+class Reconciliation:
+    """The result of a comparison. `ok` when every attempt has exactly one final record that says what happened."""
+
+    attempts: int = 0
+    records: int = 0
+    missing: list[str] = field(default_factory=list)  # Call-IDs without a record
+    unexpected: list[str] = field(default_factory=list)  # Call-IDs of records that nobody's call had
+    repeated: list[str] = field(default_factory=list)  # Call-IDs with several final records
+    different: list[str] = field(default_factory=list)  # what a record says otherwise than the caller
+    gaps: list[str] = field(default_factory=list)  # holes in a node's numbering
+
+    @property
+    def ok(self) -> bool:
+        return not (self.missing or self.unexpected or self.repeated or self.different or self.gaps)
+
+    def __str__(self) -> str:
+        text = f"{self.attempts} attempts, {self.records} records"
+        for name in ("missing", "unexpected", "repeated", "different", "gaps"):
+            found = getattr(self, name)
+            if found:
+                text += f"; {len(found)} {name}: {', '.join(found[:5])}"
+        return text
+
+
+async def read_records(client: redis.Redis, stream: str = STREAM) -> list[Record]:
+    """All final records of the stream in order."""
+    records: list[Record] = []
+    first: str | bytes = "-"
+    while True:
+        page: Any = await client.xrange(stream, min=first, count=PAGE)
+        for entry_id, fields in page:
+            first = b"(" + entry_id
+            if fields.get(b"type", b"final") == b"final":
+                records.append(codec.decode(fields[b"d"]))
+        if len(page) < PAGE:
+            return records
+
+
+Wait = Callable[["list[Record]"], bool]
+
+
+async def records_when(client: redis.Redis, enough: Wait, *, timeout_s: float = 10.0) -> list[Record]:
+    """The final records once `enough` says so of them, or those that are there after `timeout_s` seconds."""
+    deadline = asyncio.get_running_loop().time() + timeout_s
+    while True:
+        records = await read_records(client)
+        if enough(records) or asyncio.get_running_loop().time() > deadline:
+            return records
+        await asyncio.sleep(0.1)
+
+
+async def live_slots(client: redis.Redis) -> dict[str, set[str]]:
+    """The slots held, by line: call ids."""
+    found: dict[str, set[str]] = {}
+    async for key in client.scan_iter(match=SLOTS, count=PAGE):
+        held: Any = await client.zrange(key, 0, -1)
+        if held:
+            line = key.decode().removeprefix("sp:{line:").removesuffix("}:slots")
+            found[line] = {call.decode() for call in held}
+    return found
+
+
+async def wait_until(condition: Callable[[], bool], *, timeout_s: float = 10.0, step_s: float = 0.02) -> bool:
+    """Whether the condition became true within `timeout_s` seconds."""
+    deadline = asyncio.get_running_loop().time() + timeout_s
+    while not condition():
+        if asyncio.get_running_loop().time() > deadline:
+            return False
+        await asyncio.sleep(step_s)
+    return True
+
+
+def compare(
+    placed: Mapping[str, CallTruth] | Iterable[str], records: Iterable[Record], *, tolerance_ms: int = TOLERANCE_MS
+) -> Reconciliation:
+    """Compare calls as their callers saw them (or their Call-IDs alone) with the records."""
+    found = list(records)
+    truths: Mapping[str, CallTruth] = placed if isinstance(placed, Mapping) else {}
+    wanted = set(placed)
+    result = Reconciliation(attempts=len(wanted), records=len(found))
+    counts = Counter(record.call_id for record in found)
+    result.missing = sorted(wanted - counts.keys())
+    result.unexpected = sorted(counts.keys() - wanted)
+    result.repeated = sorted(call_id for call_id, count in counts.items() if count > 1)
+    for record in found:
+        truth = truths.get(record.call_id)
+        if truth is not None:
+            result.different += _differences(truth, record, tolerance_ms)
+    result.gaps = _gaps(found)
+    return result
+
+
+def _differences(truth: CallTruth, record: Record, tolerance_ms: int) -> list[str]:
+    out = []
+    answered = truth.answered_at is not None
+    if answered != (record.answer_at_ms is not None):
+        out.append(f"{truth.call_id}: answered {answered}, record {record.answer_at_ms}")
+    if truth.status and truth.status != record.status:
+        out.append(f"{truth.call_id}: status {truth.status}, record {record.status}")
+    talk = truth.talk_ms
+    if talk is not None and record.duration_certain and abs(talk - record.billable_ms) > tolerance_ms:
+        out.append(f"{truth.call_id}: talked {talk} ms, record {record.billable_ms} ms")
+    if answered and truth.released_by and record.duration_certain and truth.released_by != record.released_by:
+        out.append(f"{truth.call_id}: released by {truth.released_by}, record {record.released_by}")
+    return out
+
+
+def _gaps(records: Iterable[Record]) -> list[str]:
+    numbers: dict[str, list[int]] = {}
+    for record in records:
+        numbers.setdefault(record.node, []).append(record.seq)
+    out = []
+    for node, seqs in numbers.items():
+        lacking = set(range(min(seqs), max(seqs) + 1)) - set(seqs)
+        if lacking:
+            out.append(f"{node}: {sorted(lacking)[:5]} of {len(lacking)}")
+        twice = [seq for seq, count in Counter(seqs).items() if count > 1]
+        if twice:
+            out.append(f"{node}: twice {twice[:5]}")
+    return out

@@ -1,0 +1,81 @@
+"""Starts baresip parties (baresip_party.py) as processes and speaks JSON lines with them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from loadtest.net import free_udp_port
+
+PARTY = Path(__file__).with_name("baresip_party.py")
+
+
+class BaresipParty:
+    """One baresip process. `log()` is its SIP trace. Use as an async context manager."""
+
+    def __init__(self, user: str, password: str, domain: str, *, interval: int = 600) -> None:
+        self.user = user
+        self.port = free_udp_port()
+        self._options = {"user": user, "password": password, "domain": domain, "port": self.port, "interval": interval}
+        self._process: asyncio.subprocess.Process | None = None
+        self._trace = tempfile.TemporaryFile()
+        self.events: list[dict[str, Any]] = []
+
+    async def __aenter__(self) -> BaresipParty:
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            str(PARTY),
+            json.dumps(self._options),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=self._trace,
+        )
+        await self.expect("ready")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        process = self._process
+        assert process is not None
+        assert process.stdin is not None
+        with contextlib.suppress(ConnectionError):
+            process.stdin.write(b'{"do": "quit"}\n')
+            await process.stdin.drain()
+        process.stdin.close()
+        try:
+            await asyncio.wait_for(process.wait(), 5)
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+        self._trace.close()
+
+    async def expect(self, *names: str, timeout_s: float = 10.0) -> dict[str, Any]:
+        """The next event that has one of these names; others are kept in `events`. Fails on a time-out with the SIP trace."""
+        assert self._process is not None
+        assert self._process.stdout is not None
+        try:
+            async with asyncio.timeout(timeout_s):
+                while line := await self._process.stdout.readline():
+                    event = json.loads(line)
+                    self.events.append(event)
+                    if event["event"] in names:
+                        return event
+        except TimeoutError:
+            pass
+        raise AssertionError(f"{self.user}: no {names} within {timeout_s:g} s; had {self.events}\n{self.log()[-8000:]}")
+
+    async def do(self, command: str, **fields: str) -> dict[str, Any]:
+        """Give a command and return its `ok` or `error` event."""
+        assert self._process is not None
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps({"do": command, **fields}).encode() + b"\n")
+        await self._process.stdin.drain()
+        return await self.expect("ok", "error", timeout_s=12)
+
+    def log(self) -> str:
+        self._trace.flush()
+        return Path(f"/proc/self/fd/{self._trace.fileno()}").read_text("utf-8", "replace")
