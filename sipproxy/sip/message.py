@@ -37,7 +37,8 @@ MAX_BODY = 2**31 - 1  # of a claimed Content-Length; nothing is ever allocated b
 
 SINGLE = frozenset(
     b"call-id content-disposition content-length content-type cseq date event expires from max-breadth max-forwards "
-    b"min-expires min-se rack refer-to referred-by replaces rseq session-expires sip-etag sip-if-match target-dialog timestamp to".split()
+    b"min-expires min-se rack refer-to referred-by replaces rseq session-expires sip-etag sip-if-match target-dialog "
+    b"timestamp to".split()
 )
 """Headers that come at most once (§7.3.1 and the RFC of each): two would have two readings."""
 

@@ -1,0 +1,29 @@
+"""What kinds of media a session description asks for (RFC 8866 §5.14). Read only, for call records; never raises.
+
+Bodies are forwarded untouched whatever they hold. Left out: everything but the media lines.
+"""
+
+from __future__ import annotations
+
+import re
+
+__all__ = ["KINDS", "media_kinds"]
+
+KINDS = ("audio", "video", "image", "text")
+"""The kinds that are told apart; `image` is T.38 fax, `text` T.140."""
+
+# Line ends of both kinds are seen. A port of 0 refuses or removes the stream (RFC 3264 §6, §8.2).
+_MEDIA = re.compile(rb"(?:\A|[\r\n])m=(audio|video|image|text)[ \t]+0*+[1-9]")
+_SCANNED = 65536  # bytes; a datagram's worth
+
+
+def media_kinds(body: bytes, content_type: bytes) -> list[str]:
+    """The kinds of the streams in use, in order of first appearance; [] when the body is no session description.
+
+    A multipart body (RFC 5621) is searched as a whole.
+    """
+    kind = content_type.partition(b";")[0].strip(b" \t").lower()
+    if kind != b"application/sdp" and not kind.startswith(b"multipart/"):
+        return []
+    found = _MEDIA.findall(body[:_SCANNED])
+    return list(dict.fromkeys(name.decode("ascii") for name in found))
