@@ -111,30 +111,44 @@ def _parts(dotted: str) -> tuple[str, ...]:
     return tuple(part.strip().strip("\"'") for part in dotted.split("."))
 
 
+def _without_texts(text: str) -> str:
+    """`text` with as many lines, where comments and texts of several lines are blank and others hold no bracket."""
+
+    def plain(match: re.Match[str]) -> str:
+        found = match[0]
+        if found.startswith(("#", "'''", '"""')):
+            return re.sub(r"[^\n]", " ", found)
+        return re.sub(r"[\[\]{}=]", "_", found)
+
+    return _STRING.sub(plain, text)
+
+
 def key_lines(text: str) -> dict[Key, int]:
     """The line (from 1) of every key and table of a valid TOML text; array tables are counted from 0."""
     found: dict[Key, int] = {}
     counts: dict[Key, int] = {}
     table: Key = ()
     depth = 0  # open brackets of a value that spans lines
-    blank = _STRING.sub(lambda match: re.sub(r"[^\n]", " ", match[0]), text)
-    for number, (line, bare) in enumerate(zip(text.split("\n"), blank.split("\n"), strict=True), start=1):
-        value = bare
-        if depth == 0 and (header := _HEADER.match(line)) and bare.strip().startswith("["):
-            table = _parts(header[2])
-            if header[1] == "[[":
-                counts[table] = counts.get(table, -1) + 1
+    for number, line in enumerate(_without_texts(text).split("\n"), start=1):
+        value = line
+        if depth == 0 and (header := _HEADER.match(line)):
+            table = ()
+            parts = _parts(header[2])
+            for position, part in enumerate(parts, start=1):
+                table = (*table, part)
                 found.setdefault(table, number)
-            if table in counts:
-                table = (*table, counts[table])
-            found.setdefault(table, number)
+                if header[1] == "[[" and position == len(parts):
+                    counts[table] = counts.get(table, -1) + 1
+                if table in counts:
+                    table = (*table, counts[table])
+                    found.setdefault(table, number)
             continue
         if depth == 0 and (assignment := _ASSIGNMENT.match(line)):
             key: Key = table
             for part in _parts(assignment[1]):
                 key = (*key, part)
                 found.setdefault(key, number)
-            value = bare.partition("=")[2]
+            value = line[assignment.end() :]
         depth = max(0, depth + sum(map(value.count, "[{")) - sum(map(value.count, "]}")))
     return found
 
@@ -217,7 +231,7 @@ class _Reader:
 
 def _reason(error: msgspec.ValidationError, kind: Any, value: object) -> str:
     """What msgspec says, in our words where it does not say what to write instead."""
-    choices = _choices(kind)
+    choices = _choices(kind) if get_origin(kind) is Literal or "enum" in str(error) else ()
     detail = f"one of {', '.join(map(repr, choices))}" if choices else str(error).replace("`", "")
     detail = re.sub(r" - at \$\[(\d+)\]$", lambda match: f" in entry {int(match[1]) + 1}", detail)
     shown = repr(value) if len(repr(value)) <= 80 else f"{repr(value)[:77]}..."

@@ -13,7 +13,7 @@ import errno
 import inspect
 import os
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,20 +67,15 @@ class ControlServer:
         self.refused = 0
 
     async def start(self) -> None:
-        """Listen. Raises OSError when another node answers on the path, or when the path cannot be used."""
-        if len(os.fsencode(self._path)) > MAX_PATH_BYTES:
-            raise OSError(
-                errno.ENAMETOOLONG,
-                f"a socket's path has at most {MAX_PATH_BYTES} bytes; shorten node.data_dir",
-                str(self._path),
-            )
+        """Listen. Raises OSError when another node answers on the path, or it cannot be used."""
         if _answers(self._path):
             raise OSError(errno.EADDRINUSE, "a node is running on this data directory", str(self._path))
         self._path.unlink(missing_ok=True)  # left by a node that was killed
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         before = os.umask(0o177)  # the file is never wider than 0600, not even for a moment
         try:
-            listener.bind(os.fspath(self._path))
+            with _reachable(self._path) as short:
+                listener.bind(short)
         except OSError:
             listener.close()
             raise
@@ -127,7 +122,7 @@ class ControlServer:
     async def _answer(self, line: bytes) -> bytes:
         try:
             request = msgspec.json.decode(line, type=dict[str, Any])
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return _refusal("a request is one JSON object on one line")
         command = request.pop("command", None)
         handler = self._handlers.get(command) if isinstance(command, str) else None
@@ -158,7 +153,8 @@ def ask(path: Path, command: str, *, timeout_s: float = 5.0, **args: Any) -> dic
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
         client.settimeout(timeout_s)
         try:
-            client.connect(os.fspath(path))
+            with _reachable(path) as short:
+                client.connect(short)
             client.sendall(request)
             line = _read_line(client)
         except TimeoutError:
@@ -191,6 +187,19 @@ def _refusal(text: str) -> bytes:
     return msgspec.json.encode({"ok": False, "error": text}) + b"\n"
 
 
+@contextlib.contextmanager
+def _reachable(path: Path) -> Iterator[str]:
+    """A name of the socket `path` that fits into sockaddr_un: the path itself, or one through its open folder (Linux)."""
+    if len(os.fsencode(path)) <= MAX_PATH_BYTES:
+        yield os.fspath(path)
+        return
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{folder}/{path.name}"
+    finally:
+        os.close(folder)
+
+
 def _answers(path: Path) -> bool:
     """Whether somebody listens on the socket file `path`."""
     if not path.exists():
@@ -198,7 +207,8 @@ def _answers(path: Path) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(1.0)
         try:
-            probe.connect(os.fspath(path))
+            with _reachable(path) as short:
+                probe.connect(short)
         except OSError:
             return False
     return True
