@@ -1,0 +1,168 @@
+"""What holds for any sequence of events on a virtual clock (RFC 3261 §17, RFC 6026, RFC 4320)."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+from transaction_samples import make_request, make_response
+
+from sipproxy.sip.timers import Timers
+from sipproxy.sip.transaction import (
+    Action,
+    InviteClient,
+    InviteServer,
+    NonInviteClient,
+    NonInviteServer,
+    Send,
+    State,
+    TimedOut,
+    TransportFailed,
+)
+
+Machine = InviteClient | NonInviteClient | InviteServer | NonInviteServer
+Step = tuple[str, int, float]  # event, status, seconds since the one before
+
+STATUSES = (100, 180, 183, 200, 202, 302, 408, 486, 487, 503, 603)
+INVITE, OPTIONS, ACK = make_request(), make_request(b"OPTIONS"), make_request(b"ACK")
+RESPONSES = {(r.method, status): make_response(r, status) for r in (INVITE, OPTIONS) for status in STATUSES}
+DELAYS = st.one_of(st.just(0.0), st.floats(0, 1), st.floats(0, 40))
+timers = st.builds(Timers, t1=st.sampled_from([0.1, 0.5, 2.0]), t2=st.sampled_from([2.0, 4.0]), t4=st.sampled_from([1.0, 5.0]))
+
+
+def steps(*events: str) -> st.SearchStrategy[list[Step]]:
+    return st.lists(st.tuples(st.sampled_from(events), st.sampled_from(STATUSES), DELAYS), max_size=25)
+
+
+client_steps = steps("start", "response", "response", "fire", "failure", "cancelled")
+server_steps = steps("request", "ack", "respond", "fire", "failure")
+
+
+def client(kind: type[InviteClient | NonInviteClient], values: Timers, *, reliable: bool) -> InviteClient | NonInviteClient:
+    return kind(INVITE if kind is InviteClient else OPTIONS, timers=values, reliable=reliable)
+
+
+def server(kind: type[InviteServer | NonInviteServer], values: Timers, *, reliable: bool) -> InviteServer | NonInviteServer:
+    return kind(INVITE if kind is InviteServer else OPTIONS, timers=values, reliable=reliable, now=0.0)
+
+
+def perform(machine: Machine, step: Step, now: float) -> list[Action]:
+    event, status, _ = step
+    method = machine.request.method
+    if event == "start":
+        return machine.start(now) if isinstance(machine, InviteClient | NonInviteClient) else []
+    if event == "response":
+        return machine.receive(RESPONSES[method, status], now)  # type: ignore[arg-type]
+    if event == "cancelled":
+        return machine.cancelled(now) if isinstance(machine, InviteClient) else []
+    if event == "request":
+        return machine.receive(machine.request, now)  # type: ignore[arg-type]
+    if event == "ack":
+        return machine.receive(ACK, now) if isinstance(machine, InviteServer) else []
+    if event == "respond":
+        return machine.respond(status, RESPONSES[method, status].raw, now)  # type: ignore[union-attr]
+    return machine.fire(now) if event == "fire" else machine.transport_failed(now)
+
+
+def run(machine: Machine, plan: list[Step]) -> tuple[float, list[list[Action]]]:
+    """Play a plan; after each event the machine is either terminated, silent and without a deadline, or not."""
+    now, log = 0.0, []
+    for step in plan:
+        now += step[2]
+        was = machine.state
+        log.append(perform(machine, step, now))
+        if was is State.TERMINATED:
+            assert log[-1] == []
+            assert machine.state is State.TERMINATED
+        if machine.state is State.TERMINATED:
+            assert machine.next_at is None
+    return now, log
+
+
+def assert_ends(machine: Machine, now: float, values: Timers, waiting: State | None) -> None:
+    """Left alone, with each deadline kept, it ends within its longest timer and with a bounded number of sendings."""
+    bound, fired = now + max(32.0, 64 * values.t1), 0
+    while machine.next_at is not None:
+        assert machine.next_at <= bound
+        machine.fire(machine.next_at)
+        fired += 1
+        assert fired <= 64 + 2
+    assert machine.state in (State.TERMINATED, waiting)
+
+
+@given(client_steps, timers, st.booleans())
+def test_invite_client_any_events_then_silence_ends(plan: list[Step], values: Timers, reliable: bool) -> None:
+    machine = client(InviteClient, values, reliable=reliable)
+    machine.start(0.0)
+    now, _ = run(machine, plan)
+    assert_ends(machine, now, values, State.PROCEEDING)  # there Timer C is the user's
+    machine.cancelled(now)
+    assert_ends(machine, now, values, None)
+
+
+@given(client_steps, timers, st.booleans())
+def test_non_invite_client_any_events_then_silence_ends(plan: list[Step], values: Timers, reliable: bool) -> None:
+    machine = client(NonInviteClient, values, reliable=reliable)
+    machine.start(0.0)
+    now, _ = run(machine, plan)
+    assert_ends(machine, now, values, None)
+
+
+@given(server_steps, timers, st.booleans())
+def test_invite_server_any_events_then_silence_ends(plan: list[Step], values: Timers, reliable: bool) -> None:
+    machine = server(InviteServer, values, reliable=reliable)
+    now, _ = run(machine, plan)
+    assert_ends(machine, now, values, State.PROCEEDING)  # there the user owes an answer
+    machine.respond(486, RESPONSES[b"INVITE", 486].raw, now)
+    assert_ends(machine, now, values, None)
+
+
+@given(server_steps, timers, st.booleans())
+def test_non_invite_server_any_events_then_silence_ends(plan: list[Step], values: Timers, reliable: bool) -> None:
+    machine = server(NonInviteServer, values, reliable=reliable)
+    now, log = run(machine, plan)
+    assert_ends(machine, now, values, None)
+    sent = [action.data for actions in log for action in actions if isinstance(action, Send)]
+    assert not any(data.startswith(b"SIP/2.0 408") for data in sent)  # RFC 4320 §4.2
+    assert not any(data.startswith((b"SIP/2.0 180", b"SIP/2.0 183")) for data in sent)  # RFC 4320 §4.1
+
+
+@given(client_steps, timers)
+def test_invite_client_answers_each_final_refusal_with_exactly_one_ack(plan: list[Step], values: Timers) -> None:
+    """§17.1.1.2, and never a 2xx or a provisional response."""
+    machine = client(InviteClient, values, reliable=False)
+    machine.start(0.0)
+    now = 0.0
+    for step in plan:
+        now += step[2]
+        owed = step[0] == "response" and step[1] >= 300 and machine.state in (State.CALLING, State.PROCEEDING, State.COMPLETED)
+        acks = [a for a in perform(machine, step, now) if isinstance(a, Send) and a.data.startswith(b"ACK ")]
+        assert len(acks) == owed
+
+
+@given(client_steps, st.sampled_from([InviteClient, NonInviteClient]), st.booleans())
+def test_client_user_hears_of_the_end_at_most_once(
+    plan: list[Step], kind: type[InviteClient | NonInviteClient], reliable: bool
+) -> None:
+    """One TimedOut or TransportFailed at most, and none of the two after a final response but a failed ACK."""
+    machine = client(kind, Timers(), reliable=reliable)
+    machine.start(0.0)
+    _, log = run(machine, plan)
+    ends = [action for actions in log for action in actions if isinstance(action, TimedOut | TransportFailed)]
+    assert len(ends) <= 1
+
+
+@given(server_steps, st.sampled_from([InviteServer, NonInviteServer]), st.booleans())
+def test_server_repeats_only_what_its_user_said_last_or_100(
+    plan: list[Step], kind: type[InviteServer | NonInviteServer], reliable: bool
+) -> None:
+    """A retransmitted request is answered by the most recent response or not at all, and never by an older one."""
+    machine = server(kind, Timers(), reliable=reliable)
+    now, last = 0.0, b""
+    for step in plan:
+        now += step[2]
+        sent = [action.data for action in perform(machine, step, now) if isinstance(action, Send)]
+        assert len(sent) <= 1
+        if sent and step[0] == "request":
+            assert sent[0] == last
+        if sent:
+            last = sent[0]
