@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cdr import codec
 
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from cdr.facts import Record
     from loadtest.truth import CallTruth
 
-__all__ = ["Reconciliation", "Wait", "compare", "live_slots", "read_records", "records_when", "wait_until"]
+__all__ = ["Reconciliation", "Wait", "becomes", "compare", "live_slots", "read_records", "records_when", "wait_until"]
+
+Value = TypeVar("Value")
 
 STREAM = "sp:cdr"
 PAGE = 1_000
@@ -88,6 +90,16 @@ async def live_slots(client: redis.Redis) -> dict[str, set[str]]:
             line = key.decode().removeprefix("sp:{line:").removesuffix("}:slots")
             found[line] = {call.decode() for call in held}
     return found
+
+
+async def becomes(read: Callable[[], Awaitable[Value]], wanted: Value, *, timeout_s: float = 2.0) -> Value:
+    """What `read` gives: `wanted` as soon as it does, else what it gives after `timeout_s` seconds."""
+    deadline = asyncio.get_running_loop().time() + timeout_s
+    while True:
+        value = await read()
+        if value == wanted or asyncio.get_running_loop().time() > deadline:
+            return value
+        await asyncio.sleep(0.02)
 
 
 async def wait_until(condition: Callable[[], bool], *, timeout_s: float = 10.0, step_s: float = 0.02) -> bool:
