@@ -8,6 +8,7 @@ its wish, counted under the error's name. Leaves out what the commands are.
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from sipproxy.store.connection import State
@@ -46,7 +47,7 @@ class Backlog(Generic[K, V]):
         self._limit = limit
         self._window = window
         self._observe = observe
-        self._waiting: dict[K, V] = {}
+        self._waiting: OrderedDict[K, V] = OrderedDict()  # a plain dict's first item costs as much as was taken from it before
         self._flight: dict[K, object] = {}
         self._in_flight = 0
         self._held = False  # after a refusal, until the store is up again
@@ -83,8 +84,7 @@ class Backlog(Generic[K, V]):
     def pump(self) -> None:
         """Send what the window allows."""
         while self._waiting and self._in_flight < self._window and self._sendable:
-            key = next(iter(self._waiting))
-            self._send(key, self._waiting.pop(key))
+            self._send(*self._waiting.popitem(last=False))
 
     @property
     def _sendable(self) -> bool:

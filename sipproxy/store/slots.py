@@ -126,7 +126,7 @@ class Slots:
         self._takes[ident] = take
         self._deadlines.append(take)
         if self._timer is None:
-            self._timer = loop.call_at(take.at, self._on_deadline)
+            self._timer = loop.call_at(self._deadlines[0].at, self._on_deadline)
         self._send(take)
 
     def release(self, line: str, call: str) -> None:
