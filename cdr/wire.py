@@ -1,0 +1,92 @@
+"""A connection of one's own to Redis, one command after the other, and names for what can be wrong with it.
+
+The connections of a shared pool are not used: a command that is given up leaves its reply on the wire, and the next one would
+read it as its own. Here every error and every cancellation drops the connection.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+from redis import exceptions
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import ResponseError
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis
+
+__all__ = ["Link", "name_of"]
+
+_BY_CLASS: tuple[tuple[type[BaseException], str], ...] = (
+    (exceptions.BusyLoadingError, "loading"),
+    (exceptions.AuthenticationError, "noauth"),
+    (exceptions.NoPermissionError, "noperm"),
+    (exceptions.ReadOnlyError, "readonly"),
+    (exceptions.OutOfMemoryError, "oom"),
+    (exceptions.TimeoutError, "slow"),
+    (TimeoutError, "slow"),
+    (exceptions.ConnectionError, "away"),
+    (OSError, "away"),
+)
+_BY_TEXT: tuple[tuple[str, str], ...] = (
+    ("NOREPLICAS", "noreplicas"),
+    ("MISCONF", "misconf"),
+    ("MOVED", "moved"),
+    ("ASK", "moved"),
+    ("CLUSTERDOWN", "clusterdown"),
+    ("MASTERDOWN", "masterdown"),
+    ("TRYAGAIN", "moved"),
+    ("READONLY", "readonly"),
+    ("OOM", "oom"),
+    ("BUSY", "busy"),
+    ("WRONGTYPE", "wrongtype"),
+    ("NOAUTH", "noauth"),
+)
+
+
+def name_of(error: BaseException) -> str:
+    """A short name of a store's state, for metrics: away, slow, readonly, oom, loading, noreplicas, moved, ... or error."""
+    for kind, name in _BY_CLASS:
+        if isinstance(error, kind):
+            return name
+    text = str(error)
+    for start, name in _BY_TEXT:
+        if text.startswith(start):
+            return name
+    return "error"
+
+
+class Link:
+    """One dedicated connection with the address, credentials and TLS of `client`'s pool."""
+
+    def __init__(self, client: Redis, *, timeout_s: float) -> None:
+        self._pool: Any = client.connection_pool
+        self._timeout_s = timeout_s
+        self._connection: Any = None  # redis-py's connections have no common public type
+
+    async def call(self, *command: str | bytes | float, timeout_s: float | None = None) -> Any:
+        """The reply, undecoded. Raises redis.exceptions.RedisError or OSError; replies that are errors keep the connection."""
+        try:
+            if self._connection is None:
+                connection = self._pool.make_connection()
+                connection.retry = Retry(NoBackoff(), 0)  # When to try again is decided by who calls.
+                connection.socket_timeout = self._timeout_s
+                connection.socket_connect_timeout = self._timeout_s
+                self._connection = connection
+                await connection.connect()
+            await self._connection.send_command(*command)
+            return await self._connection.read_response(disable_decoding=True, timeout=timeout_s or self._timeout_s)
+        except ResponseError:
+            raise
+        except BaseException:
+            await self.drop()
+            raise
+
+    async def drop(self) -> None:
+        """Close the connection at once; the next call makes a new one."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with contextlib.suppress(Exception):
+                await connection.disconnect(nowait=True)
