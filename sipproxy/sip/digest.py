@@ -92,15 +92,12 @@ def _response(algorithm: str, secret: str, method: bytes, credentials: tuple[byt
     """The request-digest of RFC 7616 §3.4.1; without qop that of RFC 2069 §2.1.2."""
     nonce, uri, qop, nc, cnonce = credentials
     ha2 = _digest(algorithm, method + b":" + uri).encode("ascii")
-    if qop is None:
-        middle = nonce
-    else:
-        middle = b":".join((nonce, nc, cnonce, qop.encode("ascii")))
+    middle = nonce if qop is None else b":".join((nonce, nc, cnonce, qop.encode("ascii")))
     return _digest(algorithm, b":".join((secret.encode("ascii"), middle, ha2)))
 
 
 def verify(credentials: Credentials, method: bytes, ha1: str) -> bool:
-    """Whether the response fits the stored H(A1) (hex, of the same algorithm). Takes as long for a wrong one as for a right one.
+    """Whether the response fits the stored H(A1) (hex, of the same algorithm), compared in constant time.
 
     False for an algorithm that is not in ALGORITHMS, a qop other than auth, and no qop with anything but MD5.
     """
@@ -237,7 +234,7 @@ def write_credentials(
 
 
 class NonceState(Enum):
-    """What `NonceSource.check` says. STALE and REPLAYED are both answered by a new challenge with stale=true (RFC 7616 §3.3)."""
+    """What `NonceSource.check` says. STALE and REPLAYED get a new challenge with stale=true (RFC 7616 §3.3)."""
 
     OK = "ok"
     STALE = "stale"

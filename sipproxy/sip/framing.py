@@ -30,9 +30,9 @@ _START = re.compile(rb"[" + TOKEN_CHARS + rb"]")
 class StreamFramer:
     """Cuts one connection's bytes into messages. The result does not depend on how the stream was cut into chunks.
 
-    When the stream breaks behind messages that are whole, `feed` returns those and the next call raises; `failed` tells at once.
-    After it raised, every further call raises the same error, and `refused` holds the head of the message that broke the stream
-    (for `salvage`, to answer it before the connection is closed).
+    When the stream breaks behind messages that are whole, `feed` returns those and the next call raises; `failed` tells at
+    once. After it raised, every further call raises the same error, and `refused` holds the head of the message that broke
+    the stream (for `salvage`, to answer it before the connection is closed).
     """
 
     def __init__(self, max_message: int) -> None:

@@ -6,6 +6,7 @@ A value handed in has been unfolded. Left out: credentials and challenges (diges
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import NamedTuple
 
 from sipproxy.sip.errors import ParseError
@@ -21,7 +22,7 @@ from sipproxy.sip.grammar import (
     shown,
     unquote,
 )
-from sipproxy.sip.uri import STAR, Uri, parse_uri
+from sipproxy.sip.uri import CACHED, CACHED_LENGTH, STAR, Uri, parse_uri
 
 __all__ = [
     "COMPACT",
@@ -173,6 +174,10 @@ def split_commas(value: bytes) -> list[bytes]:
 
 def parse_name_addr(data: bytes) -> NameAddr:
     """A name-addr or addr-spec with header parameters, or `*`. Raises ParseError."""
+    return _parse_cached(data) if len(data) <= CACHED_LENGTH else _parse_address(data)
+
+
+def _parse_address(data: bytes) -> NameAddr:
     data = data.strip(b" \t")
     found = _NAME_ADDR.match(data)
     if found is not None:
@@ -185,6 +190,9 @@ def parse_name_addr(data: bytes) -> NameAddr:
     if found is None:
         raise ParseError(f"not an address: {shown(data)}", section="RFC 3261 §20")
     return NameAddr(b"", parse_uri(found[1]), parse_params(data, found.end()), data)
+
+
+_parse_cached = lru_cache(maxsize=CACHED)(_parse_address)
 
 
 def parse_via(data: bytes) -> Via:

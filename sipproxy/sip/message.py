@@ -9,7 +9,7 @@ character stands outside a quoted pair, and a header that can come only once doe
 from __future__ import annotations
 
 import re
-from typing import TypeVar
+from typing import cast
 
 from sipproxy.sip.errors import ParseError
 from sipproxy.sip.grammar import QUOTED, TOKEN, parse_number, shown, unfold
@@ -57,12 +57,12 @@ _KNOWN = {
 }
 _CRLF = b"\r\n"
 _LINE_END = re.compile(rb"\r\n(?![ \t])")
+_FOLD = re.compile(rb"\r\n[ \t]")
+_NAME = re.compile(rb"\n([^:]*+:)")
 _CONTROLS = bytes([*range(9), *range(10, 32), 127])  # all but HTAB
 _QUOTED = re.compile(QUOTED, re.DOTALL)
 _QUOTED_PAIR = re.compile(rb"\\[\x00-\x09\x0b\x0c\x0e-\x7f]")  # §25.1 quoted-pair
 _VERSION = re.compile(rb"[sS][iI][pP]/[0-9]+\.[0-9]+\Z")
-
-_V = TypeVar("_V")
 
 
 class Message:
@@ -96,7 +96,9 @@ class Message:
         """The start line and the header lines as they came, folds inside, without the CRLF at the end."""
         self.keys = keys
         """For each of `lines_raw` the header's name in its long form and lower case; b"" for the start line."""
-        self.first_line = dict(zip(reversed(keys), range(len(keys) - 1, -1, -1), strict=True))
+        self.first_line = dict(zip(keys, range(len(keys))))  # noqa: B905 (equally long, and strict costs a third)
+        if len(self.first_line) != len(keys):
+            self.first_line = dict(zip(reversed(keys), range(len(keys) - 1, -1, -1), strict=True))
         """Where in `lines_raw` each name comes first."""
         self.version = version
         self._via: Via | None = None
@@ -149,8 +151,7 @@ class Message:
     @property
     def vias(self) -> list[Via]:
         if self._vias is None:
-            values = self.values(b"via")
-            self._vias = [self.via, *map(parse_via, values[1:])]
+            self._vias = [self.via, *map(parse_via, self.values(b"via")[1:])]
         return self._vias
 
     @property
@@ -277,7 +278,7 @@ class Response(Message):
 
 
 def _value(line: bytes) -> bytes:
-    value = line[line.index(b":") + 1 :]
+    value = line.partition(b":")[2]
     return (unfold(value) if b"\r" in value else value).strip(b" \t")
 
 
@@ -314,9 +315,7 @@ def parse_message(data: bytes, *, max_headers: int = MAX_HEADERS) -> Request | R
     if len(lines) - 1 > max_headers:
         raise ParseError(f"more than {max_headers} header lines", offset=begin, section="RFC 3261 §7.3")
     start = _parse_start(lines[0])
-    known = _KNOWN.get
-    keys = [known(line[: line.find(b":") + 1]) or _key(line) for line in lines[1:]]
-    keys.insert(0, b"")
+    keys = _header_keys(head, lines)
     body_at = end + 4 - begin
     length = _claimed_length(keys, lines)
     available = len(data) - begin - body_at
@@ -332,12 +331,11 @@ def parse_message(data: bytes, *, max_headers: int = MAX_HEADERS) -> Request | R
 
 def check_head(head: bytes) -> list[bytes]:
     """The start line and the header lines, folds kept. Raises ParseError for any line end but CRLF and any stray control."""
+    lines = head.split(_CRLF)
     # One equation for all of them: what `translate` deletes must be exactly the CR and LF of the CRLFs.
-    if len(head) - len(head.translate(None, _CONTROLS)) != 2 * head.count(_CRLF):
+    if len(head) - len(head.translate(None, _CONTROLS)) != 2 * len(lines) - 2:
         _check_controls(head)
-    if b"\r\n " in head or b"\r\n\t" in head:
-        return _LINE_END.split(head)
-    return head.split(_CRLF)
+    return _LINE_END.split(head) if _FOLD.search(head) else lines
 
 
 def _check_controls(head: bytes) -> None:
@@ -372,11 +370,20 @@ def _start_status(line: bytes) -> int:
     return 0 if upper.startswith((b"SIP/", b"ACK ")) or b"SIP/" not in upper else 400
 
 
+def _header_keys(head: bytes, lines: list[bytes]) -> list[bytes]:
+    """For each line the canonical name of its header, b"" for the start line. Raises ParseError."""
+    # Fast when all names are usual ones. What precedes a colon in a fold, or spans a line without one, is never among them.
+    keys = [b"", *map(_KNOWN.get, _NAME.findall(head))]
+    if None in keys or len(keys) != len(lines):
+        keys = [b"", *map(_key, lines[1:])]
+    return cast("list[bytes]", keys)
+
+
 def _key(line: bytes) -> bytes:
-    colon = line.find(b":")
-    if colon < 0:
+    name, colon, _ = line.partition(b":")
+    if not colon:
         raise ParseError(f"header line without a colon: {shown(line)}", section="RFC 3261 §7.3.1")
-    return canonical_name(line[:colon].rstrip(b" \t"))  # §25.1 HCOLON: spaces before the colon
+    return _KNOWN.get(name + colon) or canonical_name(name.rstrip(b" \t"))  # §25.1 HCOLON: spaces before the colon
 
 
 def _claimed_length(keys: list[bytes], lines: list[bytes]) -> int | None:

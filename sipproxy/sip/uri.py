@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from functools import lru_cache
 from typing import NamedTuple
 
 from sipproxy.sip.errors import ParseError
 from sipproxy.sip.grammar import HOST, MAX_PARAMS, Params, find_param, shown
 
-__all__ = ["STAR", "Uri", "parse_uri", "unescape", "uris_equal"]
+__all__ = ["CACHED", "CACHED_LENGTH", "STAR", "Uri", "parse_uri", "unescape", "uris_equal"]
 
 
 class Uri(NamedTuple):
@@ -66,8 +67,17 @@ _VISUAL = re.compile(rb"[\-.()]")
 _NEVER_IGNORED = (b"user", b"ttl", b"method", b"maddr", b"transport")
 
 
+CACHED = 1024
+"""Values kept, of at most CACHED_LENGTH bytes each: the messages of a call repeat the same few addresses."""
+CACHED_LENGTH = 200
+
+
 def parse_uri(data: bytes) -> Uri:
     """A URI of any scheme. Raises ParseError."""
+    return _parse_cached(data) if len(data) <= CACHED_LENGTH else _parse(data)
+
+
+def _parse(data: bytes) -> Uri:
     found = _SIP.match(data)
     if found is None:
         return _parse_other(data)
@@ -79,6 +89,9 @@ def parse_uri(data: bytes) -> Uri:
             raise ParseError(f"port out of range: {shown(data)}", offset=found.start(5), section="RFC 3261 §19.1.1")
     params = _split_params(params_text, found.start(6)) if params_text else ()
     return Uri(scheme.lower(), user, password, host, port, params, headers or b"", data)
+
+
+_parse_cached = lru_cache(maxsize=CACHED)(_parse)
 
 
 def _parse_other(data: bytes) -> Uri:
