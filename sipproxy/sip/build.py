@@ -13,13 +13,11 @@ from typing import TYPE_CHECKING
 
 from sipproxy.sip.errors import ParseError
 from sipproxy.sip.grammar import unfold
-from sipproxy.sip.headers import COMPACT, element_end, parse_via
+from sipproxy.sip.headers import COMPACT, element_end
 from sipproxy.sip.message import Message, Request, Response
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from sipproxy.sip.headers import Via
 
 __all__ = ["REASONS", "Editor", "write_ack", "write_cancel", "write_request", "write_response"]
 
@@ -67,44 +65,37 @@ def _split_first(line: bytes) -> tuple[bytes, bytes, bytes]:
 
     Raises ParseError when the line's quotes or brackets do not balance.
     """
-    start = line.index(b":") + 1
-    while line[start : start + 1] in _LWS_SET:
-        start += 1
+    value = line.partition(b":")[2]
+    start = len(line) - len(value.lstrip(_LWS))
     end = element_end(line, start)
     return line[:start], line[start:end], line[end:]
 
 
-_LWS_SET = frozenset((b" ", b"\t", b"\r", b"\n"))
-
-
-def _stamped(line: bytes, source: tuple[str, int]) -> bytes:
-    """A Via line whose first element says where the request came from. An unreadable one is left as it is: the answer to it
-    goes to the source address anyway."""
+def _stamped(request: Request, line: bytes, source: tuple[str, int]) -> bytes:
+    """The top Via line, its first element saying where the request came from. An unreadable one is left as it is: the answer to
+    it goes to the source address anyway."""
     try:
-        name, element, rest = _split_first(line)
-        via = parse_via(unfold(element))
+        via = request.via
+        name, rest = (line.partition(b":")[0] + b": ", b"") if b"," not in line else _split_first(line)[::2]
     except ParseError:
         return line
     host, port = source
-    wants_port = via.param(b"rport") is not None
+    wants_port = received = False
+    parts = [via.raw.partition(b";")[0].rstrip(b" \t")]
+    for key, value in via.params:
+        if key == b"received":
+            received = True  # dropped: a sender that writes its own could send answers elsewhere
+        elif key == b"rport":
+            wants_port = True
+            parts.append(b"rport=%d" % port)
+        else:
+            parts.append(key if value is None else key + b"=" + value)
     # RFC 3581 §4: with rport, received MUST be there even when it equals the sent-by.
-    if not wants_port and via.param(b"received") is None and _same_host(via.host, host):
-        return line
-    return name + _restamped(via, host, port) + rest
-
-
-def _restamped(via: Via, host: str, port: int) -> bytes:
-    sent = via.raw.partition(b";")[0].rstrip(b" \t")
-    parts = [sent]
-    for name, value in via.params:
-        if name == b"received":
-            continue  # a sender that writes its own received= could send answers elsewhere
-        if name == b"rport":
-            value = b"%d" % port  # noqa: PLW2901
-        parts.append(name if value is None else name + b"=" + value)
-    if via.param(b"rport") is not None or not _same_host(via.host, host):
+    if wants_port or not _same_host(via.host, host):
         parts.append(b"received=" + host.encode("ascii"))  # §25.1 via-received: an IPv6 address without brackets
-    return b";".join(parts)
+    elif not received:
+        return line
+    return name + b";".join(parts) + rest
 
 
 def _same_host(sent_by: bytes, host: str) -> bool:
@@ -128,7 +119,7 @@ def _top_via(message: Message) -> bytes | None:
     if not isinstance(message, Request) or message.source is None:
         return line
     if message.stamped_via is None:
-        message.stamped_via = _stamped(line, message.source)
+        message.stamped_via = _stamped(message, line, message.source)
     return message.stamped_via
 
 

@@ -126,8 +126,11 @@ class Message:
 
     def lines(self, name: bytes) -> list[bytes]:
         """The values of all lines of that name, in order."""
-        if name not in self.first_line:
+        number = self.first_line.get(name)
+        if number is None:
             return []
+        if len(self.first_line) == len(self.keys):
+            return [_value(self.lines_raw[number])]  # no name comes twice
         return [_value(line) for key, line in zip(self.keys, self.lines_raw, strict=True) if key == name]
 
     def values(self, name: bytes) -> list[bytes]:
@@ -151,7 +154,8 @@ class Message:
     @property
     def vias(self) -> list[Via]:
         if self._vias is None:
-            self._vias = [self.via, *map(parse_via, self.values(b"via")[1:])]
+            values = self.values(b"via")
+            self._vias = [self.via, *map(parse_via, values[1:])] if len(values) > 1 else [self.via]
         return self._vias
 
     @property
