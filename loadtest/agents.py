@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from loadtest.ua import SDP_TYPE, Address, Call, Headers, NoAnswerError, UserAgent, new_tag, sdp_of
 from sipproxy.sip.build import write_request
 from sipproxy.sip.digest import Challenge, parse_challenge, write_credentials
+from sipproxy.sip.errors import ParseError
 
 if TYPE_CHECKING:
     from loadtest.truth import Ledger
@@ -219,8 +220,11 @@ class Router(Party):
         """Remember the first challenge with an algorithm that this router knows (RFC 8760 §2.4: topmost wins)."""
         name = b"www-authenticate" if response.status == 401 else b"proxy-authenticate"
         for value in response.lines(name):
-            challenge = parse_challenge(value)
-            if str(challenge.algorithm).upper() in self.account.algorithms:
+            try:
+                challenge = parse_challenge(value)
+            except ParseError:
+                continue  # an algorithm or scheme that nobody here knows
+            if challenge.algorithm in self.account.algorithms:
                 self._challenge, self._nonce_count = challenge, 0
                 return True
         return False

@@ -23,8 +23,9 @@ class BaresipParty:
         self.port = free_udp_port()
         self._options = {"user": user, "password": password, "domain": domain, "port": self.port, "interval": interval}
         self._process: asyncio.subprocess.Process | None = None
-        self._trace = tempfile.TemporaryFile()
+        self._trace = tempfile.TemporaryFile()  # noqa: SIM115  # closed when the party leaves
         self.events: list[dict[str, Any]] = []
+        self._unseen: list[dict[str, Any]] = []
 
     async def __aenter__(self) -> BaresipParty:
         self._process = await asyncio.create_subprocess_exec(
@@ -54,7 +55,11 @@ class BaresipParty:
         self._trace.close()
 
     async def expect(self, *names: str, timeout_s: float = 10.0) -> dict[str, Any]:
-        """The next event that has one of these names; others are kept in `events`. Fails on a time-out with the SIP trace."""
+        """The next event that has one of these names; others wait for their turn. Fails on a time-out with the SIP trace."""
+        for event in self._unseen:
+            if event["event"] in names:
+                self._unseen.remove(event)
+                return event
         assert self._process is not None
         assert self._process.stdout is not None
         try:
@@ -64,6 +69,7 @@ class BaresipParty:
                     self.events.append(event)
                     if event["event"] in names:
                         return event
+                    self._unseen.append(event)
         except TimeoutError:
             pass
         raise AssertionError(f"{self.user}: no {names} within {timeout_s:g} s; had {self.events}\n{self.log()[-8000:]}")

@@ -1,7 +1,8 @@
 """One baresip, driven over stdin and stdout by JSON lines. A program of its own: baresip allows one runtime a process.
 
-Argument: a JSON object `{"user", "password", "domain", "port", "interval"}`. Commands: `{"do": "register"}`, `{"do": "dial", "uri": ...}`,
-`{"do": "hangup"}`, `{"do": "unregister"}`, `{"do": "quit"}`. Events: `{"event": ..., ...}`; every command gets `ok` or `error`.
+Argument: a JSON object `{"user", "password", "domain", "port", "interval"}`. Commands: `{"do": "register"}`, `{"do": "unregister"}`,
+`{"do": "dial", "uri": ...}`, `{"do": "hangup"}`, `{"do": "quit"}`; each gets an event `ok` or `error`. Others: `incoming`,
+`established`, `closed` with the counters of the media.
 An incoming call is answered at once. While a call is up a tone is written, and received PCM is read and counted.
 """
 
@@ -57,7 +58,9 @@ class Party:
                 self.spawn(self.media(call))
             elif event.event is baresip.Event.CALL_CLOSED:
                 stats = call.final_stats
-                media = {"rx_packets": stats.rx_packets, "tx_packets": stats.tx_packets, "rx_lost": stats.rx_lost} if stats else {}
+                media = (
+                    {"rx_packets": stats.rx_packets, "tx_packets": stats.tx_packets, "rx_lost": stats.rx_lost} if stats else {}
+                )
                 say("closed", call_id=event.call_id, text=event.text, pcm_bytes=self.pcm_bytes, loud=self.loud_samples, **media)
 
         call.on(on_event)
@@ -92,7 +95,9 @@ class Party:
 async def main(options: dict[str, Any]) -> None:
     logging.basicConfig(stream=sys.stderr, level=logging.DEBUG, format="%(asctime)s %(name)s %(message)s")
     runtime = baresip.Runtime()
-    config = baresip.Config(net_interface="127.0.0.1", sip_trace=True, extra_config_text=f"sip_listen 127.0.0.1:{options['port']}\n")
+    config = baresip.Config(
+        net_interface="127.0.0.1", sip_trace=True, extra_config_text=f"sip_listen 127.0.0.1:{options['port']}\n"
+    )
     await runtime.start(config)
     account = baresip.Account(options["user"], options["domain"], options["password"], reg_interval=options["interval"])
     party = Party(await baresip.UserAgent.create(runtime, account))

@@ -1,0 +1,140 @@
+"""A node with its store, a trunk and an emergency centre around it, for tests and measurements; routers join as needed."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from loadtest.agents import Psap, Router, RouterAccount, Trunk
+from loadtest.node import LineSpec, Node, PsapSpec, TrunkSpec
+from loadtest.reconcile import Reconciliation, becomes, compare, live_slots, records_when
+from loadtest.truth import Ledger
+from loadtest.valkey import Valkey
+from sipproxy.sip.digest import ha1
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from pathlib import Path
+
+    from cdr.facts import Record
+    from loadtest.ua import Address
+
+__all__ = ["Network", "many_lines", "md5_only"]
+
+DOMAIN = "sip.example"
+TRUNK_HOST = "127.0.0.2"  # Linux answers on all of 127/8: the trunk is told from routers by its address
+
+
+def md5_only(line: LineSpec, realm: str = DOMAIN) -> LineSpec:
+    """The same line, stored with an MD5 hash alone: the node then offers no other algorithm (SIPp and old routers)."""
+    return replace(line, password="ha1:" + ha1("MD5", line.user, realm, line.password))
+
+
+def many_lines(count: int, *, first: int = 0, channels: int = 2) -> list[LineSpec]:
+    """Lines with one account and one number each: `u000000` to `u...` with the numbers +4960322000000 and up."""
+    numbers = range(first, first + count)
+    return [LineSpec(f"L{n:06}", f"u{n:06}", f"p{n:06}", f"+496032{2_000_000 + n}", channels=channels) for n in numbers]
+
+
+class Network:
+    """An async context manager. `trunks` and `psap` say who else than the simulated parties stands there."""
+
+    def __init__(
+        self,
+        lines: Iterable[LineSpec],
+        *,
+        settings: Mapping[str, Mapping[str, object]] | None = None,
+        directory: Path | None = None,
+        trunks: Sequence[TrunkSpec] | None = None,
+        psap: Address | None = None,
+        embedded: bool = False,
+    ) -> None:
+        self.lines = {line.user: line for line in lines}
+        self.ledger = Ledger()
+        self.store = Valkey()
+        self.trunk = Trunk("trunk", self.ledger, host=TRUNK_HOST)
+        self.psap = Psap("psap", self.ledger, host="127.0.0.3")
+        self.routers: list[Router] = []
+        self._settings = settings
+        self._directory = directory
+        self.trunks = tuple(trunks or ())
+        self._psap = psap
+        self._embedded = embedded
+        self._node: Node | None = None
+        self._stack = AsyncExitStack()
+
+    @property
+    def node(self) -> Node:
+        assert self._node is not None
+        return self._node
+
+    async def __aenter__(self) -> Network:
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self.store)
+            for party in (self.trunk, self.psap):
+                await party.open()
+                stack.callback(party.close)
+            if not self.trunks:
+                self.trunks = (TrunkSpec("carrier", (self.trunk.host, self.trunk.port), (self.trunk.host,)),)
+            centre = self._psap or (self.psap.host, self.psap.port)
+            places = sorted({line.location for line in self.lines.values()})
+            self._node = Node(
+                lines=self.lines.values(),
+                psap=[PsapSpec(place, service, centre) for place in places for service in ("110", "112")],
+                trunks=self.trunks,
+                store_url="" if self._embedded else self.store.url,
+                domain=DOMAIN,
+                settings=self._settings,
+                directory=self._directory,
+            )
+            await stack.enter_async_context(self._node)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for router in self.routers:
+            router.close()
+        await self._stack.aclose()
+
+    async def router(self, user: str, *, algorithms: tuple[str, ...] = ("SHA-256", "MD5"), register: bool = True) -> Router:
+        """A router with the account `user` of one of the lines, registered when asked. Raises AssertionError when refused."""
+        account = RouterAccount(user, self.lines[user].password, DOMAIN, algorithms)
+        router = Router(user, self.ledger, account, self.node.address)
+        await router.open()
+        self.routers.append(router)
+        if register:
+            response = await router.register()
+            assert response.status == 200, f"{user} was answered {response.status}\n{router.trace()}"
+        return router
+
+    async def slots(self, user: str, wanted: int, *, timeout_s: float = 2.0) -> int:
+        """How many slots the line of an account holds: `wanted`, as soon as it does, else what it is after `timeout_s`."""
+        line = self.lines[user].line
+
+        async def used() -> int:
+            return len((await live_slots(self.store.client)).get(line, ()))
+
+        return await becomes(used, wanted, timeout_s=timeout_s)
+
+    async def slots_of_all(self, wanted: int, *, timeout_s: float = 5.0) -> int:
+        """How many slots all lines hold together, as `slots`."""
+
+        async def used() -> int:
+            return sum(map(len, (await live_slots(self.store.client)).values()))
+
+        return await becomes(used, wanted, timeout_s=timeout_s)
+
+    async def records(self, count: int, *, timeout_s: float = 10.0) -> list[Record]:
+        """The final records once there are `count` of them, or those that are there after `timeout_s` seconds."""
+        return await self.records_when(lambda found: len(found) >= count, timeout_s=timeout_s)
+
+    async def records_when(self, enough: Callable[[list[Record]], bool], *, timeout_s: float = 10.0) -> list[Record]:
+        """The final records once `enough` says so of them, or those that are there after `timeout_s` seconds."""
+        return await records_when(self.store.client, enough, timeout_s=timeout_s)
+
+    async def reconciled(self, *, timeout_s: float = 10.0) -> tuple[list[Record], Reconciliation]:
+        """The records of all calls that the simulated parties placed, and how they compare."""
+        placed = self.ledger.placed()
+        records = await self.records(len(placed), timeout_s=timeout_s)
+        return records, compare(placed, records)

@@ -1,0 +1,45 @@
+"""Fixtures of the tests that run a real node: a network around it, and its log and wire trace when a test fails."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Generator
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import pytest_asyncio
+
+if TYPE_CHECKING:
+    from loadtest.network import Network
+
+FAILED = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.failed:
+        item.stash[FAILED] = True
+    return report
+
+
+@pytest_asyncio.fixture
+async def start_network(request: pytest.FixtureRequest) -> AsyncIterator[Callable[..., Any]]:
+    """`await start_network(lines, **options)` starts a node with everything around it; ended after the test."""
+    from loadtest.network import Network
+
+    networks: list[Network] = []
+    async with AsyncExitStack() as stack:
+
+        async def start(*args: Any, **options: Any) -> Network:
+            network = await stack.enter_async_context(Network(*args, **options))
+            networks.append(network)
+            return network
+
+        yield start
+        if request.node.stash.get(FAILED, False):
+            for network in networks:
+                print(network.ledger.tail())
+                print(network.node.log())
