@@ -14,7 +14,7 @@ from sipproxy.sip.errors import ParseError
 from sipproxy.sip.uri import Uri, parse_uri
 
 if TYPE_CHECKING:
-    from policy import Account
+    from policy.model import Account
     from sipproxy.engine.state import Desk, Headers
     from sipproxy.sip.digest import NonceSource
     from sipproxy.sip.message import Request

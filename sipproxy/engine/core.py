@@ -19,11 +19,11 @@ from sipproxy.engine.state import KNOWN_METHODS, Desk, request_label
 from sipproxy.sip.digest import NonceSource
 from sipproxy.sip.errors import ParseError
 from sipproxy.sip.matching import cancel_target_key
-from sipproxy.sip.message import Request, Response, check_message, parse_message
+from sipproxy.sip.message import Request, Response, check_message, parse_message, salvage
 from sipproxy.sip.text import text
 
 if TYPE_CHECKING:
-    from policy import Snapshot
+    from policy.model import Snapshot
     from sipproxy.engine.actions import Action, Now
     from sipproxy.engine.location import Binding
     from sipproxy.engine.settings import Settings
@@ -66,8 +66,12 @@ class Engine:
         desk.now = now
         try:
             message = parse_message(data, max_headers=desk.settings.max_headers)
-        except ParseError:
+        except ParseError as fault:
             desk.count("malformed", "structure")
+            request = salvage(data) if fault.status else None
+            if request is not None:
+                request.stamp(flow.host, flow.port)
+                self._refuse_malformed(request, flow, fault)
             return desk.take_actions()
         if isinstance(message, Request):
             self._request(message, flow)

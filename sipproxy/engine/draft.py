@@ -9,7 +9,7 @@ from sipproxy.sip.sdp import media_kinds
 from sipproxy.sip.text import text
 
 if TYPE_CHECKING:
-    from policy import Decision
+    from policy.model import Decision
     from sipproxy.engine.actions import Now
     from sipproxy.sip.flow import Flow
     from sipproxy.sip.message import Request

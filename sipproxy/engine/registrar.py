@@ -14,7 +14,7 @@ from sipproxy.sip.errors import ParseError
 from sipproxy.sip.uri import parse_uri, uris_equal
 
 if TYPE_CHECKING:
-    from policy import Account
+    from policy.model import Account
     from sipproxy.engine.state import Desk, Headers
     from sipproxy.sip.flow import Flow
     from sipproxy.sip.headers import NameAddr

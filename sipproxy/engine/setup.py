@@ -8,7 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from policy import CallAttempt, Direction, Verdict, evaluate, rule_family, service_of
+from policy import evaluate, rule_family
+from policy.emergency import service_of
+from policy.model import CallAttempt, Direction, Verdict
 from sipproxy.engine.actions import ReleaseSlot, TakeSlot
 from sipproxy.engine.authenticate import Proven
 from sipproxy.engine.call import Call, Phase
@@ -17,7 +19,7 @@ from sipproxy.engine.targets import binding_groups, emergency_groups, incoming_e
 from sipproxy.sip.text import text
 
 if TYPE_CHECKING:
-    from policy import Account, Decision, Line
+    from policy.model import Account, Decision, Line
     from sipproxy.engine.authenticate import Authenticator
     from sipproxy.engine.calls import Calls
     from sipproxy.engine.settings import TrunkRoute

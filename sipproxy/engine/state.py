@@ -10,7 +10,7 @@ import hmac
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from policy import Snapshot
+from policy.model import Snapshot
 from sipproxy.engine.actions import Action, Note, Now, SendTo
 from sipproxy.engine.location import Location
 from sipproxy.engine.settings import Settings

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from policy import Decision, Verdict
+from policy.model import Decision, Verdict
 from sipproxy.engine.forward import TRUSTED_ONLY, Target, parse_hop, uri_at
 from sipproxy.sip.errors import ParseError
 

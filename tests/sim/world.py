@@ -1,0 +1,253 @@
+"""A network on a virtual clock: engines, user agents and a store of slots, without sockets, tasks or real time.
+
+What is simulated is the wire (delay, loss, duplication, reordering by a seeded generator), the slot store of design §6 and the
+user agents. The engine is the real one, whole.
+"""
+
+from __future__ import annotations
+
+import heapq
+import ipaddress
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from cdr.facts import Admit, Answer, End, Fact, Record
+from policy.build import snapshot_of
+from policy.model import Account, AccountKind, BlockRule, Line, LineStatus, PsapRoute, Snapshot
+from policy.profiles import load as load_profiles
+from sipproxy.engine.actions import Action, Journal, Note, Now, ReleaseSlot, RemoveBinding, SaveBinding, SendTo, TakeSlot
+from sipproxy.engine.core import Engine
+from sipproxy.engine.location import Binding
+from sipproxy.engine.settings import Listener, Settings, TrunkRoute
+from sipproxy.sip.digest import ha1
+from sipproxy.sip.flow import Flow, Hop
+
+REALM = "sip.test"
+PROXY = ("192.0.2.1", 5060)
+LEASE_S, REFRESH_S = 90.0, 30.0
+EPOCH_MS = 1_790_000_000_000
+Address = tuple[str, int]
+
+
+class SlotStore:
+    """The lease set of each line as the script in the store keeps it."""
+
+    def __init__(self) -> None:
+        self.lines: dict[str, dict[str, float]] = {}
+        self.limits_seen: dict[str, int] = {}
+
+    def take(self, line: str, call: str, limit: int, now: float, lease: float) -> tuple[bool, int]:
+        held = self.lines.setdefault(line, {})
+        for gone in [c for c, at in held.items() if at <= now]:
+            del held[gone]
+        if call not in held and len(held) >= limit:
+            return False, len(held)
+        held[call] = now + lease
+        assert len(held) <= limit, "over-admission"
+        return True, len(held)
+
+    def release(self, line: str, call: str) -> None:
+        self.lines.get(line, {}).pop(call, None)
+
+    def all(self) -> set[tuple[str, str]]:
+        return {(line, call) for line, held in self.lines.items() for call in held}
+
+
+@dataclass(order=True)
+class _Event:
+    at: float
+    order: int
+    run: Callable[[], None] = field(compare=False)
+
+
+class World:
+    """One engine and its surroundings. `facts` is what the journal got, `notes` what the log got."""
+
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        *,
+        seed: int = 1,
+        trunks: tuple[TrunkRoute, ...] = (),
+        delay: tuple[float, float] = (0.005, 0.02),
+        loss: float = 0.0,
+        duplicate: float = 0.0,
+        **overrides: object,
+    ) -> None:
+        self.random = random.Random(seed)
+        self.now = 1000.0
+        self._events: list[_Event] = []
+        self._order = 0
+        self.delay, self.loss, self.duplicate = delay, loss, duplicate
+        self.agents: dict[Address, Callable[[bytes, Address], None]] = {}
+        self.store = SlotStore()
+        self.store_answers = True  # False: no answer within the deadline
+        self.store_deadline = 0.25
+        self.facts: list[Fact] = []
+        self.notes: list[Note] = []
+        self.wire: list[tuple[float, Address, Address, bytes]] = []
+        self.bindings: dict[tuple[str, str], Binding] = {}
+        self._armed: float | None = None
+        hosts = frozenset([PROXY, (REALM, 5060)])
+        self.settings = Settings(
+            node="n1",
+            realm=REALM,
+            domains=frozenset([REALM]),
+            listeners=(Listener(0, "UDP", b"192.0.2.1:5060", hosts),),
+            trunks=trunks,
+            **overrides,  # type: ignore[arg-type]
+        )
+        self.engine = Engine(self.settings, snapshot, new_token=self.random.randbytes, key=b"k" * 32)
+        self.after(REFRESH_S, self._refresh)
+
+    # Time
+
+    def at(self, at: float, run: Callable[[], None]) -> None:
+        self._order += 1
+        heapq.heappush(self._events, _Event(at, self._order, run))
+
+    def after(self, seconds: float, run: Callable[[], None]) -> None:
+        self.at(self.now + seconds, run)
+
+    def run(self, seconds: float) -> None:
+        """Let `seconds` pass."""
+        end = self.now + seconds
+        while self._events and self._events[0].at <= end:
+            event = heapq.heappop(self._events)
+            self.now = event.at
+            event.run()
+        self.now = end
+
+    def run_until(self, condition: Callable[[], bool], bound: float = 60.0) -> None:
+        end = self.now + bound
+        while not condition():
+            assert self._events, "nothing will happen any more"
+            assert self._events[0].at <= end, "the condition was not reached in time"
+            event = heapq.heappop(self._events)
+            self.now = event.at
+            event.run()
+
+    @property
+    def instant(self) -> Now:
+        return Now(self.now, EPOCH_MS + round(self.now * 1000))
+
+    def _refresh(self) -> None:
+        for line_id, call in self.engine.calls.leases():
+            if self.store_answers:
+                self.store.lines.setdefault(line_id, {})[call] = self.now + LEASE_S
+        self.after(REFRESH_S, self._refresh)
+
+    # The wire
+
+    def send(self, data: bytes, source: Address, to: Address) -> None:
+        self.wire.append((self.now, source, to, data))
+        if self.loss and self.random.random() < self.loss:
+            return
+        for _ in range(2 if self.duplicate and self.random.random() < self.duplicate else 1):
+            self.after(self.random.uniform(*self.delay), lambda: self._deliver(data, source, to))
+
+    def _deliver(self, data: bytes, source: Address, to: Address) -> None:
+        if to == PROXY:
+            self.perform(self.engine.receive(data, Flow("UDP", 0, *source), self.instant))
+        elif to in self.agents:
+            self.agents[to](data, source)
+
+    # The shell's part
+
+    def perform(self, actions: Iterable[Action]) -> None:
+        for action in actions:
+            if isinstance(action, SendTo):
+                target = action.target
+                port = target.port or 5060 if isinstance(target, Hop) else target.port
+                self.send(action.data, PROXY, (target.host, port))
+            elif isinstance(action, TakeSlot):
+                self._take(action)
+            elif isinstance(action, ReleaseSlot):
+                if self.store_answers:
+                    self.store.release(action.line, action.call)
+            elif isinstance(action, Journal):
+                self.facts.append(action.fact)
+            elif isinstance(action, SaveBinding):
+                self.bindings[action.user, action.binding.key] = action.binding
+            elif isinstance(action, RemoveBinding):
+                self.bindings.pop((action.user, action.key), None)
+            else:
+                self.notes.append(action)
+        self._arm()
+
+    def _take(self, action: TakeSlot) -> None:
+        def answer() -> None:
+            taken, used = self.store.take(action.line, action.call, action.limit, self.now, LEASE_S)
+            self._slot_result(action, taken=taken, used=used)
+
+        def silence() -> None:
+            self._slot_result(action, taken=None, used=0)
+
+        if self.store_answers:
+            self.after(0.001, answer)
+        else:
+            self.after(self.store_deadline, silence)
+
+    def _slot_result(self, action: TakeSlot, *, taken: bool | None, used: int) -> None:
+        self.perform(self.engine.slot_result(action.call, action.line, taken=taken, used=used, now=self.instant))
+
+    def _arm(self) -> None:
+        at = self.engine.next_at
+        if at is not None and (self._armed is None or at < self._armed):
+            self._armed = at
+            self.at(max(at, self.now), self._fire)
+
+    def _fire(self) -> None:
+        self._armed = None
+        self.perform(self.engine.fire(self.instant))
+
+    # What came of it
+
+    @property
+    def records(self) -> list[Record]:
+        return [fact.record for fact in self.facts if isinstance(fact, End)]
+
+    @property
+    def admitted(self) -> list[Record]:
+        return [fact.record for fact in self.facts if isinstance(fact, Admit)]
+
+    @property
+    def answers(self) -> list[Answer]:
+        return [fact for fact in self.facts if isinstance(fact, Answer)]
+
+    def live_slots(self) -> set[tuple[str, str]]:
+        return set(self.engine.calls.leases())
+
+
+def trunk(name: str, address: Address, priority: int = 0) -> TrunkRoute:
+    network = ipaddress.ip_network(address[0])
+    return TrunkRoute(name, Hop("UDP", *address), ((network, 0),), priority)
+
+
+def account(user: str, line: str, *numbers: str, kind: AccountKind = AccountKind.SINGLE) -> Account:
+    """An account whose password is its user name backwards."""
+    hashes = {a: ha1(a, user, REALM, user[::-1]) for a in ("MD5", "SHA-256")}
+    return Account(user, line, kind, hashes, numbers)
+
+
+def line(name: str, *accounts: str, profile: str = "badnauheim", **fields: object) -> Line:
+    given: dict[str, object] = {
+        "status": LineStatus.ACTIVE,
+        "channels": None,
+        "location": "friedberg",
+        "area_code": "06032",
+        **fields,
+    }
+    return Line(id=name, profile=profile, accounts=accounts, **given)  # type: ignore[arg-type]
+
+
+def snapshot(
+    lines: Iterable[Line],
+    accounts: Iterable[Account],
+    *,
+    psap: Iterable[PsapRoute] = (),
+    blocks: Iterable[BlockRule] = (),
+    version: int = 7,
+) -> Snapshot:
+    return snapshot_of(version, lines, accounts, load_profiles(), psap, blocks)
