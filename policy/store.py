@@ -1,0 +1,304 @@
+"""Policy data in Redis or Valkey: read as one snapshot, changed as a whole, watched.
+
+SHELL: the one module of this package that does I/O. The client is a `redis.asyncio` client that returns bytes. Keys: HASHes
+`sp:lines`, `sp:accounts`, `sp:numbers`, `sp:blocks`, `sp:psap` (msgpack values, see `policy.codec`) and the STREAM
+`sp:policy:log` with one entry per change: version, who, when, why, before and after in JSON, the SHA-256 of the previous
+entry, and a token of the change. The log decides: a change is planned on what was read at the log's last entry, and one
+script writes it only if that still is the last entry.
+
+Left out: Redis Cluster. The six keys lie in different hash slots there, and both the script and the reading transaction need
+them in one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import time
+import uuid
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import msgspec
+from redis.exceptions import RedisError
+
+from policy import codec, profiles
+from policy.build import snapshot_of
+from policy.change import Change, Kept, Plan, plan
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from redis.asyncio import Redis
+
+    from policy.model import Profile, Snapshot
+
+__all__ = ["LOG", "TABLES", "ConflictError", "apply", "entry_hash", "load", "watch"]
+
+T = TypeVar("T")
+
+TABLES = {name: f"sp:{name}" for name in ("lines", "accounts", "numbers", "blocks", "psap")}
+LOG = "sp:policy:log"
+LOG_ENTRIES = 100_000  # kept at least; older changes are trimmed
+
+ATTEMPTS = 20  # of one change against others made at the same moment
+READ_CHUNK = 5000  # fields asked for in one command
+DECODE_SLICE = 250  # values decoded before other work of the event loop has its turn: about 1 ms
+BLOCK_MS = 1000
+RETRY_S = (0.05, 0.5)  # first and longest wait while the store is away: a change arrives within a second of its return
+
+# Nothing is written before everything that can fail was tried: a script is not undone half way.
+_APPLY = """
+for i = 1, #KEYS do
+  local kind = redis.call('TYPE', KEYS[i]).ok
+  if kind ~= 'none' and kind ~= (i == #KEYS and 'stream' or 'hash') then
+    return redis.error_reply('WRONGTYPE ' .. KEYS[i] .. ' is a ' .. kind)
+  end
+end
+local log = KEYS[#KEYS]
+local last = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)
+if (last[1] and last[1][1] or '0-0') ~= ARGV[1] then
+  return false
+end
+local entry = {}
+local first = 4 + tonumber(ARGV[3])
+for i = 4, first - 1 do
+  entry[#entry + 1] = ARGV[i]
+end
+local id = redis.call('XADD', log, 'MAXLEN', '~', ARGV[2], '*', unpack(entry))
+for i = first, #ARGV, 3 do
+  local key = KEYS[tonumber(ARGV[i])]
+  if ARGV[i + 2] == '' then
+    redis.call('HDEL', key, ARGV[i + 1])
+  else
+    redis.call('HSET', key, ARGV[i + 1], ARGV[i + 2])
+  end
+end
+return id
+"""
+
+
+class ConflictError(RuntimeError):
+    """Others changed the policy data at the same moment, again and again."""
+
+
+class _Entry(NamedTuple):
+    """One entry of the log."""
+
+    id: str
+    fields: dict[str, str]
+
+    @property
+    def version(self) -> int:
+        return int(self.fields.get("version", "0"))
+
+
+_NONE = _Entry("0-0", {})
+
+
+def entry_hash(fields: Mapping[str, str]) -> str:
+    """SHA-256 of a log entry, which the next one carries as `previous`."""
+    text = json.dumps(sorted(fields.items()), ensure_ascii=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+async def load(client: Redis, *, known: Mapping[str, Profile] | None = None) -> Snapshot:
+    """All policy data at one moment. `known` are the profiles, by default those that ship.
+
+    Raises RedisError, and msgspec.DecodeError when a value cannot be read.
+    """
+    _, snapshot = await _read(client, known if known is not None else profiles.load())
+    return snapshot
+
+
+async def _read(client: Redis, known: Mapping[str, Profile]) -> tuple[_Entry, Snapshot]:
+    """The last log entry and the snapshot at it, from one transaction."""
+    async with client.pipeline(transaction=True) as pipe:
+        for name in ("lines", "accounts", "blocks", "psap"):
+            pipe.hgetall(TABLES[name])
+        pipe.execute_command("XREVRANGE", LOG, "+", "-", "COUNT", 1)
+        raw_lines, raw_accounts, raw_blocks, raw_psap, raw_log = await pipe.execute()
+    last = _last_entry(raw_log)
+    lines = await _decoded(raw_lines.values(), codec.decode_line)
+    accounts = await _decoded(raw_accounts.values(), codec.decode_account)
+    blocks = await _decoded(raw_blocks.values(), codec.decode_block)
+    psap = [route for routes in await _decoded(raw_psap.values(), codec.decode_psap) for route in routes]
+    return last, snapshot_of(last.version, lines, accounts, known, psap, blocks)
+
+
+async def _decoded(values: Iterable[bytes], decode: Callable[[bytes], T]) -> list[T]:
+    found = []
+    for index, value in enumerate(values, 1):
+        found.append(decode(value))
+        if index % DECODE_SLICE == 0:
+            await asyncio.sleep(0)
+    return found
+
+
+async def _command(client: Redis, *words: str | int) -> Any:
+    return await client.execute_command(*words)  # type: ignore[no-untyped-call]
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+
+def _last_entry(reply: Any) -> _Entry:
+    entries = _entries(reply)
+    return entries[0] if entries else _NONE
+
+
+def _entries(reply: Any) -> list[_Entry]:
+    """Log entries of a reply, whose fields redis-py gives as a dict or, raw, as a flat list."""
+    found = []
+    for key, fields in reply or ():
+        pairs = fields.items() if isinstance(fields, dict) else zip(fields[::2], fields[1::2], strict=True)
+        found.append(_Entry(_text(key), {_text(name): _text(value) for name, value in pairs}))
+    return found
+
+
+async def apply(client: Redis, change: Change, *, who: str, why: str) -> int:
+    """Make `change`, whole or not at all; the new version.
+
+    Raises PolicyError with all faults when it takes a number or account of another line, ConflictError, RedisError (the
+    change may have been made when the reply was lost), and msgspec.DecodeError when a kept value cannot be read.
+    """
+    token = uuid.uuid4().hex
+    for _ in range(ATTEMPTS):
+        last, kept = await _kept(client, change)
+        planned = plan(change, kept)
+        entry = _log_entry(last, planned, who=who, why=why, token=token)
+        arguments = _arguments(last, planned, entry)
+        reply = await client.eval(_APPLY, len(TABLES) + 1, *TABLES.values(), LOG, *arguments)
+        if reply is not None:
+            return int(entry["version"])
+        done = await _version_of(client, token, after=last.id)
+        if done:
+            return done
+    raise ConflictError(f"policy data changed {ATTEMPTS} times while this change was being made")
+
+
+def _log_entry(last: _Entry, planned: Plan, *, who: str, why: str, token: str) -> dict[str, str]:
+    return {
+        "version": str(last.version + 1),
+        "who": who[:200],
+        "when": str(time.time_ns() // 1_000_000),
+        "why": why[:1000],
+        "before": json.dumps(planned.before, ensure_ascii=False),
+        "after": json.dumps(planned.after, ensure_ascii=False),
+        "previous": entry_hash(last.fields) if last.fields else "",
+        "token": token,
+    }
+
+
+def _arguments(last: _Entry, planned: Plan, entry: dict[str, str]) -> list[str | bytes | int]:
+    index = {name: position for position, name in enumerate(TABLES, 1)}
+    arguments: list[str | bytes | int] = [last.id, LOG_ENTRIES, 2 * len(entry)]
+    for name, text in entry.items():
+        arguments += (name, text)
+    for write in planned.writes:
+        arguments += (index[write.table], write.field, write.value or b"")
+    return arguments
+
+
+async def _version_of(client: Redis, token: str, *, after: str) -> int:
+    """The version that a change with `token` made after a log entry, or 0: its reply may have been lost and it sent twice."""
+    reply = await _command(client, "XRANGE", LOG, f"({after}", "+", "COUNT", 1000)
+    return next((entry.version for entry in _entries(reply) if entry.fields.get("token") == token), 0)
+
+
+async def _kept(client: Redis, change: Change) -> tuple[_Entry, Kept]:
+    """What is kept of what `change` touches, and the log's last entry before it was read.
+
+    Not one transaction: if anything changes in between, the log does, and the script refuses.
+    """
+    last = _last_entry(await _command(client, "XREVRANGE", LOG, "+", "-", "COUNT", 1))
+    lines = await _fields(client, "lines", change.line_ids(), codec.decode_line)
+    users = [account.user for account in change.accounts]
+    for line in (*lines.values(), *change.lines):
+        users.extend(line.accounts)
+    accounts = await _fields(client, "accounts", users, codec.decode_account)
+    numbers = [number for account in change.accounts for number in account.numbers]
+    owners = await _fields(client, "numbers", numbers, codec.decode_owner)
+    blocks = await _fields(client, "blocks", change.block_ids(), codec.decode_block)
+    psap = await _fields(client, "psap", change.psap_fields(), codec.decode_psap)
+    missing = {account.line for account in change.accounts} - lines.keys()
+    lines |= await _fields(client, "lines", missing, codec.decode_line)
+    return last, Kept(lines=lines, accounts=accounts, owners=owners, blocks=blocks, psap=psap)
+
+
+async def _fields(client: Redis, table: str, names: Iterable[str], decode: Callable[[bytes], T]) -> dict[str, T]:
+    unique = list(dict.fromkeys(names))
+    found = {}
+    for start in range(0, len(unique), READ_CHUNK):
+        chunk = unique[start : start + READ_CHUNK]
+        values = await client.hmget(TABLES[table], chunk)
+        found.update({name: decode(value) for name, value in zip(chunk, values, strict=True) if isinstance(value, bytes)})
+    return found
+
+
+async def watch(
+    client: Redis,
+    on_snapshot: Callable[[Snapshot], None],
+    *,
+    known: Mapping[str, Profile] | None = None,
+    on_problem: Callable[[str], None] | None = None,
+) -> None:
+    """Hand the present snapshot to `on_snapshot`, then a new one after every change, until cancelled.
+
+    Changes made in quick succession may come as one snapshot. While the store is away, holds a value that cannot be read, or a
+    history that does not continue the one that was read last (it was emptied, or restored from an old copy), nothing is
+    handed over, so that the last snapshot stays; `on_problem` gets the reason, and "" when all is well again.
+    """
+    table = known if known is not None else profiles.load()
+    last: _Entry | None = None
+    wait, problem = RETRY_S[0], ""
+    while True:
+        try:
+            if last is None or await _moved(client, last):
+                last, snapshot = await _read(client, table)
+                on_snapshot(snapshot)
+            found = ""
+        except (RedisError, OSError, msgspec.DecodeError, _BrokenHistoryError) as error:
+            found = f"{type(error).__name__}: {str(error)[:200]}"
+        if found != problem:
+            problem = found
+            if on_problem is not None:
+                on_problem(problem)
+        if problem:
+            await asyncio.sleep(wait)
+            wait = min(2 * wait, RETRY_S[1])
+        else:
+            wait = RETRY_S[0]
+
+
+class _BrokenHistoryError(Exception):
+    """The log does not continue what was read last."""
+
+
+async def _moved(client: Redis, last: _Entry) -> bool:
+    """Wait for a log entry after `last`; False when there was none for a while. Raises _BrokenHistoryError."""
+    limit = client.connection_pool.connection_kwargs.get("socket_timeout")
+    block = BLOCK_MS if not limit else max(1, min(BLOCK_MS, int(limit * 500)))
+    reply = await _command(client, "XREAD", "COUNT", 1, "BLOCK", block, "STREAMS", LOG, last.id)
+    streams = list(reply.values()) if isinstance(reply, dict) else [entries for _, entries in reply or ()]
+    entries = _entries(_flat(streams[0])) if streams else []
+    if not entries:
+        newest = _last_entry(await _command(client, "XREVRANGE", LOG, "+", "-", "COUNT", 1))
+        if newest != last:
+            if newest.version > last.version:
+                return False  # written after the XREAD came back: the next one sees it
+            raise _BrokenHistoryError(f"version {newest.version} after {last.version}: emptied or restored from an old copy")
+        return False
+    if last.fields and entries[0].fields.get("previous") != entry_hash(last.fields):
+        raise _BrokenHistoryError(f"version {entries[0].version} does not continue version {last.version}")
+    return True
+
+
+def _flat(entries: Any) -> Any:
+    """redis-py nests a stream's entries in one more list under RESP3."""
+    return (
+        entries[0]
+        if entries and isinstance(entries[0], list) and entries[0] and isinstance(entries[0][0], (list, tuple))
+        else entries
+    )
