@@ -20,6 +20,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "sipproxy.sip": (),
     "sipproxy.config": ("sipproxy.config_file",),  # `load` leads to the reader, which needs the structs
     "sipproxy.config_file": ("sipproxy.config",),
+    "sipproxy.policy_files": ("sipproxy.config", "policy"),
     "sipproxy.log": (),
     "sipproxy.metrics": ("sipproxy.config_file",),
     "sipproxy.engine": ("sipproxy.sip", "policy", "cdr.facts", "cdr.assemble"),

@@ -42,16 +42,19 @@ def check(path: Path, output: Output) -> int:
 
     faults: list[Row] = []
     counts: Row = {}
+    warnings: list[str] = []
     try:
         config = load(path)
     except ConfigError as error:
         faults = [fault._asdict() for fault in error.faults]
     else:
-        counts, faults = policy_data.check_files(config)
+        counts, faults, warnings = policy_data.check_files(config)
     if faults:
         raise CommandError("\n".join(_fault_text(fault) for fault in faults), code=REFUSED, faults=faults)
-    output.value({"ok": True, "config": str(path), **counts})
-    output.line(f"{path}: ok ({', '.join(f'{count} {name}' for name, count in counts.items())})")
+    output.value({"ok": True, "config": str(path), "warnings": warnings, **counts})
+    for warning in warnings:
+        output.line(f"warning: {warning}")
+    output.line(f"{path}: ok" + "".join(f", {count} {name}" for name, count in counts.items()))
     return 0
 
 

@@ -1,0 +1,80 @@
+"""The store for the time of one command: the configured one, a running node's embedded one, or the embedded one started."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from sipproxy.commands.output import AWAY, CommandError
+from sipproxy.store.embedded import EmbeddedError, EmbeddedStore, socket_url
+
+if TYPE_CHECKING:
+    from sipproxy.config import Config
+
+__all__ = ["has_store", "with_store"]
+
+T = TypeVar("T")
+CONNECT_S = 2.0
+ANSWER_S = 10.0
+
+
+def has_store(config: Config) -> bool:
+    """Whether a store is configured, or the embedded one has ever been used."""
+    return bool(config.store.url) or (Path(config.node.data_dir) / "store").is_dir()
+
+
+def with_store(config: Config, work: Callable[[Redis], Awaitable[T]]) -> T:
+    """The result of `work` with a client of the store. Raises CommandError when there is no store to be had."""
+
+    async def run() -> T:
+        async with _client(config) as client:
+            return await work(client)
+
+    try:
+        return asyncio.run(run())
+    except EmbeddedError as error:
+        raise CommandError(f"store: {error}", code=AWAY) from None
+    except (RedisError, OSError) as error:
+        where = "store.url" if config.store.url else "the embedded store"
+        raise CommandError(f"{where} does not do its part: {type(error).__name__}: {str(error)[:200]}", code=AWAY) from None
+
+
+@contextlib.asynccontextmanager
+async def _client(config: Config) -> AsyncIterator[Redis]:
+    async with contextlib.AsyncExitStack() as stack:
+        url = config.store.url or socket_url(config.node.data_dir)
+        client = await _connected(stack, url)
+        if client is None and not config.store.url:
+            store = EmbeddedStore(config.node.data_dir)
+            await store.start()
+            stack.push_async_callback(store.stop)
+            client = await _connected(stack, store.url)
+        if client is None:
+            raise CommandError(f"no store answers on {_shown(url)}; is it running, and store.url right?", code=AWAY)
+        yield client
+
+
+async def _connected(stack: contextlib.AsyncExitStack, url: str) -> Redis | None:
+    """A client whose server answered, closed with `stack`; None when nobody listens there."""
+    client = Redis.from_url(url, socket_connect_timeout=CONNECT_S, socket_timeout=ANSWER_S)
+    try:
+        await client.ping()
+    except (ConnectionError, FileNotFoundError, RedisError, OSError, TimeoutError) as error:
+        await client.aclose()
+        if isinstance(error, RedisError) and type(error).__name__ not in ("ConnectionError", "TimeoutError"):
+            raise
+        return None
+    stack.push_async_callback(client.aclose)
+    return client
+
+
+def _shown(url: str) -> str:
+    """The URL without its password."""
+    scheme, separator, rest = url.partition("://")
+    return f"{scheme}{separator}{rest.rpartition('@')[2]}"

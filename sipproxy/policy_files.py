@@ -1,0 +1,95 @@
+"""The CSV files that a configuration's [policy] names, read as one change of the policy data.
+
+Leaves out: the store; whoever has a connection applies the change (`policy.store.apply`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+from policy import parse, profiles
+from policy.change import Change, Kept, plan
+from policy.table import MAX_TEXT, Fault, PolicyError
+
+if TYPE_CHECKING:
+    from sipproxy.config import Config
+
+__all__ = ["Files", "read", "read_change", "unserved_locations"]
+
+T = TypeVar("T")
+
+
+class Files(NamedTuple):
+    """Files by what they hold."""
+
+    lines: tuple[str, ...] = ()
+    psap: tuple[str, ...] = ()
+    blocks: tuple[str, ...] = ()
+
+
+def read(config: Config) -> Change:
+    """All that the files of `config.policy` hold. Raises PolicyError with the faults of all of them."""
+    return read_change(Files(config.policy.lines, config.policy.psap, config.policy.blocks), realm=config.registrar.realm)
+
+
+def read_change(files: Files, *, realm: str) -> Change:
+    """What `files` hold, together without contradiction. Raises PolicyError with the faults of all of them."""
+    known = profiles.load()
+    faults: list[Fault] = []
+    imports = _each(
+        files.lines, faults, lambda text, file: [parse.read_lines_csv(text, file=file, realm=realm, profiles=known)]
+    )
+    change = Change(
+        lines=tuple(line for found in imports for line in found.lines),
+        accounts=tuple(account for found in imports for account in found.accounts),
+        psap=tuple(_each(files.psap, faults, lambda text, file: parse.read_psap_csv(text, file=file))),
+        blocks=tuple(_each(files.blocks, faults, lambda text, file: parse.read_blocks_csv(text, file=file, profiles=known))),
+    )
+    faults += _twice("line", (line.id for line in change.lines))
+    faults += _twice("account", (account.user for account in change.accounts))
+    faults += _twice("number", (number for account in change.accounts for number in account.numbers))
+    faults += _twice("block rule", (rule.id for rule in change.blocks))
+    if faults:
+        raise PolicyError(tuple(faults))
+    plan(change, Kept())
+    return change
+
+
+def unserved_locations(change: Change) -> list[tuple[str, str]]:
+    """Location and service ("110", "112") of every line in `change` for which it has no PSAP route."""
+    served = {(route.location, route.service) for route in change.psap}
+    wanted = {(line.location, service) for line in change.lines for service in ("110", "112")}
+    return sorted(wanted - served)
+
+
+def _each(files: Iterable[str], faults: list[Fault], parsed: Callable[[str, str], Iterable[T]]) -> list[T]:
+    found: list[T] = []
+    for file in files:
+        try:
+            found.extend(parsed(_text(file), file))
+        except PolicyError as error:
+            faults.extend(error.faults)
+    return found
+
+
+def _text(file: str) -> str:
+    """The text of a file; a byte order mark, which spreadsheets write, is dropped."""
+    try:
+        if Path(file).stat().st_size > MAX_TEXT:
+            raise PolicyError((Fault(file, 0, "", f"larger than {MAX_TEXT} bytes; split it"),))
+        raw = Path(file).read_bytes()
+    except OSError as error:
+        raise PolicyError((Fault(file, 0, "", f"cannot be read ({error.strerror or error})"),)) from None
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        row = raw.count(b"\n", 0, error.start) + 1
+        raise PolicyError((Fault(file, row, "", "not UTF-8; save the file in that encoding"),)) from None
+
+
+def _twice(what: str, names: Iterable[str]) -> list[Fault]:
+    seen: set[str] = set()
+    twice = {name for name in names if name in seen or seen.add(name)}  # type: ignore[func-returns-value]
+    return [Fault("the files together", 0, "", f"{what} {name} stands in two of them") for name in sorted(twice)]
