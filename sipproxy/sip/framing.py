@@ -70,9 +70,9 @@ class StreamFramer:
             if buffer.startswith(b"\r\n\r\n"):
                 del buffer[:4]
                 return Keepalive.PING
-            if buffer.startswith(b"\r\n") and buffer[2:4] not in {b"", b"\r"}:
+            if buffer.startswith(b"\r\n") and bytes(buffer[2:4]) not in {b"", b"\r"}:
                 del buffer[:2]  # §7.5: a CRLF before the start line is ignored
-            if not buffer or b"\r\n\r\n".startswith(buffer[:4]):
+            if not buffer or b"\r\n\r\n".startswith(bytes(buffer[:4])):
                 return None
             self._read_head()
         if not self._needed or len(buffer) < self._needed:
