@@ -29,8 +29,14 @@ def has_store(config: Config) -> bool:
     return bool(config.store.url) or (Path(config.node.data_dir) / "store").is_dir()
 
 
-def with_store(config: Config, work: Callable[[Redis], Awaitable[T]]) -> T:
-    """The result of `work` with a client of the store. Raises CommandError when there is no store to be had."""
+def with_store(config: Config, work: Callable[[Redis], Awaitable[T]], *, create: bool = False) -> T:
+    """The result of `work` with a client of the store. Raises CommandError when there is no store to be had.
+
+    An embedded store that was never used is made only with `create`: a question leaves nothing behind.
+    """
+    if not create and not has_store(config):
+        detail = f"nothing is stored in {config.node.data_dir} yet; `sipproxy up`, or an import, makes a store there"
+        raise CommandError(detail, code=AWAY)
 
     async def run() -> T:
         async with _client(config) as client:

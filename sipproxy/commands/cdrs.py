@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -56,13 +56,13 @@ def _plain(item: Record | Poison) -> dict[str, Any]:
     if isinstance(item, Poison):
         return {"undecodable": item.entry_id, "reason": item.reason}
     plain: dict[str, Any] = json.loads(msgspec.json.encode(item))
-    return plain
+    return {**plain.pop("unknown", {}), **plain}
 
 
 def _cells(item: Record | Poison) -> tuple[str, ...]:
     if isinstance(item, Poison):
         return ("-", "-", "-", "-", "-", "-", f"undecodable entry {item.entry_id}: {item.reason}", "-", "-", "-")
-    setup = datetime.datetime.fromtimestamp(item.setup_at_ms / 1000, datetime.UTC)
+    setup = dt.datetime.fromtimestamp(item.setup_at_ms / 1000, dt.UTC)
     talked = f"{item.billable_ms / 1000:.1f} s" if item.answer_at_ms is not None else "-"
     return (
         setup.strftime("%Y-%m-%d %H:%M:%S"),

@@ -63,7 +63,8 @@ def import_file(kind: Kind, file: Path, path: Path, output: Output, *, why: str)
     try:
         change = policy_files.read_change(policy_files.Files(**{kind: (str(file),)}), realm=config.registrar.realm)
         who = f"{getpass.getuser()} (command line)"
-        version = with_store(config, lambda client: store.apply(client, change, who=who, why=why or f"import of {file}"))
+        reason = why or f"import of {file}"
+        version = with_store(config, lambda client: store.apply(client, change, who=who, why=reason), create=True)
     except PolicyError as error:
         raise refused(error) from None
     counts = _counts(change)
