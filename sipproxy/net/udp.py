@@ -23,11 +23,14 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Hashable
 
 __all__ = ["UdpListener"]
 
+_Datagram = tuple[bytes, str, int, "Hashable | None"]
+
 DRAIN = 64  # datagrams per wake-up: some 2 ms of work, so that timers and streams are not kept waiting
+RECENT = 512  # datagrams remembered with their keys, for ICMP errors to name them: some seconds' worth of INVITEs
 SEND_QUEUE = 512  # datagrams held while the kernel's buffer is full
 MAX_DATAGRAM = 65535  # no UDP payload is larger
 KERNEL_BUFFER = 4 * 1024 * 1024  # asked for; the kernel grants up to net.core.rmem_max and wmem_max
@@ -55,8 +58,9 @@ def _is_literal(host: str) -> bool:
 class UdpListener:
     """A bound, non-blocking UDP socket. `on_datagram(data, host, port)` is called in order of arrival.
 
-    `on_unreachable(host, port, error)` is called for a destination that ICMP reports as not reachable, or to which a queued
-    datagram could not be sent. `counters` holds plain integers by name; `dropped` counts by reason what was not delivered.
+    `on_failed(key, reason)` is called, later and never from within `send`, with the key of a datagram that ICMP reports as not
+    delivered, or that was queued and could not be sent. `counters` holds plain integers by name; `dropped` counts by reason
+    what was not delivered.
     """
 
     def __init__(
@@ -65,26 +69,22 @@ class UdpListener:
         port: int,
         on_datagram: Callable[[bytes, str, int], None],
         *,
-        on_unreachable: Callable[[str, int, OSError], None] | None = None,
+        on_failed: Callable[[Hashable, str], None] | None = None,
         max_datagram: int = MAX_DATAGRAM,
     ) -> None:
         """Bind to an IP literal; port 0 takes a free one. Raises OSError when that is not possible, ValueError for a name."""
         self.counters = {"received": 0, "received_bytes": 0, "sent": 0, "sent_bytes": 0, "keepalives": 0, "unreachable": 0}
         self.dropped = {"too_large": 0, "send_queue_full": 0, "no_buffers": 0, "send_failed": 0}
         self._on_datagram = on_datagram
-        self._on_unreachable = on_unreachable
+        self._on_failed = on_failed
         self._max_datagram = max_datagram
         self._buffer = memoryview(bytearray(MAX_DATAGRAM))
-        self._queue: deque[tuple[bytes, str, int]] = deque()
+        self._queue: deque[_Datagram] = deque()
+        self._recent: deque[_Datagram] = deque(maxlen=RECENT)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._poll: select.epoll | None = None
         self._socket = self._bind(address, port)
-
-    @property
-    def address(self) -> tuple[str, int]:
-        """The address and port that are bound."""
-        host, port = self._socket.getsockname()[:2]
-        return str(host), int(port)
+        self.address: tuple[str, int] = self._socket.getsockname()[:2]
 
     @property
     def queued(self) -> int:
@@ -124,19 +124,20 @@ class UdpListener:
                 self._poll.close()
         self._socket.close()
 
-    def send(self, data: bytes, host: str, port: int) -> None:
-        """Send one datagram to an IP literal, or queue it while the kernel's buffer is full.
+    def send(self, data: bytes, host: str, port: int, *, key: Hashable | None = None) -> None:
+        """Send one datagram to an IP literal, or queue it while the kernel's buffer is full. `key` names it in `on_failed`.
 
         Raises OSError when it cannot be sent there at all; a datagram dropped for want of room is counted, and is to the
         transaction what a datagram lost on the way is.
         """
+        datagram = (data, host, port, key)
         if self._queue:
-            self._enqueue(data, host, port)
+            self._enqueue(datagram)
             return
         try:
-            self._transmit(data, host, port)
+            self._transmit(datagram)
         except BlockingIOError:
-            self._enqueue(data, host, port)
+            self._enqueue(datagram)
         except OSError as error:
             if error.errno != errno.ENOBUFS:
                 self.dropped["send_failed"] += 1
@@ -164,7 +165,8 @@ class UdpListener:
             raise
         return sock
 
-    def _transmit(self, data: bytes, host: str, port: int) -> None:
+    def _transmit(self, datagram: _Datagram) -> None:
+        data, host, port, key = datagram
         if not _is_literal(host):
             raise OSError(errno.EINVAL, "not an IP literal")  # The socket would resolve it, and block the loop meanwhile.
         if not 0 < port < 65536:
@@ -175,14 +177,16 @@ class UdpListener:
             if isinstance(error, BlockingIOError) or not self._drain_errors():
                 raise
             self._socket.sendto(data, (host, port))  # The error was that of an earlier datagram, and has been reported.
+        if key is not None:
+            self._recent.append(datagram)
         self.counters["sent"] += 1
         self.counters["sent_bytes"] += len(data)
 
-    def _enqueue(self, data: bytes, host: str, port: int) -> None:
+    def _enqueue(self, datagram: _Datagram) -> None:
         if len(self._queue) >= SEND_QUEUE:
             self.dropped["send_queue_full"] += 1
             return
-        self._queue.append((data, host, port))
+        self._queue.append(datagram)
         if len(self._queue) == 1:
             self._watch_writable(wanted=True)
 
@@ -201,7 +205,7 @@ class UdpListener:
             self._flush()
         for _ in range(DRAIN):
             if self._socket.fileno() < 0:
-                return  # Closed by what a datagram or a report brought about.
+                return  # Closed by what a datagram brought about.
             try:
                 size, source = self._socket.recvfrom_into(self._buffer)
             except BlockingIOError:
@@ -225,19 +229,15 @@ class UdpListener:
 
     def _flush(self) -> None:
         while self._queue:
-            data, host, port = self._queue[0]
             try:
-                self._transmit(data, host, port)
+                self._transmit(self._queue[0])
             except BlockingIOError:
                 return
-            except OSError as error:
-                self._queue.popleft()  # Before the report, which may close this listener.
+            except OSError:
                 self.dropped["send_failed"] += 1
-                self._report(host, port, error)
-            else:
-                self._queue.popleft()
-        if self._socket.fileno() >= 0:
-            self._watch_writable(wanted=False)
+                self._report(self._queue[0][3], "send_failed")
+            self._queue.popleft()
+        self._watch_writable(wanted=False)
 
     def _drain_errors(self) -> bool:
         """Report what waits in the socket's error queue; False when nothing did."""
@@ -245,16 +245,24 @@ class UdpListener:
             return False
         for count in range(DRAIN):
             try:
-                _, ancillary, _, destination = self._socket.recvmsg(0, 512, socket.MSG_ERRQUEUE)
+                quoted, ancillary, _, destination = self._socket.recvmsg(MAX_DATAGRAM, 512, socket.MSG_ERRQUEUE)
             except OSError:
                 return count > 0
             for _, _, data in ancillary:
-                number, origin, kind, _, _ = _EXTENDED_ERROR.unpack_from(data)
+                _, origin, kind, _, _ = _EXTENDED_ERROR.unpack_from(data)
                 if (origin, kind) in _FAILURES:
                     self.counters["unreachable"] += 1
-                    self._report(destination[0], destination[1], OSError(number, "reported by ICMP"))
+                    self._report(self._key_of(quoted, destination[0], destination[1]), "unreachable")
         return True
 
-    def _report(self, host: str, port: int, error: OSError) -> None:
-        if self._on_unreachable is not None:
-            self._on_unreachable(host, port, error)
+    def _key_of(self, quoted: bytes, host: str, port: int) -> Hashable | None:
+        """The key of the datagram that an ICMP error quotes, as much of it as it does; None when it is not remembered."""
+        for data, to_host, to_port, key in reversed(self._recent):
+            if to_port == port and to_host == host and data.startswith(quoted):
+                return key
+        return None
+
+    def _report(self, key: Hashable | None, reason: str) -> None:
+        # INVARIANT: never from within `send`: who sends is in the middle of handling another event.
+        if self._on_failed is not None and self._loop is not None and key is not None:
+            self._loop.call_soon(self._on_failed, key, reason)

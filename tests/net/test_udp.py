@@ -38,14 +38,14 @@ class Peer:
 
     def __init__(self, address: str = "127.0.0.1", **limits: int) -> None:
         self.got: list[tuple[bytes, str, int]] = []
-        self.unreachable: list[tuple[str, int, int | None]] = []
-        self.listener = UdpListener(address, 0, self._receive, on_unreachable=self._report, **limits)
+        self.failed: list[tuple[object, str]] = []
+        self.listener = UdpListener(address, 0, self._receive, on_failed=self._report, **limits)
 
     def _receive(self, data: bytes, host: str, port: int) -> None:
         self.got.append((data, host, port))
 
-    def _report(self, host: str, port: int, error: OSError) -> None:
-        self.unreachable.append((host, port, error.errno))
+    def _report(self, key: object, reason: str) -> None:
+        self.failed.append((key, reason))
 
 
 @pytest.fixture
@@ -146,24 +146,39 @@ async def test_udp_destination_nobody_listens_on_is_reported_and_the_listener_li
     peer.listener.start()
     dead = (address, free_port(address))
     for round_number in range(1, 4):
-        peer.listener.send(b"hello", *dead)
-        await until(lambda: len(peer.unreachable) == round_number)  # noqa: B023
+        peer.listener.send(b"hello", *dead, key=round_number)
+        await until(lambda: len(peer.failed) == round_number)  # noqa: B023
         other.listener.send(b"still there?", *peer.listener.address)
         await until(lambda: len(peer.got) == round_number)  # noqa: B023
-    assert peer.unreachable == [(*dead, errno.ECONNREFUSED)] * 3
+    assert peer.failed == [(1, "unreachable"), (2, "unreachable"), (3, "unreachable")]
     assert peer.listener.counters["unreachable"] == 3
 
 
 @linux_only
 async def test_udp_pending_error_of_one_destination_does_not_fail_another(peers: Callable[..., Peer]) -> None:
     peer, other = peers(), peers()
+    peer.listener.start()
     other.listener.start()
     dead = ("127.0.0.1", free_port("127.0.0.1"))
-    peer.listener.send(b"hello", *dead)  # not started: the refusal stays pending until the next call
-    peer.listener.send(b"hello", *other.listener.address)
-    await until(lambda: other.got)
-    assert peer.unreachable == [(*dead, errno.ECONNREFUSED)]
+    peer.listener.send(b"hello", *dead, key="dead")
+    peer.listener.send(b"hello", *other.listener.address, key="alive")  # meets the refusal of the one before
+    assert peer.failed == []  # never from within send
+    await until(lambda: other.got and peer.failed)
+    assert peer.failed == [("dead", "unreachable")]
     assert peer.listener.counters["sent"] == 2
+
+
+@linux_only
+async def test_udp_refusal_names_the_datagram_that_it_quotes(peers: Callable[..., Peer]) -> None:
+    peer = peers()
+    peer.listener.start()
+    dead = ("127.0.0.1", free_port("127.0.0.1"))
+    peer.listener.send(b"A" * 1400, *dead, key="a")
+    peer.listener.send(b"B" * 1400, *dead, key="b")
+    peer.listener.send(b"no key: only counted", *dead)
+    await until(lambda: peer.listener.counters["unreachable"] == 3 and len(peer.failed) == 2)
+    assert peer.failed == [("a", "unreachable"), ("b", "unreachable")]
+    assert len(peer.listener._recent) == 2
 
 
 @pytest.mark.parametrize(
@@ -220,10 +235,10 @@ async def test_udp_queued_datagram_that_fails_later_is_reported_not_raised(peers
     asyncio.get_running_loop().set_exception_handler(lambda _, context: problems.append(context))
     peer.listener.start()
     full = fill(peer, BlockingIOError(errno.EAGAIN, "again"))
-    peer.listener.send(b"x", "127.0.0.1", 9)
+    peer.listener.send(b"x", "127.0.0.1", 9, key="k")
     full.error = OSError(errno.EHOSTUNREACH, "no route")
-    await until(lambda: peer.unreachable)
-    assert peer.unreachable == [("127.0.0.1", 9, errno.EHOSTUNREACH)]
+    await until(lambda: peer.failed)
+    assert peer.failed == [("k", "send_failed")]
     assert (peer.listener.queued, peer.listener.dropped["send_failed"], problems) == (0, 1, [])
 
 
