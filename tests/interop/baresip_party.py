@@ -1,6 +1,6 @@
 """One baresip, driven over stdin and stdout by JSON lines. A program of its own: baresip allows one runtime a process.
 
-Argument: a JSON object `{"user", "password", "domain", "port", "interval"}`. Commands: `{"do": "register"}`, `{"do": "unregister"}`,
+Argument: a JSON object `{"user", "password", "domain", "port", "interval"}`. Commands: `{"do": "register"}`, `unregister`,
 `{"do": "dial", "uri": ...}`, `{"do": "hangup"}`, `{"do": "quit"}`; each gets an event `ok` or `error`. Others: `incoming`,
 `established`, `closed` with the counters of the media.
 An incoming call is answered at once. While a call is up a tone is written, and received PCM is read and counted.

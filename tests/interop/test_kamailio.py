@@ -1,9 +1,9 @@
-"""Kamailio as the carrier behind the trunk: it relays what the node sends to a subscriber, and a subscriber's calls to the node."""
+"""Kamailio as the carrier behind the trunk: it relays calls from the node to a subscriber, and a subscriber's to the node."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import pytest_asyncio
@@ -11,10 +11,12 @@ import pytest_asyncio
 from loadtest.agents import Answering, next_call
 from loadtest.kamailio import Kamailio
 from loadtest.net import free_udp_port
-from loadtest.network import Network
 from loadtest.node import LineSpec, TrunkSpec
 from loadtest.reconcile import compare
 from loadtest.sipp_runner import SippRun, run_sipp, start_sipp
+
+if TYPE_CHECKING:
+    from loadtest.network import Network
 
 pytestmark = [pytest.mark.program("kamailio"), pytest.mark.program("sipp")]
 

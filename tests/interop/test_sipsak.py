@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from loadtest.network import Network
 from loadtest.node import LineSpec
+
+if TYPE_CHECKING:
+    from loadtest.network import Network
 
 
 @pytest.mark.program("sipsak")

@@ -1,0 +1,297 @@
+"""Measurements against a real node that this program starts: registrations, calls at a rate, outages.
+
+    python -m loadtest register --accounts 10000
+    python -m loadtest calls --rate 100 --seconds 60 --accounts 10000
+    python -m loadtest kill --calls 50
+    python -m loadtest stall --rate 50 --stop 5
+
+Every call is compared with its record by Call-ID, the slots are counted, CPU and memory of the node are read from /proc.
+Ends with status 1 when something is lost, left over or refused. Leaves out: a node on another machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import resource
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from loadtest.generate import Load, at_rate, callers_needed, percentile, place_calls
+from loadtest.network import Network, many_lines, md5_only
+from loadtest.outages import kill_during_calls, stall_store
+from loadtest.reconcile import compare
+from loadtest.report import Report, show
+from loadtest.sipp_runner import Credentials, run_sipp, start_sipp
+
+if TYPE_CHECKING:
+    from loadtest.agents import Router
+    from loadtest.node import LineSpec
+
+__all__ = ["main"]
+
+CHANNELS = 2
+SETTLE_S = 30.0
+KILL_LEASE_S = 10
+LOAD_SETTINGS: Mapping[str, Mapping[str, object]] = {"log": {"level": "warning"}}
+
+
+@dataclass(slots=True)
+class Meter:
+    """CPU seconds and memory of the node over a stretch of work."""
+
+    network: Network
+    cpu: float = 0.0
+    memory: int = 0
+    at: float = 0.0
+
+    def begin(self) -> None:
+        node = self.network.node
+        self.cpu, self.memory, self.at = node.cpu_seconds(), node.memory_bytes(), time.monotonic()
+
+    def used(self) -> tuple[float, int, float]:
+        """CPU seconds, bytes and seconds since `begin`."""
+        node = self.network.node
+        return node.cpu_seconds() - self.cpu, node.memory_bytes() - self.memory, time.monotonic() - self.at
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line. Returns the exit status."""
+    options = _parser().parse_args(arguments)
+    _raise_file_limit()
+    reports: list[Report] = asyncio.run(options.run(options))
+    show(reports, as_json=options.json)
+    return 0 if all(report.ok for report in reports) else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m loadtest", description=(__doc__ or "").split("\n", maxsplit=1)[0])
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--json", action="store_true", help="write JSON instead of tables")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    register = commands.add_parser("register", parents=[common], help="register many accounts through SIPp")
+    register.set_defaults(run=_run_register)
+    calls = commands.add_parser("calls", parents=[common], help="register, then hold a rate of calls")
+    calls.add_argument("--driver", choices=("agents", "sipp"), default="agents", help="who places the calls")
+    calls.set_defaults(run=_run_calls)
+    stall = commands.add_parser("stall", parents=[common], help="stop the store under load")
+    stall.add_argument("--stop", type=float, default=5.0, help="seconds that the store stands still (default %(default)s)")
+    stall.set_defaults(run=_run_stall)
+    kill = commands.add_parser("kill", parents=[common], help="kill the node during live calls and start it again")
+    kill.add_argument("--calls", type=int, default=50, help="live calls (default %(default)s)")
+    kill.set_defaults(run=_run_kill)
+
+    for command in (register, calls):
+        command.add_argument("--accounts", type=int, default=10_000, help="accounts to register (default %(default)s)")
+        command.add_argument("--register-rate", type=float, default=500.0, help="REGISTERs a second (default %(default)s)")
+    for command, rate, seconds in ((calls, 100.0, 60.0), (stall, 50.0, 15.0)):
+        command.add_argument("--rate", type=float, default=rate, help="calls a second (default %(default)s)")
+        command.add_argument("--seconds", type=float, default=seconds, help="for so long (default %(default)s)")
+        command.add_argument("--hold", type=float, default=2.0, help="seconds that a call lasts (default %(default)s)")
+    return parser
+
+
+async def _run_register(options: argparse.Namespace) -> list[Report]:
+    async with Network(_registering(options.accounts), settings=LOAD_SETTINGS) as network:
+        return [await _register(network, options.accounts, options.register_rate)]
+
+
+async def _run_calls(options: argparse.Namespace) -> list[Report]:
+    load = Load(options.rate, options.seconds, options.hold)
+    callers = many_lines(callers_needed(load, CHANNELS), first=1_000_000, channels=CHANNELS)
+    by_sipp = options.driver == "sipp"
+    lines = [*_registering(options.accounts), *([md5_only(line) for line in callers] if by_sipp else callers)]
+    async with Network(lines, settings=LOAD_SETTINGS) as network:
+        reports = [await _register(network, options.accounts, options.register_rate)] if options.accounts else []
+        if by_sipp:
+            reports.append(await _calls_by_sipp(network, callers, load))
+        else:
+            reports.append(await _calls_by_agents(network, callers, load))
+        return reports
+
+
+async def _run_stall(options: argparse.Namespace) -> list[Report]:
+    load = Load(options.rate, options.seconds, options.hold)
+    lines = many_lines(callers_needed(load, CHANNELS) + 1, channels=CHANNELS)
+    async with Network(lines, settings=LOAD_SETTINGS) as network:
+        routers = await _routers(network, lines)
+        found = await stall_store(network, routers, load, after_s=load.seconds / 3, stop_s=options.stop)
+    report = Report(f"store stopped for {options.stop:g} s under {load.rate:g} calls a second")
+    report.add("calls", "calls placed", found.calls.placed)
+    report.add("during", "of them while the store stood still", found.during)
+    report.add("answered", "answered", found.calls.answered)
+    for share, name in ((0.5, "p50"), (0.99, "p99")):
+        before, during = found.emergency(share)
+        report.add(f"emergency_{name}_before_ms", f"emergency set-up before, {name}", before, "ms")
+        report.add(f"emergency_{name}_during_ms", f"emergency set-up during, {name}", during, "ms")
+        report.add(f"setup_{name}_ms", f"set-up of other calls, {name}", percentile(found.calls.setup_ms, share), "ms")
+    report.add("slots_left", "slots left", found.slots_left)
+    report.add("reconciled", "records", str(found.result))
+    report.expect(found.calls.ok, f"calls failed: {dict(found.calls.refused)} {found.calls.failures[:3]}")
+    report.expect(not found.emergency_failures, f"emergency calls failed: {found.emergency_failures[:3]}")
+    report.expect(found.slots_left == 0, "slots are left over")
+    report.expect(found.result.ok, str(found.result))
+    return [report]
+
+
+async def _run_kill(options: argparse.Namespace) -> list[Report]:
+    lines = many_lines(-(-options.calls // CHANNELS), channels=CHANNELS)
+    settings: dict[str, Mapping[str, object]] = {
+        **LOAD_SETTINGS,
+        "store": {"lease_s": KILL_LEASE_S, "refresh_s": KILL_LEASE_S // 3},
+    }
+    async with Network(lines, settings=settings) as network:
+        routers = await _routers(network, lines)
+        found = await kill_during_calls(network, routers, options.calls, lease_s=KILL_LEASE_S)
+    report = Report(f"node killed during {options.calls} live calls and started again")
+    report.add("live", "live calls at the kill", found.live)
+    report.add("slots", "slots at the kill", found.slots_at_kill)
+    report.add("bindings_before", "bindings before", found.bindings_before)
+    report.add("bindings_after", "bindings after", found.bindings_after)
+    report.add("reached", "routers reached without a new registration", f"{found.reached} of {min(5, len(lines))}")
+    report.add("restart_s", "restart until OPTIONS was answered", found.restart_s, "s")
+    report.add("slots_gone_s", f"slots gone after the restart (lease {KILL_LEASE_S} s)", found.slots_gone_s, "s")
+    report.add("slots_left", "slots left", found.slots_left)
+    report.add("interrupted", "records that say node_restart", len(found.interrupted))
+    report.add("reconciled", "records", str(found.result))
+    report.expect(found.bindings_before == found.bindings_after == len(lines), "bindings were lost")
+    report.expect(found.reached == min(5, len(lines)), "routers were not reached after the restart")
+    report.expect(found.slots_left == 0, "slots are left over")
+    report.expect(len(found.interrupted) == found.live, "not every live call has a record of its interruption")
+    report.expect(not any(record.duration_certain for record in found.interrupted), "an unobserved end is called certain")
+    report.expect(found.result.ok, str(found.result))
+    return [report]
+
+
+def _registering(count: int) -> list[LineSpec]:
+    return [md5_only(line) for line in many_lines(count, channels=CHANNELS)]
+
+
+async def _routers(network: Network, lines: Sequence[LineSpec]) -> list[Router]:
+    """A router for each line, registered a few at a time."""
+    routers = [await network.router(line.user, register=False) for line in lines]
+
+    async def register(number: int) -> None:
+        response = await routers[number].register()
+        if response.status != 200:
+            raise RuntimeError(f"{routers[number].name} was answered {response.status}")
+
+    await at_rate(200, len(routers), register)
+    return routers
+
+
+async def _register(network: Network, count: int, rate: float) -> Report:
+    accounts = [Credentials(line.user, line.password) for line in many_lines(count)]
+    keys = {"expires": "3600", "contact_port": "5099"}
+    meter = Meter(network)
+    meter.begin()
+    target = network.node.address
+    options = {"accounts": accounts, "keys": keys, "calls": count, "rate": rate, "trace": False}
+    result = await run_sipp("register", timeout_s=60 + 3 * count / rate, target=target, **options)
+    cpu, memory, seconds = meter.used()
+    report = Report(f"{count} accounts register through SIPp")
+    report.add("registered", "registered", result.successful)
+    report.add("per_second", "a second", result.successful / max(seconds, 0.001))
+    report.add("cpu_ms", "CPU of the node for one", 1000 * cpu / max(count, 1), "ms")
+    report.add("memory_bytes", "memory of the node for one", memory / max(count, 1), "bytes")
+    report.add("retransmissions", "retransmissions", result.retransmissions)
+    stored = await _stored_bindings(network, count)
+    report.add("stored", "bindings in the store", stored)
+    report.expect(result.successful == count and result.failed == 0, result.describe(count)[-500:])
+    report.expect(stored == count, f"{stored} bindings of {count} are in the store")
+    return report
+
+
+async def _stored_bindings(network: Network, wanted: int) -> int:
+    deadline = time.monotonic() + SETTLE_S
+    while True:
+        found = 0
+        async for _ in network.store.client.scan_iter(match="sp:{acct:u00*}:bindings", count=1000):
+            found += 1
+        if found >= wanted or time.monotonic() > deadline:
+            return found
+        await asyncio.sleep(0.2)
+
+
+async def _calls_by_agents(network: Network, lines: Sequence[LineSpec], load: Load) -> Report:
+    routers = await _routers(network, lines)
+    meter = Meter(network)
+    meter.begin()
+    outcome = await place_calls(routers, load)
+    used = meter.used()
+    report = Report(f"{load.rate:g} calls a second for {load.seconds:g} s, by simulated routers")
+    report.add("calls", "calls placed", outcome.placed)
+    report.add("answered", "answered", outcome.answered)
+    for status, count in sorted(outcome.refused.items()):
+        report.add(f"refused_{status}", f"refused with {status}", count)
+    repeats = sum(event.what == "repeats" for event in network.ledger.events)
+    report.add("repeats", "messages that a party had to repeat", repeats)
+    _add_cost(report, used, outcome.placed, outcome.setup_ms)
+    report.expect(outcome.ok, f"calls failed: {dict(outcome.refused)} {outcome.failures[:3]}")
+    left = await network.slots_of_all(0, timeout_s=SETTLE_S)
+    _, result = await network.reconciled(timeout_s=SETTLE_S)
+    report.add("slots_left", "slots left", left)
+    report.add("reconciled", "records", str(result))
+    report.expect(left == 0, "slots are left over")
+    report.expect(result.ok, str(result))
+    return report
+
+
+async def _calls_by_sipp(network: Network, lines: Sequence[LineSpec], load: Load) -> Report:
+    """SIPp on both sides: the trunk's address is taken over by an answering SIPp."""
+    network.trunk.close()
+    await asyncio.sleep(0)
+    answering = await start_sipp(
+        "answer", calls=None, host=network.trunk.host, port=network.trunk.port, trace=False, extra=["-l", "20000"]
+    )
+    accounts = [Credentials(line.user, line.password) for line in lines]
+    meter = Meter(network)
+    meter.begin()
+    result = await run_sipp(
+        "call",
+        timeout_s=load.seconds + 60,
+        target=network.node.address,
+        accounts=accounts,
+        keys={"dialled": load.dialled},
+        calls=load.count,
+        rate=load.rate,
+        hold_ms=round(1000 * load.hold_s),
+        limit=20_000,
+        trace=False,
+    )
+    used = meter.used()
+    await answering.stop()
+    report = Report(f"{load.rate:g} calls a second for {load.seconds:g} s, by SIPp")
+    report.add("calls", "calls placed", result.created)
+    report.add("answered", "answered and ended", result.successful)
+    report.add("repeats", "messages that SIPp had to repeat", result.retransmissions)
+    _add_cost(report, used, result.created, result.response_ms)
+    report.expect(result.failed == 0 and result.successful == load.count, result.describe(load.count)[-1500:])
+    left = await network.slots_of_all(0, timeout_s=SETTLE_S)
+    found = compare(result.call_ids, await network.records(result.created, timeout_s=SETTLE_S))
+    report.add("slots_left", "slots left", left)
+    report.add("reconciled", "records", str(found))
+    report.expect(left == 0, "slots are left over")
+    report.expect(found.ok, str(found))
+    return report
+
+
+def _add_cost(report: Report, used: tuple[float, int, float], calls: int, setup_ms: Sequence[float]) -> None:
+    cpu, memory, seconds = used
+    report.add("seconds", "took", seconds, "s")
+    report.add("setup_p50_ms", "set-up delay, p50", percentile(setup_ms, 0.5), "ms")
+    report.add("setup_p99_ms", "set-up delay, p99", percentile(setup_ms, 0.99), "ms")
+    report.add("cpu_s_per_1000", "CPU of the node for 1,000 calls", 1000 * cpu / max(calls, 1), "s")
+    report.add("cpu_share", "CPU of the node", 100 * cpu / max(seconds, 0.001), "% of a core")
+    report.add("memory_growth_bytes", "growth of the node's memory", memory, "bytes")
+
+
+def _raise_file_limit() -> None:
+    """Each simulated router has a socket: take what the hard limit allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 65_536 if hard == resource.RLIM_INFINITY else hard
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
