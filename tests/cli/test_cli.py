@@ -1,0 +1,335 @@
+"""The commands as an operator runs them: as processes, with their exit codes, output and faults."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import io
+import json
+import os
+import re
+import resource
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sipproxy.admin.control import ControlServer, Handler
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+LINES = "line,profile,status,channels,location,area_code,account,kind,password,number\n"
+COMMANDS = (
+    ["up"],
+    ["serve"],
+    ["check"],
+    ["calls"],
+    ["registrations"],
+    ["demo"],
+    ["explain"],
+    ["line", "import"],
+    ["line", "list"],
+    ["line", "show"],
+    ["psap", "import"],
+    ["psap", "list"],
+    ["block", "import"],
+    ["block", "list"],
+    ["cdr", "tail"],
+)
+
+
+def run(*arguments: str | Path, cwd: Path = ROOT, text: str = "") -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "SIPPROXY_CONFIG"}
+    environment["PYTHONPATH"] = str(ROOT)
+    return subprocess.run(
+        [sys.executable, "-m", "sipproxy", *map(str, arguments)],
+        cwd=cwd,
+        env=environment,
+        input=text,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def answer(*arguments: str | Path, cwd: Path = ROOT) -> Any:
+    done = run(*arguments, "--json", cwd=cwd)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """A configuration with the example's policy files, on an embedded store that nothing has used yet."""
+    file = tmp_path / "node.toml"
+    examples = ROOT / "examples"
+    file.write_text(
+        f"[policy]\nlines = ['{examples / 'lines.csv'}']\npsap = ['{examples / 'psap.csv'}']\n"
+        f"blocks = ['{examples / 'blocks.csv'}']\n"
+    )
+    return file
+
+
+@pytest.fixture
+def node(config: Path) -> Iterator[dict[str, Handler]]:
+    """Something that answers on the control socket of `config`'s data directory; handlers can be put into the dict."""
+    (config.parent / "data").mkdir()
+    handlers: dict[str, Handler] = {}
+    started, stopping = threading.Event(), asyncio.Event()
+    loop = asyncio.new_event_loop()
+
+    async def serve() -> None:
+        server = ControlServer(config.parent / "data" / "control.sock", {})
+        server._handlers = handlers
+        await server.start()
+        started.set()
+        await stopping.wait()
+        await server.close()
+
+    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
+    thread.start()
+    assert started.wait(10)
+    yield handlers
+    loop.call_soon_threadsafe(stopping.set)
+    thread.join(10)
+    loop.close()
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_help_every_command_tells_its_options(command: list[str]) -> None:
+    done = run(*command, "--help")
+    assert done.returncode == 0
+    assert f"Usage: sipproxy {' '.join(command)}" in done.stdout
+    assert "--json" in done.stdout
+
+
+def test_help_names_every_command_in_the_readme_or_operation_guide() -> None:
+    text = (ROOT / "README.md").read_text() + (ROOT / "docs" / "operation.md").read_text()
+    for command in COMMANDS:
+        assert f"sipproxy {' '.join(command)}" in text
+
+
+def test_help_answers_within_150_ms_of_cpu() -> None:
+    """The machine may be busy, so CPU time is measured, and the best of a few counts."""
+    best = 1e9
+    for _ in range(5):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert run("--help").returncode == 0
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        best = min(best, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert best < 0.150
+
+
+def test_usage_unknown_command_or_option_exits_2() -> None:
+    assert run("nonsense").returncode == 2
+    assert run("line", "show").returncode == 2
+    assert run("explain", "V1001").returncode == 2
+    assert run("explain", "--batch", "x.csv", "V1001", "110").returncode == 2
+    assert run("explain", "V1001", "110", "--at", "yesterday").returncode == 2
+
+
+@pytest.mark.parametrize(
+    "command", [["line", "list"], ["check"], ["calls"], ["up"], ["cdr", "tail"], ["explain", "V1", "110"]], ids=" ".join
+)
+def test_config_absent_file_is_named_with_what_to_do(tmp_path: Path, command: list[str]) -> None:
+    done = run(*command, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("config.toml: cannot be read")
+    assert "-c FILE" in done.stderr
+    assert done.stdout == ""
+
+
+def test_check_example_is_ok_and_counts_what_it_holds() -> None:
+    found = answer("check", "-c", "config.example.toml")
+    assert found["ok"] is True
+    assert found["warnings"] == []
+    assert (found["lines"], found["psap_routes"]) == (2, 4)
+    assert run("check", "-c", "config.example.toml").stdout.startswith("config.example.toml: ok, 2 lines")
+
+
+def test_check_faults_of_configuration_are_told_with_line_and_key(tmp_path: Path) -> None:
+    (tmp_path / "x.toml").write_text("[node]\nidd = 1\n[store]\nslots = 'x'\n")
+    done = run("check", "-c", "x.toml", cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        "x.toml:2: node.idd: unknown key; did you mean 'id'?",
+        "x.toml:4: store.slots: one of 'local', 'refuse', got 'x'",
+    ]
+    as_json = json.loads(run("check", "-c", "x.toml", "--json", cwd=tmp_path).stdout)
+    assert [(fault["file"], fault["line"], fault["key"]) for fault in as_json["faults"]] == [
+        ("x.toml", 2, "node.idd"),
+        ("x.toml", 4, "store.slots"),
+    ]
+
+
+def test_check_faults_of_policy_files_are_told_with_file_row_and_column(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(LINES + "V1,nowhere,active,,x,02051,a,single,pw,+492051555101\n")
+    (tmp_path / "b.csv").write_text(LINES + "V2,velbert,active,none,x,02051,b,single,pw,+492051555102\n")
+    (tmp_path / "x.toml").write_text("[policy]\nlines = ['a.csv', 'b.csv']\n")
+    faults = json.loads(run("check", "-c", "x.toml", "--json", cwd=tmp_path).stdout)["faults"]
+    assert [(Path(fault["file"]).name, fault["line"], fault["key"]) for fault in faults] == [
+        ("a.csv", 2, "profile"),
+        ("b.csv", 2, "channels"),
+    ]
+
+
+def test_check_same_number_in_two_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(LINES + "V1,velbert,active,,x,02051,a,single,pw,+492051555101\n")
+    (tmp_path / "b.csv").write_text(LINES + "V2,velbert,active,,x,02051,b,single,pw,+492051555101\n")
+    (tmp_path / "x.toml").write_text("[policy]\nlines = ['a.csv', 'b.csv']\n")
+    done = run("check", "-c", "x.toml", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "number +492051555101 stands in two of them" in done.stderr
+
+
+def test_check_location_without_psap_route_is_warned_about(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(LINES + "V1,velbert,active,,hill,02051,a,single,pw,+492051555101\n")
+    (tmp_path / "x.toml").write_text("[policy]\nlines = ['a.csv']\n")
+    found = answer("check", "-c", "x.toml", cwd=tmp_path)
+    assert [re.findall(r"hill|110|112", warning) for warning in found["warnings"]] == [["hill", "110"], ["hill", "112"]]
+
+
+def test_import_then_list_and_show_without_a_node_uses_the_embedded_store(config: Path) -> None:
+    done = run("line", "list", "-c", config)
+    assert done.returncode == 3
+    assert "sipproxy up" in done.stderr
+    assert not (config.parent / "data").exists()  # a question leaves nothing behind
+    imported = answer("line", "import", "examples/lines.csv", "-c", config, "--why", "first lines")
+    assert (imported["version"], imported["lines"], imported["accounts"]) == (1, 2, 3)
+    assert answer("psap", "import", "examples/psap.csv", "-c", config)["version"] == 2
+    assert answer("block", "import", "examples/blocks.csv", "-c", config)["version"] == 3
+    assert [(row["line"], row["channels"]) for row in answer("line", "list", "-c", config)] == [("B2001", 2), ("V1001", 3)]
+    shown = answer("line", "show", "02051555102", "-c", config)
+    assert shown["line"] == "V1001"
+    assert shown["psap"]["112"] == ["sip:112@127.0.0.1:5090"]
+    assert answer("line", "show", "+49603255501", "-c", config)["line"] == "B2001"
+    assert len(answer("psap", "list", "-c", config)) == 4
+    assert {row["prefix"] for row in answer("block", "list", "-c", config)} == {"+882", "+883"}
+    table = run("line", "list", "-c", config).stdout
+    assert table.splitlines()[0].split()[:2] == ["line", "profile"]
+    assert not re.search("try-v1001|ha1", table + json.dumps(shown), re.IGNORECASE)
+    assert run("line", "show", "V9", "-c", config).returncode == 1
+    assert run("cdr", "tail", "-c", config).stdout == "no call detail records\n"
+
+
+def test_import_faulty_file_applies_nothing_and_tells_every_fault(config: Path) -> None:
+    answer("line", "import", "examples/lines.csv", "-c", config)
+    faulty = config.parent / "faulty.csv"
+    faulty.write_text(
+        LINES + "V7,velbert,active,,velbert,02051,a,single,pw,+492051555107\nV8,velbert,odd,x,velbert,02051,b,single,pw,1\n"
+    )
+    done = run("line", "import", faulty, "-c", config)
+    assert done.returncode == 1
+    assert [line.split(": ")[:2] for line in done.stderr.splitlines()] == [
+        [f"{faulty}:3", "status"],
+        [f"{faulty}:3", "channels"],
+        [f"{faulty}:3", "number"],
+    ]
+    assert [row["line"] for row in answer("line", "list", "-c", config)] == ["B2001", "V1001"]
+
+
+def test_import_number_of_another_line_is_refused(config: Path) -> None:
+    answer("line", "import", "examples/lines.csv", "-c", config)
+    taking = config.parent / "taking.csv"
+    taking.write_text(LINES + "V7,velbert,active,,velbert,02051,a,single,pw,+492051555101\n")
+    done = run("line", "import", taking, "-c", config)
+    assert done.returncode == 1
+    assert "V1001" in done.stderr
+    assert [row["line"] for row in answer("line", "list", "-c", config)] == ["B2001", "V1001"]
+
+
+def test_store_url_that_nobody_answers_on_exits_3_without_its_password(tmp_path: Path) -> None:
+    (tmp_path / "x.toml").write_text(f"[store]\nurl = 'unix://:hidden@{tmp_path}/absent.sock'\n")
+    done = run("line", "list", "-c", "x.toml", cwd=tmp_path)
+    assert done.returncode == 3
+    assert "no store answers" in done.stderr
+    assert "hidden" not in done.stderr
+
+
+def test_explain_before_anything_ran_takes_the_files_and_says_so(config: Path) -> None:
+    found = answer("explain", "V1001", "09001234567", "-c", config)
+    assert (found["verdict"], found["status"], found["source"]) == ("deny", 403, "files named by [policy]")
+    assert not (config.parent / "data").exists()
+    answer("line", "import", "examples/lines.csv", "-c", config)
+    found = answer("explain", "+492051555102", "02051555101", "-c", config)
+    assert (found["verdict"], found["callee"], found["source"]) == ("allow", "v1001-1", "store, version 1")
+    words = run("explain", "B2001", "112", "-c", config)
+    assert words.returncode == 0
+    assert "EMERGENCY by emergency.target" in words.stdout
+
+
+def test_explain_batch_without_a_configuration_uses_the_shipped_profiles(tmp_path: Path) -> None:
+    rows = (
+        "id,profile,caller_area_code,caller_e164,dialled\n1,velbert,02051,+492051555101,0900123456\n2,badnauheim,06032,,112\n"
+    )
+    (tmp_path / "b.csv").write_text(rows)
+    done = run("explain", "--batch", "b.csv", cwd=tmp_path)
+    assert done.returncode == 0
+    found = list(csv.DictReader(io.StringIO(done.stdout)))
+    assert [(row["id"], row["canonical"], row["decision"]) for row in found] == [
+        ("1", "+49900123456", "block"),
+        ("2", "service:112", "emergency"),
+    ]
+    assert list(found[0]) == ["id", "canonical", "class", "decision", "status", "rule", "reason"]
+    assert run("explain", "--batch", "-", cwd=tmp_path, text=rows).stdout == done.stdout
+    assert json.loads(run("explain", "--batch", "-", "--json", cwd=tmp_path, text=rows).stdout) == found
+
+
+def test_explain_batch_faulty_file_names_row_and_column(tmp_path: Path) -> None:
+    done = run(
+        "explain", "--batch", "-", cwd=tmp_path, text="id,profile,caller_area_code,caller_e164,dialled\n1,x,02051,,110\n"
+    )
+    assert done.returncode == 1
+    assert re.match(r"-:2: profile: ", done.stderr)
+    assert run("explain", "--batch", "absent.csv", cwd=tmp_path).returncode == 1
+
+
+def test_calls_without_a_node_says_how_to_start_one(config: Path) -> None:
+    for command in ("calls", "registrations"):
+        done = run(command, "-c", config)
+        assert done.returncode == 3
+        assert "no node answers" in done.stderr
+        assert "sipproxy up" in done.stderr
+
+
+def test_calls_and_registrations_of_a_running_node_are_shown(config: Path, node: dict[str, Handler]) -> None:
+    call = {"id": "c1", "state": "answered", "line": "V1001", "dialled": "[bold]0611"}
+    node["calls"] = lambda _: {"calls": [call]}
+    node["registrations"] = lambda _: {
+        "registrations": [{"account": "v1001-1", "contact": "sip:a@127.0.0.1", "expires_at_ms": 1}]
+    }
+    assert answer("calls", "-c", config) == [call]
+    assert "[bold]0611" in run("calls", "-c", config).stdout  # what a peer sent is no markup
+    table = run("registrations", "-c", config).stdout.splitlines()
+    assert re.split(r"\s{2,}", table[1].strip())[:1] == ["v1001-1"]
+    node["calls"] = lambda _: {"calls": []}
+    assert run("calls", "-c", config).stdout == "no calls\n"
+
+
+def test_calls_node_that_refuses_exits_1(config: Path, node: dict[str, Handler]) -> None:
+    done = run("calls", "-c", config)
+    assert done.returncode == 1
+    assert "unknown command 'calls'" in done.stderr
+
+
+def test_serve_without_a_shared_store_is_refused(config: Path) -> None:
+    done = run("serve", "-c", config)
+    assert done.returncode == 1
+    assert "store.url" in done.stderr
+
+
+def test_output_closed_pipe_is_no_fault() -> None:
+    done = subprocess.run(
+        f"{sys.executable} -m sipproxy check -c config.example.toml --json | true",
+        shell=True,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stderr == ""
