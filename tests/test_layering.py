@@ -27,13 +27,19 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "sipproxy.net": ("sipproxy.sip", "sipproxy.engine"),
     "sipproxy.store": ("sipproxy.sip", "sipproxy.engine", "policy", "cdr"),
     "sipproxy.admin": ("sipproxy.sip", "sipproxy.engine", "policy", "cdr"),
+    "sipproxy.policy_cache": ("policy",),
+    # The composition root and what it is made of.
     "sipproxy.app": ("sipproxy", "policy", "cdr"),
+    "sipproxy.observe": ("sipproxy", "policy", "cdr"),
+    "sipproxy.settings": ("sipproxy", "policy", "cdr"),
+    "sipproxy.shell": ("sipproxy", "policy", "cdr"),
     "sipproxy.cli": ("sipproxy", "policy", "cdr", "loadtest"),
     "sipproxy.commands": ("sipproxy", "policy", "cdr", "loadtest"),
     "sipproxy.__main__": ("sipproxy.cli",),
     "loadtest": ("sipproxy", "policy", "cdr"),
 }
-TOP = ("sipproxy.app", "sipproxy.cli", "sipproxy.commands", "sipproxy.__main__")  # imported by their like alone
+# Imported by their like alone.
+TOP = tuple(f"sipproxy.{name}" for name in ("app", "observe", "settings", "shell", "cli", "commands", "__main__"))
 
 CORE = ("sipproxy.sip", "sipproxy.engine", "policy", "cdr.facts", "cdr.assemble", "cdr.codec")
 SHELL_OF_CORE = ("policy.store",)
