@@ -65,7 +65,7 @@ class Story:
             mark = "[green]ok[/green]" if ok else "[red]NO[/red]"
             self.console.print(f"  {at_ms / 1000:7.3f} s  {mark}  {text}", highlight=False)
             if seen:
-                self.console.print(f"                 [dim]{seen}[/dim]", highlight=False)
+                self.console.print(f"                 {seen}", style="dim", markup=False, highlight=False, soft_wrap=True)
         if not ok:
             raise Unexpected(f"{text}: {seen}")
 
@@ -115,7 +115,8 @@ def main(json: bool = False) -> int:  # noqa: FBT001, FBT002  # called by the co
         result = {"ok": not problem, "problem": problem, "steps": story.steps, "records": [_row(record) for record in records]}
         sys.stdout.write(json_module.dumps(result, indent=2) + "\n")
     elif problem:
-        console.print(f"\n[red]This is not what was announced.[/red] {problem}", highlight=False, markup=True)
+        console.print("\n[red]This is not what was announced.[/red]", highlight=False)
+        console.print(problem, markup=False, highlight=False, soft_wrap=True)
     else:
         console.print("\nEverything happened as announced.", highlight=False)
     return 1 if problem else 0

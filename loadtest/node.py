@@ -121,6 +121,7 @@ class Node:
         self.config = self.directory / "config.toml"
         self.log_path = self.directory / "log"
         self.process: asyncio.subprocess.Process | None = None
+        self._command = "serve" if store_url else "up"  # `up` brings the embedded store with it
         self._write(list(lines), list(psap), trunks, store_url, settings or {})
 
     @property
@@ -152,8 +153,8 @@ class Node:
             self.process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
-                "sipproxy.cli",
-                "serve",
+                "sipproxy",
+                self._command,
                 "-c",
                 str(self.config),
                 cwd=Path(__file__).parents[1],
