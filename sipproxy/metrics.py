@@ -50,8 +50,10 @@ class _Source:
         if not isinstance(values, Mapping):
             self.values = [((), float(values))]
             return
-        rows = [((key,) if isinstance(key, str) else tuple(key), value) for key, value in values.items()]
-        self.values = rows[:MAX_SERIES]
+        rows = [((key,) if isinstance(key, str) else tuple(key), value) for key, value in values.items()][:MAX_SERIES]
+        if any(len(labels) != len(self.labels) for labels, _ in rows):
+            raise ValueError(f"{self.name} is read without its labels {self.labels}")
+        self.values = rows
 
     def family(self) -> Metric:
         kind = CounterMetricFamily if self.kind == "counter" else GaugeMetricFamily
@@ -67,11 +69,13 @@ class Metrics(Collector):
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._sources: list[_Source] = []
+        self.failures: dict[str, int] = {}
         self.lag = Histogram(
             "sipproxy_loop_lag_seconds", "how late the event loop ran a timer", buckets=LAG_BUCKETS, registry=self.registry
         )
         ProcessCollector(registry=self.registry)
         self.registry.register(self)
+        self.counter("sipproxy_metric_failures", "readings that failed, by metric", lambda: self.failures, ("metric",))
 
     def counter(self, name: str, text: str, read: Callable[[], Values], labels: tuple[str, ...] = ()) -> None:
         """Announce a number that only grows. `read` runs on the event loop and must not block."""
@@ -91,9 +95,13 @@ class Metrics(Collector):
         self._sources.append(source)
 
     def take(self) -> None:
-        """Copy every value, on the event loop."""
-        for source in self._sources:
-            source.take()
+        """Copy every value, on the event loop. A value that cannot be read is left out and counted; the others are shown."""
+        for source in reversed(self._sources):  # the failures stand first and are read last
+            try:
+                source.take()
+            except Exception:  # whatever it is, a blind node is worse
+                source.values = []
+                self.failures[source.name] = self.failures.get(source.name, 0) + 1
 
     def collect(self) -> Iterable[Metric]:
         """The families of the last `take`."""

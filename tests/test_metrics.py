@@ -62,6 +62,19 @@ async def test_scrape_label_with_quotes_and_newlines_stays_one_sample(served: tu
     assert samples(text)["sipproxy_x_total", (("name", 'a"b\n\\c'),)] == 1
 
 
+async def test_scrape_value_that_cannot_be_read_is_counted_and_the_others_shown(
+    served: tuple[Metrics, MetricsServer, int],
+) -> None:
+    metrics, _, port = served
+    metrics.gauge("sipproxy_broken", "raises", lambda: {}["x"])
+    metrics.gauge("sipproxy_unlabelled", "keys do not fit the labels", lambda: {("a", "b"): 1}, ("one",))
+    metrics.gauge("sipproxy_calls", "live calls", lambda: 7)
+    found = samples((await fetched(port))[1])
+    assert found["sipproxy_calls", ()] == 7
+    assert found["sipproxy_metric_failures_total", (("metric", "sipproxy_broken"),)] == 1
+    assert found["sipproxy_metric_failures_total", (("metric", "sipproxy_unlabelled"),)] == 1
+
+
 async def test_scrape_after_the_kept_time_reads_again(
     served: tuple[Metrics, MetricsServer, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
