@@ -1,0 +1,43 @@
+"""The measuring program in its short form: nothing failed, no slot left, as many records as calls. `make` runs the long one."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import sys
+from typing import Any
+
+import pytest
+
+needs_sipp = pytest.mark.skipif(shutil.which("sipp") is None, reason="sipp is not installed: apt-get install sip-tester")
+
+
+async def measure(*arguments: str) -> list[dict[str, Any]]:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "loadtest", *arguments, "--json", stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    output, errors = await asyncio.wait_for(process.communicate(), 100)
+    assert process.returncode == 0, f"{output.decode()}\n{errors.decode()[-4000:]}"
+    reports: list[dict[str, Any]] = json.loads(output)
+    assert all(report["ok"] for report in reports)
+    return reports
+
+
+@needs_sipp
+async def test_accounts_registered_by_sipp_are_all_stored() -> None:
+    (report,) = await measure("register", "--accounts", "300", "--register-rate", "300")
+    assert (report["registered"], report["stored"]) == (300, 300)
+
+
+async def test_calls_at_a_rate_by_routers_all_succeed_and_are_recorded() -> None:
+    (report,) = await measure("calls", "--accounts", "0", "--rate", "25", "--seconds", "3", "--hold", "0.5")
+    assert (report["calls"], report["answered"], report["slots_left"]) == (75, 75, 0)
+    assert report["cpu_s_per_1000"] > 0
+
+
+@needs_sipp
+async def test_calls_at_a_rate_by_sipp_all_succeed_and_are_recorded() -> None:
+    options = ("--driver", "sipp", "--accounts", "0", "--rate", "25", "--seconds", "3", "--hold", "0.5")
+    (report,) = await measure("calls", *options)
+    assert (report["calls"], report["answered"], report["slots_left"]) == (75, 75, 0)
