@@ -391,4 +391,3 @@ class Call:
 
     def after_ms(self, at: Now) -> int:
         return round((at.mono - self.started.mono) * 1000)
-

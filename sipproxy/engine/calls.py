@@ -91,17 +91,17 @@ class Calls:
         return [
             {
                 "id": call.id,
-                "phase": str(call.phase),
+                "state": str(call.phase),
                 "direction": call.record.direction,
                 "line": call.record.line,
                 "account": call.record.account,
                 "calling": call.record.calling,
-                "destination": call.record.canonical,
+                "dialled": call.record.canonical,
                 "trunk": call.answer.trunk if call.answer is not None else call.record.trunk,
                 "verdict": call.record.verdict,
                 "slots": list(call.lines),
                 "setup_at_ms": call.record.setup_at_ms,
-                "duration_ms": call.after_ms(now),
+                "for_s": call.after_ms(now) // 1000,
             }
             for call in self.by_id.values()
             if call.phase is not Phase.ENDED

@@ -243,4 +243,3 @@ class Engine:
         client = self.desk.transactions.clients.get(key)
         if client is not None and isinstance(client.user, Relay):
             client.user.cancel()
-

@@ -20,9 +20,7 @@ MAX_DIVERSIONS = 20
 MAX_TEXT = 512
 
 
-def draft(
-    request: Request, flow: Flow, decision: Decision, *, call: str, node: str, now: Now, from_customer: bool
-) -> Record:
+def draft(request: Request, flow: Flow, decision: Decision, *, call: str, node: str, now: Now, from_customer: bool) -> Record:
     """The record with everything that is known when the INVITE is decided on. Texts are cut to 512 characters."""
     destination, line, account = decision.destination, decision.line, decision.account
     asserted = request.values(b"p-asserted-identity")[:1]

@@ -16,6 +16,7 @@ from sipproxy.sip.flow import Flow, Hop
 from sipproxy.sip.matching import client_key, response_key, server_key
 from sipproxy.sip.message import Request, Response, parse_message
 from sipproxy.sip.timers import TimerQueue, Timers
+from sipproxy.sip.transaction import Action as Move
 from sipproxy.sip.transaction import (
     InviteClient,
     InviteServer,
@@ -26,7 +27,6 @@ from sipproxy.sip.transaction import (
     State,
     TimedOut,
 )
-from sipproxy.sip.transaction import Action as Move
 
 __all__ = ["ClientUser", "Server", "Transactions"]
 

@@ -128,7 +128,9 @@ class Agent:
 
     # Registering
 
-    def register(self, expires: int = 3600, *, contact: bytes | None = None, on_done: Callable[[int], None] | None = None) -> None:
+    def register(
+        self, expires: int = 3600, *, contact: bytes | None = None, on_done: Callable[[int], None] | None = None
+    ) -> None:
         call_id = self._token()
         me = b"sip:%s@%s" % (self.user.encode(), REALM.encode())
 

@@ -1,0 +1,406 @@
+"""The composition root: one node, from its configuration to its end (design §1, §4).
+
+Starts what the node needs in the order of dependence (store, policy, journal, engine, listeners), runs their tasks in one
+TaskGroup, and closes in the reverse order. What can be missing at start (the store, a file) has a written way on or a clear error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import structlog
+from redis.exceptions import RedisError
+
+from cdr.assemble import recovered
+from cdr.facts import End
+from cdr.journal import Journal, JournalError
+from cdr.publisher import Publisher
+from policy import profiles
+from policy import store as policy_store
+from policy.build import snapshot_of
+from policy.table import PolicyError
+from sipproxy import policy_cache, policy_files
+from sipproxy.admin.control import ControlServer, socket_path
+from sipproxy.config_file import split_address
+from sipproxy.engine.core import Engine
+from sipproxy.log import configure
+from sipproxy.metrics import LoopLag, Metrics, MetricsServer
+from sipproxy.net.resolver import Resolver
+from sipproxy.net.transports import Transports
+from sipproxy.observe import handlers, register
+from sipproxy.settings import engine_settings
+from sipproxy.shell import Shell, instant
+from sipproxy.store.bindings import Bindings
+from sipproxy.store.connection import State, Store
+from sipproxy.store.embedded import EmbeddedError, EmbeddedStore
+from sipproxy.store.errors import StoreError
+from sipproxy.store.nodes import Heartbeat
+from sipproxy.store.slots import Slots
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+    from cdr.facts import Record
+    from policy.change import Change
+    from policy.model import Snapshot
+    from sipproxy.config import Config
+    from sipproxy.sip.flow import Flow
+
+__all__ = ["StartError", "main"]
+
+EXPIRE_S = 1.0  # between two looks at expired bindings
+KEY_BYTES = 32
+SHOWN_ACCOUNTS = 2
+
+
+class StartError(Exception):
+    """The node cannot start; the text says what to do."""
+
+
+def main(config: Config, *, config_path: Path, embedded: bool) -> int:
+    """Run a node until SIGTERM or SIGINT; the exit code."""
+    writer = configure(config.log.level, config.log.format)
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            return runner.run(_run(config, config_path, embedded=embedded))
+    except (StartError, EmbeddedError, JournalError, PolicyError) as error:
+        print(f"sipproxy: {error}", file=sys.stderr)  # noqa: T201  the log may be JSON; a person reads this
+        return 1
+    finally:
+        writer.close()
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop
+    return uvloop.new_event_loop
+
+
+async def _run(config: Config, config_path: Path, *, embedded: bool) -> int:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    data_dir = Path(config.node.data_dir)
+    data_dir.mkdir(parents=True, exist_ok=True)
+    async with contextlib.AsyncExitStack() as stack:
+        journal = Journal(
+            data_dir / "journal",
+            node=config.node.id,
+            segment_bytes=config.cdr.segment_bytes,
+            fsync_interval_ms=config.cdr.fsync_interval_ms,
+        )
+        found = journal.recover()  # first of all: it holds the lock that keeps a second node off this folder
+        stack.callback(journal.close)
+        server = EmbeddedStore(data_dir) if embedded else None
+        if server is not None:
+            await server.start()
+            stack.push_async_callback(server.stop)
+        node = Node(config, config_path, journal, server)
+        for damage in found.damaged:
+            node.log.error("journal_damaged", **damage._asdict())
+        unfinished = [recovered(admit, answer, alive, 0) for admit, answer, alive in found.unfinished]
+        await node.start(stack, unfinished, found.next_seq)
+        await node.run(stop)
+    return 0
+
+
+class Node:
+    """The parts of one node."""
+
+    def __init__(self, config: Config, config_path: Path, journal: Journal, server: EmbeddedStore | None) -> None:
+        self.config, self._config_path = config, config_path
+        self.data_dir = Path(config.node.data_dir)
+        self.log = structlog.get_logger("node")
+        self._server = server
+        self._journal = journal
+        self.store = Store(
+            server.url if server is not None else config.store.url,
+            config.store.deadline_ms,
+            name=f"sipproxy-{config.node.id}",
+        )
+        self._slots = Slots(self.store)
+        self._bindings = Bindings(self.store, limit=config.limits.bindings)
+        self._publisher = Publisher(
+            self.store.client,
+            journal,
+            stream=config.cdr.stream,
+            node=config.node.id,
+            batch=config.cdr.batch,
+            maxlen=config.cdr.stream_max,
+            on_state=lambda state, reason: self.log.info("cdr_publisher", state=state, reason=reason),
+        )
+        self._tasks: list[Callable[[], object]] = []
+        self._bindings_loaded = False
+
+    # Starting
+
+    async def start(self, stack: contextlib.AsyncExitStack, unfinished: list[Record], next_seq: int) -> None:
+        """Bring every part up. Raises StartError, and what the parts raise."""
+        config = self.config
+        await self.store.start()
+        stack.push_async_callback(self.store.close)
+        snapshot = await self._first_snapshot()
+        self._resolver = Resolver()
+        stack.push_async_callback(self._resolver.close)
+        self._transports = Transports(self._resolver, self._on_message, self._on_failed)
+        bound = self._bind(self._transports)
+        stack.push_async_callback(self._transports.close)
+        self.engine = Engine(
+            engine_settings(config, bound),
+            snapshot,
+            new_token=os.urandom,
+            key=_secret(self.data_dir / "secret.key"),
+            next_seq=self._write_unfinished(unfinished, next_seq),
+            nonce_lifetime_s=config.registrar.nonce_lifetime_s,
+            max_nonces=config.limits.nonces,
+        )
+        self.shell = Shell(
+            self.engine,
+            journal=self._journal,
+            publisher=self._publisher,
+            slots=self._slots,
+            bindings=self._bindings,
+            lease_ms=config.store.lease_s * 1000,
+            wait_for_disk=config.cdr.sync == "wait",
+        )
+        self.shell.transports = self._transports
+        self.store.on_state(self._on_store_state)
+        await self._load_bindings()
+        metrics = await self._observe(stack)
+        await self._transports.start()
+        self._lag = LoopLag(metrics)
+        self._tell_ready(bound, snapshot)
+
+    def _bind(self, transports: Transports) -> list[tuple[str, str, int]]:
+        listens = [(listen.transport.upper(), *split_address(listen.address)) for listen in self.config.listen]
+        try:
+            return transports.bind(listens, next_free=self._server is not None)
+        except OSError as error:
+            raise StartError(
+                f"{self._config_path}: listen: {error.strerror or error}; is another node running, or the address not of this machine?"
+            ) from error
+
+    def _on_message(self, data: bytes, flow: Flow) -> None:
+        self.shell.message(data, flow)
+
+    def _on_failed(self, key: Hashable) -> None:
+        self.shell.send_failed(key)
+
+    async def _first_snapshot(self) -> Snapshot:
+        """The policy data to begin with: the store's, with the configured files taken in, else the last one seen."""
+        change = policy_files.read(self.config)
+        try:
+            if _holds_something(change):
+                await policy_store.apply(
+                    self.store.client, change, who=f"node {self.config.node.id}", why=f"files of {self._config_path.name}"
+                )
+            return await policy_store.load(self.store.client)
+        except (RedisError, OSError) as error:
+            cached = policy_cache.load(self._cache_path)
+            self.log.warning("store_away_at_start", error=str(error)[:200], cached=cached is not None)
+            if cached is not None:
+                return cached
+            return snapshot_of(0, change.lines, change.accounts, profiles.load(), change.psap, change.blocks)
+
+    @property
+    def _cache_path(self) -> Path:
+        return self.data_dir / "policy.snapshot"
+
+    def _write_unfinished(self, unfinished: list[Record], seq: int) -> int:
+        """One final record for each call that was live when the node died; returns the next number."""
+        for record in unfinished:
+            record.seq = seq
+            self._journal.append(End(record))
+            for line in (record.line, record.callee_line):
+                if line and record.verdict != "emergency":
+                    self._slots.release(line, record.id)
+            seq += 1
+        if unfinished:
+            self.log.warning("calls_cut_by_restart", calls=len(unfinished))
+        return seq
+
+    async def _load_bindings(self) -> None:
+        """Bindings of before the restart; when the store is away they are fetched as soon as it is back."""
+        try:
+            found = await self._bindings.load_all()
+        except StoreError as error:
+            self.log.warning("bindings_not_loaded", error=str(error))
+            return
+        now_ms = instant().utc_ms
+        held = {(user, binding.key) for user, binding in self.engine.desk.location.items() if binding.expires_at_ms > now_ms}
+        self.engine.restore_bindings([(user, b) for user, b in found if (user, b.key) not in held])
+        self._bindings_loaded = True
+        self.log.info("bindings_loaded", count=len(found))
+
+    async def _observe(self, stack: contextlib.AsyncExitStack) -> Metrics:
+        metrics = Metrics()
+        register(
+            metrics,
+            engine=self.engine,
+            shell=self.shell,
+            transports=self._transports,
+            journal=self._journal,
+            publisher=self._publisher,
+            store=self.store,
+            slots=self._slots,
+            bindings=self._bindings,
+        )
+        self._metrics_address = ""
+        if self.config.metrics.address:
+            server = MetricsServer(metrics)
+            try:
+                host, port = await server.start(self.config.metrics.address)
+                self._metrics_address = f"{host}:{port}"
+            except OSError as error:
+                # Whoever watches loses sight; whoever calls must not lose the call for it.
+                self.log.error("metrics_not_started", address=self.config.metrics.address, error=str(error))
+            stack.push_async_callback(server.close)
+        control = ControlServer(
+            socket_path(self.data_dir),
+            handlers(self.engine, self.store, self._publisher),
+            on_error=lambda command, error: self.log.error("control_failed", command=command, error=repr(error)),
+        )
+        await control.start()
+        stack.push_async_callback(control.close)
+        return metrics
+
+    def _tell_ready(self, bound: list[tuple[str, str, int]], snapshot: Snapshot) -> None:
+        addresses = [f"{transport.lower()} {host}:{port}" for transport, host, port in bound]
+        self.log.info(
+            "ready", node=self.config.node.id, listen=addresses, metrics=self._metrics_address,
+            lines=len(snapshot.lines), accounts=len(snapshot.accounts), policy_version=snapshot.version,
+        )  # fmt: skip
+        if sys.stdout.isatty() or self._server is not None:
+            sys.stdout.write(_welcome(self.config, bound, snapshot))
+        sys.stdout.write(json.dumps({"event": "ready", "listen": addresses}) + "\n")
+        sys.stdout.flush()
+
+    # Running
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Serve until `stop`."""
+        async with asyncio.TaskGroup() as group:
+            heartbeat = Heartbeat(self.store, self.config.node.id, tell=self._heartbeat, on_forgotten=self._on_store_forgot)
+            work = [
+                self.store.run(),
+                self._publisher.run(),
+                self._watch_policy(),
+                self._refresh_slots(),
+                self._expire_bindings(),
+                heartbeat.run(),
+                self.shell.run_journal_retries(),
+                self._lag.run(),
+            ]
+            if self._server is not None:
+                work.append(self._server.run())
+            tasks = [group.create_task(coroutine) for coroutine in work]
+            await stop.wait()
+            self.log.info("stopping", calls=self.engine.calls.live)
+            for task in tasks:
+                task.cancel()
+
+    def _heartbeat(self) -> dict[str, str | int]:
+        stats = self._journal.stats
+        return {"calls": self.engine.calls.live, "seq": stats.last_seq, "confirmed": stats.confirmed_seq}
+
+    async def _watch_policy(self) -> None:
+        def swap(snapshot: Snapshot) -> None:
+            self.engine.swap_snapshot(snapshot)
+            self.log.info("policy_snapshot", version=snapshot.version, lines=len(snapshot.lines))
+            changed.set()
+
+        def problem(text: str) -> None:
+            if text:
+                self.log.warning("policy_watch", problem=text)
+
+        changed = asyncio.Event()
+        keep = asyncio.create_task(self._keep_snapshots(changed))
+        try:
+            await policy_store.watch(
+                self.store.client,
+                swap,
+                on_problem=lambda problem: problem and self.log.warning("policy_watch", problem=problem),
+            )
+        finally:
+            keep.cancel()
+
+    async def _keep_snapshots(self, changed: asyncio.Event) -> None:
+        while True:
+            await changed.wait()
+            changed.clear()
+            try:
+                await asyncio.to_thread(policy_cache.save, self._cache_path, self.engine.desk.snapshot)
+            except OSError as error:
+                self.log.error("policy_not_kept", error=str(error))
+
+    async def _refresh_slots(self) -> None:
+        while True:
+            await asyncio.sleep(self.config.store.refresh_s)
+            self.shell.refresh_leases()
+
+    async def _expire_bindings(self) -> None:
+        while True:
+            await asyncio.sleep(EXPIRE_S)
+            self.engine.expire_bindings(instant())
+
+    def _on_store_state(self, state: State, reason: str) -> None:
+        self.log.log(20 if state is State.UP else 30, "store", state=state.value, reason=reason)
+        if state is State.UP:
+            self.shell.refresh_leases()  # after an outage the node re-asserts its live calls (design §8)
+            if not self._bindings_loaded:
+                asyncio.get_running_loop().create_task(self._load_bindings())
+
+    def _on_store_forgot(self) -> None:
+        """The store was emptied or fell back to an old copy: what memory holds is written again."""
+        self.log.warning("store_forgot")
+        self._bindings.save_all(list(self.engine.desk.location.items()))
+        self.shell.refresh_leases()
+
+
+def _holds_something(change: Change) -> bool:
+    return bool(change.lines or change.accounts or change.psap or change.blocks)
+
+
+def _secret(path: Path) -> bytes:
+    """The node's key for nonces and tags: made once, readable by its owner alone."""
+    with contextlib.suppress(FileNotFoundError):
+        found = path.read_bytes()
+        if len(found) == KEY_BYTES:
+            return found
+    key = os.urandom(KEY_BYTES)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with open(descriptor, "wb") as file:
+        file.write(key)
+    return key
+
+
+def _welcome(config: Config, bound: list[tuple[str, str, int]], snapshot: Snapshot) -> str:
+    """For a person who started a node by hand: where it listens, how to register and call."""
+    rows = [f"sipproxy {config.node.id} is up ({time.strftime('%H:%M:%S')}). Stop it with Ctrl-C."]
+    for listen, (transport, host, port) in zip(config.listen, bound, strict=True):
+        wanted = split_address(listen.address)[1]
+        moved = f"   (port {wanted} was busy)" if wanted not in (0, port) else ""
+        rows.append(f"  listening  {transport.lower()} {host}:{port}{moved}")
+    accounts = sorted(snapshot.accounts.values(), key=lambda account: account.user)[:SHOWN_ACCOUNTS]
+    if accounts and bound:
+        files = ", ".join(Path(name).name for name in config.policy.lines) or "your line import"
+        rows.append(f"  register   server {bound[0][1]}:{bound[0][2]}, domain {config.registrar.realm}")
+        rows += [f"             user {account.user}, number {account.numbers[0]}" for account in accounts if account.numbers]
+        rows.append(f"             passwords: {files}")
+        callee = next((a.numbers[0] for a in reversed(accounts) if a.numbers), "")
+        if callee:
+            rows.append(f"  call       0{callee.removeprefix('+49')} from the first to the second; 0900... is refused")
+    rows.append("  look       sipproxy registrations, sipproxy calls, sipproxy cdr tail (each with -c and the same file)")
+    return "\n".join(rows) + "\n"

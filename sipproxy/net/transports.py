@@ -1,0 +1,156 @@
+"""All listeners of a node behind one `send`: flows are sent on as they are, hops are resolved first (RFC 3261 §18, RFC 3263).
+
+A hop whose host is a literal leaves at once; a name waits for the resolver without holding up anything else. Leaves out:
+trying a name's further addresses when the first fails, which needs a new transaction (RFC 3263 §4.3).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Hashable
+from typing import TYPE_CHECKING
+
+from sipproxy.net.stream import StreamListener
+from sipproxy.net.udp import UdpListener
+from sipproxy.sip.flow import Flow, Hop
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sipproxy.net.resolver import Resolver
+
+__all__ = ["Transports"]
+
+MAX_LOOKUPS = 1000  # names being resolved at once; beyond that a send fails as if the transport had
+MAX_PORT_TRIES = 20
+
+
+class Transports:
+    """Listeners in the order of the configuration; `Flow.listener` is the index.
+
+    `on_message(data, flow)` gets each message; `on_failed(key)` the key of what could not be sent.
+    """
+
+    def __init__(
+        self, resolver: Resolver, on_message: Callable[[bytes, Flow], None], on_failed: Callable[[Hashable], None]
+    ) -> None:
+        self._resolver = resolver
+        self._on_message = on_message
+        self._on_failed = on_failed
+        self._listeners: list[UdpListener | StreamListener] = []
+        self._by_transport: dict[str, int] = {}
+        self._lookups: set[asyncio.Task[None]] = set()
+        self.failures: dict[str, int] = {}
+
+    def bind(self, listens: Sequence[tuple[str, str, int]], *, next_free: bool = False) -> list[tuple[str, str, int]]:
+        """Bind (transport, IP, port) each; what was taken. With `next_free` a busy port is replaced by one of the next 20.
+
+        Raises OSError when an address cannot be had.
+        """
+        taken: list[tuple[str, str, int]] = []
+        moved: dict[int, int] = {}
+        for index, (transport, host, wanted) in enumerate(listens):
+            tries = range(MAX_PORT_TRIES if next_free and wanted else 1)
+            for step in tries:
+                port = moved.get(wanted, wanted) + step
+                try:
+                    listener = self._listener(index, transport, host, port)
+                    break
+                except OSError:
+                    if step == tries[-1]:
+                        raise
+            self._listeners.append(listener)
+            self._by_transport.setdefault(transport, index)
+            moved[wanted] = listener.address[1]
+            taken.append((transport, *listener.address))
+        return taken
+
+    def _listener(self, index: int, transport: str, host: str, port: int) -> UdpListener | StreamListener:
+        on_message = self._on_message
+        if transport == "UDP":
+
+            def datagram(data: bytes, source: str, source_port: int) -> None:
+                on_message(data, Flow("UDP", index, source, source_port))
+
+            return UdpListener(host, port, datagram)
+
+        def message(data: bytes, source: str, source_port: int, connection: int) -> None:
+            on_message(data, Flow("TCP", index, source, source_port, connection))
+
+        return StreamListener(host, port, message, on_failed=lambda key, _: self._on_failed(key))
+
+    async def start(self) -> None:
+        """Deliver messages from now on."""
+        for listener in self._listeners:
+            if isinstance(listener, UdpListener):
+                listener.start()
+            else:
+                await listener.start()
+
+    async def close(self) -> None:
+        """Close every listener. Harmless when repeated."""
+        for task in self._lookups:
+            task.cancel()
+        await asyncio.gather(*self._lookups, return_exceptions=True)
+        for listener in self._listeners:
+            if isinstance(listener, UdpListener):
+                listener.close()
+            else:
+                await listener.close()
+
+    def send(self, target: Flow | Hop, data: bytes, key: Hashable | None) -> None:
+        """Send, or report `key` as failed: in a later turn of the loop, never from within."""
+        if isinstance(target, Flow):
+            self._transmit(target.listener, data, target.host, target.port, target.connection, key)
+            return
+        index = self._by_transport.get(target.transport)
+        if index is None:
+            self._fail("no_listener", key)
+            return
+        found = self._resolver.literal(target.host, target.port, target.transport)
+        if found:
+            self._transmit(index, data, *found[0], 0, key)
+        elif len(self._lookups) >= MAX_LOOKUPS:
+            self._fail("too_many_lookups", key)
+        else:
+            task = asyncio.get_running_loop().create_task(self._look_up(index, target, data, key))
+            self._lookups.add(task)
+            task.add_done_callback(self._lookups.discard)
+
+    async def _look_up(self, index: int, target: Hop, data: bytes, key: Hashable | None) -> None:
+        found = await self._resolver.resolve(target.host, target.port, target.transport)
+        if found:
+            self._transmit(index, data, *found[0], 0, key)
+        else:
+            self._fail("unresolved", key)
+
+    def _transmit(self, index: int, data: bytes, host: str, port: int, connection: int, key: Hashable | None) -> None:
+        listener = self._listeners[index]
+        if isinstance(listener, StreamListener):
+            listener.send(data, host, port, connection, key=key)
+            return
+        try:
+            listener.send(data, host, port)
+        except OSError as error:
+            self._fail(f"errno_{error.errno}", key)
+
+    def _fail(self, reason: str, key: Hashable | None) -> None:
+        self.failures[reason] = self.failures.get(reason, 0) + 1
+        if key is not None:
+            asyncio.get_running_loop().call_soon(self._on_failed, key)
+
+    def counters(self) -> dict[tuple[str, ...], float]:
+        """(transport, what) -> count, over all listeners."""
+        totals: dict[tuple[str, ...], float] = {}
+        for listener in self._listeners:
+            if isinstance(listener, UdpListener):
+                rows = {**listener.counters, **{f"dropped_{k}": v for k, v in listener.dropped.items()}}
+                rows["dropped_kernel"] = listener.kernel_drops
+                transport = "UDP"
+            else:
+                rows = {**listener.counters, **{f"closed_{k}": v for k, v in listener.closed.items()}}
+                rows.update({f"failed_{k}": v for k, v in listener.failed.items()})
+                transport = "TCP"
+            for name, value in rows.items():
+                totals[transport, name] = totals.get((transport, name), 0) + value
+        return totals

@@ -1,0 +1,154 @@
+"""What a node shows: its metrics, and the answers to `sipproxy calls` and `sipproxy registrations`."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from sipproxy.shell import instant
+from sipproxy.sip.text import text
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from cdr.journal import Journal
+    from cdr.publisher import Publisher
+    from sipproxy.admin.control import Handler
+    from sipproxy.engine.core import Engine
+    from sipproxy.metrics import Metrics
+    from sipproxy.net.transports import Transports
+    from sipproxy.shell import Shell
+    from sipproxy.store.bindings import Bindings
+    from sipproxy.store.connection import Store
+    from sipproxy.store.slots import Slots
+
+__all__ = ["handlers", "register"]
+
+Row = dict[str, Any]
+
+
+def register(
+    metrics: Metrics,
+    *,
+    engine: Engine,
+    shell: Shell,
+    transports: Transports,
+    journal: Journal,
+    publisher: Publisher,
+    store: Store,
+    slots: Slots,
+    bindings: Bindings,
+) -> None:
+    """Announce every metric of a node. What is read here is read on the event loop, at scrape time."""
+    _engine_metrics(metrics, engine)
+    _cdr_metrics(metrics, journal, publisher, shell)
+
+    def state() -> dict[tuple[str, ...], float]:
+        return {(store.state.value, store.reason): 1.0}
+
+    metrics.gauge("sipproxy_store_up", "1 when the store answers in time", lambda: float(store.state.value == "up"))
+    metrics.gauge(
+        "sipproxy_store_state",
+        "1 for the store's state and its reason",
+        state,
+        ("state", "reason"),
+    )
+    metrics.gauge("sipproxy_store_pending", "commands queued and in flight", lambda: store.pending)
+    metrics.counter("sipproxy_store_errors", "commands without a result", lambda: store.stats.errors, ("error",))
+    metrics.gauge("sipproxy_store_latency_seconds", "of the last pipeline", lambda: store.stats.latency_ms / 1000)
+    metrics.counter("sipproxy_slot_timeouts", "slots not answered for within the deadline", lambda: slots.timeouts)
+    metrics.gauge("sipproxy_slots_owed", "releases and refreshes that the store has not confirmed", lambda: slots.owed)
+    metrics.gauge("sipproxy_bindings_unwritten", "bindings that the store has not confirmed", lambda: bindings.unwritten)
+    metrics.counter("sipproxy_transport", "what the listeners counted", transports.counters, ("transport", "what"))
+    metrics.counter("sipproxy_send_failures", "messages that could not be sent", lambda: transports.failures, ("reason",))
+
+
+def _engine_metrics(metrics: Metrics, engine: Engine) -> None:
+    counters = engine.desk.counters
+    families: dict[str, tuple[str, tuple[str, ...]]] = {
+        "requests": ("requests received, without retransmissions and ACK to a non-2xx", ("method",)),
+        "responses": ("final responses sent upstream", ("method", "status")),
+        "decisions": ("policy decisions", ("verdict", "rule")),
+        "malformed": ("messages that could not be read", ("what",)),
+        "auth_failures": ("requests without valid credentials", ("why",)),
+        "requests_refused": ("requests refused before policy", ("reason",)),
+        "responses_dropped": ("responses that belong to nothing", ("reason",)),
+        "branch_failures": ("forwarded INVITEs without a final response", ("reason",)),
+        "calls_ended": ("ended call attempts", ("reason",)),
+        "slots_undecided": ("calls decided without the store", ("way",)),
+    }
+
+    def of(name: str) -> dict[tuple[str, ...], float]:
+        return {key[1:]: value for key, value in counters.items() if key[0] == name}
+
+    for name, (words, labels) in families.items():
+        metrics.counter(f"sipproxy_{name}", words, partial(of, name), labels)
+    transactions = engine.desk.transactions
+    metrics.gauge("sipproxy_calls_live", "calls between INVITE and end", lambda: engine.calls.live)
+    metrics.gauge(
+        "sipproxy_calls_known", "calls in the table, ended ones of the last 32 s included", lambda: len(engine.calls.by_id)
+    )
+    metrics.gauge(
+        "sipproxy_transactions_live",
+        "transactions by side",
+        lambda: {"server": len(transactions.servers), "client": len(transactions.clients)},
+        ("side",),
+    )
+    metrics.gauge("sipproxy_registrations", "unexpired bindings", lambda: engine.desk.location.count)
+    metrics.gauge("sipproxy_slots_held", "slots of this node's live calls", lambda: len(engine.calls.leases()))
+    metrics.gauge("sipproxy_policy_version", "version of the snapshot in use", lambda: engine.desk.snapshot.version)
+    metrics.gauge("sipproxy_lines", "lines in the snapshot", lambda: len(engine.desk.snapshot.lines))
+
+
+def _cdr_metrics(metrics: Metrics, journal: Journal, publisher: Publisher, shell: Shell) -> None:
+    def journal_values() -> Mapping[str, float]:
+        stats = journal.stats
+        return {name: float(getattr(stats, name)) for name in stats.__struct_fields__ if name != "failure"}
+
+    metrics.gauge("sipproxy_journal", "the CDR journal: sizes in bytes, times in ms", journal_values, ("what",))
+    metrics.gauge("sipproxy_journal_failing", "1 while the disk refuses", lambda: float(bool(journal.stats.failure)))
+    metrics.gauge("sipproxy_journal_owed", "facts in memory because the disk refuses them", lambda: shell.facts_owed)
+    metrics.counter("sipproxy_journal_lost", "facts lost because the disk refused too long", lambda: shell.facts_lost)
+    metrics.gauge("sipproxy_cdr_backlog", "records not yet safe in the stream", lambda: publisher.stats.backlog)
+    metrics.gauge("sipproxy_cdr_behind_ms", "for how long there has been a backlog", lambda: publisher.stats.behind_ms)
+    metrics.counter("sipproxy_cdr_published", "records appended to the stream", lambda: publisher.stats.published)
+    metrics.gauge(
+        "sipproxy_cdr_publisher_state", "1 for the publisher's state", lambda: {publisher.stats.state: 1.0}, ("state",)
+    )
+
+
+def handlers(engine: Engine, store: Store, publisher: Publisher) -> dict[str, Handler]:
+    """What the control socket answers."""
+
+    def calls(_: Row) -> Row:
+        return {"calls": engine.calls.view(instant())}
+
+    def registrations(_: Row) -> Row:
+        desk = engine.desk
+        now_ms = instant().utc_ms
+        rows = [
+            {
+                "account": user,
+                "line": desk.snapshot.accounts[user].line if user in desk.snapshot.accounts else "",
+                "contact": text(binding.contact.encode("latin-1")),
+                "flow": str(binding.flow),
+                "expires_at_ms": binding.expires_at_ms,
+                "user_agent": binding.user_agent,
+            }
+            for user, binding in desk.location.items()
+            if binding.expires_at_ms > now_ms
+        ]
+        return {"registrations": sorted(rows, key=lambda row: (row["account"], row["contact"]))}
+
+    def status(_: Row) -> Row:
+        stats = publisher.stats
+        return {
+            "node": engine.desk.settings.node,
+            "calls": engine.calls.live,
+            "registrations": engine.desk.location.count,
+            "policy_version": engine.desk.snapshot.version,
+            "store": {"state": store.state.value, "reason": store.reason},
+            "cdr": {"state": stats.state, "backlog": stats.backlog, "behind_ms": stats.behind_ms},
+        }
+
+    return {"calls": calls, "registrations": registrations, "status": status}

@@ -1,0 +1,88 @@
+"""The engine's settings from the configuration and the ports that were taken."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import TYPE_CHECKING
+
+from sipproxy.config_file import split_address
+from sipproxy.engine.forward import parse_hop
+from sipproxy.engine.settings import Listener, Settings, TrunkRoute
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sipproxy.config import Config, Trunk
+
+__all__ = ["engine_settings"]
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+Bound = tuple[str, str, int]  # transport, IP, port
+
+
+def engine_settings(config: Config, bound: Sequence[Bound]) -> Settings:
+    """Settings for listeners bound as given, in the order of the configuration. The configuration has been checked."""
+    registrar, calls, limits = config.registrar, config.calls, config.limits
+    domains = frozenset(name.lower() for name in (registrar.realm, *registrar.domains))
+    listeners = tuple(
+        _listener(index, listen.advertised, place, domains)
+        for index, (listen, place) in enumerate(zip(config.listen, bound, strict=True))
+    )
+    return Settings(
+        node=config.node.id,
+        realm=registrar.realm,
+        domains=domains,
+        listeners=listeners,
+        trunks=tuple(_trunk(t) for t in sorted(config.trunk, key=lambda t: t.priority)),
+        algorithms=registrar.algorithms,
+        access_networks=tuple(ipaddress.ip_network(n, strict=False) for n in config.emergency.access_networks),
+        default_expires_s=registrar.default_expires_s,
+        min_expires_s=registrar.min_expires_s,
+        max_expires_s=registrar.max_expires_s,
+        max_contacts=registrar.max_contacts,
+        setup_s=calls.setup_s,
+        route_s=calls.route_s,
+        ring_s=calls.ring_s,
+        maximum_s=calls.maximum_s,
+        reap_s=calls.reap_s,
+        slots=config.store.slots,
+        max_headers=limits.headers,
+        max_transactions=limits.transactions,
+        max_calls=limits.calls,
+        max_bindings=limits.bindings,
+    )
+
+
+def _listener(index: int, advertised: str, bound: Bound, domains: frozenset[str]) -> Listener:
+    transport, host, port = bound
+    shown, shown_port = host, port
+    if advertised:
+        name, _, digits = advertised.rpartition(":") if not advertised.endswith("]") else (advertised, "", "")
+        shown, shown_port = (name, int(digits)) if name and digits.isdigit() else (advertised, port)
+    shown = shown.strip("[]")
+    literal = f"[{shown}]" if ":" in shown else shown
+    hosts = {(host, port), (shown.lower(), shown_port), *((domain, port) for domain in domains)}
+    return Listener(index, transport, f"{literal}:{shown_port}".encode(), frozenset(hosts))
+
+
+def _trunk(trunk: Trunk) -> TrunkRoute:
+    hop = parse_hop(trunk.uri.encode())
+    sources = trunk.addresses or ((hop.host,) if _is_literal(hop.host) else ())
+    return TrunkRoute(trunk.name, hop, tuple(_source(source) for source in sources), trunk.priority)
+
+
+def _is_literal(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _source(text: str) -> tuple[Network, int]:
+    """A source of incoming calls: IP, IP:port or network; port 0 for any."""
+    try:
+        return ipaddress.ip_network(text, strict=False), 0
+    except ValueError:
+        host, port = split_address(text)
+        return ipaddress.ip_network(host), port

@@ -1,0 +1,196 @@
+"""Performs the engine's actions and feeds it events: the seam between the pure engine and the sockets, store and journal.
+
+One event is handled to its end, its actions in order, before the next. With `cdr.sync = "wait"` what follows a journal entry
+waits until the entry is on disk, and everything behind it in line. Makes no SIP or policy decision.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from typing import TYPE_CHECKING
+
+import structlog
+
+from cdr.recovery import JournalError
+from sipproxy.engine.actions import (
+    Action,
+    Note,
+    Now,
+    ReleaseSlot,
+    RemoveBinding,
+    SaveBinding,
+    SendTo,
+    TakeSlot,
+)
+from sipproxy.engine.actions import Journal as JournalFact
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+    from cdr.facts import Fact
+    from cdr.journal import Journal
+    from cdr.publisher import Publisher
+    from sipproxy.engine.core import Engine
+    from sipproxy.net.transports import Transports
+    from sipproxy.sip.flow import Flow
+    from sipproxy.store.bindings import Bindings
+    from sipproxy.store.slots import SlotResult, Slots
+
+__all__ = ["Shell"]
+
+MAX_OWED_FACTS = 100_000  # facts that the disk would not take, kept in memory until it does
+RETRY_S = 1.0
+
+
+def instant() -> Now:
+    """This moment on both clocks."""
+    return Now(time.monotonic(), time.time_ns() // 1_000_000)
+
+
+class Shell:
+    """See the module. To be used from the event loop's thread."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        journal: Journal,
+        publisher: Publisher,
+        slots: Slots,
+        bindings: Bindings,
+        lease_ms: int,
+        wait_for_disk: bool,
+    ) -> None:
+        self.engine = engine
+        self.transports: Transports | None = None  # set by the composition root, which needs our callbacks for it
+        self._journal, self._publisher = journal, publisher
+        self._slots, self._bindings = slots, bindings
+        self._lease_ms = lease_ms
+        self._wait_for_disk = wait_for_disk
+        self._line: deque[Action] = deque()
+        self._draining = False
+        self._waiting: asyncio.Task[None] | None = None
+        self._owed: deque[Fact] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
+        self._log = structlog.get_logger("engine")
+        self.facts_lost = 0
+
+    # Events
+
+    def message(self, data: bytes, flow: Flow) -> None:
+        """A message came in."""
+        self._perform(self.engine.receive(data, flow, instant()))
+
+    def send_failed(self, key: Hashable) -> None:
+        """The transport could not send what had this key."""
+        self._perform(self.engine.transport_failed(key, instant()))
+
+    def _slot_result(self, action: TakeSlot, result: SlotResult) -> None:
+        self._perform(self.engine.slot_result(action.call, action.line, taken=result.taken, used=result.used, now=instant()))
+
+    def _fire(self) -> None:
+        self._timer = None
+        self._perform(self.engine.fire(instant()))
+
+    def refresh_leases(self) -> None:
+        """Re-assert the slot of every live call."""
+        self._slots.refresh(self.engine.calls.leases(), self._lease_ms)
+
+    @property
+    def facts_owed(self) -> int:
+        """Facts that the disk has not taken yet."""
+        return len(self._owed)
+
+    # Actions
+
+    def _perform(self, actions: list[Action]) -> None:
+        self._line.extend(actions)
+        if not self._draining and self._waiting is None:
+            self._drain()
+        self._arm()
+
+    def _drain(self) -> None:
+        self._draining = True
+        try:
+            while self._line:
+                action = self._line.popleft()
+                if isinstance(action, SendTo):
+                    assert self.transports is not None
+                    self.transports.send(action.target, action.data, action.key)
+                elif isinstance(action, JournalFact):
+                    self._append(action.fact)
+                    if self._waiting is not None:
+                        return
+                else:
+                    self._other(action)
+        finally:
+            self._draining = False
+
+    def _other(self, action: Action) -> None:
+        if isinstance(action, TakeSlot):
+            self._slots.take(
+                action.line, action.call, action.limit, self._lease_ms, lambda result: self._slot_result(action, result)
+            )
+        elif isinstance(action, ReleaseSlot):
+            self._slots.release(action.line, action.call)
+        elif isinstance(action, SaveBinding):
+            self._bindings.save(action.user, action.binding)
+        elif isinstance(action, RemoveBinding):
+            self._bindings.remove(action.user, action.key)
+        elif isinstance(action, Note):
+            getattr(self._log, action.level)(action.event, **action.fields)
+
+    def _append(self, fact: Fact) -> None:
+        if self._owed:
+            self._owe(fact)  # in order: nothing overtakes what the disk has not taken
+            return
+        try:
+            position = self._journal.append(fact)
+        except JournalError as error:
+            self._log.error("journal_refused", error=str(error))
+            self._owe(fact)
+            return
+        self._publisher.wake()
+        if self._wait_for_disk:
+            self._waiting = asyncio.get_running_loop().create_task(self._until_synced(position))
+
+    async def _until_synced(self, position: int) -> None:
+        try:
+            await self._journal.wait_synced(position)
+        except JournalError as error:
+            self._log.error("journal_not_synced", error=str(error))  # the kernel has it; calls go on
+        self._waiting = None
+        self._drain()
+        self._arm()
+
+    def _owe(self, fact: Fact) -> None:
+        if len(self._owed) >= MAX_OWED_FACTS:
+            self.facts_lost += 1
+            return
+        self._owed.append(fact)
+
+    async def run_journal_retries(self) -> None:
+        """Write what the disk refused as soon as it takes it."""
+        while True:
+            await asyncio.sleep(RETRY_S)
+            while self._owed:
+                try:
+                    self._journal.append(self._owed[0])
+                except JournalError:
+                    break
+                self._owed.popleft()
+                self._publisher.wake()
+
+    # The engine's timer
+
+    def _arm(self) -> None:
+        at = self.engine.next_at
+        if at is None or (self._timer is not None and self._timer_at <= at):
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = at
+        self._timer = asyncio.get_running_loop().call_later(max(0.0, at - time.monotonic()), self._fire)
