@@ -82,7 +82,7 @@ def recovered(admit: Admit, answer: Answer | None, alive: Alive | None, seq: int
         proofs.append((answer.after_ms, answer.at_ms))
     if alive is not None:
         proofs.append((alive.after_ms, alive.at_ms))
-    after_ms, end_at_ms = max(proofs, key=lambda proof: proof[0])
+    after_ms, end_at_ms = max(reversed(proofs), key=lambda proof: proof[0])  # Of equal ones the later fact.
     return final(
         admit.record,
         answer=answer,

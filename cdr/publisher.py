@@ -28,7 +28,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 import msgspec
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import InvalidResponse, NoScriptError, RedisError, ResponseError
 
 from cdr.journal import JournalError
 from cdr.wire import Link, name_of
@@ -264,7 +264,7 @@ class Publisher:
             reply = await self._link.call("EVALSHA", SCRIPT_SHA, len(self._keys), *self._keys, *arguments)
         except NoScriptError:
             reply = await self._link.call("EVAL", SCRIPT, len(self._keys), *self._keys, *arguments)
-        return int(reply[0]), int(reply[1])
+        return _two(reply)
 
     async def _confirm(self) -> None:
         """Wait until the store has what was sent on its disk, where it can tell, and let the journal know."""
@@ -281,14 +281,14 @@ class Publisher:
     async def _wait_for_disk(self) -> None:
         """WAITAOF (Redis 7.2, Valkey). A store that does not know it or keeps no append-only file must be safe by itself."""
         try:
-            local, _ = await self._link.call("WAITAOF", 1, 0, BARRIER_MS, timeout_s=self._timeout_s + BARRIER_MS / 1000)
+            reply = await self._link.call("WAITAOF", 1, 0, BARRIER_MS, timeout_s=self._timeout_s + BARRIER_MS / 1000)
         except ResponseError as error:
             if "unknown command" not in str(error) and "appendonly is disabled" not in str(error):
                 raise
             self._barrier = False
             return
         self._barrier = True
-        if local < 1:
+        if _two(reply)[0] < 1:
             raise TimeoutError("the store did not write to its disk in time")
 
     def _rewind(self) -> None:
@@ -306,3 +306,10 @@ class Publisher:
         self._state, self._reason = state, reason
         if changed and self._on_state is not None:
             self._on_state(state, reason)
+
+
+def _two(reply: object) -> tuple[int, int]:
+    """A reply that has to be two integers. Raises InvalidResponse for anything else, such as what a proxy makes of it."""
+    if isinstance(reply, list) and len(reply) == 2 and all(isinstance(part, int) for part in reply):
+        return reply[0], reply[1]
+    raise InvalidResponse(f"not two integers: {reply!r:.80}")

@@ -33,8 +33,6 @@ _BY_CLASS: tuple[tuple[type[BaseException], str], ...] = (
 _BY_TEXT: tuple[tuple[str, str], ...] = (
     ("NOREPLICAS", "noreplicas"),
     ("MISCONF", "misconf"),
-    ("MOVED", "moved"),
-    ("ASK", "moved"),
     ("CLUSTERDOWN", "clusterdown"),
     ("MASTERDOWN", "masterdown"),
     ("TRYAGAIN", "moved"),
@@ -48,6 +46,8 @@ _BY_TEXT: tuple[tuple[str, str], ...] = (
 
 def name_of(error: BaseException) -> str:
     """A short name of a store's state, for metrics: away, slow, readonly, oom, loading, noreplicas, moved, ... or error."""
+    if isinstance(error, exceptions.AskError):  # MovedError is one; redis-py keeps the address only.
+        return "moved"
     for kind, name in _BY_CLASS:
         if isinstance(error, kind):
             return name
@@ -72,12 +72,13 @@ class Link:
             if self._connection is None:
                 connection = self._pool.make_connection()
                 connection.retry = Retry(NoBackoff(), 0)  # When to try again is decided by who calls.
-                connection.socket_timeout = self._timeout_s
-                connection.socket_connect_timeout = self._timeout_s
+                connection.socket_timeout = connection.socket_connect_timeout = self._timeout_s
                 self._connection = connection
                 await connection.connect()
+            # Not read_response's own `timeout`: with it, a reply that does not come is None and the connection stays.
+            self._connection.socket_timeout = timeout_s or self._timeout_s
             await self._connection.send_command(*command)
-            return await self._connection.read_response(disable_decoding=True, timeout=timeout_s or self._timeout_s)
+            return await self._connection.read_response(disable_decoding=True)
         except ResponseError:
             raise
         except BaseException:
