@@ -1,7 +1,7 @@
 """The composition root: one node, from its configuration to its end (design §1, §4).
 
 Starts what the node needs in the order of dependence (store, policy, journal, engine, listeners), runs their tasks in one
-TaskGroup, and closes in the reverse order. What can be missing at start (the store, a file) has a written way on or a clear error.
+TaskGroup, and closes in the reverse order. What can be missing at start has a written way on or a clear error.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,7 +46,7 @@ from sipproxy.store.nodes import Heartbeat
 from sipproxy.store.slots import Slots
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Callable, Hashable
 
     from cdr.facts import Record
     from policy.change import Change
@@ -81,7 +80,7 @@ def main(config: Config, *, config_path: Path, embedded: bool) -> int:
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
     try:
-        import uvloop
+        import uvloop  # noqa: PLC0415  left out where it does not build
     except ImportError:
         return asyncio.new_event_loop
     return uvloop.new_event_loop
@@ -93,7 +92,7 @@ async def _run(config: Config, config_path: Path, *, embedded: bool) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     data_dir = Path(config.node.data_dir)
-    data_dir.mkdir(parents=True, exist_ok=True)
+    data_dir.mkdir(parents=True, exist_ok=True)  # noqa: ASYNC240  nothing is served yet
     async with contextlib.AsyncExitStack() as stack:
         journal = Journal(
             data_dir / "journal",
@@ -188,9 +187,8 @@ class Node:
         try:
             return transports.bind(listens, next_free=self._server is not None)
         except OSError as error:
-            raise StartError(
-                f"{self._config_path}: listen: {error.strerror or error}; is another node running, or the address not of this machine?"
-            ) from error
+            reason = error.strerror or str(error)
+            raise StartError(f"{self._config_path}: listen: {reason}; does another node have it?") from error
 
     def _on_message(self, data: bytes, flow: Flow) -> None:
         self.shell.message(data, flow)
@@ -265,7 +263,7 @@ class Node:
                 self._metrics_address = f"{host}:{port}"
             except OSError as error:
                 # Whoever watches loses sight; whoever calls must not lose the call for it.
-                self.log.error("metrics_not_started", address=self.config.metrics.address, error=str(error))
+                self.log.warning("metrics_not_started", address=self.config.metrics.address, error=str(error))
             stack.push_async_callback(server.close)
         control = ControlServer(
             socket_path(self.data_dir),
@@ -331,7 +329,7 @@ class Node:
             await policy_store.watch(
                 self.store.client,
                 swap,
-                on_problem=lambda problem: problem and self.log.warning("policy_watch", problem=problem),
+                on_problem=problem,
             )
         finally:
             keep.cancel()
@@ -343,7 +341,7 @@ class Node:
             try:
                 await asyncio.to_thread(policy_cache.save, self._cache_path, self.engine.desk.snapshot)
             except OSError as error:
-                self.log.error("policy_not_kept", error=str(error))
+                self.log.warning("policy_not_kept", error=str(error))
 
     async def _refresh_slots(self) -> None:
         while True:
@@ -381,7 +379,7 @@ def _secret(path: Path) -> bytes:
             return found
     key = os.urandom(KEY_BYTES)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with open(descriptor, "wb") as file:
+    with os.fdopen(descriptor, "wb") as file:
         file.write(key)
     return key
 

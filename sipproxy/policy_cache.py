@@ -6,13 +6,17 @@ Leaves out: history; the store's log has that. The file holds HA1 values, so it 
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from policy import codec, profiles
 from policy.build import snapshot_of
-from policy.model import Snapshot
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from policy.model import Snapshot
 
 __all__ = ["load", "save"]
 
@@ -42,7 +46,7 @@ def save(path: Path, snapshot: Snapshot) -> None:
     )
     aside = path.with_suffix(".new")
     descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with open(descriptor, "wb") as file:
+    with os.fdopen(descriptor, "wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())

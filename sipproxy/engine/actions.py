@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from cdr.facts import Fact
-from sipproxy.engine.location import Binding
-from sipproxy.sip.flow import Flow, Hop
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+    from cdr.facts import Fact
+    from sipproxy.engine.location import Binding
+    from sipproxy.sip.flow import Flow, Hop
 
 __all__ = ["Action", "Journal", "Note", "Now", "ReleaseSlot", "RemoveBinding", "SaveBinding", "SendTo", "TakeSlot"]
 

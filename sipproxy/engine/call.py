@@ -7,7 +7,6 @@ of the last messages can arrive.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -27,6 +26,8 @@ from sipproxy.sip.sdp import media_kinds
 from sipproxy.sip.text import text
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable
+
     from sipproxy.engine.state import Desk
     from sipproxy.engine.transactions import Server
     from sipproxy.sip.flow import Flow, Hop
@@ -145,7 +146,7 @@ class Call:
 
     # The branches' responses
 
-    def response(self, key: Hashable, response: Response) -> None:
+    def response(self, key: Hashable, response: Response, /) -> None:
         """A response of a branch (RFC 3261 §16.7)."""
         branch = self.context.branches.get(key)
         if branch is None:
@@ -160,7 +161,7 @@ class Call:
         elif response.status >= 600:
             self._cancel_branches()
 
-    def failed(self, key: Hashable, *, timed_out: bool) -> None:
+    def failed(self, key: Hashable, /, *, timed_out: bool) -> None:
         """A branch timed out (like 408) or could not be sent (like 503), §16.9."""
         if key in self.context.branches:
             self.desk.count("branch_failures", "timeout" if timed_out else "transport")
@@ -272,14 +273,14 @@ class Call:
             return
         self.end("rejected", released_by="callee", status=status, cause=cause)
         if status in (401, 407):
-            data = self._with_all_challenges(response, status)
+            data = self._with_all_challenges(response)
         else:
             data = forward_response(response, from_customer=from_customer)
         desk = self.desk
         desk.transactions.respond(self.server, status, data, desk.now.mono)
         desk.count("responses", "INVITE", str(status))
 
-    def _with_all_challenges(self, response: Response, status: int) -> bytes:
+    def _with_all_challenges(self, response: Response) -> bytes:
         """§16.7 step 7: the challenges of every 401 and 407 go upstream together."""
         editor = Editor(response)
         editor.pop(b"via")

@@ -6,7 +6,6 @@ order, arms one timer for `next_at`, and reports slot results and transport fail
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING
 
 from sipproxy.engine.authenticate import Authenticator, Proven
@@ -23,6 +22,8 @@ from sipproxy.sip.message import Request, Response, check_message, parse_message
 from sipproxy.sip.text import text
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable
+
     from policy.model import Snapshot
     from sipproxy.engine.actions import Action, Now
     from sipproxy.engine.location import Binding

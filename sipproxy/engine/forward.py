@@ -6,7 +6,6 @@ Pure. Deciding whether and where to is done elsewhere.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -18,6 +17,8 @@ from sipproxy.sip.message import Request, Response, parse_message
 from sipproxy.sip.uri import Uri, parse_uri
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sipproxy.engine.settings import Listener, Settings
     from sipproxy.engine.state import Desk
     from sipproxy.sip.headers import NameAddr

@@ -7,11 +7,14 @@ because a binding outlives the process whose monotonic clock stamped it.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from sipproxy.sip.flow import Flow
+from sipproxy.sip.flow import Flow  # noqa: TC001  msgspec reads the annotations
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = ["Binding", "Location"]
 

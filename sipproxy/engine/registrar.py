@@ -25,7 +25,7 @@ __all__ = ["Registrar"]
 MAX_CONTACT_BYTES = 512
 
 
-class _Refused(Exception):
+class _RefusedError(Exception):
     def __init__(self, status: int, reason: bytes = b"", headers: Headers = ()) -> None:
         super().__init__(status)
         self.status, self.reason, self.headers = status, reason, headers
@@ -41,7 +41,7 @@ class Registrar:
         """Carry out a REGISTER of a proven account. Returns status, reason phrase and headers of the response."""
         try:
             changes = self._changes(request, account, flow)
-        except _Refused as refused:
+        except _RefusedError as refused:
             return refused.status, refused.reason, refused.headers
         except ParseError as fault:
             return fault.status or 400, b"", ()
@@ -58,12 +58,12 @@ class Registrar:
         """§10.3 steps 5 to 7: every binding as it would be; one with a past expiry is removed. Nothing is changed here."""
         desk = self._desk
         if not self._names_account(request, account):
-            raise _Refused(403)  # step 4: the account may only change its own bindings
+            raise _RefusedError(403)  # step 4: the account may only change its own bindings
         held = desk.location.bindings(account.user, desk.now.utc_ms)
         contacts = request.contacts
         if any(contact.is_star for contact in contacts):
             if len(contacts) != 1 or request.expires != 0:
-                raise _Refused(400, b"Contact * Needs Expires 0")  # step 6
+                raise _RefusedError(400, b"Contact * Needs Expires 0")  # step 6
             return [self._expired(self._in_order(request, old)) for old in held]
         changes: dict[str, Binding] = {}
         for contact in contacts:
@@ -73,9 +73,9 @@ class Registrar:
         new = kept - {b.key for b in held}
         kept -= {b.key for b in changes.values() if b.expires_at_ms <= desk.now.utc_ms}
         if len(kept) > desk.settings.max_contacts:
-            raise _Refused(403, b"Too Many Contacts")
+            raise _RefusedError(403, b"Too Many Contacts")
         if new and desk.location.is_full:
-            raise _Refused(503, b"", ((b"Retry-After", b"60"),))
+            raise _RefusedError(503, b"", ((b"Retry-After", b"60"),))
         return list(changes.values())
 
     def _names_account(self, request: Request, account: Account) -> bool:
@@ -89,7 +89,7 @@ class Registrar:
     def _binding(self, request: Request, contact: NameAddr, held: list[Binding], flow: Flow) -> Binding:
         raw = contact.uri.raw
         if len(raw) > MAX_CONTACT_BYTES or not contact.uri.is_sip:
-            raise _Refused(400, b"Bad Contact")
+            raise _RefusedError(400, b"Bad Contact")
         instance = (contact.param(b"+sip.instance") or b"").decode("utf-8", "replace")[:200]
         old = self._same(contact, instance, held)
         if old is not None:
@@ -123,7 +123,7 @@ class Registrar:
         """§10.3 step 7: within one Call-ID the CSeq must rise, else the whole update is aborted."""
         same_call = old.call_id == request.call_id.decode("utf-8", "replace")
         if same_call and request.cseq.number <= old.cseq:
-            raise _Refused(500, b"CSeq Out Of Order")
+            raise _RefusedError(500, b"CSeq Out Of Order")
         return old
 
     def _expired(self, old: Binding) -> Binding:
@@ -141,7 +141,7 @@ class Registrar:
         else:
             wish = request.expires if request.expires is not None else settings.default_expires_s
         if 0 < wish < settings.min_expires_s:
-            raise _Refused(423, b"", ((b"Min-Expires", b"%d" % settings.min_expires_s),))
+            raise _RefusedError(423, b"", ((b"Min-Expires", b"%d" % settings.min_expires_s),))
         return min(wish, settings.max_expires_s)
 
     def _contacts(self, user: str) -> Headers:

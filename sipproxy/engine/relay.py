@@ -5,7 +5,6 @@ Pure. A request without a live dialog of ours is answered 481 and goes nowhere (
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,6 +17,8 @@ from sipproxy.sip.errors import ParseError
 from sipproxy.sip.uri import parse_uri
 
 if TYPE_CHECKING:
+    from collections.abc import Hashable
+
     from sipproxy.engine.calls import Calls
     from sipproxy.engine.state import Desk
     from sipproxy.engine.transactions import Server
@@ -43,7 +44,7 @@ class Relay:
     cancelled: bool = False
     done: bool = False
 
-    def response(self, key: Hashable, response: Response) -> None:
+    def response(self, _key: Hashable, response: Response, /) -> None:
         self.provisional = True
         if self.cancelled and response.status < 200:
             self._send_cancel()
@@ -58,7 +59,7 @@ class Relay:
         data = forward_response(response, from_customer=self.to_customer)
         self.desk.transactions.respond(self.server, response.status, data, self.desk.now.mono)
 
-    def failed(self, key: Hashable, *, timed_out: bool) -> None:
+    def failed(self, _key: Hashable, /, *, timed_out: bool) -> None:
         if not self.done:
             self.done = True
             self.desk.queue.cancel(("relay", self.key))

@@ -6,12 +6,13 @@ same time, the groups one after another (serial forking, trunk fail-over).
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:
+    from collections.abc import Hashable, Sequence
+
     from sipproxy.sip.message import Response
 
 __all__ = ["Branch", "Progress", "ResponseContext", "best_of"]

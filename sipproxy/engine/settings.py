@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from sipproxy.sip.flow import Flow, Hop
 from sipproxy.sip.timers import Timers
+
+if TYPE_CHECKING:
+    from sipproxy.sip.flow import Flow, Hop
 
 __all__ = ["Listener", "Settings", "TrunkRoute"]
 
@@ -64,7 +67,7 @@ class Settings:
     max_transactions: int = 200_000
     max_calls: int = 50_000
     max_bindings: int = 200_000
-    timers: Timers = Timers()
+    timers: Timers = field(default_factory=Timers)
 
     def is_ours(self, host: str, port: int | None) -> bool:
         """Whether host and port of a URI name one of our listeners."""

@@ -9,16 +9,19 @@ import hashlib
 import hmac
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-from policy.model import Snapshot
 from sipproxy.engine.actions import Action, Note, Now, SendTo
 from sipproxy.engine.location import Location
-from sipproxy.engine.settings import Settings
 from sipproxy.engine.transactions import Server, Transactions
 from sipproxy.sip.build import write_response
-from sipproxy.sip.flow import Flow
-from sipproxy.sip.message import Request
 from sipproxy.sip.timers import TimerQueue
+
+if TYPE_CHECKING:
+    from policy.model import Snapshot
+    from sipproxy.engine.settings import Settings
+    from sipproxy.sip.flow import Flow
+    from sipproxy.sip.message import Request
 
 __all__ = ["Desk", "reason_header"]
 
@@ -95,8 +98,7 @@ class Desk:
 
 
 KNOWN_METHODS = frozenset(
-    [b"INVITE", b"ACK", b"BYE", b"CANCEL", b"REGISTER", b"OPTIONS", b"UPDATE", b"PRACK", b"INFO", b"REFER", b"MESSAGE"]
-    + [b"SUBSCRIBE", b"NOTIFY", b"PUBLISH"]
+    b"INVITE ACK BYE CANCEL REGISTER OPTIONS UPDATE PRACK INFO REFER MESSAGE SUBSCRIBE NOTIFY PUBLISH".split()
 )
 
 

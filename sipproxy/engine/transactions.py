@@ -6,16 +6,13 @@ bounded together: when they are full a new transaction is refused, which the cal
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from sipproxy.engine.actions import Action, SendTo
 from sipproxy.sip.build import write_cancel
-from sipproxy.sip.flow import Flow, Hop
 from sipproxy.sip.matching import client_key, response_key, server_key
 from sipproxy.sip.message import Request, Response, parse_message
-from sipproxy.sip.timers import TimerQueue, Timers
 from sipproxy.sip.transaction import Action as Move
 from sipproxy.sip.transaction import (
     InviteClient,
@@ -28,6 +25,12 @@ from sipproxy.sip.transaction import (
     TimedOut,
 )
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable
+
+    from sipproxy.sip.flow import Flow, Hop
+    from sipproxy.sip.timers import TimerQueue, Timers
+
 __all__ = ["ClientUser", "Server", "Transactions"]
 
 RELIABLE = frozenset({"TCP", "TLS"})
@@ -36,9 +39,9 @@ RELIABLE = frozenset({"TCP", "TLS"})
 class ClientUser(Protocol):
     """Transaction user of a client transaction: told of each response, and once of its failure."""
 
-    def response(self, key: Hashable, response: Response) -> None: ...
+    def response(self, key: Hashable, response: Response, /) -> None: ...
 
-    def failed(self, key: Hashable, *, timed_out: bool) -> None: ...
+    def failed(self, key: Hashable, /, *, timed_out: bool) -> None: ...
 
 
 @dataclass(slots=True)
@@ -68,10 +71,10 @@ class Client:
 class Ignored:
     """User of a transaction whose outcome changes nothing: CANCEL (§9.1 speaks of the INVITE's response only)."""
 
-    def response(self, key: Hashable, response: Response) -> None:
+    def response(self, key: Hashable, response: Response, /) -> None:
         """Take no notice."""
 
-    def failed(self, key: Hashable, *, timed_out: bool) -> None:
+    def failed(self, key: Hashable, /, *, timed_out: bool) -> None:
         """Take no notice."""
 
 

@@ -7,7 +7,6 @@ trying a name's further addresses when the first fails, which needs a new transa
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING
 
 from sipproxy.net.stream import StreamListener
@@ -15,7 +14,7 @@ from sipproxy.net.udp import UdpListener
 from sipproxy.sip.flow import Flow, Hop
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Hashable, Sequence
 
     from sipproxy.net.resolver import Resolver
 
@@ -101,7 +100,7 @@ class Transports:
     def send(self, target: Flow | Hop, data: bytes, key: Hashable | None) -> None:
         """Send, or report `key` as failed: in a later turn of the loop, never from within."""
         if isinstance(target, Flow):
-            self._transmit(target.listener, data, target.host, target.port, target.connection, key)
+            self._transmit(target, data, key)
             return
         index = self._by_transport.get(target.transport)
         if index is None:
@@ -109,7 +108,7 @@ class Transports:
             return
         found = self._resolver.literal(target.host, target.port, target.transport)
         if found:
-            self._transmit(index, data, *found[0], 0, key)
+            self._transmit(Flow(target.transport, index, *found[0]), data, key)
         elif len(self._lookups) >= MAX_LOOKUPS:
             self._fail("too_many_lookups", key)
         else:
@@ -120,17 +119,17 @@ class Transports:
     async def _look_up(self, index: int, target: Hop, data: bytes, key: Hashable | None) -> None:
         found = await self._resolver.resolve(target.host, target.port, target.transport)
         if found:
-            self._transmit(index, data, *found[0], 0, key)
+            self._transmit(Flow(target.transport, index, *found[0]), data, key)
         else:
             self._fail("unresolved", key)
 
-    def _transmit(self, index: int, data: bytes, host: str, port: int, connection: int, key: Hashable | None) -> None:
-        listener = self._listeners[index]
+    def _transmit(self, to: Flow, data: bytes, key: Hashable | None) -> None:
+        listener = self._listeners[to.listener]
         if isinstance(listener, StreamListener):
-            listener.send(data, host, port, connection, key=key)
+            listener.send(data, to.host, to.port, to.connection, key=key)
             return
         try:
-            listener.send(data, host, port)
+            listener.send(data, to.host, to.port)
         except OSError as error:
             self._fail(f"errno_{error.errno}", key)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from sipproxy.engine.actions import Action, SendTo
 from sipproxy.engine.transactions import Server, Transactions
@@ -13,6 +13,9 @@ from sipproxy.sip.flow import Flow
 from sipproxy.sip.message import Request, Response, parse_message
 from sipproxy.sip.timers import TimerQueue, Timers
 from tests.sim.world import PROXY, REALM, Address, World
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable
 
 SDP = b"v=0\r\no=- 1 1 IN IP4 192.0.2.9\r\ns=-\r\nc=IN IP4 192.0.2.9\r\nt=0 0\r\nm=audio 4000 RTP/AVP 8\r\n"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.sim.agent import Agent, AgentCall
 from tests.sim.conftest import Town, make_town
 
 
@@ -118,7 +119,7 @@ def test_emergency_call_tries_everything_when_the_psap_fails(town: Town, silent:
 def test_emergency_call_does_not_wait_for_the_store(town: Town) -> None:
     town.register_all()
     town.world.store_answers = False
-    emergency = town.alice.call(b"110")
+    town.alice.call(b"110")
     start = town.world.now
     town.world.run_until(lambda: bool(town.psap.calls))
     assert town.world.now - start < 0.1
@@ -253,42 +254,53 @@ def test_reinvite_within_the_dialog_passes_both_ways(town: Town) -> None:
     town.assert_reconciled()
 
 
+def behave_at_random(agent: Agent) -> None:
+    """Answer, reject, ring without end or stay silent."""
+    choose, world = agent.world.random, agent.world
+
+    def behave(call: AgentCall) -> None:
+        roll = choose.random()
+        if roll < 0.6:
+            agent.ring_then_answer(call, choose.uniform(0.1, 2), choose.uniform(2, 6))
+        elif roll < 0.8:
+            status = choose.choice([404, 480, 486, 603])
+            world.after(choose.uniform(0.1, 3), lambda: agent.reject(call, status))
+        elif roll < 0.9:
+            agent.progress(call, 180)
+
+    agent.behave = behave
+
+
+def call_at_random(town: Town) -> None:
+    """One call of a random caller to a random target, cancelled or hung up some time."""
+    choose, world = town.world.random, town.world
+    caller = choose.choice([town.alice, town.andrea, town.bob, town.trunk])
+    abroad = [b"03023125001", b"020514001", b"09001123456", b"112", b"01621234567"]
+    target = choose.choice([b"+4960323001", b"+4920514001"] if caller is town.trunk else abroad)
+    call = caller.call(target)
+    if choose.random() < 0.3:
+        world.after(choose.uniform(0.1, 8), lambda: caller.cancel(call))
+    world.after(choose.uniform(8, 60), lambda: caller.bye(call))
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_random_calls_over_a_lossy_wire_reconcile(seed: int) -> None:
     """Design, invariants 2 and 3, for a random mix of calls and endings with 5 % loss, 3 % duplicates and reordering."""
     town = make_town(seed=seed, loss=0.05, duplicate=0.03, delay=(0.001, 0.3))
-    for agent in (town.alice, town.andrea, town.bob):
+    world = town.world
+    agents = (town.alice, town.andrea, town.bob, town.trunk, town.trunk_b, town.psap)
+    for agent in agents[:3]:
         agent.register()
-    world, choose = town.world, town.world.random
     world.run(40.0)
-
-    def behave_of(agent: object) -> None:
-        def behave(call: object) -> None:
-            roll = choose.random()
-            if roll < 0.6:
-                agent.ring_then_answer(call, choose.uniform(0.1, 2), choose.uniform(2, 6))  # type: ignore[attr-defined]
-            elif roll < 0.8:
-                world.after(choose.uniform(0.1, 3), lambda: agent.reject(call, choose.choice([404, 480, 486, 603])))  # type: ignore[attr-defined]
-            elif roll < 0.9:
-                agent.progress(call, 180)  # type: ignore[attr-defined]
-
-        agent.behave = behave  # type: ignore[attr-defined]
-
-    for agent in (town.alice, town.andrea, town.bob, town.trunk, town.trunk_b, town.psap):
-        behave_of(agent)
-    targets = [b"03023125001", b"020514001", b"09001123456", b"112", b"01621234567"]
+    for agent in agents:
+        behave_at_random(agent)
     for _ in range(60):
-        caller = choose.choice([town.alice, town.andrea, town.bob, town.trunk])
-        target = choose.choice([b"+4960323001", b"+4920514001"]) if caller is town.trunk else choose.choice(targets)
-        call = caller.call(target)
-        if choose.random() < 0.3:
-            world.after(choose.uniform(0.1, 8), lambda caller=caller, call=call: caller.cancel(call))  # type: ignore[misc]
-        world.after(choose.uniform(8, 60), lambda caller=caller, call=call: caller.bye(call))  # type: ignore[misc]
-        world.run(choose.uniform(0.1, 10))
+        call_at_random(town)
+        world.run(world.random.uniform(0.1, 10))
         assert world.store.all() == world.live_slots()
         for name, limit in (("L1", 2), ("L2", 3)):
             assert sum(1 for line, _ in world.store.all() if line == name) <= limit
-    for agent in (town.alice, town.andrea, town.bob, town.trunk, town.trunk_b, town.psap):
+    for agent in agents:
         for call in agent.calls:
             agent.bye(call)
     world.run(400.0)

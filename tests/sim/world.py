@@ -9,8 +9,8 @@ from __future__ import annotations
 import heapq
 import ipaddress
 import random
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from cdr.facts import Admit, Answer, End, Fact, Record
 from policy.build import snapshot_of
@@ -18,10 +18,14 @@ from policy.model import Account, AccountKind, BlockRule, Line, LineStatus, Psap
 from policy.profiles import load as load_profiles
 from sipproxy.engine.actions import Action, Journal, Note, Now, ReleaseSlot, RemoveBinding, SaveBinding, SendTo, TakeSlot
 from sipproxy.engine.core import Engine
-from sipproxy.engine.location import Binding
 from sipproxy.engine.settings import Listener, Settings, TrunkRoute
 from sipproxy.sip.digest import ha1
 from sipproxy.sip.flow import Flow, Hop
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from sipproxy.engine.location import Binding
 
 REALM = "sip.test"
 PROXY = ("192.0.2.1", 5060)
