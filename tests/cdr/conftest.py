@@ -1,18 +1,24 @@
-"""A running Valkey for the tests of this folder."""
+"""A running Valkey for the tests of this folder, whose asynchronous tests run on both event loops."""
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import uvloop
 from valkey_process import Valkey
 
 if TYPE_CHECKING:
     import redis.asyncio
+
+
+def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 
 
 @pytest.fixture
