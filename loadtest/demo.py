@@ -38,6 +38,8 @@ LINE, NEIGHBOUR = "B2001", "V1001"
 OWN_NUMBER, NEIGHBOUR_NUMBER = "+49603255501", "+492051555101"
 FIXED, FIXED_2, FIXED_3 = "03023125001", "06990009002", "08999998003"  # numbers that BNetzA keeps for films
 CARRIER_CALLER = "+492214710004"
+TALK_S = 1.2  # so that the records have durations to show
+COLUMNS = ("seq", "setup", "direction", "line", "calling", "canonical", "status", "talked", "ended")
 
 
 class Unexpected(Exception):  # noqa: N818  # it is a finding about the run, not a fault of it
@@ -63,7 +65,7 @@ class Story:
         self.steps.append({"at_ms": at_ms, "text": text, "ok": ok, "seen": seen})
         if not self.quiet:
             mark = "[green]ok[/green]" if ok else "[red]NO[/red]"
-            self.console.print(f"  {at_ms / 1000:7.3f} s  {mark}  {text}", highlight=False)
+            self.console.print(f"  {at_ms / 1000:7.3f} s  {mark}  {text}", highlight=False, soft_wrap=True)
             if seen:
                 self.console.print(f"                 {seen}", style="dim", markup=False, highlight=False, soft_wrap=True)
         if not ok:
@@ -175,6 +177,7 @@ async def _play(story: Story, cast: Cast) -> None:
     await _premium_refused(story, cast)
     emergency = await _emergency(story, cast)
     story.chapter("The calls end")
+    await asyncio.sleep(TALK_S)
     for call in (emergency, first, second):
         status = await call.hang_up()
         story.tell(f"BYE of the call to {call.truth.dialled} was answered {status}", ok=status == 200)
@@ -262,6 +265,7 @@ async def _incoming(story: Story, cast: Cast) -> None:
     story.tell(f"{CARRIER_CALLER} calls {NEIGHBOUR_NUMBER}: {cast.neighbour.name} rang and answered", ok=same and rang)
     used = await cast.slots_become(NEIGHBOUR, 1)
     story.tell("an incoming call uses a channel too", ok=used == 1, seen=f"{used} slots in the store")
+    await asyncio.sleep(TALK_S)
     status = await at_router.hang_up()
     await call.wait_ended(STEP_S)
     story.tell(f"{cast.neighbour.name} hangs up: {status}", ok=status == 200 and call.truth.released_by == "callee")
@@ -281,23 +285,18 @@ async def _records(story: Story, cast: Cast) -> list[Record]:
 
 
 def _table(records: list[Record]) -> Table:
-    table = Table(show_edge=False, pad_edge=False)
-    for name in ("seq", "set up", "direction", "line", "calling", "dialled", "means", "route", "SIP", "talked", "ended"):
-        table.add_column(name, justify="right" if name in ("seq", "SIP", "talked") else "left", overflow="fold")
+    table = Table(show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    for name in COLUMNS:
+        table.add_column(name, justify="right" if name in ("seq", "status", "talked") else "left", overflow="fold")
     for record in records:
         row = _row(record)
-        table.add_row(*(str(row[name]) for name in table_fields()))
+        table.add_row(*(str(row[name]) for name in COLUMNS))
     return table
-
-
-def table_fields() -> tuple[str, ...]:
-    """The fields of a record in the order of the table's columns."""
-    return ("seq", "setup", "direction", "line", "calling", "dialled", "canonical", "route", "status", "talked", "ended")
 
 
 def _row(record: Record) -> dict[str, object]:
     setup = datetime.fromtimestamp(record.setup_at_ms / 1000, UTC)
-    ended = record.end_reason if not record.rule or record.verdict != "deny" else f"{record.end_reason}: {record.rule}"
+    ended = record.rule if record.verdict == "deny" else f"{record.end_reason}, {record.released_by}"
     return {
         "seq": record.seq,
         "setup": f"{setup:%H:%M:%S}.{setup.microsecond // 1000:03d}",

@@ -60,7 +60,7 @@ async def test_node_killed_while_a_call_rings_leaves_one_record(start_network: C
 
 
 async def test_node_killed_between_calls_numbers_its_records_without_a_gap(start_network: Callable[..., Any]) -> None:
-    network: Network = await start_network(many_lines(1), settings=SETTINGS)
+    network: Network = await start_network(many_lines(1, channels=5), settings=SETTINGS)
     router = await network.router("u000000")
     for _ in range(3):
         call = await (await router.call("03023125001")).answered()

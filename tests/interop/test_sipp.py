@@ -34,8 +34,7 @@ async def network(start_network: Callable[..., Any]) -> Network:
 @pytest_asyncio.fixture
 async def router(network: Network) -> AsyncIterator[SippRun]:
     """A SIPp that answers calls at the address that the account has registered from."""
-    run = await start_sipp("answer", calls=None)
-    (await register(network, contact_port=run.port)).check(1)
+    run = await start_sipp("answer", calls=None, port=await _registered_port(network))
     yield run
     if run.process.returncode is None:
         await run.stop()
