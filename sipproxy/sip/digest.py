@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from sipproxy.sip.errors import ParseError
-from sipproxy.sip.grammar import QUOTED, TOKEN_CHARS, quote, shown, unquote
+from sipproxy.sip.grammar import QUOTED, TOKEN_CHARS, quote, unquote
 
 __all__ = [
     "ALGORITHMS",
@@ -113,13 +113,13 @@ def _auth_params(value: bytes, section: str) -> dict[bytes, bytes]:
     """The auth-params behind the scheme `Digest`, by name in lower case; quotes kept. Raises ParseError."""
     scheme, _, rest = value.strip(b" \t").partition(b" ")
     if scheme.lower() != b"digest" or len(value) > MAX_VALUE:
-        raise ParseError(f"not a Digest value: {shown(value)}", section=section)
+        raise ParseError("not a Digest value", section=section)  # not shown: a Basic value holds a password
     params: dict[bytes, bytes] = {}
     position = 0
     while position < len(rest):
         found = _AUTH_PARAM.match(rest, position)
         if found is None or len(params) == MAX_AUTH_PARAMS:
-            # The text holds no peer input: what stands here may be a secret.
+            # Not shown either: what stands here may be a credential.
             raise ParseError("malformed Digest value", offset=position, section=section)
         name = found[1].lower()
         if name in params:

@@ -1,4 +1,4 @@
-"""Generated SIP messages that are legal and odd: folds, compact forms, odd case, several values in a line, 8-bit, binary bodies."""
+"""Generated SIP messages, legal and odd: folds, compact forms, odd case, several values in a line, 8-bit, binary bodies."""
 
 from __future__ import annotations
 

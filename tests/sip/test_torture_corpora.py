@@ -1,4 +1,4 @@
-"""RFC 4475, RFC 5118, published advisories and the PROTOS suite through the parser: ParseError or a sound reading, nothing else."""
+"""RFC 4475, RFC 5118, published advisories and the PROTOS suite: ParseError or a sound reading, never another exception."""
 
 from __future__ import annotations
 
@@ -18,10 +18,8 @@ pytestmark = pytest.mark.skipif(not rows("rfc"), reason=MISSING)
 
 RFC = {row["name"]: row for row in rows("rfc")}
 ADVISORY = {row["name"]: row for row in rows("advisory")}
-VIEWS = (
-    "via vias from_ to call_id cseq contacts routes record_routes max_forwards expires content_length body version parsed_uri "
-    "is_success"
-).split()
+VIEWS = ["via", "vias", "from_", "to", "call_id", "cseq", "contacts", "routes", "record_routes", "max_forwards", "expires"]
+VIEWS += ["content_length", "body", "version", "parsed_uri", "is_success"]
 # Status of the refusal of each RFC message whose fault is in its structure; 0 is a drop.
 REFUSED = {
     "badinv01.dat": 400, "clerr.dat": 400, "ncl.dat": 400, "scalar02.dat": 400, "scalarlg.dat": 0, "quotbal.dat": 400,
@@ -32,6 +30,13 @@ REFUSED = {
 }  # fmt: skip
 # baddate: its Date is not read here. All others that the manifest calls invalid are in REFUSED.
 FORWARDED_THOUGH_INVALID = {"baddate.dat"}
+
+
+def looked_at(message: Request | Response, view: str) -> object:
+    try:
+        return getattr(message, view, None)
+    except ParseError as error:
+        return str(error)
 
 
 def outcome(message: bytes) -> Request | Response | ParseError:
@@ -50,12 +55,7 @@ def outcome(message: bytes) -> Request | Response | ParseError:
     except ParseError as error:
         result = error
     for view in VIEWS:
-        try:
-            getattr(parsed, view, None)
-        except ParseError as error:
-            with pytest.raises(ParseError, match=r".") as again:
-                getattr(parsed, view)
-            assert str(again.value) == str(error)  # a view that fails does so the same way every time
+        assert looked_at(parsed, view) == looked_at(parsed, view)  # a view that fails does so the same way every time
     for name in set(parsed.keys):
         parsed.lines(name) if name else None
         try:
