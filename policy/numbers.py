@@ -98,6 +98,8 @@ def _is_prefixed(number: str) -> bool:
 
 def _international(digits: str, area_code: str) -> _Meaning:
     """A number with its country code, without "+" or 00."""
+    if not digits:
+        return _Meaning("-", Class.INVALID, "", 484, "prefix without a number")
     if digits.startswith(HOME):
         return _national(digits[2:], area_code)
     if digits in ("110", "112"):
@@ -134,7 +136,9 @@ def _national(digits: str, area_code: str) -> _Meaning:
         if entry is not None:
             break
     else:
-        return _Meaning(canonical if digits else "-", Class.RESERVED, "", 404 if digits else 484, "no such range")
+        if not digits:
+            return _Meaning("-", Class.INVALID, "", 484, "prefix without a number")
+        return _Meaning(canonical, Class.RESERVED, "", 404, "no such range")
     kind = entry.kind
     if kind is Class.GEOGRAPHIC:
         return _geographic(digits, area_code[1:])

@@ -256,14 +256,14 @@ def read_psap_csv(text: str, *, file: str) -> tuple[PsapRoute, ...]:
             table.fault(row.number, "location", "no location")
         if service not in ("110", "112"):
             table.fault(row.number, "service", f"{quoted(service)} is neither 110 nor 112")
-        if _SMALL_NUMBER.match(cells["priority"]) is None:
+        priority = int(cells["priority"]) if _SMALL_NUMBER.match(cells["priority"]) else -1
+        if priority < 0:
             table.fault(row.number, "priority", f"not a number from 0 to 999999: {quoted(cells['priority'])}")
-            continue
         if _ROUTE.match(uri) is None:
             table.fault(row.number, "uri", f"not a SIP URI with user and host: {quoted(uri)}")
         if (location, service, uri) in found:
             table.fault(row.number, "uri", "the same route twice")
-        found[location, service, uri] = PsapRoute(location, service, int(cells["priority"]), uri, cells.get("name", ""))
+        found[location, service, uri] = PsapRoute(location, service, priority, uri, cells.get("name", ""))
     table.finish()
     return tuple(found.values())
 
