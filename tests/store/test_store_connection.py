@@ -313,6 +313,20 @@ async def test_close_with_frozen_server_ends_within_its_bound(doomed: Server) ->
     assert named(replies) == ["LOST"]
 
 
+@pytest.mark.parametrize("is_up", [True, False])
+async def test_run_cancelled_ends_at_once(doomed: Server, is_up: bool) -> None:
+    if not is_up:
+        doomed.freeze()
+    store = Store(doomed.url)
+    run = asyncio.create_task(store.run())
+    await asyncio.sleep(0.1)
+    assert (store.state is State.UP) is is_up
+    run.cancel()
+    done, _ = await asyncio.wait([run], timeout=1)
+    assert done == {run}
+    await store.close()
+
+
 @pytest.mark.parametrize(
     ("url", "host", "port", "path", "database", "has_tls"),
     [

@@ -1,0 +1,223 @@
+"""Slots against a model, over random interleavings of several nodes (design, invariant 2)."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+
+import pytest
+import uvloop
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from store_server import Relay, Server, eventually
+
+from sipproxy.store.connection import Bounds, State, Store
+from sipproxy.store.slots import SlotResult, Slots
+
+LEASE_MS = 60_000
+NODES = 3
+LINES = ("l", "m")
+LIMITS = {"l": 1, "m": 3}
+
+node_numbers = st.integers(0, NODES - 1)
+lines = st.sampled_from(LINES)
+call_names = st.sampled_from([f"c{number}" for number in range(6)])
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("take"), node_numbers, lines, call_names),
+        st.tuples(st.just("release"), node_numbers, lines, call_names),
+        st.tuples(st.just("refresh"), node_numbers, lines, call_names),
+        st.tuples(st.just("lapse"), node_numbers, lines, call_names),
+        st.tuples(st.just("rush"), st.integers(1, 12), lines, st.just("")),
+        st.tuples(st.just("flush"), st.just(0), lines, st.just("")),
+    ),
+    max_size=25,
+)
+
+
+def in_loop(main: Callable[[], Coroutine[object, object, None]]) -> None:
+    uvloop.run(main())
+
+
+async def open_nodes(
+    url: str, number: int, bounds: Bounds | None = None
+) -> tuple[list[Store], list[Slots], list[asyncio.Task[None]]]:
+    stores = [Store(url, 2000, bounds=bounds) for _ in range(number)]
+    slots = [Slots(store) for store in stores]
+    for store in stores:
+        assert await store.start()
+    return stores, slots, [asyncio.create_task(store.run()) for store in stores]
+
+
+async def close_nodes(stores: list[Store], tasks: list[asyncio.Task[None]]) -> None:
+    for store in stores:
+        await store.close()
+    await asyncio.gather(*tasks)
+
+
+async def take(slots: Slots, line: str, call: str) -> SlotResult:
+    results: list[SlotResult] = []
+    slots.take(line, call, LIMITS[line], LEASE_MS, results.append)
+    await eventually(lambda: results)
+    return results[0]
+
+
+async def settled(slots: Slots) -> None:
+    await eventually(lambda: slots.owed == 0)
+
+
+@dataclass
+class Model:
+    """What each line must hold; `step` performs one step on the real slots and checks its result."""
+
+    nodes: list[Slots]
+    held: dict[str, set[str]] = field(default_factory=lambda: {line: set() for line in LINES})
+    rushes: int = 0
+
+    async def step(self, kind: str, number: int, line: str, call: str) -> None:
+        held, limit = self.held[line], LIMITS[line]
+        if kind == "take":
+            result = await take(self.nodes[number], line, call)
+            allowed = call in held or len(held) < limit
+            if allowed:
+                held.add(call)
+            assert result == SlotResult(allowed, len(held))
+        elif kind == "release":
+            self.nodes[number].release(line, call)
+            await settled(self.nodes[number])
+            held.discard(call)
+        elif kind == "refresh":
+            self.nodes[number].refresh([(line, call)], LEASE_MS)
+            await settled(self.nodes[number])
+            held.add(call)  # re-asserted whether or not it was there, beyond the limit too
+        elif kind == "lapse":  # its owner died: the lease ends by itself
+            if call in held:
+                self.nodes[number].refresh([(line, call)], 1)
+                await settled(self.nodes[number])
+                await asyncio.sleep(0.004)
+                held.discard(call)
+        elif kind == "rush":  # at the same moment from all nodes
+            self.rushes += 1
+            wanted = [f"r{self.rushes}.{index}" for index in range(number)]
+            results = await asyncio.gather(*(take(self.nodes[i % NODES], line, call) for i, call in enumerate(wanted)))
+            granted = {call for call, result in zip(wanted, results, strict=True) if result.taken}
+            assert len(granted) == min(len(wanted), max(0, limit - len(held)))
+            held |= granted
+        elif kind == "flush":
+            await self.nodes[number]._store.execute("SCRIPT", "FLUSH")
+
+    async def check(self) -> None:
+        for line, held in self.held.items():
+            assert {call for call, _ in await self.nodes[0].used(line)} == held
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(script=steps)
+def test_slots_any_interleaving_equals_the_model(server: Server, script: list[tuple[str, int, str, str]]) -> None:
+    async def main() -> None:
+        stores, slots, tasks = await open_nodes(server.url, NODES)
+        await stores[0].execute("FLUSHALL")
+        model = Model(slots)
+        try:
+            for step in script:
+                await model.step(*step)
+                await model.check()
+            for line in LINES:  # every call ends: nothing may be left
+                for call in sorted(model.held[line]):
+                    slots[0].release(line, call)
+            await settled(slots[0])
+            assert [await slots[0].used(line) for line in LINES] == [[], []]
+        finally:
+            await close_nodes(stores, tasks)
+
+    in_loop(main)
+
+
+class Traffic:
+    """Calls come and go on nodes that reach the store through a relay which is cut, held and refused by a dice."""
+
+    def __init__(self, seed: int, server: Server, relay: Relay, nodes: list[Slots]) -> None:
+        self.dice = random.Random(seed)
+        self.server = server
+        self.relay = relay
+        self.nodes = nodes
+        self.live: set[tuple[int, str, str]] = set()
+        self.answers: dict[str, int] = {}
+
+    def start_call(self, number: int) -> None:
+        node, line, call = self.dice.randrange(NODES), self.dice.choice(LINES), f"c{number}"
+        self.answers[call] = 0
+
+        def on_result(result: SlotResult) -> None:
+            self.answers[call] += 1
+            if result.taken or (result.taken is None and self.dice.random() < 0.5):
+                self.live.add((node, line, call))
+            elif result.taken is None:
+                self.nodes[node].release(line, call)  # what a caller owes after None
+
+        self.nodes[node].take(line, call, 5, LEASE_MS, on_result)
+
+    def end_calls(self) -> None:
+        for ended in sorted(key for key in self.live if self.dice.random() < 0.15):
+            self.live.remove(ended)
+            self.nodes[ended[0]].release(*ended[1:])
+
+    def refresh(self, node: int) -> None:
+        self.nodes[node].refresh(sorted(key[1:] for key in self.live if key[0] == node), LEASE_MS)
+
+    async def disturb(self) -> None:
+        match self.dice.randrange(40):
+            case 0:
+                self.relay.cut()
+            case 1:
+                self.relay.hold()
+            case 2:
+                self.relay.refusing = True
+            case 3 | 4 | 5:
+                self.mend()
+            case 6 | 7 | 8 | 9:
+                await asyncio.sleep(self.dice.random() * 0.05)
+            case 10:
+                self.server.ask("SCRIPT", "FLUSH")
+            case _:
+                await asyncio.sleep(0)
+
+    def mend(self) -> None:
+        self.relay.refusing = False
+        self.relay.let_go()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_slots_under_cut_and_delayed_connections_end_as_the_live_calls(server: Server, seed: int) -> None:
+    async def main() -> None:
+        relay = Relay(server.path)
+        await relay.start()
+        quick = Bounds(stall_ms=150, connect_ms=100, backoff_first_ms=5, backoff_max_ms=20, probe_ms=50)
+        stores, slots, tasks = await open_nodes(relay.url, NODES, quick)
+        for store in stores:
+            store.deadline_s = 0.03
+        traffic = Traffic(seed, server, relay, slots)
+        try:
+            for number in range(600):
+                traffic.start_call(number)
+                traffic.end_calls()
+                if number % 10 == 0:
+                    traffic.refresh(traffic.dice.randrange(NODES))
+                await traffic.disturb()
+            traffic.mend()
+            await eventually(lambda: all(store.state is State.UP for store in stores))
+            await eventually(lambda: set(traffic.answers.values()) == {1}, "exactly one answer per call")
+            for node in range(NODES):  # what a node does when the store is back
+                traffic.refresh(node)
+                await settled(slots[node])
+            for line in LINES:
+                assert {call for call, _ in await slots[0].used(line)} == {key[2] for key in traffic.live if key[1] == line}
+            assert sum(store.stats.connects for store in stores) > NODES
+            assert not any(slot.dropped for slot in slots)
+        finally:
+            await close_nodes(stores, tasks)
+            await relay.stop()
+
+    in_loop(main)
