@@ -31,6 +31,7 @@ __all__ = ["Setup"]
 
 FAIL_OVER = frozenset([408, 503])  # design §5 step 4: after these the next trunk route is tried
 SUBSCRIBER_ABSENT = 20  # Q.850: no binding
+TEMPORARY_FAILURE = 41  # Q.850
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,8 +188,14 @@ class Setup:
         need = needs[0]
         if taken is None:
             desk.count("slots_undecided", desk.settings.slots)
+            if desk.settings.slots == "refuse":
+                del self._waiting[call_id]
+                desk.out.append(ReleaseSlot(line_id, call_id))
+                call.record.verdict, call.record.rule = "deny", "store.away"
+                call.refuse(500, TEMPORARY_FAILURE, end_reason="refused")
+                return
             used = self._calls.held(line_id)
-            taken = desk.settings.slots == "local" and used < need.limit
+            taken = used < need.limit
             used += taken
         if not taken:
             del self._waiting[call_id]

@@ -75,10 +75,10 @@ def test_proxy_require_of_anything_is_420(desk: Desk) -> None:
         (b"\x00\x01\x02", []),
         (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", []),
         (b"INVITE sip:1@sip.test SIP/2.0\r\n\r\n", []),
-        (b"INVITE sip:1@sip.test SIP/7.0\r\nVia: SIP/2.0/UDP 203.0.113.1;branch=z9hG4bK1\r\nFrom: <sip:a@b>;tag=1\r\n"
-         b"To: <sip:c@d>\r\nCall-ID: x\r\nCSeq: 1 INVITE\r\nMax-Forwards: 70\r\n\r\n", [505]),
-        (b"INVITE sip:1@sip.test SIP/2.0\r\nVia: SIP/2.0/UDP 203.0.113.1;branch=z9hG4bK1\r\nFrom: <sip:a@b>;tag=1\r\n"
-         b"To: <sip:c@d>\r\nCall-ID: x\r\nCSeq: one INVITE\r\nMax-Forwards: 70\r\n\r\n", [400]),
+        ((b"INVITE sip:1@sip.test SIP/7.0\r\nVia: SIP/2.0/UDP 203.0.113.1;branch=z9hG4bK1\r\nFrom: <sip:a@b>;tag=1\r\n"
+         b"To: <sip:c@d>\r\nCall-ID: x\r\nCSeq: 1 INVITE\r\nMax-Forwards: 70\r\n\r\n"), [505]),
+        ((b"INVITE sip:1@sip.test SIP/2.0\r\nVia: SIP/2.0/UDP 203.0.113.1;branch=z9hG4bK1\r\nFrom: <sip:a@b>;tag=1\r\n"
+         b"To: <sip:c@d>\r\nCall-ID: x\r\nCSeq: one INVITE\r\nMax-Forwards: 70\r\n\r\n"), [400]),
     ],
 )  # fmt: skip
 def test_what_cannot_be_read_is_answered_or_dropped_never_raised(desk: Desk, data: bytes, statuses: list[int]) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
-from tests.sim.agent import Agent, AgentCall
 from tests.sim.conftest import Town, make_town
+
+if TYPE_CHECKING:
+    from tests.sim.agent import Agent, AgentCall
 
 
 def test_outgoing_call_answered_and_hung_up_gives_one_exact_record(town: Town) -> None:
