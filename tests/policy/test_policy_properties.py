@@ -73,7 +73,8 @@ TARGETS = st.one_of(
 )
 AREA_CODES = st.sampled_from(["", "02051", "030", "06032", "0234", "033053"])
 SPELLED_NATIONALS = st.from_regex(r"[1-9][0-9]{2}[2-9][0-9]{1,8}", fullmatch=True).filter(
-    lambda text: not text.startswith("10")
+    # Not carrier selection, and of the short codes those that exist: the others have no form with a country code.
+    lambda text: text[:2] not in ("10", "11") or text[:3] in ("115", "116", "118")
 )
 
 BLOCKS = st.builds(
@@ -207,7 +208,8 @@ def test_read_plain_form_agrees_with_the_long_way(digits: str, plus: str, shape:
 @given(TARGETS, AREA_CODES)
 def test_classify_canonical_form_again_gives_the_same(target: bytes, area_code: str) -> None:
     found = classify(target, area_code)
-    assume(found.canonical != "-" and not found.service)
+    if found.canonical == "-" or found.service:
+        return
     again = classify(found.canonical.removeprefix("service:").removeprefix("carrier:").encode(), area_code)
     assert (again.canonical, again.kind, again.status, again.service) == (found.canonical, found.kind, found.status, "")
 
