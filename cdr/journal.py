@@ -11,6 +11,7 @@ Left out: the file format (`segment`), files (`storage`), reading them back at s
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import threading
@@ -24,7 +25,7 @@ import msgspec
 from cdr import codec, recovery
 from cdr.facts import Admit, End
 from cdr.reading import READ_BYTES, Batch, Entry, Wanted, read_entries
-from cdr.recovery import Damage, JournalError, Recovered
+from cdr.recovery import Damage, JournalError, Recovered, UnwritableError
 from cdr.segment import FRAME_SIZE, HEADER_SIZE, MAX_PAYLOAD, Frame, Header, frames, write_frame, write_header
 from cdr.storage import LiveCalls, Ref, Reserve, Segment, free_percent, lock_directory, sync_directory
 from cdr.syncer import Syncer, SyncFailedError
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
     from cdr.facts import Fact, Record
 
-__all__ = ["Batch", "Damage", "Entry", "Journal", "JournalError", "Recovered", "Stats"]
+__all__ = ["Batch", "Damage", "Entry", "Journal", "JournalError", "Recovered", "Stats", "UnwritableError"]
 
 MIN_SEGMENT_BYTES = 4096
 MAX_SEGMENT_BYTES = 256 * 1024 * 1024  # One segment at a time is held in memory at recovery.
@@ -131,12 +132,13 @@ class Journal:
         """Hand `fact` to the kernel; the position behind it, for `wait_synced`.
 
         Raises JournalError with the reason when the disk does not take it (the file is as before, and an END keeps its
-        number for the next try), or when the fact cannot be written at all.
+        number for the next try), and its subclass UnwritableError when this fact can never be written: its texts or numbers do
+        not fit, or its sequence number is not above the last one.
         """
         try:
             payload = codec.encode_fact(fact)
         except codec.CodecError as error:
-            raise JournalError(str(error)) from error
+            raise UnwritableError(str(error)) from error
         if isinstance(fact, End):
             self._append_end(fact.record, payload)
         else:
@@ -182,6 +184,7 @@ class Journal:
 
     def position_of(self, seq: int) -> int:
         """A position from which no record numbered `seq` or above is missed."""
+        self._started  # noqa: B018  raises before recovery and after closing
         with self._lock:
             for part in self._segments:
                 if part.last_seq >= seq:
@@ -265,6 +268,7 @@ class Journal:
 
     @property
     def _position(self) -> int:
+        self._started  # noqa: B018  raises before recovery and after closing
         return self._segments[-1].end
 
     def _unlock(self) -> None:
@@ -292,7 +296,7 @@ class Journal:
 
     def _append_end(self, record: Record, payload: bytes) -> None:
         if record.seq <= self._last_seq:
-            raise JournalError(f"sequence number {record.seq} of call {record.id!r:.80} was given already")
+            raise UnwritableError(f"sequence number {record.seq} of call {record.id!r:.80} was given already")
         ref = self._write(payload, urgent=True)
         self._gaps += record.seq - self._last_seq - 1
         self._last_seq = ref.segment.last_seq = record.seq
@@ -302,7 +306,7 @@ class Journal:
         """Append one frame. Only what is `urgent`, because it belongs to a live call, may use the disk's reserve."""
         self._started  # noqa: B018  raises before recovery and after closing
         if len(payload) > MAX_PAYLOAD:
-            raise JournalError(f"journal entry of {len(payload)} bytes, allowed are {MAX_PAYLOAD}")
+            raise UnwritableError(f"journal entry of {len(payload)} bytes, allowed are {MAX_PAYLOAD}")
         try:
             try:
                 return self._write_once(payload)
@@ -400,9 +404,10 @@ class Journal:
             self._dirty = [part for part in self._dirty if part not in done]
         for part in done:
             part.close()
-        for part in condemned:
-            part.remove()
-        self._probe()
+        with contextlib.suppress(OSError):  # What cannot be deleted is left to the next start; it holds nothing that is needed.
+            for part in condemned:
+                part.remove()
+            self._probe()
         return target
 
     def _probe(self) -> None:

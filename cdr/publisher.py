@@ -48,6 +48,7 @@ BARRIER_BATCHES = 20  # batches sent between two barriers while there is a backl
 BATCH_BYTES = 1 << 20
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 5.0
+LINGER_S = 0.05  # records are gathered for so long: one at a time costs ten times the processor time
 LOOK_S = 1.0  # how often the journal is looked at without being woken
 INLINE_BYTES = 64 * 1024  # so much is read faster than a thread is asked to
 
@@ -103,7 +104,7 @@ def mark_key(stream: str, node: str) -> str:
 class PublisherStats(msgspec.Struct, frozen=True):
     """What the metrics show."""
 
-    state: str  # "up", "starting", or why not: away, slow, readonly, oom, loading, ..., journal
+    state: str  # "starting" until the first record left, "up", or why not: away, slow, readonly, oom, loading, ..., journal
     reason: str
     backlog: int  # records that are not confirmed
     behind_ms: int  # for how long there has been a backlog
@@ -170,8 +171,7 @@ class Publisher:
                     pause = min(2 * pause, LONGEST_PAUSE_S)
                 else:
                     pause = FIRST_PAUSE_S
-                    with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(self._work.wait(), LOOK_S)
+                    await self._wait_for_work()
         finally:
             await self._link.drop()
 
@@ -202,6 +202,12 @@ class Publisher:
             errors=dict(self._errors),
             barrier=self._barrier,
         )
+
+    async def _wait_for_work(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._work.wait(), LOOK_S)
+        if self.backlog < self._batch:
+            await asyncio.sleep(LINGER_S)
 
     async def _drain(self) -> None:
         """Send everything that is on disk and have it confirmed."""
@@ -272,7 +278,8 @@ class Publisher:
             await self._wait_for_disk()
             self._journal.confirm(self._sent)
             self._safe_position = self._position
-        self._enter("up", "")
+        if self._claimed:
+            self._enter("up", "")
         if not self.backlog:
             self._behind_since = None
             async with self._idle:

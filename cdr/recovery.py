@@ -23,13 +23,17 @@ if TYPE_CHECKING:
 
     from cdr.facts import Record
 
-__all__ = ["Damage", "Found", "JournalError", "Recovered", "load"]
+__all__ = ["Damage", "Found", "JournalError", "Recovered", "UnwritableError", "load"]
 
 MAX_REPORTED = 1000  # Damaged places kept in the report; a disk that is worse needs no longer list.
 
 
 class JournalError(Exception):
     """The journal cannot do what was asked of it; the text says why."""
+
+
+class UnwritableError(JournalError):
+    """This fact will never be written: trying again is useless."""
 
 
 class Damage(NamedTuple):

@@ -90,6 +90,7 @@ async def published(client: redis.asyncio.Redis) -> list[int]:
 
 
 async def test_publisher_moves_records_in_order_with_their_fields(node: Node, client: redis.asyncio.Redis) -> None:
+    assert node.publisher.stats.state == "starting"
     node.call(70)
     await node.drained()
     assert await published(client) == list(range(1, 71))
