@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["Load", "Outcome", "callers_needed", "percentile", "place_calls"]
 
 DIALLED = "03023125001"
-SLACK_S = 1.5  # a channel is free again this long after the hold time, at the latest
+SLACK_S = 6.0  # a channel is free again this long after the hold time, also where a message had to be repeated
 ANSWER_S = 35.0
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from loadtest.agents import Psap, Router, RouterAccount, Trunk
 from loadtest.node import LineSpec, Node, PsapSpec, TrunkSpec
-from loadtest.reconcile import Reconciliation, becomes, compare, live_slots, records_when
+from loadtest.reconcile import TOLERANCE_MS, Reconciliation, becomes, compare, live_slots, records_when
 from loadtest.truth import Ledger
 from loadtest.valkey import Valkey
 from sipproxy.sip.digest import ha1
@@ -133,8 +133,10 @@ class Network:
         """The final records once `enough` says so of them, or those that are there after `timeout_s` seconds."""
         return await records_when(self.store.client, enough, timeout_s=timeout_s)
 
-    async def reconciled(self, *, timeout_s: float = 10.0) -> tuple[list[Record], Reconciliation]:
+    async def reconciled(
+        self, *, timeout_s: float = 10.0, tolerance_ms: int = TOLERANCE_MS
+    ) -> tuple[list[Record], Reconciliation]:
         """The records of all calls that the simulated parties placed, and how they compare."""
         placed = self.ledger.placed()
         records = await self.records(len(placed), timeout_s=timeout_s)
-        return records, compare(placed, records)
+        return records, compare(placed, records, tolerance_ms=tolerance_ms)

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from loadtest.lateness import node_metrics
 from loadtest.net import free_tcp_port, free_udp_port
 from loadtest.truth import Ledger
 from loadtest.ua import Address, NoAnswerError, UserAgent, new_tag
@@ -194,6 +195,10 @@ class Node:
     def memory_bytes(self) -> int:
         """Resident memory."""
         return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    async def metrics(self) -> dict[str, float]:
+        """Its metrics by name with labels; empty when it does not answer."""
+        return await node_metrics(self.host, self.metrics_port)
 
     async def _wait_ready(self) -> None:
         probe = UserAgent("probe", Ledger())

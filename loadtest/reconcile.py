@@ -19,7 +19,17 @@ if TYPE_CHECKING:
     from cdr.facts import Record
     from loadtest.truth import CallTruth
 
-__all__ = ["Reconciliation", "Wait", "becomes", "compare", "live_slots", "read_records", "records_when", "wait_until"]
+__all__ = [
+    "TOLERANCE_MS",
+    "Reconciliation",
+    "Wait",
+    "becomes",
+    "compare",
+    "live_slots",
+    "read_records",
+    "records_when",
+    "wait_until",
+]
 
 Value = TypeVar("Value")
 

@@ -1,0 +1,80 @@
+"""How late event loops ran during a measurement: this program's own, and the node's as its metrics tell.
+
+A delay that the generator itself caused must not be charged to the node.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from types import TracebackType
+
+__all__ = ["OwnLateness", "node_metrics", "worst_bucket_ms"]
+
+SAMPLE_S = 0.01
+TIMEOUT_S = 5.0
+BUCKET = re.compile(r'sipproxy_loop_lag_seconds_bucket\{le="([^"]+)"\}')
+
+
+class OwnLateness:
+    """Samples this process's event loop while the block runs; `samples_ms` are how late each 10 ms timer was."""
+
+    def __init__(self) -> None:
+        self.samples_ms: list[float] = []
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> OwnLateness:
+        self._task = asyncio.create_task(self._sample())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._task is not None
+        self._task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._task
+
+    @property
+    def worst_ms(self) -> float:
+        return max(self.samples_ms, default=0.0)
+
+    async def _sample(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            due = loop.time() + SAMPLE_S
+            await asyncio.sleep(SAMPLE_S)
+            self.samples_ms.append(max(0.0, loop.time() - due) * 1000)
+
+
+async def node_metrics(host: str, port: int) -> dict[str, float]:
+    """The node's metrics by name with labels, as written; empty when it does not answer."""
+    try:
+        async with asyncio.timeout(TIMEOUT_S):
+            reader, writer = await asyncio.open_connection(host, port)
+            writer.write(f"GET /metrics HTTP/1.0\r\nHost: {host}\r\n\r\n".encode())
+            text = (await reader.read()).decode("utf-8", "replace")
+            writer.close()
+            await writer.wait_closed()
+    except (OSError, TimeoutError):
+        return {}
+    found: dict[str, float] = {}
+    for line in text.partition("\r\n\r\n")[2].splitlines():
+        name, _, value = line.rpartition(" ")
+        if name and not line.startswith("#"):
+            with contextlib.suppress(ValueError):
+                found[name] = float(value)
+    return found
+
+
+def worst_bucket_ms(before: dict[str, float], after: dict[str, float]) -> float:
+    """The bound (ms) under which every timer of the node's loop ran between two readings; infinite above the last bucket."""
+    counts = []
+    for name, value in after.items():
+        match = BUCKET.fullmatch(name)
+        if match is not None:
+            counts.append((float(match[1]), value - before.get(name, 0.0)))
+    counts.sort()
+    total = counts[-1][1] if counts else 0.0
+    return next((bound * 1000 for bound, count in counts if count >= total), 0.0)
