@@ -6,7 +6,8 @@
     python -m loadtest stall --rate 50 --stop 5
 
 Every call is compared with its record by Call-ID, the slots are counted, CPU and memory of the node are read from /proc.
-Ends with status 1 when something is lost, left over or refused. Leaves out: a node on another machine.
+Ends with status 1 when something is lost, left over or refused, with 2 when nothing could be measured. Leaves out: a node on
+another machine.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import resource
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ from typing import TYPE_CHECKING
 from loadtest.generate import Load, at_rate, callers_needed, percentile, place_calls
 from loadtest.lateness import OwnLateness, worst_bucket_ms
 from loadtest.network import Network, many_lines, md5_only
+from loadtest.node import NodeError
 from loadtest.outages import kill_during_calls, stall_store
 from loadtest.reconcile import TOLERANCE_MS, compare
 from loadtest.report import Report, show
@@ -62,7 +65,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit status."""
     options = _parser().parse_args(arguments)
     _raise_file_limit()
-    reports: list[Report] = asyncio.run(options.run(options))
+    try:
+        reports: list[Report] = asyncio.run(options.run(options))
+    except (NodeError, FileNotFoundError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
     show(reports, as_json=options.json)
     return 0 if all(report.ok for report in reports) else 1
 
