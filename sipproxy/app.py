@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
     from cdr.facts import Record
     from policy.change import Change
-    from policy.model import Snapshot
+    from policy.model import PsapRoute, Snapshot
     from sipproxy.config import Config
     from sipproxy.sip.flow import Flow
 
@@ -199,12 +199,14 @@ class Node:
     async def _first_snapshot(self) -> Snapshot:
         """The policy data to begin with: the store's, with the configured files taken in, else the last one seen."""
         change = policy_files.read(self.config)
+        client = self.store.client
         try:
-            if _holds_something(change):
-                await policy_store.apply(
-                    self.store.client, change, who=f"node {self.config.node.id}", why=f"files of {self._config_path.name}"
-                )
-            return await policy_store.load(self.store.client)
+            found = await policy_store.load(client)
+            if _is_in(change, found):
+                return found  # a restart with the same files is not a change
+            why = f"files of {self._config_path.name}"
+            await policy_store.apply(client, change, who=f"node {self.config.node.id}", why=why)
+            return await policy_store.load(client)
         except (RedisError, OSError) as error:
             cached = policy_cache.load(self._cache_path)
             self.log.warning("store_away_at_start", error=str(error)[:200], cached=cached is not None)
@@ -367,8 +369,17 @@ class Node:
         self.shell.refresh_leases()
 
 
-def _holds_something(change: Change) -> bool:
-    return bool(change.lines or change.accounts or change.psap or change.blocks)
+def _is_in(change: Change, snapshot: Snapshot) -> bool:
+    """Whether the snapshot holds all that the change would set."""
+    routes: dict[tuple[str, str], set[PsapRoute]] = {}
+    for route in change.psap:
+        routes.setdefault((route.location, route.service), set()).add(route)
+    return (
+        all(snapshot.lines.get(line.id) == line for line in change.lines)
+        and all(snapshot.accounts.get(account.user) == account for account in change.accounts)
+        and all(set(snapshot.psap.get(key, ())) == found for key, found in routes.items())
+        and set(change.blocks) <= set(snapshot.blocks)
+    )
 
 
 def _secret(path: Path) -> bytes:

@@ -27,11 +27,15 @@ MAX_PORT_TRIES = 20
 class Transports:
     """Listeners in the order of the configuration; `Flow.listener` is the index.
 
-    `on_message(data, flow)` gets each message; `on_failed(key)` the key of what could not be sent.
+    `on_message(data, flow)` gets each message; `on_failed(key)` the key of what could not be sent, or what ICMP says did not
+    arrive (RFC 3261 §18.4).
     """
 
     def __init__(
-        self, resolver: Resolver, on_message: Callable[[bytes, Flow], None], on_failed: Callable[[Hashable], None]
+        self,
+        resolver: Resolver,
+        on_message: Callable[[bytes, Flow], None],
+        on_failed: Callable[[Hashable], None],
     ) -> None:
         self._resolver = resolver
         self._on_message = on_message
@@ -71,7 +75,7 @@ class Transports:
             def datagram(data: bytes, source: str, source_port: int) -> None:
                 on_message(data, Flow("UDP", index, source, source_port))
 
-            return UdpListener(host, port, datagram)
+            return UdpListener(host, port, datagram, on_failed=lambda key, _: self._on_failed(key))
 
         def message(data: bytes, source: str, source_port: int, connection: int) -> None:
             on_message(data, Flow("TCP", index, source, source_port, connection))
@@ -129,7 +133,7 @@ class Transports:
             listener.send(data, to.host, to.port, to.connection, key=key)
             return
         try:
-            listener.send(data, to.host, to.port)
+            listener.send(data, to.host, to.port, key=key)
         except OSError as error:
             self._fail(f"errno_{error.errno}", key)
 
