@@ -138,7 +138,8 @@ def _national(digits: str, area_code: str) -> _Meaning:
     else:
         if not digits:
             return _Meaning("-", Class.INVALID, "", 484, "prefix without a number")
-        return _Meaning(canonical, Class.RESERVED, "", 404, "no such range")
+        # Behind a second 0 there is no number: named in that form, it would be read as another one.
+        return _Meaning("-", Class.RESERVED, "", 404, "no such range")
     kind = entry.kind
     if kind is Class.GEOGRAPHIC:
         return _geographic(digits, area_code[1:])

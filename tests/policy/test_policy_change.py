@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policy import codec
@@ -140,6 +140,7 @@ def test_plan_summary_of_many_is_cut() -> None:
     assert found.after["lines"]["..."] == "450 more"
 
 
+@settings(deadline=None)
 @given(
     st.builds(
         Account,
@@ -154,6 +155,7 @@ def test_codec_account_round_trip(value: Account) -> None:
     assert codec.decode_account(codec.encode(value)) == value
 
 
+@settings(deadline=None)
 @given(
     st.builds(
         Line, id=st.text(max_size=5), status=st.sampled_from(list(LineStatus)), channels=st.one_of(st.none(), st.integers(0, 9))

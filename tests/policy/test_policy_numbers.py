@@ -117,6 +117,8 @@ PLAN = [  # dialled, canonical, class, status
     ("0", "-", Class.INVALID, 484),
     ("00", "-", Class.INVALID, 484),
     ("+49", "-", Class.INVALID, 484),
+    ("+4900900123456", "-", Class.RESERVED, 404),
+    ("000900123456", "-", Class.RESERVED, 404),
     ("+490", "-", Class.INVALID, 484),
     ("0900", "+49900", Class.PREMIUM, 484),
     ("0171", "+49171", Class.MOBILE, 484),
