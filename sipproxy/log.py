@@ -22,6 +22,7 @@ __all__ = ["LogWriter", "configure", "redact", "redact_text"]
 MAX_QUEUED = 10_000  # lines; some megabytes
 MAX_TEXT = 2_000  # characters of one value, enough for the header that was wrong
 MAX_DEPTH = 6
+MAX_SECRET = 800  # characters of the longest URL up to its "@" that is recognised
 HIDDEN = "[redacted]"
 
 # A key is compared in lower case with "-" as "_".
@@ -45,7 +46,7 @@ _SECRET_TEXT = (
     ),
     # user:password@ in a URL or a SIP URI; bounded, so that a text full of beginnings costs no more
     (
-        re.compile(r"""(?i)\b((?:rediss?|unix|https?|sips?):(?://)?[^\s:@/<>]{0,128}):[^\s@/<>]{1,256}@"""),
+        re.compile(r"""(?i)\b((?:rediss?|unix|https?|sips?):(?://)?[^\s:@/<>]{0,128}):[^\s@/<>]{1,512}@"""),
         r"\1:" + HIDDEN + "@",
     ),
 )
@@ -56,6 +57,8 @@ def redact_text(text: str) -> str:
     cut = text[: 2 * MAX_TEXT]
     for pattern, replacement in _SECRET_TEXT:
         cut = pattern.sub(replacement, cut)
+    if len(text) > 2 * MAX_TEXT:
+        cut = cut[:-MAX_SECRET]  # the end that shows that something is a secret may have been cut off
     return cut if len(text) <= MAX_TEXT else f"{cut[:MAX_TEXT]}... ({len(text)} characters)"
 
 
