@@ -19,7 +19,7 @@ from sipproxy.sip.errors import ParseError
 from sipproxy.sip.framing import Keepalive, StreamFramer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Hashable
+    from collections.abc import Callable, Hashable
 
 __all__ = ["StreamLimits", "StreamListener"]
 
@@ -173,7 +173,7 @@ class StreamListener:
             self.fail(key, "too_many")
             return None
         self._outgoing[host, port] = connection
-        self._spawn(self._connect(connection))
+        self._spawn_connect(connection)
         return connection
 
     async def _connect(self, connection: _Connection) -> None:
@@ -189,14 +189,19 @@ class StreamListener:
             connection.not_connected("connect")
         except asyncio.CancelledError:
             sock.close()
-            connection.not_connected("shutdown")
             raise
 
-    def _spawn(self, work: Coroutine[object, object, None]) -> None:
-        # Bounded by `connections` and `connect_s`; ended by `close`.
-        task = asyncio.get_running_loop().create_task(work)
+    def _spawn_connect(self, connection: _Connection) -> None:
+        # Bounded in number by `connections` and in time by `connect_s`; ended by `close`, maybe before its first step.
+        task = asyncio.get_running_loop().create_task(self._connect(connection))
         self._connecting.add(task)
-        task.add_done_callback(self._connecting.discard)
+
+        def done(task: asyncio.Task[None]) -> None:
+            self._connecting.discard(task)
+            if task.cancelled():
+                connection.not_connected("shutdown")
+
+        task.add_done_callback(done)
 
 
 class _Connection(asyncio.Protocol):
@@ -297,8 +302,9 @@ class _Connection(asyncio.Protocol):
         """Take note that the connection could not be opened."""
         waiting, self._waiting = self._waiting, []
         self._reason = self._reason or reason
-        self._listener.closed[reason] += 1
-        self._listener.remove(self)
+        if self._transport is None:
+            self._listener.closed[reason] += 1
+            self._listener.remove(self)
         for _, key in waiting:
             self._listener.fail(key, reason)
 

@@ -276,6 +276,8 @@ async def test_stream_peer_that_does_not_read_fills_the_buffer_and_is_cut_off(no
     node = await nodes(write_bytes=100_000, stalled_s=0.2)
     with silent_server() as server:
         target, big = server.getsockname(), message("x", b"x" * 40_000)
+        node.listener.send(message(), *target)
+        await until(lambda: node.listener.counters["connected"])
         async with asyncio.timeout(10):
             for key in range(10_000):
                 if node.failed:
