@@ -290,6 +290,10 @@ def _person(value: bytes, name: bytes) -> NameAddr:
     address = parse_name_addr(value)
     if address.is_star:
         raise ParseError(f"* is not a {name.decode('ascii')}", section="RFC 3261 §20.20")
+    tag = address.param(b"tag")
+    if tag is not None and (not tag or tag[:1] == b'"'):
+        # §25.1 tag-param: a token. Without a value it would be neither a tag nor room for one.
+        raise ParseError(f"not a tag in {name.decode('ascii')}", section="RFC 3261 §19.3")
     return address
 
 

@@ -27,7 +27,8 @@ from sipproxy.sip.errors import ParseError
 MUFASA = (
     b'Digest username="Mufasa", realm="http-auth@example.org", uri="/dir/index.html", algorithm=%b, '
     b'nonce="7ypf/xlj9XXwfDPEoM4URrv/xwf94BcCAzFZH4GiTo0v", nc=00000001, '
-    b'cnonce="f2/wE4q74E6zIJEtWaHKaf5wv/H5QzzpXusqGemxURZJ", qop=auth, response="%b", opaque="FQhe/qaU925kfnzjCev0ciny7QMkPqMAFRtzCUYo5tdS"'
+    b'cnonce="f2/wE4q74E6zIJEtWaHKaf5wv/H5QzzpXusqGemxURZJ", qop=auth, response="%b", '
+    b'opaque="FQhe/qaU925kfnzjCev0ciny7QMkPqMAFRtzCUYo5tdS"'
 )
 # RFC 7616 §3.9.1; §3.9.2 with the cnonce of the RFC and the response of erratum 4897: the printed one is of another hash.
 MD5 = MUFASA % (b"MD5", b"8ca523f5e9506fed4657c9700eebdbec")

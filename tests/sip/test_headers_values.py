@@ -7,7 +7,7 @@ import time
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sip_strategies import Model, addresses, models, tokens, vias
+from sip_strategies import CALL_ID, Model, addresses, models, vias
 
 from sipproxy.sip.errors import ParseError
 from sipproxy.sip.grammar import quote, unfold, unquote
@@ -149,10 +149,11 @@ def test_name_addr_generated_is_read_back(text: bytes) -> None:
     assert (second.display, second.uri, second.params) == (address.display, address.uri, address.params)
 
 
-@given(vias)
+@given(vias())
 def test_via_generated_is_read_back(text: bytes) -> None:
     via = parse_via(unfold(text))
-    again = b"SIP/2.0/%b %b" % (via.transport.encode(), via.host)
+    port = b"" if via.port is None else b":%d" % via.port
+    again = b"SIP/2.0/%b %b%b" % (via.transport.encode(), via.host, port)
     again += b"".join(b";" + name + (b"" if value is None else b"=" + value) for name, value in via.params)
     assert parse_via(again)._replace(raw=b"") == via._replace(raw=b"")
 
@@ -299,11 +300,11 @@ def test_headers_hostile_repetition_takes_linear_time(filling: bytes) -> None:
     assert time.process_time() - start < 1.5, "32 values of 60 kB"
 
 
-@given(models(), tokens)
-def test_message_views_of_generated_lines_agree_with_the_parts(model: Model, tag: bytes) -> None:
+@given(models())
+def test_message_views_of_generated_lines_agree_with_the_parts(model: Model) -> None:
     message = parse_message(model.write())
     assert [via.raw for via in message.vias] == message.values(b"via")
     assert message.via == message.vias[0]
-    assert (message.call_id, message.cseq.method) == (b'word`~)(><:\\/"][?}{@h', b"INVITE")
+    assert (message.call_id, message.cseq.method) == (CALL_ID, b"INVITE")
     assert [contact.raw for contact in message.contacts] == message.values(b"contact")
     assert [route.raw for route in message.routes] == message.values(b"route")

@@ -199,6 +199,8 @@ def test_header_that_every_message_needs_missing_is_refused(name: bytes) -> None
         (b"Call-ID: c@192.0.2.9", b"Call-ID: a b"),
         (b"Call-ID: c@192.0.2.9", b"Call-ID:"),
         (b"To: <sip:a@example.com>", b"To: *"),
+        (b"To: <sip:a@example.com>", b"To: <sip:a@example.com>;tag"),
+        (b"From: <sip:a@example.com>;tag=f1", b'From: <sip:a@example.com>;tag="f1"'),
         (b"From: <sip:a@example.com>;tag=f1", b"From: <sip:a@example.com>;tag=f1, <sip:b@example.com>;tag=f2"),
         (b"Contact: <sip:a@192.0.2.9:5070>;expires=60, *", b"Contact: <sip:a@192.0.2.9:5070>,"),
         (b"Max-Forwards", b"Route: sip:p;lr\r\nMax-Forwards"),
