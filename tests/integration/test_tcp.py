@@ -1,4 +1,4 @@
-"""TCP through a real node: registering, being called over the same connection, keep-alives, pieces (RFC 3261 §18, RFC 5626 §3.5)."""
+"""TCP through a real node: registering, being called over that connection, keep-alives, pieces (RFC 3261 §18, RFC 5626)."""
 
 from __future__ import annotations
 
