@@ -114,6 +114,18 @@ def test_redact_text_hostile_repetition_stays_cheap(piece: str) -> None:
     assert time.process_time() - started < 0.05
 
 
+@pytest.mark.parametrize("length", range(MAX_TEXT - 40, MAX_TEXT + 40, 7))
+def test_redact_text_url_across_the_cut_is_hidden(length: int) -> None:
+    assert SECRET[:8] not in redact_text("a" * (length - 20) + f" redis://user:{SECRET}@host" + "b" * MAX_TEXT)
+
+
+def test_redact_text_url_across_the_cut_behind_shrunken_text_is_hidden() -> None:
+    before = " ".join(f"password={'x' * 200}" for _ in range(18))
+    text = before + " " * (2 * MAX_TEXT - len(before) - 30) + f"redis://user:{SECRET}@host" + "b" * MAX_TEXT
+    assert text.index(SECRET) < 2 * MAX_TEXT < text.index("@host")
+    assert SECRET[:8] not in redact_text(text)
+
+
 def test_configure_json_writes_one_object_with_level_and_utc_stamp() -> None:
     [line] = logged(lambda: structlog.get_logger().warning("store.away", reason="LOADING", node="n1"))
     assert (line["event"], line["level"], line["reason"], line["node"]) == ("store.away", "warning", "LOADING", "n1")
