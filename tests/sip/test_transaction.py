@@ -391,6 +391,15 @@ def test_invite_client_accepted_hands_up_2xx_of_every_fork_until_timer_m() -> No
     assert machine.receive(forks[0], 33.1) == []  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(("kind", "response", "until"), [(InviteClient, IR[486], 33.0), (NonInviteClient, OR[200], 6.0)])
+def test_client_completed_absorbs_until_timer_d_or_k(kind: type[Machine], response: Response, until: float) -> None:
+    """§17.1.1.2: Timer D at least 32 s; §17.1.2.2: Timer K is T4."""
+    machine = make(kind, reliable=False)
+    starts(machine, 0.0)
+    receives(response)(machine, 1.0)
+    assert sent_at(machine, [], 100) == [(until, "")]
+
+
 def test_invite_server_silent_user_makes_it_send_100_after_200_ms() -> None:
     """§17.2.1."""
     machine = make(InviteServer, reliable=False)

@@ -1,0 +1,170 @@
+"""The two sides of an answered call, as a proxy between them needs to know them to end it with a BYE of its own
+(RFC 3261 §12.1, §12.2).
+
+Pure values. A request that we make up goes to one party and looks as if it came from the other, because that is the only peer
+the dialog has. Left out: early dialogs, the ACK, and who may ask for such a BYE.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from sipproxy.sip.build import write_request
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sipproxy.sip.headers import NameAddr
+    from sipproxy.sip.message import Message, Request, Response
+
+__all__ = ["DialogSide", "after_2xx", "after_request", "dialog_id", "from_invite_2xx", "write_bye"]
+
+MAX_CSEQ = 2**31 - 1  # §8.1.1.5
+
+
+@dataclass(frozen=True, slots=True)
+class DialogSide:
+    """How to write to one party of a dialog in the other one's place.
+
+    `local` and `remote` are the From and To values with their tags; `remote_target` is a URI; `route_set` holds Route values,
+    the next hop first; `cseq` is the last number that the party in whose place we write has used towards this one.
+    """
+
+    call_id: bytes
+    local: bytes
+    local_tag: bytes
+    remote: bytes
+    remote_tag: bytes
+    remote_target: bytes
+    route_set: tuple[NameAddr, ...]
+    cseq: int
+
+    @property
+    def next_hop(self) -> bytes:
+        """URI of the element that the next request goes to (§8.1.2)."""
+        return self.route_set[0].uri.raw if self.route_set else self.remote_target
+
+
+def dialog_id(message: Message) -> tuple[bytes, bytes, bytes]:
+    """Call-ID, From tag and To tag, the tags b"" where there are none (§12). Raises ParseError."""
+    return message.call_id, message.from_.tag or b"", message.to.tag or b""
+
+
+def from_invite_2xx(invite: Request, response: Response, *, own_routes: int = 1) -> tuple[DialogSide, DialogSide]:
+    """The caller's and the callee's side of the dialog that a 2xx to `invite` confirms (§12.1).
+
+    `invite` is the request as we sent it to the callee's side, with our `own_routes` Record-Route values above those of the
+    elements between the caller and us; `response` is as we received it and has everybody's. Raises ParseError.
+    """
+    call_id, caller_tag, callee_tag = dialog_id(response)
+    sent, everybody = invite.record_routes, response.record_routes
+    # §12.1.1: a UAS keeps the values in order; §12.1.2: a UAC reverses them. From where we stand the caller's side is reached
+    # like by a UAS, the callee's like by a UAC, each by the part of the values that lies on that side of us.
+    downstream = everybody[: max(0, len(everybody) - len(sent))][::-1]
+    caller_value, callee_value = _field(response, b"from"), _field(response, b"to")
+    caller = DialogSide(
+        call_id=call_id,
+        local=callee_value,
+        local_tag=callee_tag,
+        remote=caller_value,
+        remote_tag=caller_tag,
+        remote_target=_target(invite, invite.from_),
+        route_set=tuple(sent[own_routes:]),
+        cseq=0,  # §12.1.1: the local sequence number is empty until the callee sends a request.
+    )
+    callee = DialogSide(
+        call_id=call_id,
+        local=caller_value,
+        local_tag=caller_tag,
+        remote=callee_value,
+        remote_tag=callee_tag,
+        remote_target=_target(response, response.to),
+        route_set=tuple(downstream),
+        cseq=invite.cseq.number,  # §12.1.2
+    )
+    return caller, callee
+
+
+def after_request(sides: tuple[DialogSide, DialogSide], request: Request) -> tuple[DialogSide, DialogSide]:
+    """The sides after one party sent `request` in the dialog: what we write in its place later comes after it (§12.2.1.1).
+
+    ACK and CANCEL bear the number of their INVITE and change nothing. Raises ParseError.
+    """
+    from_tag = request.from_.tag or b""
+    number = request.cseq.number
+    if request.method in {b"ACK", b"CANCEL"}:
+        return sides
+    caller, callee = sides
+    if from_tag == callee.local_tag:
+        return caller, replace(callee, cseq=max(callee.cseq, number))
+    if from_tag == caller.local_tag:
+        return replace(caller, cseq=max(caller.cseq, number)), callee
+    return sides
+
+
+def after_2xx(sides: tuple[DialogSide, DialogSide], request: Request, response: Response) -> tuple[DialogSide, DialogSide]:
+    """The sides after a 2xx to a target refresh request, re-INVITE or UPDATE: each Contact is a new remote target (§12.2).
+
+    The route set stays (§12.2: "it is not affected"). Other requests change nothing. Raises ParseError.
+    """
+    if request.method not in {b"INVITE", b"UPDATE"} or not response.is_success:
+        return sides
+    caller, callee = sides
+    from_tag = request.from_.tag or b""
+    if from_tag == caller.remote_tag:
+        return _retarget(caller, request), _retarget(callee, response)
+    if from_tag == callee.remote_tag:
+        return _retarget(caller, response), _retarget(callee, request)
+    return sides
+
+
+def write_bye(side: DialogSide, via: bytes, *, headers: Sequence[tuple[bytes, bytes]] = (), max_forwards: int = 70) -> bytes:
+    """A BYE to the party that `side` describes (§12.2.1.1, §15.1.1). `via` is the whole value with our branch.
+
+    `headers` are added before Content-Length, such as a Reason.
+    """
+    uri, routes = side.remote_target, [route.raw for route in side.route_set]
+    if routes and side.route_set[0].uri.param(b"lr") is None:
+        # §12.2.1.1, strict routing: the first route is the Request-URI, stripped of what that may not hold, and the remote
+        # target goes to the end of the Route values.
+        uri = _as_request_uri(side.route_set[0])
+        routes = [*routes[1:], b"<" + side.remote_target + b">"]
+    cseq = side.cseq + 1 if side.cseq < MAX_CSEQ else 1
+    return write_request(
+        b"BYE",
+        uri,
+        [
+            (b"Via", via),
+            (b"Max-Forwards", b"%d" % max_forwards),
+            *((b"Route", route) for route in routes),
+            (b"From", side.local),
+            (b"To", side.remote),
+            (b"Call-ID", side.call_id),
+            (b"CSeq", b"%d BYE" % cseq),
+            *headers,
+        ],
+    )
+
+
+def _field(message: Message, name: bytes) -> bytes:
+    return message.first(name) or b""
+
+
+def _target(message: Message, party: NameAddr) -> bytes:
+    """The remote target that a message gives: its Contact (§12.1), or the party's own URI where a broken one has none."""
+    contacts = message.contacts
+    return contacts[0].uri.raw if contacts and not contacts[0].is_star else party.uri.raw
+
+
+def _retarget(side: DialogSide, message: Message) -> DialogSide:
+    contacts = message.contacts
+    if not contacts or contacts[0].is_star or contacts[0].uri.raw == side.remote_target:
+        return side
+    return replace(side, remote_target=contacts[0].uri.raw)
+
+
+def _as_request_uri(route: NameAddr) -> bytes:
+    """A route's URI without the headers and the method parameter that a Request-URI may not have (§19.1.1, table 1)."""
+    head, *params = route.uri.raw.partition(b"?")[0].split(b";")
+    return b";".join([head, *(param for param in params if param.partition(b"=")[0].lower() != b"method")])
