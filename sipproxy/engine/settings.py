@@ -35,7 +35,6 @@ class TrunkRoute:
     networks: tuple[tuple[Network, int], ...]  # (network, source port or 0 for any)
     priority: int = 0
     weight: int = 1
-    ping_s: float = 0.0
 
     def matches(self, flow: Flow) -> bool:
         address = ipaddress.ip_address(flow.host)
@@ -50,7 +49,7 @@ class Settings:
     realm: str
     domains: frozenset[str]  # lower case host names that mean us, the realm included
     listeners: tuple[Listener, ...]
-    trunks: tuple[TrunkRoute, ...]  # in the order in which they are tried
+    trunks: tuple[TrunkRoute, ...]  # by priority
     algorithms: tuple[str, ...] = ("SHA-256", "MD5")
     access_networks: tuple[Network, ...] = ()
     default_expires_s: int = 3600

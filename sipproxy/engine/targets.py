@@ -25,8 +25,25 @@ Edit = Callable[["Editor", Target], None]
 
 
 def trunk_groups(desk: Desk, user: str) -> Groups:
-    """Every trunk route by itself, in order, with `user` in the Request-URI."""
-    return [[_via_trunk(trunk, user)] for trunk in desk.settings.trunks]
+    """Every trunk route by itself, with `user` in the Request-URI: by priority, then at random by weight (as RFC 2782)."""
+    groups: Groups = []
+    left = list(desk.settings.trunks)
+    while left:
+        first = [trunk for trunk in left if trunk.priority == left[0].priority]
+        chosen = first[0] if len(first) == 1 else _weighted(first, int.from_bytes(desk.new_token(4), "big") / 2**32)
+        left.remove(chosen)
+        groups.append([_via_trunk(chosen, user)])
+    return groups
+
+
+def _weighted(trunks: list[TrunkRoute], at: float) -> TrunkRoute:
+    """The trunk that `at` (0 to 1) falls on when each has a share as large as its weight."""
+    mark = at * sum(trunk.weight for trunk in trunks)
+    for trunk in trunks:
+        mark -= trunk.weight
+        if mark < 0:
+            return trunk
+    return trunks[-1]
 
 
 def _via_trunk(trunk: TrunkRoute, user: str) -> Target:

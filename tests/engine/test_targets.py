@@ -1,0 +1,29 @@
+"""The order in which trunk routes are tried."""
+
+from __future__ import annotations
+
+import ipaddress
+import random
+from collections import Counter
+
+from sipproxy.engine.settings import TrunkRoute
+from sipproxy.engine.targets import trunk_groups
+from sipproxy.sip.flow import Hop
+from tests.sim.conftest import town_snapshot
+from tests.sim.world import World
+
+
+def route(name: str, priority: int, weight: int) -> TrunkRoute:
+    source = ipaddress.ip_network("198.51.100.1")
+    return TrunkRoute(name, Hop("UDP", "198.51.100.1", 5060), ((source, 0),), priority, weight)
+
+
+def test_trunk_order_keeps_priorities_and_shares_by_weight() -> None:
+    world = World(town_snapshot(), trunks=(route("a", 0, 3), route("b", 0, 1), route("last", 1, 100)))
+    desk = world.engine.desk
+    desk.new_token = random.Random(5).randbytes
+    orders = [tuple(group[0].name for group in trunk_groups(desk, "+49301")) for _ in range(4000)]
+    assert {order[2] for order in orders} == {"last"}
+    assert {frozenset(order) for order in orders} == {frozenset({"a", "b", "last"})}
+    share = Counter(order[0] for order in orders)["a"] / len(orders)
+    assert 0.72 < share < 0.78
