@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
@@ -16,10 +17,15 @@ from pathlib import Path
 import redis
 
 from sipproxy.store.connection import Store
-from sipproxy.store.embedded import find_server
+from sipproxy.store.embedded import _LAUNCH, find_server
 
 BOUND_S = 10.0
 Connect = Callable[..., Awaitable[Store]]  # the fixture of that name
+
+
+def dying_with_us() -> list[str]:
+    """Return what to put before a server's command line, so that it does not outlive killed tests."""
+    return [sys.executable, "-I", "-S", "-c", _LAUNCH, str(os.getpid())] if sys.platform == "linux" else []
 
 
 class Server:
@@ -35,7 +41,7 @@ class Server:
     def start(self) -> None:
         arguments = ["--port", "0", "--unixsocket", self.path, "--dir", str(self.directory), "--save", ""]
         arguments += ["--appendonly", "yes", "--loglevel", "warning", "--enable-debug-command", "local"]
-        self.process = subprocess.Popen([find_server(), *arguments], stdout=subprocess.DEVNULL)
+        self.process = subprocess.Popen([*dying_with_us(), find_server(), *arguments], stdout=subprocess.DEVNULL)
         until = time.monotonic() + BOUND_S
         while True:
             try:
