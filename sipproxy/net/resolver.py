@@ -223,10 +223,11 @@ class Resolver:
         """Records, TTL in seconds and, without records, the reason."""
         name, kind = key
         try:
-            answer = await self._dns.resolve(name, kind, raise_on_no_answer=False, search=False)
+            async with asyncio.timeout(self._timeout_s * 0.95):  # The library's own bound leaves out its pauses.
+                answer = await self._dns.resolve(name, kind, raise_on_no_answer=False, search=False)
         except dns.resolver.NXDOMAIN:
             return (), self._negative_ttl_s, "nxdomain"
-        except dns.exception.Timeout:
+        except (TimeoutError, dns.exception.Timeout):
             return (), 0.0, "timeout"
         except (dns.exception.DNSException, OSError, EOFError):
             return (), 0.0, "server_failure"
