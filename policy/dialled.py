@@ -22,6 +22,7 @@ SEPARATORS = b"-.() "
 # The form that almost every call has: nothing to decode, drop or split.
 _PLAIN = re.compile(rb"(?:[sS][iI][pP][sS]?:(\+?[0-9]{1,32})@[^@]*|(\+?[0-9]{1,32}))\Z")
 _SCHEME = re.compile(rb"([A-Za-z][A-Za-z0-9+.-]*):")
+_UNPRINTABLE = re.compile(rb"[^\x20-\x7E]")
 _ESCAPE = re.compile(rb"%([0-9A-Fa-f]{2})")
 _NUMBER = re.compile(r"\+?[0-9]+\Z")  # ASCII on purpose: \d and str.isdigit accept digits of every script
 _CONTEXT = re.compile(rb"\+[0-9]{1,15}\Z")
@@ -109,7 +110,7 @@ def _read_user(user: bytes, fault: str) -> Dialled:
     text = decoded.translate(None, SEPARATORS)
     spoken = _spoken(text)
     status = 400
-    if not fault and any(byte < 0x20 or byte > 0x7E for byte in decoded):
+    if not fault and _UNPRINTABLE.search(decoded):
         fault = "control or non-ASCII character in the number"
     hide = _FEATURES.get(spoken[:4])
     if hide is not None:
@@ -153,6 +154,8 @@ def _spoken(text: bytes) -> str:
 
 def _read_params(params: list[bytes]) -> tuple[str, tuple[str, ...], str]:
     """Global phone-context or "", the names of the parameters that are dropped, and a fault or ""."""
+    if not params:
+        return "", (), ""
     context, seen, dropped = "", False, []
     for param in params:
         raw_name, _, raw_value = param.partition(b"=")

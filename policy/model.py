@@ -211,7 +211,7 @@ class Snapshot:
     def account_of(self, number: str) -> Account | None:
         """The account that a `+E.164` number is assigned to: exact, else the longest range; None when there is none."""
         user = self.numbers.get(number)
-        if user is None:
+        if user is None and self.ranges:
             for end in range(len(number), 1, -1):
                 user = self.ranges.get(number[:end])
                 if user is not None:

@@ -93,6 +93,8 @@ NEVER = [
     "x112",
     "%00112",
     "sos112",
+    "\u00e9112",
+    "\uff0d\uff11\uff11\uff12",
     "sip:sosta@x",
     "sip:alice@112",
     "sip:112.0.0.1",
