@@ -17,11 +17,14 @@ from cdr.assemble import final
 from cdr.facts import Admit, Alive, Answer, End, EndReason, Record, ReleasedBy
 from sipproxy.engine.actions import Journal, Note, Now, ReleaseSlot
 from sipproxy.engine.causes import NORMAL_CLEARING, cause_of
-from sipproxy.engine.forward import Target, forward_request, forward_response
+from sipproxy.engine.forward import Target, forward_request, forward_response, is_ours, next_hop, via_of
 from sipproxy.engine.response_context import Branch, Progress, ResponseContext
 from sipproxy.engine.state import Headers, reason_header
+from sipproxy.engine.transactions import Ignored
 from sipproxy.sip.build import Editor
+from sipproxy.sip.dialog import DialogSide, from_invite_2xx, write_bye
 from sipproxy.sip.matching import client_key
+from sipproxy.sip.message import Request, parse_message
 from sipproxy.sip.sdp import media_kinds
 from sipproxy.sip.text import text
 
@@ -31,7 +34,7 @@ if TYPE_CHECKING:
     from sipproxy.engine.state import Desk
     from sipproxy.engine.transactions import Server
     from sipproxy.sip.flow import Flow, Hop
-    from sipproxy.sip.message import Request, Response
+    from sipproxy.sip.message import Response
 
 __all__ = ["Call", "Dialog", "Phase"]
 
@@ -54,8 +57,7 @@ class Dialog:
     to: Flow | Hop  # where in-dialog requests for the callee go
     confirmed: bool = False
     ended: bool = False
-    invite: Request | None = None  # as sent, and what answered it: what a BYE of ours needs
-    answer: Response | None = None
+    sides: tuple[DialogSide, DialogSide] | None = None  # caller and callee, once confirmed: what a BYE of ours needs
 
 
 @dataclass(eq=False)
@@ -204,9 +206,7 @@ class Call:
         first = self.context.answered(branch.key, response.status)
         dialog = self._dialog(branch, response)
         if dialog is not None:
-            dialog.confirmed = True
-            client = desk.transactions.clients.get(branch.key)
-            dialog.invite, dialog.answer = (client.request if client is not None else None), response
+            self._confirm(dialog, branch, response)
         if first:
             self._answered(branch, response)
         data = forward_response(response, from_customer=branch.target.is_customer)
@@ -245,6 +245,15 @@ class Call:
         if dialog is None and len(self.dialogs) < EARLY_DIALOGS:
             dialog = self.dialogs[tag] = Dialog(tag, branch.target, branch.target.to)
         return dialog
+
+    def _confirm(self, dialog: Dialog, branch: Branch[Target], response: Response) -> None:
+        client = self.desk.transactions.clients.get(branch.key)
+        if dialog.confirmed or client is None:
+            return
+        dialog.confirmed = True
+        sent = client.request
+        own = sum(is_ours(route.uri, self.desk.settings) for route in sent.record_routes)
+        dialog.sides = from_invite_2xx(sent, response, own_routes=own)
 
     def _finish(self) -> None:
         """No branch is left: the best response goes upstream (§16.7 steps 6 to 9)."""
@@ -377,6 +386,29 @@ class Call:
         # Retransmissions of the last messages still find the dialog (64*T1), as for a transaction.
         desk.queue.set(("call", self.id, "forget"), desk.now.mono + 64 * desk.settings.timers.t1)
         self.on_end(self)
+
+    def hang_up(self, reason: EndReason, *, cause: int, certain: bool = True) -> None:
+        """End an answered call ourselves: a BYE to both parties of each of its dialogs (design §5, step 5)."""
+        if self.phase is not Phase.ANSWERED:
+            return
+        for dialog in self.dialogs.values():
+            if dialog.sides is not None and not dialog.ended:
+                dialog.ended = True
+                caller, callee = dialog.sides
+                self._send_bye(caller, self.flow, cause, is_customer=self.from_customer)
+                self._send_bye(callee, dialog.to, cause, is_customer=dialog.target.is_customer)
+        self.end(reason, released_by="proxy", cause=cause, certain=certain)
+
+    def _send_bye(self, side: DialogSide, known: Flow | Hop, cause: int, *, is_customer: bool) -> None:
+        desk = self.desk
+        to = known if is_customer else next_hop(desk.settings, side.next_hop, known)
+        via = via_of(desk, to)
+        if via is None:
+            return
+        value, branch = via
+        bye = parse_message(write_bye(side, value, headers=reason_header(cause)))
+        assert isinstance(bye, Request)
+        desk.transactions.new_client(bye, branch, to, Ignored(), desk.now.mono)
 
     def seen(self) -> None:
         """A message of this call arrived."""

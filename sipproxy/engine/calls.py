@@ -5,7 +5,7 @@ Pure. A call stays findable for 64*T1 after its end, so that retransmissions mee
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from sipproxy.engine.call import Call, Dialog, Phase
 
@@ -13,7 +13,23 @@ if TYPE_CHECKING:
     from sipproxy.engine.actions import Now
     from sipproxy.sip.message import Message
 
-__all__ = ["Calls"]
+__all__ = ["Calls", "Found"]
+
+
+class Found(NamedTuple):
+    """Where an in-dialog request belongs."""
+
+    call: Call
+    dialog: Dialog
+    from_caller: bool
+
+    @property
+    def to_customer(self) -> bool:
+        return self.dialog.target.is_customer if self.from_caller else self.call.from_customer
+
+    @property
+    def from_customer(self) -> bool:
+        return self.call.from_customer if self.from_caller else self.dialog.target.is_customer
 
 
 class Calls:
@@ -55,7 +71,7 @@ class Calls:
         if not same:
             self._by_call_id.pop(call.request.call_id, None)
 
-    def find(self, message: Message, token: str) -> tuple[Call, Dialog, bool] | None:
+    def find(self, message: Message, token: str) -> Found | None:
         """The call and dialog that an in-dialog request belongs to, and whether it comes from the caller (§12.2).
 
         `token` is the call id from our Record-Route URI; without one (a peer that drops parameters) Call-ID and tags decide.
@@ -68,9 +84,9 @@ class Calls:
                 continue
             caller_tag = found.request.from_.tag
             if from_tag == caller_tag and to_tag in found.dialogs:
-                return found, found.dialogs[to_tag], True
+                return Found(found, found.dialogs[to_tag], from_caller=True)
             if to_tag == caller_tag and from_tag in found.dialogs:
-                return found, found.dialogs[from_tag], False
+                return Found(found, found.dialogs[from_tag], from_caller=False)
         return None
 
     # Slots of this node's live calls (design §8: what decides when the store does not answer)

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from sipproxy.sip.message import Message
 
-__all__ = ["NORMAL_CLEARING", "cause_of"]
+__all__ = ["NORMAL_CLEARING", "NORMAL_UNSPECIFIED", "TIMER_EXPIRY", "cause_of"]
 
 NORMAL_CLEARING = 16
+NORMAL_UNSPECIFIED = 31
+TIMER_EXPIRY = 102  # recovery on timer expiry
 
 BY_STATUS = {
     200: NORMAL_CLEARING, 400: 41, 401: 21, 402: 21, 403: 21, 404: 1, 405: 63, 406: 79, 407: 21, 408: 102, 410: 22, 413: 127,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from sipproxy.engine.authenticate import Authenticator, Proven
 from sipproxy.engine.call import Call
 from sipproxy.engine.calls import Calls
+from sipproxy.engine.causes import NORMAL_UNSPECIFIED, TIMER_EXPIRY
 from sipproxy.engine.registrar import Registrar
 from sipproxy.engine.relay import IN_DIALOG, Relay, Relays
 from sipproxy.engine.setup import Setup
@@ -236,9 +237,9 @@ class Engine:
         elif kind in ("setup", "ring"):
             call.give_up("no_answer")
         elif kind == "maximum":
-            call.hang_up("maximum")
+            call.hang_up("maximum", cause=NORMAL_UNSPECIFIED)
         elif kind == "reap":
-            call.hang_up("session_expired", certain=False)
+            call.hang_up("session_expired", cause=TIMER_EXPIRY, certain=False)
 
     def _relay_timer(self, key: Hashable) -> None:
         client = self.desk.transactions.clients.get(key)

@@ -23,9 +23,20 @@ if TYPE_CHECKING:
     from sipproxy.engine.state import Desk
     from sipproxy.sip.headers import NameAddr
 
-__all__ = ["Target", "forward_request", "forward_response", "hop_of", "is_ours", "loosen", "strip_trust"]
+__all__ = [
+    "Target",
+    "forward_request",
+    "forward_response",
+    "hop_of",
+    "is_ours",
+    "loosen",
+    "next_hop",
+    "strip_trust",
+    "via_of",
+]
 
 CALL_PARAM = b"c"  # in our Record-Route URI: our call id
+BRANCH = b"z9hG4bK"  # RFC 3261 §8.1.1.7
 MAX_FORWARDS = 70  # RFC 3261 §16.6 step 3
 
 TRUSTED_ONLY = (
@@ -160,13 +171,37 @@ def forward_request(
         edit(editor)
     if stateless:
         seed = b"\0".join((request.via.branch or request.via.raw, request.call_id, call.encode()))
-        branch = b"z9hG4bK" + hashlib.sha256(seed).hexdigest()[:24].encode()  # §16.11: the same for a retransmission
+        branch = BRANCH + hashlib.sha256(seed).hexdigest()[:24].encode()  # §16.11: the same for a retransmission
     else:
-        branch = b"z9hG4bK" + desk.token().encode()
-    editor.push(b"Via", b"SIP/2.0/%s %s;branch=%s" % (listener.transport.encode(), listener.sent_by, branch))
+        branch = BRANCH + desk.token().encode()
+    editor.push(b"Via", _via(listener, branch))
     sent = parse_message(editor.to_bytes(), max_headers=desk.settings.max_headers + 16)
     assert isinstance(sent, Request)
     return sent, branch
+
+
+def via_of(desk: Desk, to: Flow | Hop) -> tuple[bytes, bytes] | None:
+    """A Via value for a request of our own, and its branch; None when no listener of ours speaks the transport."""
+    listener = listener_of(desk.settings, to)
+    if listener is None:
+        return None
+    branch = BRANCH + desk.token().encode()
+    return _via(listener, branch), branch
+
+
+def _via(listener: Listener, branch: bytes) -> bytes:
+    return b"SIP/2.0/%s %s;branch=%s" % (listener.transport.encode(), listener.sent_by, branch)
+
+
+def next_hop(settings: Settings, uri: bytes | Uri, known: Flow | Hop) -> Flow | Hop:
+    """Where a URI of a party that is no customer leads; `known` when it cannot be read or leads back to us."""
+    try:
+        parsed = parse_uri(uri) if isinstance(uri, bytes) else uri
+    except ParseError:
+        return known
+    if not parsed.is_sip or not parsed.host or is_ours(parsed, settings):
+        return known
+    return hop_of(parsed)
 
 
 def forward_response(response: Response, *, from_customer: bool) -> bytes:

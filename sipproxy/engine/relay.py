@@ -9,17 +9,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sipproxy.engine.actions import SendTo
-from sipproxy.engine.call import Call, Dialog, Phase
+from sipproxy.engine.call import Dialog, Phase
 from sipproxy.engine.causes import cause_of
-from sipproxy.engine.forward import forward_request, forward_response, hop_of, is_ours, loosen, strict_next, strip_trust
+from sipproxy.engine.forward import forward_request, forward_response, loosen, next_hop, strict_next, strip_trust
 from sipproxy.sip.build import Editor
-from sipproxy.sip.errors import ParseError
-from sipproxy.sip.uri import parse_uri
+from sipproxy.sip.dialog import after_2xx, after_request
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
-    from sipproxy.engine.calls import Calls
+    from sipproxy.engine.calls import Calls, Found
     from sipproxy.engine.state import Desk
     from sipproxy.engine.transactions import Server
     from sipproxy.sip.flow import Flow, Hop
@@ -38,6 +37,7 @@ class Relay:
 
     desk: Desk
     server: Server
+    dialog: Dialog
     to_customer: bool
     key: Hashable = None
     provisional: bool = False
@@ -53,6 +53,8 @@ class Relay:
         if response.status >= 200 and not self.done:
             self.done = True
             self.desk.queue.cancel(("relay", self.key))
+        if response.is_success and self.dialog.sides is not None:
+            self.dialog.sides = after_2xx(self.dialog.sides, self.server.request, response)
         if response.status == 503:
             self.desk.answer(self.server, 500)  # §16.7 step 6: a 503 speaks of the hop that sent it, not of us
             return
@@ -102,27 +104,24 @@ class Relays:
         if request.max_forwards == 0:
             desk.reply(request, flow, 483)
             return
-        call, dialog, from_caller = found
-        next_uri = strict_next(editor, routes, uri)
-        to = self._next(call, dialog, next_uri, uri, from_caller=from_caller)
-        if call.from_customer if from_caller else dialog.target.is_customer:
+        to = self._next(found, strict_next(editor, routes, uri), uri)
+        if found.from_customer:
             strip_trust(editor, request)
-        self._observe(call, dialog, request, from_caller=from_caller)
+        self._observe(found, request)
         if request.method == b"ACK":
-            built = forward_request(desk, request, to, editor=editor, call=call.id, stateless=True)
+            built = forward_request(desk, request, to, editor=editor, call=found.call.id, stateless=True)
             if built is not None:
                 desk.out.append(SendTo(to, built[0].raw))
-            return
-        to_customer = dialog.target.is_customer if from_caller else call.from_customer
-        self._forward(request, flow, editor, call, to, to_customer=to_customer)
+        else:
+            self._forward(request, flow, editor, found, to)
 
-    def _forward(self, request: Request, flow: Flow, editor: Editor, call: Call, to: Flow | Hop, *, to_customer: bool) -> None:
+    def _forward(self, request: Request, flow: Flow, editor: Editor, found: Found, to: Flow | Hop) -> None:
         desk = self._desk
         server = desk.transactions.new_server(request, desk.reply_target(request, flow), desk.now.mono)
-        relay = Relay(desk, server, to_customer)
+        relay = Relay(desk, server, found.dialog, found.to_customer)
         server.user = relay
         record_route = flow if request.method in (b"INVITE", b"UPDATE") else None
-        built = forward_request(desk, request, to, editor=editor, call=call.id, received_on=record_route)
+        built = forward_request(desk, request, to, editor=editor, call=found.call.id, received_on=record_route)
         if built is None:
             desk.answer(server, 500)
             return
@@ -133,27 +132,23 @@ class Relays:
         relay.key = (branch, request.method)
         desk.transactions.new_client(sent, branch, to, relay, desk.now.mono)
 
-    def _next(self, call: Call, dialog: Dialog, next_uri: Uri | None, uri: bytes, *, from_caller: bool) -> Flow | Hop:
+    def _next(self, found: Found, next_uri: Uri | None, uri: bytes) -> Flow | Hop:
         """Where the request goes: a customer by the flow of its binding or INVITE, since NAT hides what its Contact names;
         anyone else by the Route set or the remote target (§16.6 step 6)."""
-        customer, known = (dialog.target.is_customer, dialog.to) if from_caller else (call.from_customer, call.flow)
-        if customer:
+        known = found.dialog.to if found.from_caller else found.call.flow
+        if found.to_customer:
             return known
-        if next_uri is None:
-            try:
-                next_uri = parse_uri(uri)
-            except ParseError:
-                return known
-        if not next_uri.is_sip or not next_uri.host or is_ours(next_uri, self._desk.settings):
-            return known
-        return hop_of(next_uri)
+        return next_hop(self._desk.settings, next_uri if next_uri is not None else uri, known)
 
-    def _observe(self, call: Call, dialog: Dialog, request: Request, *, from_caller: bool) -> None:
+    def _observe(self, found: Found, request: Request) -> None:
         """What the request says about the call: proof of life, or its end."""
+        call, dialog = found.call, found.dialog
         call.alive()
+        if dialog.sides is not None:
+            dialog.sides = after_request(dialog.sides, request)
         if request.method != b"BYE" or call.phase is not Phase.ANSWERED:
             return
         dialog.ended = True
         if any(d.confirmed and not d.ended for d in call.dialogs.values()):
             return  # a forked call with a second dialog still up
-        call.end("normal", released_by="caller" if from_caller else "callee", cause=cause_of(request, 200))
+        call.end("normal", released_by="caller" if found.from_caller else "callee", cause=cause_of(request, 200))
