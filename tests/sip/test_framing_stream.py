@@ -156,3 +156,15 @@ def test_framer_many_small_chunks_take_linear_time(data: bytes) -> None:
     assert out
     assert error == ""
     assert time.process_time() - start < 2
+
+
+@pytest.mark.parametrize("chunk", [1000, LIMIT])
+def test_framer_headers_without_an_end_are_bounded(chunk: int) -> None:
+    framer = StreamFramer(LIMIT)
+    framer.feed(b"OPTIONS sip:a@h SIP/2.0\r\nX: ")
+    with pytest.raises(ParseError) as error:
+        for _ in range(2 * LIMIT // chunk):
+            framer.feed(b"y" * chunk)
+            assert framer.buffered <= LIMIT
+    assert error.value.status == 513
+    assert framer.buffered == 0

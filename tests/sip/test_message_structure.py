@@ -367,3 +367,10 @@ def test_message_any_bytes_raise_nothing_but_parse_error(data: bytes) -> None:
 def test_refusal_text_holds_no_credential(line: bytes) -> None:
     error = refusal(REGISTER.replace(b"Max", line + b"\r\nMax", 1))
     assert "c2VjcmV0" not in str(error)
+
+
+@pytest.mark.parametrize("length", [b"l: 4", b"Content-Length: 5", b"CONTENT-LENGTH : 4"])
+def test_second_content_length_is_refused_before_the_body_is_cut(length: bytes) -> None:
+    """The body must not be cut by one of two lengths, so `parse_message` itself refuses."""
+    with pytest.raises(ParseError):
+        parse_message(REGISTER.replace(b"Content-Length", length + b"\r\nContent-Length"))
