@@ -306,9 +306,9 @@ class Store:
         try:
             async with asyncio.timeout(self.bounds.connect_ms / 1000):
                 wire = await dial(self._address, self._make_wire)
-                if self._closing.is_set():
+                if self._closing.is_set() or wire.is_lost:  # of one lost before it was ours no further word would come
                     wire.abort()
-                    return False
+                    raise StoreError("CLOSED")
                 self._wire = wire
                 self._gone.clear()
                 await self._greet()

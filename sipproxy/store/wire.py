@@ -123,9 +123,15 @@ class Wire(asyncio.Protocol):
         self.writable = True
         self._on_writable(self)
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether the connection has ended, or is about to: then `on_lost` is still to come."""
+        return self._transport is None or self._transport.is_closing()
+
     def send(self, data: bytes) -> None:
-        assert self._transport is not None
-        self._transport.write(data)
+        """Send, or do nothing on a connection that is lost: its end says to whom the data belonged that nothing came of it."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(data)  # on uvloop an error after the end, where asyncio ignores it
 
     def abort(self) -> None:
         """Drop the connection without waiting for anything; safe to repeat."""

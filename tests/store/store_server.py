@@ -157,7 +157,7 @@ class Relay:
                     self._delayed[sink].append(data)
                 else:
                     sink.write(data)
-        except OSError:
+        except (OSError, RuntimeError):  # the latter is uvloop's way to say that the other side is closed
             pass
         finally:
             if sink not in self._delayed:
