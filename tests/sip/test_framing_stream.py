@@ -63,13 +63,14 @@ streams = st.lists(
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(streams, sizes)
 def test_framer_any_chunking_gives_the_same(parts: list[bytes], chunk_sizes: list[int]) -> None:
     data = b"".join(parts)
     assert fed(cut(data, chunk_sizes), 300) == fed([data], 300)
 
 
+@settings(deadline=None)
 @given(st.lists(models(), max_size=3), sizes)
 def test_framer_generated_messages_come_out_whole(drawn: list[Model], chunk_sizes: list[int]) -> None:
     wanted = []
@@ -162,9 +163,9 @@ def test_framer_many_small_chunks_take_linear_time(data: bytes) -> None:
 def test_framer_headers_without_an_end_are_bounded(chunk: int) -> None:
     framer = StreamFramer(LIMIT)
     framer.feed(b"OPTIONS sip:a@h SIP/2.0\r\nX: ")
+    for _ in range((LIMIT - 30) // chunk):
+        assert framer.feed(b"y" * chunk) == []
     with pytest.raises(ParseError) as error:
-        for _ in range(2 * LIMIT // chunk):
-            framer.feed(b"y" * chunk)
-            assert framer.buffered <= LIMIT
+        framer.feed(b"y" * chunk)
     assert error.value.status == 513
     assert framer.buffered == 0
