@@ -92,6 +92,11 @@ class Network:
             self._stack = stack.pop_all()
         return self
 
+    async def stop_node(self) -> None:
+        """End the node; raises AssertionError with its log when it does not leave by itself with status 0."""
+        status = await self.node.stop()
+        assert status == 0, f"the node ended with status {status}\n{self.node.log()}"
+
     async def __aexit__(self, *_: object) -> None:
         for router in self.routers:
             router.close()
@@ -124,6 +129,14 @@ class Network:
             return sum(map(len, (await live_slots(self.store.client)).values()))
 
         return await becomes(used, wanted, timeout_s=timeout_s)
+
+    async def bindings(self, user: str, wanted: int, *, timeout_s: float = 5.0) -> int:
+        """How many bindings of an account the store has: `wanted`, as soon as it has, else those after `timeout_s`."""
+
+        async def stored() -> int:
+            return int(await self.store.client.hlen(f"sp:{{acct:{user}}}:bindings"))
+
+        return await becomes(stored, wanted, timeout_s=timeout_s)
 
     async def records(self, count: int, *, timeout_s: float = 10.0) -> list[Record]:
         """The final records once there are `count` of them, or those that are there after `timeout_s` seconds."""

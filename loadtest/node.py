@@ -159,6 +159,7 @@ class Node:
                 "-c",
                 str(self.config),
                 cwd=Path(__file__).parents[1],
+                env={**os.environ, "PYTHONFAULTHANDLER": "1"},
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -166,11 +167,12 @@ class Node:
         await self._wait_ready()
 
     async def stop(self, sign: signal.Signals = signal.SIGTERM) -> int | None:
-        """End it and return its exit status; it is killed when it does not leave within the bound."""
+        """End it and return its exit status. When it does not leave within the bound it is made to tell where it hangs
+        (SIGABRT, which its log then shows) and killed: the status is negative then."""
         process = self.process
         if process is None:
             return None
-        for way in (sign, signal.SIGKILL):
+        for way in (sign, signal.SIGABRT, signal.SIGKILL):
             if process.returncode is not None:
                 break
             with contextlib.suppress(ProcessLookupError):

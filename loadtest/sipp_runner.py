@@ -132,7 +132,7 @@ class SippRun:
             seconds=seconds,
             response_ms=tuple(_response_times(self._directory)),
             call_ids=tuple(self._cid.replace("%u", str(number)) for number in range(1, created + 1)),
-            errors=_text(self._directory / "errors.log") + _text(self._directory / "output.log", only_if=status != 0),
+            errors=_text(self._directory / "output.log", only_if=status != 0) + _text(self._directory / "errors.log"),
             messages=_text(self._directory / "messages.log"),
         )
         shutil.rmtree(self._directory, ignore_errors=True)

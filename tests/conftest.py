@@ -43,3 +43,6 @@ async def start_network(request: pytest.FixtureRequest) -> AsyncIterator[Callabl
             for network in networks:
                 print(network.ledger.tail())
                 print(network.node.log())
+        for network in networks:
+            if network.node.running:
+                await network.stop_node()

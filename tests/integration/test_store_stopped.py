@@ -39,10 +39,4 @@ async def test_store_stopped_before_a_registration_does_not_delay_it(start_netwo
         assert not [event for event in network.ledger.events if event.what == "repeats"]
     finally:
         network.store.resume()
-    client = network.store.client
-    from loadtest.reconcile import becomes
-
-    async def bindings() -> int:
-        return int(await client.hlen("sp:{acct:u000000}:bindings"))
-
-    assert await becomes(bindings, 1, timeout_s=10) == 1
+    assert await network.bindings("u000000", 1, timeout_s=10) == 1

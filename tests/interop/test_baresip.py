@@ -45,20 +45,20 @@ async def callee(network: Network) -> AsyncIterator[BaresipParty]:
 async def test_register_with_sha256_is_accepted(network: Network, caller: BaresipParty) -> None:
     assert (await caller.do("register"))["event"] == "ok", caller.log()
     assert "algorithm=SHA-256" in caller.log()
-    assert await network.store.client.hlen("sp:{acct:b2001}:bindings") == 1
+    assert await network.bindings("b2001", 1) == 1
 
 
 async def test_register_with_md5_is_accepted(network: Network, callee: BaresipParty) -> None:
     assert (await callee.do("register"))["event"] == "ok", callee.log()
     assert "algorithm=MD5" in callee.log()
     assert "SHA-256" not in callee.log()
-    assert await network.store.client.hlen("sp:{acct:v1001}:bindings") == 1
+    assert await network.bindings("v1001", 1) == 1
 
 
 async def test_unregister_removes_the_binding(network: Network, caller: BaresipParty) -> None:
     assert (await caller.do("register"))["event"] == "ok", caller.log()
     assert (await caller.do("unregister"))["event"] == "ok", caller.log()
-    assert await network.store.client.hlen("sp:{acct:b2001}:bindings") == 0
+    assert await network.bindings("b2001", 0) == 0
 
 
 async def test_register_with_a_wrong_password_fails(network: Network) -> None:
