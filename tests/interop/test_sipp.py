@@ -59,7 +59,7 @@ async def test_register_with_md5_is_answered_200_and_stored(network: Network) ->
 async def test_register_with_a_wrong_password_stays_challenged(network: Network) -> None:
     keys = {"expires": "600", "contact_port": "5099"}
     wrong = Credentials(LINE.user, "not-it")
-    result = await run_sipp("register", target=network.node.address, accounts=[wrong], keys=keys)
+    result = await run_sipp("register", target=network.node.address, accounts=[wrong], keys=keys, receive_timeout_ms=1500)
     assert (result.successful, result.failed) == (0, 1)
     assert await network.store.client.exists("sp:{acct:b2001}:bindings") == 0
 
