@@ -205,7 +205,8 @@ class Publisher:
 
     async def _wait_for_work(self) -> None:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._work.wait(), LOOK_S)
+            async with asyncio.timeout(LOOK_S):  # Not wait_for, which before Python 3.12 may swallow a cancellation.
+                await self._work.wait()
         if self.backlog < self._batch:
             await asyncio.sleep(LINGER_S)
 

@@ -6,6 +6,7 @@ read it as its own. Here every error and every cancellation drops the connection
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Any
 
@@ -68,22 +69,33 @@ class Link:
 
     async def call(self, *command: str | bytes | float, timeout_s: float | None = None) -> Any:
         """The reply, undecoded. Raises redis.exceptions.RedisError or OSError; replies that are errors keep the connection."""
+        task = asyncio.current_task()
+        cancels = task.cancelling() if task is not None else 0
         try:
-            if self._connection is None:
-                connection = self._pool.make_connection()
-                connection.retry = Retry(NoBackoff(), 0)  # When to try again is decided by who calls.
-                connection.socket_timeout = connection.socket_connect_timeout = self._timeout_s
-                self._connection = connection
-                await connection.connect()
-            # Not read_response's own `timeout`: with it, a reply that does not come is None and the connection stays.
-            self._connection.socket_timeout = timeout_s or self._timeout_s
-            await self._connection.send_command(*command)
-            return await self._connection.read_response(disable_decoding=True)
+            return await self._exchange(command, timeout_s or self._timeout_s)
         except ResponseError:
             raise
         except BaseException:
             await self.drop()
             raise
+        finally:
+            if task is not None and task.cancelling() > cancels:
+                # redis-py sends within asyncio.wait_for, which before Python 3.12 may swallow a cancellation. Here it would go
+                # on as if nothing had been asked of it, so whatever came of the command gives way to the cancellation.
+                await self.drop()
+                raise asyncio.CancelledError
+
+    async def _exchange(self, command: tuple[str | bytes | float, ...], timeout_s: float) -> Any:
+        if self._connection is None:
+            connection = self._pool.make_connection()
+            connection.retry = Retry(NoBackoff(), 0)  # When to try again is decided by who calls.
+            connection.socket_timeout = connection.socket_connect_timeout = self._timeout_s
+            self._connection = connection
+            await connection.connect()
+        # Not read_response's own `timeout`: with it, a reply that does not come is None and the connection stays.
+        self._connection.socket_timeout = timeout_s
+        await self._connection.send_command(*command)
+        return await self._connection.read_response(disable_decoding=True)
 
     async def drop(self) -> None:
         """Close the connection at once; the next call makes a new one."""

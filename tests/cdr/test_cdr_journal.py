@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -603,6 +604,27 @@ async def test_sync_groups_appends_within_the_interval(
     elapsed = time.monotonic() - started
     assert len(calls) - before <= 2 + elapsed / 0.2
     assert elapsed >= 0.1
+
+
+def test_recover_keeps_nothing_of_calls_that_ended(directory: Path) -> None:
+    """Memory is that of one segment, however long the journal is."""
+    journal = make(directory, segment_bytes=16384)
+    journal.recover()
+    fill(journal, 3000)
+    journal.append(Admit(draft("live")))
+    assert journal.stats.bytes > 1_000_000
+    journal.close()
+    journal = make(directory, segment_bytes=16384)
+    tracemalloc.start()
+    try:
+        found = journal.recover()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert [admit.record.id for admit, _, _ in found.unfinished] == ["live"]
+    assert sum(1 for _ in found.unpublished) == 3000
+    journal.close()
+    assert peak < 300_000, peak
 
 
 def test_killed_writer_loses_nothing_that_was_appended(directory: Path) -> None:
