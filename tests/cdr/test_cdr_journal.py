@@ -446,7 +446,8 @@ def test_read_records_larger_than_a_window_are_whole(
     start = segments(directory)[0].stat().st_size
     fill(journal, 10)
     middle = segments(directory)[0].stat().st_size
-    fill(journal, 20)
+    journal.append(ended(41, user_agent="u" * 300))
+    fill(journal, 19)
     monkeypatch.setattr("cdr.reading.READ_BYTES", 700)
     assert ids(journal.records_from(1)) == [f"call-{seq}" for seq in range(1, 61)]
     with segments(directory)[0].open("r+b") as file:
