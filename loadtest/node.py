@@ -90,7 +90,6 @@ class TrunkSpec:
             "uri": f"sip:{host}:{port};transport=udp",
             "addresses": sources,
             "priority": self.priority,
-            "ping_s": 0,
         }
 
 

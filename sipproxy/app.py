@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from policy.change import Change
     from policy.model import PsapRoute, Snapshot
     from sipproxy.config import Config
+    from sipproxy.sip.errors import ParseError
     from sipproxy.sip.flow import Flow
 
 __all__ = ["StartError", "main"]
@@ -59,18 +60,23 @@ __all__ = ["StartError", "main"]
 EXPIRE_S = 1.0  # between two looks at expired bindings
 KEY_BYTES = 32
 SHOWN_ACCOUNTS = 2
+FLUSH_S = 2.0  # for the last records to reach the store before the node leaves
+CANCEL_EVERY_S = 0.2
+
+
+Bound = tuple[str, str, int]  # transport, IP, port
 
 
 class StartError(Exception):
     """The node cannot start; the text says what to do."""
 
 
-def main(config: Config, *, config_path: Path, embedded: bool) -> int:
-    """Run a node until SIGTERM or SIGINT; the exit code."""
+def main(config: Config, *, config_path: Path, embedded: bool, welcome: bool = False) -> int:
+    """Run a node until SIGTERM or SIGINT; the exit code. With `welcome` stdout tells a person how to register and call."""
     writer = configure(config.log.level, config.log.format)
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            return runner.run(_run(config, config_path, embedded=embedded))
+            return runner.run(_run(config, config_path, embedded=embedded, welcome=welcome))
     except (StartError, EmbeddedError, JournalError, PolicyError) as error:
         print(f"sipproxy: {error}", file=sys.stderr)  # noqa: T201  the log may be JSON; a person reads this
         return 1
@@ -86,7 +92,7 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
     return uvloop.new_event_loop
 
 
-async def _run(config: Config, config_path: Path, *, embedded: bool) -> int:
+async def _run(config: Config, config_path: Path, *, embedded: bool, welcome: bool) -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -110,7 +116,11 @@ async def _run(config: Config, config_path: Path, *, embedded: bool) -> int:
         for damage in found.damaged:
             node.log.error("journal_damaged", **damage._asdict())
         unfinished = [recovered(admit, answer, alive, 0) for admit, answer, alive in found.unfinished]
-        await node.start(stack, unfinished, found.next_seq)
+        bound = await node.start(stack, unfinished, found.next_seq)
+        if welcome:
+            sys.stdout.write(_welcome(config, bound, node.engine.desk.snapshot))
+        sys.stdout.write(json.dumps({"event": "ready", "listen": shown(bound)}) + "\n")
+        sys.stdout.flush()
         await node.run(stop)
     return 0
 
@@ -145,15 +155,21 @@ class Node:
 
     # Starting
 
-    async def start(self, stack: contextlib.AsyncExitStack, unfinished: list[Record], next_seq: int) -> None:
-        """Bring every part up. Raises StartError, and what the parts raise."""
+    async def start(self, stack: contextlib.AsyncExitStack, unfinished: list[Record], next_seq: int) -> list[Bound]:
+        """Bring every part up; the addresses that were taken. Raises StartError, and what the parts raise."""
         config = self.config
         await self.store.start()
         stack.push_async_callback(self.store.close)
         snapshot = await self._first_snapshot()
         self._resolver = Resolver()
         stack.push_async_callback(self._resolver.close)
-        self._transports = Transports(self._resolver, self._on_message, self._on_failed)
+        self._transports = Transports(
+            self._resolver,
+            self._on_message,
+            self._on_failed,
+            self._on_refused,
+            message_bytes=config.limits.message_bytes,
+        )
         bound = self._bind(self._transports)
         stack.push_async_callback(self._transports.close)
         self.engine = Engine(
@@ -180,9 +196,18 @@ class Node:
         metrics = await self._observe(stack)
         await self._transports.start()
         self._lag = LoopLag(metrics)
-        self._tell_ready(bound, snapshot)
+        self.log.info(
+            "ready",
+            node=config.node.id,
+            listen=shown(bound),
+            metrics=self._metrics_address,
+            lines=len(snapshot.lines),
+            accounts=len(snapshot.accounts),
+            policy_version=snapshot.version,
+        )
+        return bound
 
-    def _bind(self, transports: Transports) -> list[tuple[str, str, int]]:
+    def _bind(self, transports: Transports) -> list[Bound]:
         listens = [(listen.transport.upper(), *split_address(listen.address)) for listen in self.config.listen]
         try:
             return transports.bind(listens, next_free=self._server is not None)
@@ -195,6 +220,9 @@ class Node:
 
     def _on_failed(self, key: Hashable) -> None:
         self.shell.send_failed(key)
+
+    def _on_refused(self, head: bytes, fault: ParseError, flow: Flow) -> None:
+        self.shell.refused(head, fault, flow)
 
     async def _first_snapshot(self) -> Snapshot:
         """The policy data to begin with: the store's, with the configured files taken in, else the last one seen."""
@@ -276,17 +304,6 @@ class Node:
         stack.push_async_callback(control.close)
         return metrics
 
-    def _tell_ready(self, bound: list[tuple[str, str, int]], snapshot: Snapshot) -> None:
-        addresses = [f"{transport.lower()} {host}:{port}" for transport, host, port in bound]
-        self.log.info(
-            "ready", node=self.config.node.id, listen=addresses, metrics=self._metrics_address,
-            lines=len(snapshot.lines), accounts=len(snapshot.accounts), policy_version=snapshot.version,
-        )  # fmt: skip
-        if sys.stdout.isatty() or self._server is not None:
-            sys.stdout.write(_welcome(self.config, bound, snapshot))
-        sys.stdout.write(json.dumps({"event": "ready", "listen": addresses}) + "\n")
-        sys.stdout.flush()
-
     # Running
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -300,7 +317,7 @@ class Node:
                 self._refresh_slots(),
                 self._expire_bindings(),
                 heartbeat.run(),
-                self.shell.run_journal_retries(),
+                self.shell.run_journal_watch(),
                 self._lag.run(),
             ]
             if self._server is not None:
@@ -308,8 +325,8 @@ class Node:
             tasks = [group.create_task(coroutine) for coroutine in work]
             await stop.wait()
             self.log.info("stopping", calls=self.engine.calls.live)
-            for task in tasks:
-                task.cancel()
+            await self._publisher.flush(FLUSH_S)
+            await _cancel_all(tasks)
 
     def _heartbeat(self) -> dict[str, str | int]:
         stats = self._journal.stats
@@ -369,6 +386,20 @@ class Node:
         self.shell.refresh_leases()
 
 
+def shown(bound: list[Bound]) -> list[str]:
+    """The addresses for logs and programs."""
+    return [f"{transport.lower()} {host}:{port}" for transport, host, port in bound]
+
+
+async def _cancel_all(tasks: list[asyncio.Task[None]]) -> None:
+    """Cancel until every task has ended: redis-py on Python 3.11 can swallow a cancellation."""
+    pending = set(tasks)
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=CANCEL_EVERY_S)
+
+
 def _is_in(change: Change, snapshot: Snapshot) -> bool:
     """Whether the snapshot holds all that the change would set."""
     routes: dict[tuple[str, str], set[PsapRoute]] = {}
@@ -395,7 +426,7 @@ def _secret(path: Path) -> bytes:
     return key
 
 
-def _welcome(config: Config, bound: list[tuple[str, str, int]], snapshot: Snapshot) -> str:
+def _welcome(config: Config, bound: list[Bound], snapshot: Snapshot) -> str:
     """For a person who started a node by hand: where it listens, how to register and call."""
     rows = [f"sipproxy {config.node.id} is up ({time.strftime('%H:%M:%S')}). Stop it with Ctrl-C."]
     for listen, (transport, host, port) in zip(config.listen, bound, strict=True):

@@ -46,7 +46,7 @@ def up(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> No
     """
     from sipproxy.commands import node, output
 
-    output.run(lambda _: node.serve(config, everything=True), as_json=as_json)
+    output.run(lambda _: node.serve(config, everything=True, welcome=not as_json), as_json=as_json)
 
 
 @app.command()
@@ -57,7 +57,7 @@ def serve(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) ->
     """
     from sipproxy.commands import node, output
 
-    output.run(lambda _: node.serve(config, everything=False), as_json=as_json)
+    output.run(lambda _: node.serve(config, everything=False, welcome=False), as_json=as_json)
 
 
 @app.command()

@@ -87,11 +87,9 @@ class Trunk(Section, frozen=True):
     ] = ()  # sources of incoming calls: IP, IP:port or network; default: the uri's host
     priority: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 0  # lower first
     weight: Annotated[int, msgspec.Meta(ge=1, le=65535)] = 1
-    ping_s: Annotated[int, msgspec.Meta(ge=0, le=3600)] = 30
 
 
 class Emergency(Section, frozen=True):
-    provider_code: Text = ""
     access_networks: Annotated[tuple[Filled, ...], Many] = ()  # networks from which 110/112 needs no challenge
 
 
@@ -117,7 +115,7 @@ class Cdr(Section, frozen=True):
     fsync_interval_ms: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 10
     segment_bytes: Annotated[int, msgspec.Meta(ge=65536, le=1 << 30)] = 16 * 1024 * 1024
     stream: Filled = "sp:cdr"
-    stream_max: Annotated[int, msgspec.Meta(ge=0)] = 1_000_000  # entries; 0 = unbounded
+    stream_max: Annotated[int, msgspec.Meta(ge=0)] = 0  # entries; 0 = unbounded
     batch: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 500
 
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from cdr.recovery import JournalError
+from cdr.facts import Admit, Alive, Answer
+from cdr.journal import JournalError, UnwritableError
 from sipproxy.engine.actions import (
     Action,
     Note,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from cdr.publisher import Publisher
     from sipproxy.engine.core import Engine
     from sipproxy.net.transports import Transports
+    from sipproxy.sip.errors import ParseError
     from sipproxy.sip.flow import Flow
     from sipproxy.store.bindings import Bindings
     from sipproxy.store.slots import SlotResult, Slots
@@ -42,6 +44,7 @@ __all__ = ["Shell"]
 
 MAX_OWED_FACTS = 100_000  # facts that the disk would not take, kept in memory until it does
 RETRY_S = 1.0
+FULL_PERCENT = 5.0  # design §8: at 95 % full no new calls, so that live ones can still be recorded
 
 
 def instant() -> Now:
@@ -87,6 +90,10 @@ class Shell:
     def send_failed(self, key: Hashable) -> None:
         """The transport could not send what had this key."""
         self._perform(self.engine.transport_failed(key, instant()))
+
+    def refused(self, head: bytes, fault: ParseError, flow: Flow) -> None:
+        """A stream broke at a message with this head."""
+        self._perform(self.engine.refuse_stream(head, fault, flow, instant()))
 
     def _slot_result(self, action: TakeSlot, result: SlotResult) -> None:
         self._perform(self.engine.slot_result(action.call, action.line, taken=result.taken, used=result.used, now=instant()))
@@ -144,14 +151,21 @@ class Shell:
             getattr(self._log, action.level)(action.event, **action.fields)
 
     def _append(self, fact: Fact) -> None:
-        if self._owed:
+        if self._owed and not isinstance(fact, Admit):
             self._owe(fact)  # in order: nothing overtakes what the disk has not taken
             return
         try:
             position = self._journal.append(fact)
+        except UnwritableError as error:
+            self._lose(fact, error)
+            return
         except JournalError as error:
             self._log.error("journal_refused", error=str(error))
-            self._owe(fact)
+            self.engine.close("journal")
+            # An ADMIT only protects its call from a crash, and END says it all again: it must not stand in END's way to the
+            # room that the journal keeps for calls that live.
+            if not isinstance(fact, Admit):
+                self._owe(fact)
             return
         self._publisher.wake()
         if self._wait_for_disk:
@@ -168,21 +182,33 @@ class Shell:
 
     def _owe(self, fact: Fact) -> None:
         if len(self._owed) >= MAX_OWED_FACTS:
-            self.facts_lost += 1
-            return
-        self._owed.append(fact)
+            self._lose(fact, None)
+        else:
+            self._owed.append(fact)
 
-    async def run_journal_retries(self) -> None:
-        """Write what the disk refused as soon as it takes it."""
+    def _lose(self, fact: Fact, error: Exception | None) -> None:
+        self.facts_lost += 1
+        call = fact.id if isinstance(fact, Alive | Answer) else fact.record.id
+        self._log.error("journal_fact_lost", call=call, error=str(error) if error is not None else "too many wait for the disk")
+
+    async def run_journal_watch(self) -> None:
+        """Write what the disk refused as soon as it takes it; no new calls but emergencies while it is full or failing."""
         while True:
             await asyncio.sleep(RETRY_S)
             while self._owed:
                 try:
                     self._journal.append(self._owed[0])
+                except UnwritableError as error:
+                    self._lose(self._owed[0], error)
                 except JournalError:
                     break
                 self._owed.popleft()
                 self._publisher.wake()
+            stats = self._journal.stats
+            if self._owed or stats.failure or stats.free_percent < FULL_PERCENT:
+                self.engine.close("journal")
+            else:
+                self.engine.open("journal")
 
     # The engine's timer
 

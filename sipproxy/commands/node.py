@@ -16,7 +16,7 @@ __all__ = ["calls", "check", "demo", "registrations", "serve"]
 Row = dict[str, Any]
 
 
-def serve(path: Path, *, everything: bool) -> int:
+def serve(path: Path, *, everything: bool, welcome: bool) -> int:
     """Run a node until it is told to stop; its exit code."""
     config = load(path)
     if not everything and not config.store.url:
@@ -25,7 +25,7 @@ def serve(path: Path, *, everything: bool) -> int:
         )
     from sipproxy import app  # the whole node
 
-    return app.main(config, config_path=path, embedded=not config.store.url)
+    return app.main(config, config_path=path, embedded=not config.store.url, welcome=welcome)
 
 
 def demo(*, as_json: bool) -> int:

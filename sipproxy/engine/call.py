@@ -193,7 +193,7 @@ class Call:
         if self.ringing_at_ms is None and response.status in (180, 183):
             self.ringing_at_ms = desk.now.utc_ms
         self._dialog(branch, response)
-        data = forward_response(response, from_customer=branch.target.is_customer)
+        data = forward_response(response, self.server.target, from_customer=branch.target.is_customer)
         desk.transactions.respond(self.server, response.status, data, desk.now.mono)
 
     def _success(self, branch: Branch[Target], response: Response) -> None:
@@ -209,7 +209,7 @@ class Call:
             self._confirm(dialog, branch, response)
         if first:
             self._answered(branch, response)
-        data = forward_response(response, from_customer=branch.target.is_customer)
+        data = forward_response(response, self.server.target, from_customer=branch.target.is_customer)
         desk.transactions.respond(self.server, response.status, data, desk.now.mono)
 
     def _answered(self, branch: Branch[Target], response: Response) -> None:
@@ -284,7 +284,7 @@ class Call:
         if status in (401, 407):
             data = self._with_all_challenges(response)
         else:
-            data = forward_response(response, from_customer=from_customer)
+            data = forward_response(response, self.server.target, from_customer=from_customer)
         desk = self.desk
         desk.transactions.respond(self.server, status, data, desk.now.mono)
         desk.count("responses", "INVITE", str(status))

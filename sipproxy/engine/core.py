@@ -69,11 +69,7 @@ class Engine:
         try:
             message = parse_message(data, max_headers=desk.settings.max_headers)
         except ParseError as fault:
-            desk.count("malformed", "structure")
-            request = salvage(data) if fault.status else None
-            if request is not None:
-                request.stamp(flow.host, flow.port)
-                self._refuse_malformed(request, flow, fault)
+            self._salvage(data, flow, fault)
             return desk.take_actions()
         if isinstance(message, Request):
             self._request(message, flow)
@@ -112,6 +108,20 @@ class Engine:
         self.desk.transactions.transport_failed(key, now.mono)
         return self.desk.take_actions()
 
+    def close(self, reason: str) -> None:
+        """Take no new calls but emergencies, for this reason: they get 503. Others may have closed for reasons of their own."""
+        self.desk.closed.add(reason)
+
+    def open(self, reason: str) -> None:
+        """This reason is over."""
+        self.desk.closed.discard(reason)
+
+    def refuse_stream(self, head: bytes, fault: ParseError, flow: Flow, now: Now) -> list[Action]:
+        """The head of a message whose stream cannot be read on: answered where it can be."""
+        self.desk.now = now
+        self._salvage(head, flow, fault)
+        return self.desk.take_actions()
+
     def swap_snapshot(self, snapshot: Snapshot) -> None:
         """From the next event on, decisions are made with this snapshot."""
         self.desk.snapshot = snapshot
@@ -148,6 +158,13 @@ class Engine:
         except ParseError as fault:
             # A header that only now was needed turns out malformed.
             desk.count("malformed", "late")
+            self._refuse_malformed(request, flow, fault)
+
+    def _salvage(self, data: bytes, flow: Flow, fault: ParseError) -> None:
+        self.desk.count("malformed", "structure")
+        request = salvage(data) if fault.status else None
+        if request is not None:
+            request.stamp(flow.host, flow.port)
             self._refuse_malformed(request, flow, fault)
 
     def _refuse_malformed(self, request: Request, flow: Flow, fault: ParseError) -> None:

@@ -167,6 +167,8 @@ def forward_request(
         if inner is not listener:
             editor.push(b"Record-Route", record_route_uri(listener, call))  # RFC 5658: one for each side
     consume_credentials(editor, request, desk.settings.realm)
+    if to.transport != "UDP" and not request.has(b"content-length"):
+        editor.append(b"Content-Length", b"%d" % len(request.body))  # §18.3: a stream needs it, a datagram may leave it out
     if edit is not None:
         edit(editor)
     if stateless:
@@ -204,10 +206,12 @@ def next_hop(settings: Settings, uri: bytes | Uri, known: Flow | Hop) -> Flow | 
     return hop_of(parsed)
 
 
-def forward_response(response: Response, *, from_customer: bool) -> bytes:
-    """The response as it goes upstream: our Via is taken off (§16.7 step 3)."""
+def forward_response(response: Response, to: Flow, *, from_customer: bool) -> bytes:
+    """The response as it goes upstream to `to`: our Via is taken off (§16.7 step 3), and it can stand in a stream (§18.3)."""
     editor = Editor(response)
     editor.pop(b"via")
+    if to.transport != "UDP" and not response.has(b"content-length"):
+        editor.append(b"Content-Length", b"%d" % len(response.body))
     if from_customer:
         strip_trust(editor, response)
     return editor.to_bytes()

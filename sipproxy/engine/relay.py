@@ -58,7 +58,7 @@ class Relay:
         if response.status == 503:
             self.desk.answer(self.server, 500)  # §16.7 step 6: a 503 speaks of the hop that sent it, not of us
             return
-        data = forward_response(response, from_customer=self.to_customer)
+        data = forward_response(response, self.server.target, from_customer=self.to_customer)
         self.desk.transactions.respond(self.server, response.status, data, self.desk.now.mono)
 
     def failed(self, _key: Hashable, /, *, timed_out: bool) -> None:

@@ -70,8 +70,9 @@ class Setup:
                 desk.reply(request, flow, outcome.status, headers=outcome.headers)
                 return
             account = outcome.account
-        if not service and (desk.transactions.is_full or self._calls.live >= desk.settings.max_calls):
-            desk.count("requests_refused", "table_full")
+        full = desk.transactions.is_full or self._calls.live >= desk.settings.max_calls
+        if not service and (full or desk.closed):
+            desk.count("requests_refused", "table_full" if full else f"closed_{min(desk.closed)}")
             desk.reply(request, flow, 503, headers=[(b"Retry-After", b"10")])
             return
         if trunk is not None:

@@ -44,6 +44,7 @@ class Desk:
         self.out: list[Action] = []
         self.counters: Counter[tuple[str, ...]] = Counter()
         self.queue = TimerQueue()
+        self.closed: set[str] = set()  # reasons for taking no new calls but emergencies
         self.location = Location(settings.max_bindings)
         self.transactions = Transactions(
             settings.timers, limit=settings.max_transactions, emit=self.out.append, queue=self.queue

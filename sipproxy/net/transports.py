@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from sipproxy.net.stream import StreamListener
+from sipproxy.net.stream import StreamLimits, StreamListener
 from sipproxy.net.udp import UdpListener
 from sipproxy.sip.flow import Flow, Hop
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
 
     from sipproxy.net.resolver import Resolver
+    from sipproxy.sip.errors import ParseError
 
 __all__ = ["Transports"]
 
@@ -28,7 +29,8 @@ class Transports:
     """Listeners in the order of the configuration; `Flow.listener` is the index.
 
     `on_message(data, flow)` gets each message; `on_failed(key)` the key of what could not be sent, or what ICMP says did not
-    arrive (RFC 3261 §18.4).
+    arrive (RFC 3261 §18.4); `on_refused(head, fault, flow)` the head of a message that a stream cannot be read beyond, while it
+    can still be answered.
     """
 
     def __init__(
@@ -36,10 +38,15 @@ class Transports:
         resolver: Resolver,
         on_message: Callable[[bytes, Flow], None],
         on_failed: Callable[[Hashable], None],
+        on_refused: Callable[[bytes, ParseError, Flow], None],
+        *,
+        message_bytes: int = 65535,
     ) -> None:
         self._resolver = resolver
         self._on_message = on_message
         self._on_failed = on_failed
+        self._on_refused = on_refused
+        self._message_bytes = message_bytes
         self._listeners: list[UdpListener | StreamListener] = []
         self._by_transport: dict[str, int] = {}
         self._lookups: set[asyncio.Task[None]] = set()
@@ -75,12 +82,24 @@ class Transports:
             def datagram(data: bytes, source: str, source_port: int) -> None:
                 on_message(data, Flow("UDP", index, source, source_port))
 
-            return UdpListener(host, port, datagram, on_failed=lambda key, _: self._on_failed(key))
+            return UdpListener(
+                host, port, datagram, on_failed=lambda key, _: self._on_failed(key), max_datagram=self._message_bytes
+            )
 
         def message(data: bytes, source: str, source_port: int, connection: int) -> None:
             on_message(data, Flow("TCP", index, source, source_port, connection))
 
-        return StreamListener(host, port, message, on_failed=lambda key, _: self._on_failed(key))
+        def refused(head: bytes, fault: ParseError, source: str, source_port: int, connection: int) -> None:
+            self._on_refused(head, fault, Flow("TCP", index, source, source_port, connection))
+
+        return StreamListener(
+            host,
+            port,
+            message,
+            on_failed=lambda key, _: self._on_failed(key),
+            on_refused=refused,
+            limits=StreamLimits(message_bytes=self._message_bytes),
+        )
 
     async def start(self) -> None:
         """Deliver messages from now on."""

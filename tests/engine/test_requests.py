@@ -6,6 +6,8 @@ import pytest
 
 from sipproxy.engine.actions import SendTo
 from sipproxy.sip.digest import parse_challenge, write_credentials
+from sipproxy.sip.errors import ParseError
+from sipproxy.sip.flow import Flow
 from sipproxy.sip.message import Request
 from tests.engine.desk import STRANGER, Desk
 
@@ -140,3 +142,29 @@ def test_other_realms_credentials_travel_on_and_ours_do_not(desk: Desk) -> None:
     sent = [a.data for a in actions if isinstance(a, SendTo)]
     assert sent[0].count(b"Proxy-Authorization:") == 1
     assert b'realm="carrier.example"' in sent[0]
+
+
+def test_closed_node_takes_emergencies_alone() -> None:
+    """Design §8: a full disk refuses new calls, never 110 and 112."""
+    desk = Desk()
+    desk.engine.close("journal")
+    contact = (b"Contact", b"<sip:alice@203.0.113.1>")
+    for target, statuses in ((b"sip:03023125001@sip.test", [503]), (b"sip:112@sip.test", [100])):
+        value = desk.credentials(b"INVITE", target)
+        desk.receive(desk.request(b"INVITE", target, headers=(value, contact)))
+        assert [m.status for m in desk.sent() if not isinstance(m, Request)] == statuses
+    desk.engine.open("journal")
+    value = desk.credentials(b"INVITE", b"sip:03023125001@sip.test")
+    desk.receive(desk.request(b"INVITE", b"sip:03023125001@sip.test", headers=(value, contact)))
+    assert [m.status for m in desk.sent() if not isinstance(m, Request)] == [100]
+
+
+def test_head_of_an_unreadable_stream_message_is_answered_on_its_connection() -> None:
+    """RFC 3261 §18.3: without a Content-Length that can be trusted nothing after the head can be read."""
+    desk, flow = Desk(), Flow("TCP", 0, "203.0.113.1", 40000, 7)
+    head = desk.request(b"INVITE", b"sip:1@sip.test").replace(b"Content-Length: 0", b"Content-Length: -1")
+    fault = ParseError("bad length", status=400)
+    (action,) = desk.engine.refuse_stream(head, fault, flow, desk.now)
+    assert isinstance(action, SendTo)
+    assert action.target == flow
+    assert action.data.startswith(b"SIP/2.0 400 ")

@@ -1,0 +1,121 @@
+"""What the shell does when the disk refuses the journal's entries (design §8, last paragraph)."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from cdr.facts import Admit, End, Fact, Record
+from cdr.journal import JournalError, UnwritableError
+from sipproxy import shell as shell_module
+from sipproxy.engine.actions import Journal as JournalFact
+from sipproxy.shell import Shell
+from tests.sim.conftest import make_town
+
+if TYPE_CHECKING:
+    from sipproxy.engine.core import Engine
+
+
+class _Stats:
+    failure = ""
+    free_percent = 50.0
+
+
+class _Disk:
+    """Stands in for a journal whose disk can be told to refuse: a full disk cannot be had without a file system of its own."""
+
+    def __init__(self) -> None:
+        self.refuses = False
+        self.never: set[str] = set()
+        self.taken: list[Fact] = []
+        self.stats = _Stats()
+
+    def append(self, fact: Fact) -> int:
+        if isinstance(fact, End) and fact.record.id in self.never:
+            raise UnwritableError("cannot be written")
+        if self.refuses:
+            raise JournalError("no space left")
+        self.taken.append(fact)
+        return len(self.taken)
+
+
+class _Publisher:
+    def wake(self) -> None:
+        """Nobody reads."""
+
+
+def record(name: str) -> Record:
+    return Record(id=name, node="n1", direction="outgoing")
+
+
+def build() -> tuple[Shell, _Disk, Engine]:
+    engine, disk = make_town().world.engine, _Disk()
+    nothing: Any = None
+    shell = Shell(
+        engine,
+        journal=disk,  # type: ignore[arg-type]
+        publisher=_Publisher(),  # type: ignore[arg-type]
+        slots=nothing,
+        bindings=nothing,
+        lease_ms=1000,
+        wait_for_disk=False,
+    )
+    return shell, disk, engine
+
+
+async def watched(shell: Shell, condition: Any) -> None:
+    task = asyncio.create_task(shell.run_journal_watch())
+    try:
+        async with asyncio.timeout(5.0):
+            while not condition():  # noqa: ASYNC110  nothing tells when the watch has looked
+                await asyncio.sleep(0.005)
+    finally:
+        task.cancel()
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shell_module, "RETRY_S", 0.01)
+
+
+async def test_refused_end_is_kept_in_order_and_written_when_there_is_room() -> None:
+    shell, disk, engine = build()
+    disk.refuses = True
+    ends = [End(record(f"c{n}")) for n in range(3)]
+    shell._perform([JournalFact(end) for end in ends])
+    assert (disk.taken, shell.facts_owed) == ([], 3)
+    assert engine.desk.closed == {"journal"}
+    disk.refuses = False
+    await watched(shell, lambda: shell.facts_owed == 0 and not engine.desk.closed)
+    assert disk.taken == ends
+
+
+async def test_refused_admit_does_not_stand_in_the_way_of_an_end() -> None:
+    shell, disk, _ = build()
+    disk.refuses = True
+    shell._perform([JournalFact(Admit(record("c1")))])
+    disk.refuses = False
+    shell._perform([JournalFact(End(record("c0")))])
+    assert [type(fact) for fact in disk.taken] == [End]
+    assert shell.facts_owed == 0
+
+
+async def test_fact_that_can_never_be_written_is_counted_and_does_not_block_the_rest() -> None:
+    shell, disk, _ = build()
+    disk.refuses, disk.never = True, {"bad"}
+    shell._perform([JournalFact(End(record(name))) for name in ("a", "bad", "b")])
+    assert shell.facts_lost == 0
+    disk.refuses = False
+    await watched(shell, lambda: shell.facts_owed == 0)
+    assert [fact.record.id for fact in disk.taken if isinstance(fact, End)] == ["a", "b"]
+    assert shell.facts_lost == 1
+
+
+async def test_nearly_full_disk_closes_the_node_for_new_calls_until_there_is_room() -> None:
+    shell, disk, engine = build()
+    disk.stats.free_percent = 4.0
+    await watched(shell, lambda: engine.desk.closed == {"journal"})
+    disk.stats.free_percent = 6.0
+    await watched(shell, lambda: not engine.desk.closed)
