@@ -433,14 +433,16 @@ def _welcome(config: Config, bound: list[Bound], snapshot: Snapshot) -> str:
         wanted = split_address(listen.address)[1]
         moved = f"   (port {wanted} was busy)" if wanted not in (0, port) else ""
         rows.append(f"  listening  {transport.lower()} {host}:{port}{moved}")
-    accounts = sorted(snapshot.accounts.values(), key=lambda account: account.user)[:SHOWN_ACCOUNTS]
+    accounts = sorted(
+        (account for account in snapshot.accounts.values() if account.numbers and not account.numbers[0].endswith("*")),
+        key=lambda account: account.user,
+    )[:SHOWN_ACCOUNTS]
     if accounts and bound:
         files = ", ".join(Path(name).name for name in config.policy.lines) or "your line import"
         rows.append(f"  register   server {bound[0][1]}:{bound[0][2]}, domain {config.registrar.realm}")
-        rows += [f"             user {account.user}, number {account.numbers[0]}" for account in accounts if account.numbers]
+        rows += [f"             user {account.user}, number {account.numbers[0]}" for account in accounts]
         rows.append(f"             passwords: {files}")
-        callee = next((a.numbers[0] for a in reversed(accounts) if a.numbers), "")
-        if callee:
-            rows.append(f"  call       0{callee.removeprefix('+49')} from the first to the second; 0900... is refused")
+        callee = accounts[-1].numbers[0]
+        rows.append(f"  call       0{callee.removeprefix('+49')} from the first; 09001234567 is refused")
     rows.append("  look       sipproxy registrations, sipproxy calls, sipproxy cdr tail (each with -c and the same file)")
     return "\n".join(rows) + "\n"
