@@ -1,0 +1,65 @@
+"""The table of bindings against a naive model."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from sipproxy.engine.location import Binding, Location
+from sipproxy.sip.flow import Flow
+
+FLOWS = [Flow("UDP", 0, "203.0.113.1", port) for port in (5060, 5062, 5064)]
+
+
+def binding(key: str, flow: Flow, expires_at_ms: int, q: int = 1000) -> Binding:
+    return Binding(key, f"sip:{key}@x", flow, (), "call", 1, expires_at_ms, q=q)
+
+
+def test_binding_that_moves_to_another_flow_leaves_the_old_one() -> None:
+    location = Location(10)
+    location.put("alice", binding("a", FLOWS[0], 100))
+    location.put("alice", binding("a", FLOWS[1], 100))
+    assert (location.users_at(FLOWS[0], 0), location.users_at(FLOWS[1], 0)) == ([], ["alice"])
+    assert location.count == 1
+
+
+def test_full_table_refuses_new_bindings_and_still_refreshes() -> None:
+    location = Location(1)
+    assert location.put("alice", binding("a", FLOWS[0], 100))
+    assert not location.put("bob", binding("b", FLOWS[1], 100))
+    assert location.put("alice", binding("a", FLOWS[0], 200))
+    assert location.bindings("bob", 0) == []
+    assert location.count == 1
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_random_changes_agree_with_a_plain_dict(seed: int) -> None:
+    choose, location, model, now = random.Random(seed), Location(1000), {}, 0
+    for _ in range(400):
+        user, key = choose.choice("xyz"), choose.choice("abcd")
+        roll = choose.random()
+        if roll < 0.6:
+            new = binding(key, choose.choice(FLOWS), now + choose.randint(1, 60), choose.randint(0, 1000))
+            location.put(user, new)
+            model[user, key] = new
+        elif roll < 0.8:
+            assert location.remove(user, key) == (model.pop((user, key), None) is not None)
+        else:
+            now += choose.randint(1, 30)
+            gone = {(u, b.key) for u, b in location.expire(now)}
+            expected = {name for name, b in model.items() if b.expires_at_ms <= now}
+            assert gone == expected
+            model = {name: b for name, b in model.items() if name not in expected}
+        assert location.count == len(model)
+        assert {(u, b.key): b for u, b in location.items()} == model
+        for flow in FLOWS:
+            at_flow = {u for (u, _), b in model.items() if b.flow == flow and b.expires_at_ms > now}
+            assert set(location.users_at(flow, now)) == at_flow
+        for name in "xyz":
+            held = location.bindings(name, now)
+            assert [b.q for b in held] == sorted((b.q for b in held), reverse=True)
+            assert {b.key for b in held} == {k for (u, k), b in model.items() if u == name and b.expires_at_ms > now}
+        if model:
+            assert location.next_expiry_at_ms is not None
+            assert location.next_expiry_at_ms <= min(b.expires_at_ms for b in model.values())
