@@ -22,6 +22,8 @@ def test_binding_that_moves_to_another_flow_leaves_the_old_one() -> None:
     location.put("alice", binding("a", FLOWS[1], 100))
     assert (location.users_at(FLOWS[0], 0), location.users_at(FLOWS[1], 0)) == ([], ["alice"])
     assert location.count == 1
+    location.remove("alice", "a")
+    assert not location._by_flow, "an address that nobody is at takes no memory"
 
 
 def test_full_table_refuses_new_bindings_and_still_refreshes() -> None:

@@ -112,6 +112,7 @@ def test_right_token_and_tags_with_another_call_id_are_no_dialog(town: Town) -> 
     town.alice._in_dialog(call, b"INFO", lambda r: seen.append(r.status if r else 0))
     town.world.run(1.0)
     assert seen == [481]
+    assert not [r for r in town.trunk.requests if r.method == b"INFO"]
 
 
 def test_reinvite_that_rings_for_ever_is_cancelled_by_timer_c() -> None:
