@@ -133,10 +133,11 @@ class Relays:
         desk.transactions.new_client(sent, branch, to, relay, desk.now.mono)
 
     def _next(self, found: Found, next_uri: Uri | None, uri: bytes) -> Flow | Hop:
-        """Where the request goes: a customer by the flow of its binding or INVITE, since NAT hides what its Contact names;
-        anyone else by the Route set or the remote target (§16.6 step 6)."""
+        """Where the request goes: a customer by the flow of its binding or INVITE, anyone else by the Route set or the remote
+        target (§16.6 step 6)."""
         known = found.dialog.to if found.from_caller else found.call.flow
         if found.to_customer:
+            # DEVIATION: RFC 3261 §16.6 step 6, the remote target is not where it goes, because NAT hides what it names.
             return known
         return next_hop(self._desk.settings, next_uri if next_uri is not None else uri, known)
 

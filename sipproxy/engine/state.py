@@ -74,8 +74,9 @@ class Desk:
     def reply_target(self, request: Request, flow: Flow) -> Flow:
         """Where responses go: the connection, or for UDP the source address and, without `rport`, the sent-by port.
 
-        RFC 3261 §18.2.2, RFC 3581 §4. `maddr` is not honoured: it would let a stranger aim our responses at others.
+        RFC 3261 §18.2.2, RFC 3581 §4.
         """
+        # DEVIATION: RFC 3261 §18.2.2, a Via's maddr is ignored, because it would let a stranger aim our responses at others.
         via = request.via
         if flow.transport != "UDP" or via.param(b"rport") is not None:
             return flow

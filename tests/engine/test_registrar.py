@@ -167,6 +167,12 @@ def test_register_response_goes_to_the_source_with_rport_and_to_the_sent_by_with
     assert [(a.target.host, a.target.port) for a in desk.actions if hasattr(a, "target")] == [("198.51.100.77", 5062)]
 
 
+def test_maddr_of_a_stranger_aims_no_response(desk: Desk) -> None:
+    """The deviation from RFC 3261 §18.2.2."""
+    desk.receive(desk.request(via=b"SIP/2.0/UDP 203.0.113.1:5060;maddr=192.0.2.200"), STRANGER)
+    assert [(a.target.host, a.target.port) for a in desk.actions if hasattr(a, "target")] == [("203.0.113.99", 5060)]
+
+
 def test_binding_expires_by_itself(desk: Desk) -> None:
     desk.register(HOME, expires=60)
     desk.tick(61)

@@ -62,6 +62,21 @@ def test_in_dialog_request_of_a_strict_router_is_understood(town: Town) -> None:
     assert town.trunk.calls[0].ended == "remote"
 
 
+def test_router_behind_nat_is_reached_by_its_flow_within_the_dialog(town: Town) -> None:
+    """The deviation from RFC 3261 §16.6 step 6: the Contact names an address that only the router knows."""
+    private = b"<sip:bob@192.168.178.1:5060>"
+    town.bob.register(contact=private)
+    town.world.run(2.0)
+    call = town.trunk.call(b"+4920514001")
+    town.world.run(3.0)
+    assert call.status == 200
+    call.remote_target = private.strip(b"<>")
+    town.trunk.bye(call)
+    town.world.run(1.0)
+    assert town.bob.calls[0].ended == "remote"
+    assert town.bob.requests[-1].uri == b"sip:bob@192.168.178.1:5060"
+
+
 def test_next_hop_without_lr_gets_its_own_uri_and_the_target_in_route(town: Town) -> None:
     """RFC 3261 §16.6 step 6."""
     town.register_all()
