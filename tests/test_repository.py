@@ -17,6 +17,7 @@ import pytest
 
 from sipproxy.config import Config, Section, load
 from sipproxy.config_file import key_lines
+from sipproxy.sip.digest import ha1
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = (ROOT / "config.example.toml").read_text()
@@ -84,8 +85,11 @@ def test_readme_names_each_example_account_with_its_password() -> None:
     with (ROOT / "examples" / "lines.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert {row["profile"] for row in rows} == {"velbert", "badnauheim"}
+    told = dict(re.findall(r"`([a-z0-9-]+)` \| `([^`]+)` \|", readme))
+    realm = tomllib.loads((ROOT / "config.example.toml").read_text())["registrar"]["realm"]
     for row in rows:
-        assert f"`{row['account']}` | `{row['password']}`" in readme
+        account, stored = row["account"], row["password"]
+        assert stored in (told[account], "ha1:" + ha1("MD5", account, realm, told[account]))
 
 
 def tables(text: str, first: str) -> list[list[str]]:
