@@ -209,4 +209,4 @@ def _line_words(line: Line, accounts: Mapping[str, Account]) -> dict[str, Any]:
 
 
 def _rule_words(rule: BlockRule) -> dict[str, Any]:
-    return {"prefix": rule.prefix, "reason": rule.reason, "profile": rule.profile, "line": rule.line, "owner": rule.owner}
+    return {"value": rule.value, "reason": rule.reason, "profile": rule.profile, "line": rule.line, "owner": rule.owner}

@@ -162,7 +162,7 @@ def list_psap(path: Path, output: Output) -> int:
 
 def list_blocks(path: Path, output: Output) -> int:
     snapshot = _snapshot(path)
-    columns = ("id", "prefix", "reason", "profile", "line", "owner")
+    columns = ("id", "value", "reason", "profile", "line", "owner")
     rows = [{name: getattr(rule, name) for name in columns} for rule in snapshot.blocks]
     output.value(rows)
     empty = "no block rules of an operator; what a profile blocks holds all the same"

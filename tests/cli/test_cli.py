@@ -208,7 +208,7 @@ def test_import_then_list_and_show_without_a_node_uses_the_embedded_store(config
     assert shown["psap"]["112"] == ["sip:112@127.0.0.1:5090"]
     assert answer("line", "show", "+49603255501", "-c", config)["line"] == "B2001"
     assert len(answer("psap", "list", "-c", config)) == 4
-    assert {row["prefix"] for row in answer("block", "list", "-c", config)} == {"+882", "+883"}
+    assert {row["value"] for row in answer("block", "list", "-c", config)} == {"+882", "+883"}
     table = run("line", "list", "-c", config).stdout
     assert table.splitlines()[0].split()[:2] == ["line", "profile"]
     assert not re.search("try-v1001|ha1", table + json.dumps(shown), re.IGNORECASE)

@@ -130,7 +130,7 @@ def test_plan_summary_says_before_and_after_without_secrets() -> None:
     )
     assert found.before["lines"]["L1"]["accounts"] == {"a1": ["+491", "+492"], "a2": ["+493"]}
     assert found.after["lines"]["L1"]["accounts"] == {"a1": ["+491"]}
-    assert (found.before["blocks"]["r"]["prefix"], found.after["blocks"]["r"]["prefix"]) == ("+43", "+44")
+    assert (found.before["blocks"]["r"]["value"], found.after["blocks"]["r"]["value"]) == ("+43", "+44")
     assert "5ec2e7" not in str((found.before, found.after))
 
 
@@ -168,7 +168,7 @@ def test_codec_line_round_trip(value: Line) -> None:
 def test_codec_skips_fields_of_a_newer_version() -> None:
     import msgspec
 
-    newer = msgspec.msgpack.encode({"id": "r", "prefix": "+43", "reason": "x", "until": 5})
+    newer = msgspec.msgpack.encode({"id": "r", "value": "+43", "reason": "x", "weight": 5})
     assert codec.decode_block(newer) == BlockRule("r", "+43", "x")
     assert codec.decode_psap(codec.encode_psap((PsapRoute("t", "112", 1, "sip:a@b"),))) == (
         PsapRoute("t", "112", 1, "sip:a@b"),

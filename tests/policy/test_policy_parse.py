@@ -255,7 +255,7 @@ def test_read_blocks_rules_have_canonical_prefixes() -> None:
         BlockRule("r1", "+43900", "fraud, abroad", owner="noc"),
         BlockRule("r2", "+49137", "on request", "velbert", "L1"),
     )
-    assert read_blocks_csv("id,prefix,reason\nr1,118,x\n", file="b", profiles=PROFILES)[0].prefix == "service:118"
+    assert read_blocks_csv("id,prefix,reason\nr1,118,x\n", file="b", profiles=PROFILES)[0].value == "service:118"
 
 
 def test_read_blocks_faults_are_all_reported() -> None:
