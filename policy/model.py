@@ -261,13 +261,14 @@ class CallAttempt:
     target: bytes
     line: Line | None = None
     account: Account | None = None
-    caller: str = ""  # user-provided number, as received
+    caller: str = ""  # user-provided number (From), as received
     slots_used: int | None = None
     setups: int | None = None
     privacy: bool = False  # a Privacy header asks to hide the caller (RFC 3323, RFC 3325)
     anonymous: bool = False  # From names nobody
     network: str = ""  # number that the trunk asserts (P-Asserted-Identity), as received; "" from a customer
     abroad: bool = False  # came in over a route from abroad
+    preferred: str = ""  # the one of several that the caller wants vouched for (P-Preferred-Identity), as received
 
 
 @dataclass(frozen=True, slots=True)
