@@ -91,7 +91,11 @@ def _outgoing(attempt: CallAttempt, snapshot: Snapshot, now_at_ms: int) -> Decis
         refusal = _caller_step(caller, steps)
         if refusal is None:
             refusal, exception = _blocked(snapshot, line, profile, destination, steps, now_at_ms)
-        refusal = refusal or _too_fast(attempt, profile, steps) or _full(attempt, snapshot, line, profile.channels_out, steps)
+        refusal = (
+            refusal
+            or _too_fast(attempt, snapshot, line, profile.setup_out, steps)
+            or _full(attempt, snapshot, line, profile.channels_out, steps)
+        )
     if refusal is not None:
         return _deny(snapshot, destination, refusal, steps, line=line, account=attempt.account, caller=caller)
     callee = snapshot.account_of(destination.canonical) if destination.canonical[0] == "+" else None
@@ -227,15 +231,16 @@ def _is_excepted(profile: Profile, canonical: str) -> bool:
     )
 
 
-def _too_fast(attempt: CallAttempt, profile: Profile, steps: Steps) -> Refusal | None:
+def _too_fast(attempt: CallAttempt, snapshot: Snapshot, line: Line, answer: tuple[int, int], steps: Steps) -> Refusal | None:
     """Both carriers forbid automated dialling: so many calls, started within so many seconds, and no more."""
-    if attempt.setups is None or not profile.setup_calls:
+    limit, window_s = snapshot.setup_limit(line)
+    if attempt.setups is None or not limit:
         return None
-    words = f"{attempt.setups} of {profile.setup_calls} calls started within {profile.setup_window_s} s"
-    if attempt.setups < profile.setup_calls:
+    words = f"{attempt.setups} of {limit} calls started within {window_s} s"
+    if attempt.setups < limit:
         steps.append(("line.rate", words))
         return None
-    return ("line.rate", words, *profile.setup_out)
+    return ("line.rate", words, *answer)
 
 
 def _full(attempt: CallAttempt, snapshot: Snapshot, line: Line, answer: tuple[int, int], steps: Steps) -> Refusal | None:
@@ -297,16 +302,27 @@ def _refused_incoming(  # noqa: PLR0917 - a call and the snapshot it is judged b
     refusal = _caller_step(caller, steps)
     if refusal is not None:
         return refusal, None
+    refusal, exception = _blocked_caller(snapshot, line, profile, caller, steps, now_at_ms)
+    return refusal or _full(attempt, snapshot, line, profile.channels_in, steps), exception
+
+
+def _blocked_caller(  # noqa: PLR0917 - a call and the snapshot it is judged by
+    snapshot: Snapshot, line: Line, profile: Profile, caller: Caller, steps: Steps, now_at_ms: int
+) -> tuple[Refusal | None, BlockRule | None]:
+    """The rules for callers' numbers, of both that the call has: the network's and the one shown."""
     found: BlockRule | None = None
     if snapshot.has_incoming_rules:
-        calling = classify_incoming((attempt.network or attempt.caller).encode("utf-8", "replace"))
-        for level in (RuleLevel.ADMIN, RuleLevel.CUSTOMER):
-            rule = _rule(snapshot, level, RuleDirection.INCOMING, line, calling.canonical, calling.kind, now_at_ms)
-            if rule is not None and rule.action is RuleAction.BLOCK:
-                return _refusal_of(rule, profile), None
-            found = found or rule
+        for number in dict.fromkeys((caller.asserted, caller.presented)):
+            if not number:
+                continue
+            kind = classify_incoming(number.encode()).kind
+            for level in RuleLevel:
+                rule = _rule(snapshot, level, RuleDirection.INCOMING, line, number, kind, now_at_ms)
+                if rule is not None and rule.action is RuleAction.BLOCK:
+                    return _refusal_of(rule, profile), None
+                found = found or rule
         steps.append(("block.rule", _words(found) if found is not None else "none"))
-    return _full(attempt, snapshot, line, profile.channels_in, steps), found
+    return None, found
 
 
 def _deny(

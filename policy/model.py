@@ -189,8 +189,8 @@ class Profile:
     channels_in: tuple[int, int] = (486, 17)
     screening: Screening = Screening.SUBSTITUTE
     hotlines: tuple[str, ...] = ()  # the carrier's own, as canonical forms: reachable from barred lines
-    setup_calls: int = 0  # calls that a line may start within `setup_window_s`; 0: no limit
-    setup_window_s: int = 10
+    setup_calls: int = 0  # calls that a line with `channels` channels may start within the window; 0: no limit
+    setup_window_s: int = 60
     setup_out: tuple[int, int] = (403, 42)
     forwarding_slots: int = 1  # channels that the outgoing half of a forwarded call takes
 
@@ -245,6 +245,14 @@ class Snapshot:
     def channels_of(self, line: Line) -> int:
         """How many simultaneous non-emergency calls the line may have."""
         return line.channels if line.channels is not None else self.profiles[line.profile].channels
+
+    def setup_limit(self, line: Line) -> tuple[int, int]:
+        """How many calls the line may start within how many seconds, in proportion to its channels; (0, 0): no limit."""
+        profile = self.profiles.get(line.profile)
+        if profile is None or not profile.setup_calls:
+            return (0, 0)
+        share = self.channels_of(line) / max(1, profile.channels)
+        return max(1, round(profile.setup_calls * share)), profile.setup_window_s
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from policy import evaluate, rule_family
 from policy.emergency import service_of
+from policy.fraud import SetupGuard
 from policy.model import CallAttempt, Direction, Verdict
 from sipproxy.engine.actions import ReleaseSlot, TakeSlot
 from sipproxy.engine.authenticate import Proven
@@ -55,6 +56,7 @@ class Setup:
         self._calls = calls
         self._auth = auth
         self._waiting: dict[str, list[Need]] = {}  # by call id
+        self._guard = SetupGuard()
 
     def invite(self, request: Request, flow: Flow) -> None:
         """A new INVITE without a To tag, syntactically sound."""
@@ -98,7 +100,10 @@ class Setup:
         desk = self._desk
         line = desk.snapshot.lines.get(account.line)
         attempt = CallAttempt(Direction.OUTGOING, request.uri, line, account, caller=text(request.from_.uri.user))
+        attempt = replace(attempt, setups=self._started(line))
         decision = evaluate(attempt, desk.snapshot, desk.now.utc_ms)
+        if decision.verdict is Verdict.ALLOW and line is not None and attempt.setups is not None:
+            self._guard.start(line.id, desk.now.mono)
         call = self._call(request, flow, decision, from_customer=True)
         call.edit = outgoing_edit(desk, request, decision)
         if decision.verdict is Verdict.EMERGENCY:
@@ -112,6 +117,11 @@ class Setup:
             call.groups = trunk_groups(desk, decision.destination.canonical.removeprefix("service:"))
             call.retry_on = FAIL_OVER
             self._decide(call, decision, [Need(line, attempt, decision)])
+
+    def _started(self, line: Line | None) -> int | None:
+        """How many calls the line started within its window; None where there is no limit to them."""
+        limit, window_s = self._desk.snapshot.setup_limit(line) if line is not None else (0, 0)
+        return self._guard.started(line.id, window_s, self._desk.now.mono) if line is not None and limit else None
 
     def _internal(self, call: Call, callers: Need) -> None:
         """On-net: the callee's line has its say and gives a channel, as for any incoming call."""
