@@ -2,9 +2,9 @@
 
 SHELL: the one module of this package that does I/O. The client is a `redis.asyncio` client that returns bytes. Keys: HASHes
 `sp:lines`, `sp:accounts`, `sp:numbers`, `sp:blocks`, `sp:psap` (msgpack values, see `policy.codec`) and the STREAM
-`sp:policy:log` with one entry per change: version, who, when, why, before and after in JSON, the SHA-256 of the previous
-entry, and a token of the change. The log decides: a change is planned on what was read at the log's last entry, and one
-script writes it only if that still is the last entry.
+`sp:policy:log` with one entry per change: version, who, when, why, before and after (`policy.history`), the SHA-256 of the
+previous entry, and a token of the change. The log decides: a change is planned on what was read at the log's last entry, and
+one script writes it only if that still is the last entry.
 
 Left out: Redis Cluster. The six keys lie in different hash slots there, and both the script and the reading transaction need
 them in one.
@@ -13,8 +13,6 @@ them in one.
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
 import time
 import uuid
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -22,18 +20,22 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import msgspec
 from redis.exceptions import RedisError
 
-from policy import codec, profiles
+from policy import codec, history, profiles
 from policy.build import snapshot_of
-from policy.change import Change, Kept, Plan, plan
+from policy.change import Change, Plan, after_plan, plan
+from policy.history import entry_hash
+from policy.review import review
+from policy.table import PolicyError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from redis.asyncio import Redis
 
+    from policy.history import Entry
     from policy.model import Profile, Snapshot
 
-__all__ = ["LOG", "TABLES", "ConflictError", "apply", "entry_hash", "load", "watch"]
+__all__ = ["LOG", "TABLES", "ConflictError", "Outcome", "apply", "entry_hash", "load", "log_of", "submit", "watch"]
 
 T = TypeVar("T")
 
@@ -42,7 +44,7 @@ LOG = "sp:policy:log"
 LOG_ENTRIES = 100_000  # kept at least; older changes are trimmed
 
 ATTEMPTS = 20  # of one change against others made at the same moment
-READ_CHUNK = 5000  # fields asked for in one command
+LOG_CHUNK = 50  # entries asked for in one command
 DECODE_SLICE = 250  # values decoded before other work of the event loop has its turn: about 1 ms
 BLOCK_MS = 1000
 RETRY_S = (0.05, 0.5)  # first and longest wait while the store is away: a change arrives within a second of its return
@@ -96,10 +98,12 @@ class _Entry(NamedTuple):
 _NONE = _Entry("0-0", {})
 
 
-def entry_hash(fields: Mapping[str, str]) -> str:
-    """SHA-256 of a log entry, which the next one carries as `previous`."""
-    text = json.dumps(sorted(fields.items()), ensure_ascii=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+class Outcome(NamedTuple):
+    """What became of a change: the version that holds it, what it changed, and what is worth a look."""
+
+    version: int
+    plan: Plan
+    warnings: tuple[str, ...]
 
 
 async def load(client: Redis, *, known: Mapping[str, Profile] | None = None) -> Snapshot:
@@ -158,34 +162,65 @@ def _entries(reply: Any) -> list[_Entry]:
 
 
 async def apply(client: Redis, change: Change, *, who: str, why: str) -> int:
-    """Make `change`, whole or not at all; the new version.
+    """Make `change`, whole or not at all; the version that holds it. Raises as `submit`."""
+    return (await submit(client, change, who=who, why=why)).version
 
-    Raises PolicyError with all faults when it takes a number or account of another line, ConflictError, RedisError (the
-    change may have been made when the reply was lost), and msgspec.DecodeError when a kept value cannot be read.
+
+async def submit(
+    client: Redis,
+    change: Change | Callable[[Snapshot], Change],
+    *,
+    who: str,
+    why: str,
+    dry_run: bool = False,
+    known: Mapping[str, Profile] | None = None,
+) -> Outcome:
+    """Make `change`, or what it makes of the present snapshot, whole or not at all; only look with `dry_run`.
+
+    What changes nothing makes no version. Raises PolicyError with all faults when the change is refused, ConflictError,
+    RedisError (the change may have been made when the reply was lost), msgspec.DecodeError when a kept value cannot be read.
     """
     token = uuid.uuid4().hex
+    table = known if known is not None else profiles.load()
     for _ in range(ATTEMPTS):
-        last, kept = await _kept(client, change)
-        planned = plan(change, kept)
+        last, before = await _read(client, table)
+        wanted = change(before) if callable(change) else change
+        planned = plan(wanted, before)
+        found = review(wanted, planned, before, after_plan(before, planned))
+        if found.faults:
+            raise PolicyError(found.faults)
+        if dry_run or not planned.items:
+            return Outcome(before.version, planned, found.warnings)
         entry = _log_entry(last, planned, who=who, why=why, token=token)
-        arguments = _arguments(last, planned, entry)
-        reply = await client.eval(_APPLY, len(TABLES) + 1, *TABLES.values(), LOG, *arguments)
-        if reply is not None:
-            return int(entry["version"])
-        done = await _version_of(client, token, after=last.id)
+        reply = await client.eval(_APPLY, len(TABLES) + 1, *TABLES.values(), LOG, *_arguments(last, planned, entry))
+        done = int(entry["version"]) if reply is not None else await _version_of(client, token, after=last.id)
         if done:
-            return done
+            return Outcome(done, planned, found.warnings)
     raise ConflictError(f"policy data changed {ATTEMPTS} times while this change was being made")
 
 
+async def log_of(client: Redis, *, after: int = 0) -> list[Entry]:
+    """The entries of the log from version `after` on, oldest first. Raises RedisError."""
+    found: list[Entry] = []
+    end = "+"
+    while True:
+        chunk = _entries(await _command(client, "XREVRANGE", LOG, end, "-", "COUNT", LOG_CHUNK))
+        found += [history.entry_of(entry.fields) for entry in chunk]
+        if len(chunk) < LOG_CHUNK or found[-1].version <= after:
+            return [entry for entry in reversed(found) if entry.version >= after]
+        end = f"({chunk[-1].id}"
+
+
 def _log_entry(last: _Entry, planned: Plan, *, who: str, why: str, token: str) -> dict[str, str]:
+    before, after = history.sides_of(planned.items)
     return {
         "version": str(last.version + 1),
+        "format": history.FORMAT,
         "who": who[:200],
         "when": str(time.time_ns() // 1_000_000),
         "why": why[:1000],
-        "before": json.dumps(planned.before, ensure_ascii=False),
-        "after": json.dumps(planned.after, ensure_ascii=False),
+        "before": before,
+        "after": after,
         "previous": entry_hash(last.fields) if last.fields else "",
         "token": token,
     }
@@ -205,36 +240,6 @@ async def _version_of(client: Redis, token: str, *, after: str) -> int:
     """The version that a change with `token` made after a log entry, or 0: its reply may have been lost and it sent twice."""
     reply = await _command(client, "XRANGE", LOG, f"({after}", "+", "COUNT", 1000)
     return next((entry.version for entry in _entries(reply) if entry.fields.get("token") == token), 0)
-
-
-async def _kept(client: Redis, change: Change) -> tuple[_Entry, Kept]:
-    """What is kept of what `change` touches, and the log's last entry before it was read.
-
-    Not one transaction: if anything changes in between, the log does, and the script refuses.
-    """
-    last = _last_entry(await _command(client, "XREVRANGE", LOG, "+", "-", "COUNT", 1))
-    lines = await _fields(client, "lines", change.line_ids(), codec.decode_line)
-    users = [account.user for account in change.accounts]
-    for line in (*lines.values(), *change.lines):
-        users.extend(line.accounts)
-    accounts = await _fields(client, "accounts", users, codec.decode_account)
-    numbers = [number for account in change.accounts for number in account.numbers]
-    owners = await _fields(client, "numbers", numbers, codec.decode_owner)
-    blocks = await _fields(client, "blocks", change.block_ids(), codec.decode_block)
-    psap = await _fields(client, "psap", change.psap_fields(), codec.decode_psap)
-    missing = {account.line for account in change.accounts} - lines.keys()
-    lines |= await _fields(client, "lines", missing, codec.decode_line)
-    return last, Kept(lines=lines, accounts=accounts, owners=owners, blocks=blocks, psap=psap)
-
-
-async def _fields(client: Redis, table: str, names: Iterable[str], decode: Callable[[bytes], T]) -> dict[str, T]:
-    unique = list(dict.fromkeys(names))
-    found = {}
-    for start in range(0, len(unique), READ_CHUNK):
-        chunk = unique[start : start + READ_CHUNK]
-        values = await client.hmget(TABLES[table], chunk)
-        found.update({name: decode(value) for name, value in zip(chunk, values, strict=True) if isinstance(value, bytes)})
-    return found
 
 
 async def watch(

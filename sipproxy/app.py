@@ -49,8 +49,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
     from cdr.facts import Record
-    from policy.change import Change
-    from policy.model import PsapRoute, Snapshot
+    from policy.model import Snapshot
     from sipproxy.config import Config
     from sipproxy.sip.flow import Flow
 
@@ -201,10 +200,8 @@ class Node:
         change = policy_files.read(self.config)
         client = self.store.client
         try:
-            found = await policy_store.load(client)
-            if _is_in(change, found):
-                return found  # a restart with the same files is not a change
             why = f"files of {self._config_path.name}"
+            # A restart with the same files changes nothing, and makes no version.
             await policy_store.apply(client, change, who=f"node {self.config.node.id}", why=why)
             return await policy_store.load(client)
         except (RedisError, OSError) as error:
@@ -367,19 +364,6 @@ class Node:
         self.log.warning("store_forgot")
         self._bindings.save_all(list(self.engine.desk.location.items()))
         self.shell.refresh_leases()
-
-
-def _is_in(change: Change, snapshot: Snapshot) -> bool:
-    """Whether the snapshot holds all that the change would set."""
-    routes: dict[tuple[str, str], set[PsapRoute]] = {}
-    for route in change.psap:
-        routes.setdefault((route.location, route.service), set()).add(route)
-    return (
-        all(snapshot.lines.get(line.id) == line for line in change.lines)
-        and all(snapshot.accounts.get(account.user) == account for account in change.accounts)
-        and all(set(snapshot.psap.get(key, ())) == found for key, found in routes.items())
-        and set(change.blocks) <= set(snapshot.blocks)
-    )
 
 
 def _secret(path: Path) -> bytes:
