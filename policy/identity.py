@@ -32,6 +32,7 @@ __all__ = [
     "is_anonymous",
     "main_number",
     "privacy_values",
+    "reads_as_number",
     "restricts",
     "same_number",
     "screen",
@@ -127,6 +128,11 @@ def _is_assigned(number: str, account: Account) -> bool:
         number.startswith(own[:-1]) and len(own) <= len(number) <= 16 if own[-1] == "*" else number == own
         for own in account.numbers
     )
+
+
+def reads_as_number(given: str) -> bool:
+    """Whether a user part, URI or display name is nothing but a number, in digits of any script."""
+    return bool(given) and _DIGITS.match(read(given[:MAX_CALLER].encode("utf-8", "replace")).spoken) is not None
 
 
 def same_number(given: str, number: str, area_code: str = "") -> bool:

@@ -44,6 +44,7 @@ from sipproxy.store.embedded import EmbeddedError, EmbeddedStore
 from sipproxy.store.errors import StoreError
 from sipproxy.store.nodes import Heartbeat
 from sipproxy.store.slots import Slots
+from sipproxy.store.traces import Traces
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -129,6 +130,7 @@ class Node:
             name=f"sipproxy-{config.node.id}",
         )
         self._slots = Slots(self.store)
+        self._traces = Traces(self.store)
         self._bindings = Bindings(self.store, limit=config.limits.bindings)
         self._publisher = Publisher(
             self.store.client,
@@ -170,6 +172,7 @@ class Node:
             publisher=self._publisher,
             slots=self._slots,
             bindings=self._bindings,
+            traces=self._traces,
             lease_ms=config.store.lease_s * 1000,
             wait_for_disk=config.cdr.sync == "wait",
         )
@@ -253,6 +256,7 @@ class Node:
             store=self.store,
             slots=self._slots,
             bindings=self._bindings,
+            traces=self._traces,
         )
         self._metrics_address = ""
         if self.config.metrics.address:

@@ -88,6 +88,7 @@ class Trunk(Section, frozen=True):
     priority: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 0  # lower first
     weight: Annotated[int, msgspec.Meta(ge=1, le=65535)] = 1
     ping_s: Annotated[int, msgspec.Meta(ge=0, le=3600)] = 30
+    foreign: bool = False  # calls come from abroad by it
 
 
 class Emergency(Section, frozen=True):
