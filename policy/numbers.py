@@ -151,7 +151,7 @@ def _national(digits: str, area_code: str) -> _Meaning:
 
 def _named(entry: Range, size: int) -> str:
     over = size - entry.most
-    return entry.name if over <= 0 or not entry.most else f"{entry.name}, {over} digits dialled over"
+    return entry.name if over <= 0 or not entry.most else f"{entry.name}, dialled over by {over}"
 
 
 def _geographic(digits: str, own: str) -> _Meaning:

@@ -21,7 +21,7 @@ HEAD = """\
 # From libphonenumber (Google and contributors), by the Python package phonenumbers {version}. Licence: Apache-2.0, see LICENSE.
 # Changed: brought into this form by tools/make_plan_data.py. Do not edit by hand.
 """
-DEPTH = {1: 4, 39: 5, 44: 5, 61: 5}  # national digits by which the regions of a shared code are told apart; else 4
+DEPTH = {39: 5, 44: 5, 61: 5, 590: 5}  # national digits by which the regions of a shared code are told apart; else 4
 LENGTHS = {1: (3,)}  # North America shares by whole area codes
 FILLERS = "2546"
 
@@ -58,7 +58,7 @@ def parts(code: int, regions: tuple[str, ...]) -> list[tuple[str, str]]:
     for prefix in sorted(owners, key=len):
         owner = next(iter(owners[prefix]))
         inside = any(prefix[:length] in found for length in range(1, len(prefix)))
-        if len(owners[prefix]) == 1 and len(prefix) in LENGTHS.get(code, (1, 2, 3, 4, 5)) and not inside:
+        if len(owners[prefix]) == 1 and len(prefix) in LENGTHS.get(code, range(1, 6)) and not inside:
             found[prefix] = owner
     return [(prefix, owner) for prefix, owner in found.items() if owner != regions[0]]
 
