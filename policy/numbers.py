@@ -16,7 +16,7 @@ from policy.model import Destination
 from policy.model import DestinationClass as Class
 from policy.plan.areas import area_code_of, area_name, begins_area_code
 from policy.plan.germany import LEAST_SUBSCRIBER, NATIONAL, SHORT_CODES, Range, range_of
-from policy.plan.world import COUNTRY_CODES, HOME, LEAST, MOST, least_of, tariff_prefix
+from policy.plan.world import COUNTRY_CODES, HOME, LEAST, MOST, country_code_of, least_of, tariff_prefix
 
 __all__ = ["canonical_prefix", "classify", "classify_incoming"]
 
@@ -79,10 +79,12 @@ def _meaning(dialled: Dialled, area_code: str) -> _Meaning:
     number, context = dialled.number, dialled.context
     if not number:
         kind = Class.ROUTING if dialled.fault == PORTING_PREFIX else Class.INVALID
-        return ("-", kind, "", dialled.status, dialled.fault)
+        return "-", kind, "", dialled.status, dialled.fault
     if number[0] == "+":
         return _international(number[1:], area_code)
     if context and not (context.startswith("+49") and _is_prefixed(number)):
+        if not country_code_of(context):  # "+4" and digits that complete it: no scope of a number, and a way to hide one
+            return "-", Class.RESERVED, "", 404, "phone-context without an assigned country code"
         return _international(context[1:] + number, area_code)  # RFC 3966 §5.1.5
     if number[0] == "0":
         if number[:2] == "00":
@@ -101,12 +103,12 @@ def _is_prefixed(number: str) -> bool:
 def _international(digits: str, area_code: str) -> _Meaning:
     """A number with its country code, without "+" or 00."""
     if not digits:
-        return ("-", Class.INVALID, "", 484, "prefix without a number")
+        return "-", Class.INVALID, "", 484, "prefix without a number"
     if digits.startswith(HOME):
         return _national(digits[2:], area_code)
     if digits in ("110", "112"):
         # NotrufV § 4(5) s. 1. "+110" and "+112" are emergency calls, so this must not be named in that form.
-        return ("-", Class.RESERVED, "", 404, "digits in front of an emergency number")
+        return "-", Class.RESERVED, "", 404, "digits in front of an emergency number"
     for length in (3, 2, 1):
         code = digits[:length]
         kind = COUNTRY_CODES.get(code)
@@ -114,17 +116,17 @@ def _international(digits: str, area_code: str) -> _Meaning:
             break
     else:
         canonical = "-" if digits[:1] == "0" else "+" + digits
-        return (canonical, Class.RESERVED, "", 404, "country code not assigned")
+        return canonical, Class.RESERVED, "", 404, "country code not assigned"
     size = len(digits)
     status = 484 if size < least_of(code) else 404 if size > MOST else 0
-    return ("+" + digits, kind, "+" + tariff_prefix(digits, code), status, f"country code {code}")
+    return "+" + digits, kind, "+" + tariff_prefix(digits, code), status, f"country code {code}"
 
 
 def _carrier(number: str) -> _Meaning:
     """Carrier selection, 010xy or 0100yy, with whatever follows: the prefix decides."""
     length = 6 if number[3:4] == "0" else 5
     canonical = "carrier:" + number[:length]
-    return (canonical, Class.CARRIER_SELECTION, "carrier:010", 484 if len(number) < length else 0, "carrier selection")
+    return canonical, Class.CARRIER_SELECTION, "carrier:010", 484 if len(number) < length else 0, "carrier selection"
 
 
 def _national(digits: str, area_code: str) -> _Meaning:
@@ -132,10 +134,10 @@ def _national(digits: str, area_code: str) -> _Meaning:
     if digits[:1] == "0":
         digits = digits[1:]  # +490N, 00490N, +49(0)N: wrong, but meant as +49N
     if not digits:
-        return ("-", Class.INVALID, "", 484, "prefix without a number")
+        return "-", Class.INVALID, "", 484, "prefix without a number"
     if digits[0] == "0":
         # Behind a second 0 there is no number: named in that form, it would be read as another one.
-        return ("-", Class.RESERVED, "", 404, "no such range")
+        return "-", Class.RESERVED, "", 404, "no such range"
     found = range_of(digits)
     if found is None:
         return _geographic(digits, area_code[1:])
@@ -146,7 +148,7 @@ def _national(digits: str, area_code: str) -> _Meaning:
         return _authority(digits, "+4932", "115 of national subscriber numbers")
     size = len(digits)
     status = 404 if entry.kind is Class.RESERVED or size > MAX_NATIONAL else 484 if size < entry.least else 0
-    return ("+" + HOME + digits, entry.kind, "+49" + prefix, status, _named(entry, size))
+    return "+" + HOME + digits, entry.kind, "+49" + prefix, status, _named(entry, size)
 
 
 def _named(entry: Range, size: int) -> str:
@@ -160,8 +162,8 @@ def _geographic(digits: str, own: str) -> _Meaning:
     code = area_code_of(digits)
     if not code:
         if begins_area_code(digits):
-            return (canonical, Class.GEOGRAPHIC, "+49", 484, "area code incomplete")
-        return (canonical, Class.RESERVED, "+49", 404, "no such area code")
+            return canonical, Class.GEOGRAPHIC, "+49", 484, "area code incomplete"
+        return canonical, Class.RESERVED, "+49", 404, "no such area code"
     prefix, where = "+49" + code, f"0{code} {area_name(code)}"
     subscriber = digits[len(code) :]
     if subscriber[:2] == "11" and len(subscriber) > 2:
@@ -170,19 +172,19 @@ def _geographic(digits: str, own: str) -> _Meaning:
             return _short("115", "115") if code == own else _authority(digits, prefix, f"115 of {where}")
         if subscriber in ("110", "112"):
             # NotrufV § 4(5) s. 1: an area code in front of 110 or 112 forbids the emergency call.
-            return (canonical, Class.RESERVED, prefix, 404, "area code and emergency number")
+            return canonical, Class.RESERVED, prefix, 404, "area code and emergency number"
         if subscriber[:3] not in ("110", "112"):
-            return (canonical, Class.RESERVED, prefix, 404, "no subscriber number begins with 11")
+            return canonical, Class.RESERVED, prefix, 404, "no subscriber number begins with 11"
     elif subscriber[:1] == "0":
-        return (canonical, Class.RESERVED, prefix, 404, "no subscriber number begins with 0")
+        return canonical, Class.RESERVED, prefix, 404, "no subscriber number begins with 0"
     size = len(digits)
     status = 484 if len(subscriber) < LEAST_SUBSCRIBER else 404 if size > MAX_NATIONAL else 0
-    return (canonical, Class.GEOGRAPHIC, prefix, status, f"geographic, {where}")
+    return canonical, Class.GEOGRAPHIC, prefix, status, f"geographic, {where}"
 
 
 def _authority(digits: str, prefix: str, how: str) -> _Meaning:
     """115 with an area code in front, which decides whose 115 it is."""
-    return ("+" + HOME + digits, Class.AUTHORITY, prefix, 0, how)
+    return "+" + HOME + digits, Class.AUTHORITY, prefix, 0, how
 
 
 def _short(digits: str, prefix: str) -> _Meaning:
@@ -190,9 +192,9 @@ def _short(digits: str, prefix: str) -> _Meaning:
     length = SHORT_CODES.get(digits[:4]) or SHORT_CODES[prefix]
     entry = NATIONAL[prefix]
     if prefix == "115" and len(digits) > length:
-        return ("-", Class.RESERVED, "", 404, "no such short code")
+        return "-", Class.RESERVED, "", 404, "no such short code"
     canonical = "service:" + digits[:length]
-    return (canonical, entry.kind, canonical, 484 if len(digits) < length else 0, entry.name)
+    return canonical, entry.kind, canonical, 484 if len(digits) < length else 0, entry.name
 
 
 def _local(number: str, area: str) -> _Meaning:
@@ -202,13 +204,13 @@ def _local(number: str, area: str) -> _Meaning:
         if prefix in SHORT_CODES:
             return _short(number, prefix)
         status = 484 if len(number) < 3 else 404
-        return ("-", Class.RESERVED, "", status, "no such short code")
+        return "-", Class.RESERVED, "", status, "no such short code"
     if number == "124124":
-        return ("service:124124", Class.RESERVED, "service:124124", 404, "sea rescue, mobile networks only")
+        return "service:124124", Class.RESERVED, "service:124124", 404, "sea rescue, mobile networks only"
     if not area:
-        return ("-", Class.INVALID, "", 484, "number without area code")
+        return "-", Class.INVALID, "", 484, "number without area code"
     if len(number) > MAX_LOCAL or number.startswith(HOME + area):
-        return ("-", Class.INVALID, "", 404, "too long for a local number; country code without +?")
+        return "-", Class.INVALID, "", 404, "too long for a local number; country code without +?"
     canonical, kind, prefix, status, how = _national(area + number, "")
     return canonical, kind, prefix, status, f"local in 0{area}: {how}" if status else f"local in 0{area}"
 

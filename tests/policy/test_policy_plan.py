@@ -427,7 +427,7 @@ def test_classify_incoming_porting_prefix_is_dropped_between_networks_alone(targ
             "tel:+493023125;npdi;RN=+49900;cic=1;ext=2;isub=3;postd=4;enumdi;tgrp=5;trunk-context=6",
             "geographic, 030 Berlin, parameters dropped: npdi rn cic ext isub postd enumdi tgrp",
         ),
-        ("090012345678", "premium rate, dialled over by 2"),
+        ("090012345678", "premium rate, dialled over by 1"),
         ("02040123456", "no such area code"),
         ("01033112233445566", ""),
         ("0043664123456", "country code 43"),
