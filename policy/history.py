@@ -147,7 +147,7 @@ def broken_links(entries: Sequence[Entry]) -> list[str]:
     for former, entry in itertools.pairwise(entries):
         if entry.fields.get("previous") != entry_hash(former.fields):
             found.append(f"version {entry.version} does not follow version {former.version} as it stands in the log")
-        elif entry.version != former.version + 1 and not entry.fields.get("reseed"):
+        elif entry.version != former.version + 1 and entry.fields.get("base") != str(entry.version):
             found.append(f"version {entry.version} comes after version {former.version}")
     return found
 
@@ -161,8 +161,8 @@ def return_to(version: int, entries: Sequence[Entry], now: Snapshot, *, everythi
     later = [entry for entry in entries if entry.version > version]
     if not 0 <= version <= newest or newest != now.version:
         _refuse(f"there is no version {version}; the log ends with {newest}")
-    if len(later) != newest - version:
-        _refuse(f"version {version} cannot be had: the log begins with version {entries[0].version if entries else newest}")
+    if [entry.version for entry in later] != list(range(version + 1, newest + 1)):
+        _refuse(f"version {version} cannot be had: the log does not hold every change since then")
     if broken := broken_links([entry for entry in entries if entry.version >= version]):
         _refuse(f"the log is not what was written: {broken[0]}")
     tables: dict[str, dict[str, object]] = {

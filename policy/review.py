@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from policy import lint
 from policy.emergency import ANY_LOCATION
 from policy.model import Line, LineStatus
 from policy.table import Fault
@@ -33,10 +34,23 @@ def has_route(snapshot: Snapshot, location: str, service: str) -> bool:
     return bool(snapshot.psap.get((location, service)) or snapshot.psap.get((ANY_LOCATION, service)))
 
 
-def review(change: Change, planned: Plan, before: Snapshot, after: Snapshot) -> Review:
+def review(change: Change, planned: Plan, before: Snapshot, after: Snapshot, now_at_ms: int) -> Review:
     """What is to be said of the planned change that makes `after` of `before`."""
     faults = [*_activations(change, planned, after), *_removals(planned, before, after)]
-    return Review(tuple(faults), ())
+    new_faults, warnings = _lint(change, planned, before, after, now_at_ms)
+    return Review((*faults, *new_faults), tuple(warnings))
+
+
+def _lint(change: Change, planned: Plan, before: Snapshot, after: Snapshot, now_at_ms: int) -> tuple[list[Fault], list[str]]:
+    """Errors and warnings of the rules that were not there before."""
+    if not any(item.table in ("blocks", "lines") for item in planned.items) or not after.blocks:
+        return [], []
+    known = set(lint.check_rules(before.blocks, before.profiles, before.lines, now_at_ms))
+    found = [item for item in lint.check_rules(after.blocks, after.profiles, after.lines, now_at_ms) if item not in known]
+    faults = [
+        change.fault(f"rule {item.rule}", "value", item.message) for item in found if item.severity is lint.Severity.ERROR
+    ]
+    return faults, [str(item) for item in found if item.severity is not lint.Severity.ERROR]
 
 
 def _activations(change: Change, planned: Plan, after: Snapshot) -> list[Fault]:

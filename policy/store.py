@@ -35,7 +35,21 @@ if TYPE_CHECKING:
     from policy.history import Entry
     from policy.model import Profile, Snapshot
 
-__all__ = ["LOG", "TABLES", "ConflictError", "Outcome", "apply", "entry_hash", "load", "log_of", "submit", "watch"]
+__all__ = [
+    "LOG",
+    "TABLES",
+    "ConflictError",
+    "NothingLostError",
+    "Outcome",
+    "apply",
+    "entry_hash",
+    "load",
+    "log_of",
+    "reseed",
+    "submit",
+    "version_in",
+    "watch",
+]
 
 T = TypeVar("T")
 
@@ -94,8 +108,17 @@ class _Entry(NamedTuple):
     def version(self) -> int:
         return int(self.fields.get("version", "0"))
 
+    @property
+    def base(self) -> int:
+        """The version of the last `reseed` before or at this entry: what was before it does not count any more."""
+        return int(self.fields.get("base") or "0")
+
 
 _NONE = _Entry("0-0", {})
+
+
+class NothingLostError(RuntimeError):
+    """The store holds as new a version as what it was to be filled from."""
 
 
 class Outcome(NamedTuple):
@@ -186,17 +209,61 @@ async def submit(
         last, before = await _read(client, table)
         wanted = change(before) if callable(change) else change
         planned = plan(wanted, before)
-        found = review(wanted, planned, before, after_plan(before, planned))
+        found = review(wanted, planned, before, after_plan(before, planned), time.time_ns() // 1_000_000)
         if found.faults:
             raise PolicyError(found.faults)
         if dry_run or not planned.items:
             return Outcome(before.version, planned, found.warnings)
         entry = _log_entry(last, planned, who=who, why=why, token=token)
-        reply = await client.eval(_APPLY, len(TABLES) + 1, *TABLES.values(), LOG, *_arguments(last, planned, entry))
-        done = int(entry["version"]) if reply is not None else await _version_of(client, token, after=last.id)
-        if done:
+        if done := await _written(client, last, planned, entry):
             return Outcome(done, planned, found.warnings)
     raise ConflictError(f"policy data changed {ATTEMPTS} times while this change was being made")
+
+
+async def reseed(client: Redis, snapshot: Snapshot, *, who: str, why: str, dry_run: bool = False) -> Outcome:
+    """Make a store that lost its policy data hold exactly what `snapshot` does, as the version after it.
+
+    Every node follows, whatever it knew last. Raises NothingLostError when the store's version is not older than the
+    snapshot's, and otherwise as `submit`; the data is not reviewed, since it was in force before.
+    """
+    token = uuid.uuid4().hex
+    for _ in range(ATTEMPTS):
+        last, before = await _read(client, snapshot.profiles)
+        if last.version >= snapshot.version:
+            raise NothingLostError(f"the store has version {last.version}, the snapshot {snapshot.version}: nothing was lost")
+        kept = {rule.id for rule in snapshot.blocks}
+        change = Change(
+            lines=tuple(snapshot.lines.values()),
+            accounts=tuple(snapshot.accounts.values()),
+            psap=tuple(route for routes in snapshot.psap.values() for route in routes),
+            blocks=snapshot.blocks,
+            remove_lines=tuple(key for key in before.lines if key not in snapshot.lines),
+            remove_psap=tuple(before.psap),
+            remove_blocks=tuple(rule.id for rule in before.blocks if rule.id not in kept),
+        )
+        planned = plan(change, before, secrets=False)
+        if dry_run:
+            return Outcome(last.version, planned, ())
+        entry = _log_entry(last, planned, who=who, why=why, token=token)
+        entry["version"] = entry["base"] = str(snapshot.version + 1)
+        if done := await _written(client, last, planned, entry):
+            return Outcome(done, planned, ())
+    raise ConflictError(f"policy data changed {ATTEMPTS} times while the store was being filled")
+
+
+async def _written(client: Redis, last: _Entry, planned: Plan, entry: dict[str, str]) -> int:
+    """Write a planned change if `last` still is the last entry; its version, or 0 when it is not."""
+    reply = await client.eval(_APPLY, len(TABLES) + 1, *TABLES.values(), LOG, *_arguments(last, planned, entry))
+    return int(entry["version"]) if reply is not None else await _version_of(client, entry["token"], after=last.id)
+
+
+async def version_in(client: Redis) -> int:
+    """The version that the store holds; 0 when it is empty. Raises RedisError."""
+    return (await _newest(client)).version
+
+
+async def _newest(client: Redis) -> _Entry:
+    return _last_entry(await _command(client, "XREVRANGE", LOG, "+", "-", "COUNT", 1))
 
 
 async def log_of(client: Redis, *, after: int = 0) -> list[Entry]:
@@ -213,7 +280,7 @@ async def log_of(client: Redis, *, after: int = 0) -> list[Entry]:
 
 def _log_entry(last: _Entry, planned: Plan, *, who: str, why: str, token: str) -> dict[str, str]:
     before, after = history.sides_of(planned.items)
-    return {
+    fields = {
         "version": str(last.version + 1),
         "format": history.FORMAT,
         "who": who[:200],
@@ -224,6 +291,7 @@ def _log_entry(last: _Entry, planned: Plan, *, who: str, why: str, token: str) -
         "previous": entry_hash(last.fields) if last.fields else "",
         "token": token,
     }
+    return {**fields, "base": last.fields["base"]} if "base" in last.fields else fields
 
 
 def _arguments(last: _Entry, planned: Plan, entry: dict[str, str]) -> list[str | bytes | int]:
@@ -248,9 +316,11 @@ async def watch(
     *,
     known: Mapping[str, Profile] | None = None,
     on_problem: Callable[[str], None] | None = None,
+    floor: int = 0,
 ) -> None:
     """Hand the present snapshot to `on_snapshot`, then a new one after every change, until cancelled.
 
+    A store whose version is below `floor`, the one that is known already, has lost data, and is a problem as below.
     Changes made in quick succession may come as one snapshot. While the store is away, holds a value that cannot be read, or a
     history that does not continue the one that was read last (it was emptied, or restored from an old copy), nothing is
     handed over, so that the last snapshot stays; `on_problem` gets the reason, and "" when all is well again.
@@ -260,6 +330,8 @@ async def watch(
     wait, problem = RETRY_S[0], ""
     while True:
         try:
+            if last is None:
+                await _check_floor(client, floor)
             if last is None or await _moved(client, last):
                 last, snapshot = await _read(client, table)
                 on_snapshot(snapshot)
@@ -288,16 +360,24 @@ async def _moved(client: Redis, last: _Entry) -> bool:
     reply = await _command(client, "XREAD", "COUNT", 1, "BLOCK", block, "STREAMS", LOG, last.id)
     streams = list(reply.values()) if isinstance(reply, dict) else [entries for _, entries in reply or ()]
     entries = _entries(_flat(streams[0])) if streams else []
-    if not entries:
-        newest = _last_entry(await _command(client, "XREVRANGE", LOG, "+", "-", "COUNT", 1))
-        if newest != last:
-            if newest.version > last.version:
-                return False  # written after the XREAD came back: the next one sees it
-            raise _BrokenHistoryError(f"version {newest.version} after {last.version}: emptied or restored from an old copy")
+    if entries and (not last.fields or entries[0].fields.get("previous") == entry_hash(last.fields)):
+        return True
+    newest = await _newest(client)
+    if newest == last:
         return False
-    if last.fields and entries[0].fields.get("previous") != entry_hash(last.fields):
+    if newest.base > last.version:
+        return True  # filled anew by an operator
+    if entries:
         raise _BrokenHistoryError(f"version {entries[0].version} does not continue version {last.version}")
-    return True
+    if newest.version > last.version:
+        return False  # written after the XREAD came back: the next one sees it
+    raise _BrokenHistoryError(f"version {newest.version} after {last.version}: emptied or restored from an old copy")
+
+
+async def _check_floor(client: Redis, floor: int) -> None:
+    version = await version_in(client) if floor else 0
+    if version < floor:
+        raise _BrokenHistoryError(f"version {version}, and {floor} is known: emptied or restored from an old copy")
 
 
 def _flat(entries: Any) -> Any:

@@ -202,13 +202,18 @@ class Node:
         """The policy data to begin with: the store's, with the configured files taken in, else the last one seen."""
         change = policy_files.read(self.config)
         client = self.store.client
+        cached = policy_cache.load(self._cache_path)
         try:
+            version = await policy_store.version_in(client)
+            if cached is not None and version < cached.version:
+                # Flushed, or restored from an old copy: it is filled again by an operator's command alone.
+                self.log.error("store_lost_policy", version=version, known=cached.version, remedy="sipproxy reseed")
+                return cached
             why = f"files of {self._config_path.name}"
             # A restart with the same files changes nothing, and makes no version.
             await policy_store.apply(client, change, who=f"node {self.config.node.id}", why=why)
             return await policy_store.load(client)
         except (RedisError, OSError) as error:
-            cached = policy_cache.load(self._cache_path)
             self.log.warning("store_away_at_start", error=str(error)[:200], cached=cached is not None)
             if cached is not None:
                 return cached
@@ -333,6 +338,7 @@ class Node:
                 self.store.client,
                 swap,
                 on_problem=problem,
+                floor=self.engine.desk.snapshot.version,
             )
         finally:
             keep.cancel()

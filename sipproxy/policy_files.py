@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from policy import parse, parse_rules, profiles
 from policy.change import Change, empty_snapshot, plan
+from policy.emergency import ANY_LOCATION
+from policy.review import SERVICES
 from policy.table import MAX_TEXT, Fault, PolicyError
 
 if TYPE_CHECKING:
@@ -76,8 +78,8 @@ def _blocks(text: str, file: str, known: Mapping[str, Profile], rows: dict[str, 
 def unserved_locations(change: Change) -> list[tuple[str, str]]:
     """Location and service ("110", "112") of every line in `change` for which it has no PSAP route."""
     served = {(route.location, route.service) for route in change.psap}
-    wanted = {(line.location, service) for line in change.lines for service in ("110", "112")}
-    return sorted(wanted - served)
+    wanted = {(line.location, service) for line in change.lines for service in SERVICES}
+    return sorted(key for key in wanted - served if (ANY_LOCATION, key[1]) not in served)
 
 
 def _each(files: Iterable[str], faults: list[Fault], parsed: Callable[[str, str], Iterable[T]]) -> list[T]:
