@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["changes_of", "differences", "words_of"]
 
+_KEYS = {"lines": "line", "blocks": "id"}  # cells that repeat the id
 _NAMES = {"lines": "line", "accounts": "account", "psap": "routes", "blocks": "rule"}
 
 
@@ -46,7 +47,7 @@ def _change(table: str, key: str, before: object, after: object) -> dict[str, An
         new["password"] = "set anew"  # noqa: S105
     word = "added" if before is None else "removed" if after is None else "changed"
     names = [name for name in {**old, **new} if old.get(name, "") != new.get(name, "")]
-    fields = {name: [old.get(name, ""), new.get(name, "")] for name in names}
+    fields = {name: [old.get(name, ""), new.get(name, "")] for name in names if name != _KEYS.get(table)}
     return {"what": _NAMES[table], "id": key, "change": word, "fields": fields}
 
 

@@ -50,7 +50,7 @@ def _lint(change: Change, planned: Plan, before: Snapshot, after: Snapshot, now_
     faults = [
         change.fault(f"rule {item.rule}", "value", item.message) for item in found if item.severity is lint.Severity.ERROR
     ]
-    return faults, [str(item) for item in found if item.severity is not lint.Severity.ERROR]
+    return faults, [f"rule {item.rule}: {item.message}" for item in found if item.severity is not lint.Severity.ERROR]
 
 
 def _activations(change: Change, planned: Plan, after: Snapshot) -> list[Fault]:

@@ -24,10 +24,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+trace_app = typer.Typer(help="Records of malicious calls, by order of a line.", no_args_is_help=True)
 cdr_app = typer.Typer(help="Call detail records.", no_args_is_help=True)
 app.add_typer(line.app, name="line")
 app.add_typer(psap.app, name="psap")
 app.add_typer(block.app, name="block")
+app.add_typer(trace_app, name="trace")
 app.add_typer(cdr_app, name="cdr")
 
 
@@ -101,6 +103,11 @@ def explain(
         typer.Option(metavar="FILE.csv", help="Many at once: id,profile,caller_area_code,caller_e164,dialled; '-' is stdin."),
     ] = None,
     at: Annotated[str, typer.Option("--at", metavar="TIME", help="Decide as at this time, such as 2026-01-31T08:00.")] = "",
+    incoming: Annotated[
+        bool, typer.Option("--incoming", help="A call from outside: from that number, or 'anonymous', to one of ours.")
+    ] = False,
+    used: Annotated[int | None, typer.Option(min=0, help="As if so many channels were in use.")] = None,
+    started: Annotated[int | None, typer.Option(min=0, help="As if the line had just started so many calls.")] = None,
     config: ConfigOption = DEFAULT_CONFIG,
     as_json: JsonOption = False,
 ) -> None:
@@ -113,7 +120,12 @@ def explain(
     """
     from sipproxy.commands import explaining, output
 
-    output.run(lambda out: explaining.explain(config, out, caller, dialled, batch=batch, at=at), as_json=as_json)
+    output.run(
+        lambda out: explaining.explain(
+            config, out, caller, dialled, batch=batch, at=at, incoming=incoming, used=used, started=started
+        ),
+        as_json=as_json,
+    )
 
 
 @app.command()
@@ -128,6 +140,35 @@ def reseed(
     from sipproxy.commands import output, reseeding
 
     output.run(lambda out: reseeding.reseed(config, out, why=why, dry_run=dry_run), as_json=as_json)
+
+
+@trace_app.command("list")
+def trace_list(
+    line: Annotated[str, typer.Option(help="Records of that line.")] = "",
+    reference: Annotated[str, typer.Option(help="Records of that order.")] = "",
+    why: Annotated[str, typer.Option("--why", help="What for; it is written down with who asked.")] = "",
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: JsonOption = False,
+) -> None:
+    """Records of a line or of an order.
+
+    They hold callers' numbers that were hidden from the called party, so each reading is written down.
+    """
+    from sipproxy.commands import output, traces
+
+    output.run(lambda out: traces.list_records(config, out, line=line, reference=reference, why=why), as_json=as_json)
+
+
+@trace_app.command("accesses")
+def trace_accesses(
+    count: Annotated[int, typer.Option("--count", "-n", min=1, max=1_000_000, help="The newest so many.")] = 100,
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: JsonOption = False,
+) -> None:
+    """Who read records, and what for."""
+    from sipproxy.commands import output, traces
+
+    output.run(lambda out: traces.list_accesses(config, out, count=count), as_json=as_json)
 
 
 @cdr_app.command("tail")

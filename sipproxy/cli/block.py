@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -165,3 +166,39 @@ def rollback(
     output.run(
         lambda out: blocks.rollback(config, out, version, everything=everything, why=why, dry_run=dry_run), as_json=as_json
     )
+
+
+@app.command()
+def lint(
+    file: Annotated[
+        Path | None, typer.Argument(metavar="[FILE]", help="As the rules would be with those of this file (CSV or TOML).")
+    ] = None,
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: JsonOption = False,
+) -> None:
+    """Tell what is wrong with the rules.
+
+    Rules that would stand between a caller and help, and rules that do nothing. Ends with 1 when there is an error.
+    """
+    from sipproxy.commands import block_rules, output
+
+    output.run(lambda out: block_rules.lint(config, out, file=file), as_json=as_json)
+
+
+@app.command()
+def replay(
+    change: Annotated[Path, typer.Argument(metavar="CHANGE", help="File of rules, added to those in force (CSV or TOML).")],
+    cdrs: Annotated[
+        str, typer.Option("--cdrs", metavar="FROM..TO", help="Calls of which days, such as 2026-01-01..2026-01-31.")
+    ],
+    whole: Annotated[bool, typer.Option("--whole", help="The file's rules are all that there is.")] = False,
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: JsonOption = False,
+) -> None:
+    """Say which recorded calls a change would touch.
+
+    Those that the changed rules would have refused, and those that they would have newly allowed.
+    """
+    from sipproxy.commands import block_rules, output
+
+    output.run(lambda out: block_rules.replay(config, out, change, cdrs, whole=whole), as_json=as_json)

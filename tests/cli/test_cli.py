@@ -30,13 +30,11 @@ COMMANDS = (
     ["registrations"],
     ["demo"],
     ["explain"],
-    ["line", "import"],
-    ["line", "list"],
-    ["line", "show"],
-    ["psap", "import"],
-    ["psap", "list"],
-    ["block", "import"],
-    ["block", "list"],
+    ["reseed"],
+    *(["line", name] for name in ("import", "export", "list", "show", "set", "bar", "unbar", "remove")),
+    *(["psap", name] for name in ("import", "export", "list", "set", "check")),
+    *(["block", name] for name in ("import", "export", "list", "add", "remove", "history", "rollback", "lint", "replay")),
+    *(["trace", name] for name in ("list", "accesses")),
     ["cdr", "tail"],
 )
 
