@@ -28,7 +28,6 @@ _SCHEME = re.compile(rb"([A-Za-z][A-Za-z0-9+.-]*):")
 _UNPRINTABLE = re.compile(rb"[^\x20-\x7E]")
 _HEX = b"0123456789abcdefABCDEF"
 _ESCAPES = {bytes((high, low)): bytes((int(bytes((high, low)), 16),)) for high in _HEX for low in _HEX}
-_NUMBER = re.compile(r"\+?[0-9]+\Z")  # ASCII on purpose: \d and str.isdigit accept digits of every script
 _CONTEXT = re.compile(rb"\+[0-9]{1,15}\Z")
 _HOST_ONLY = re.compile(rb"(11[02])(?=[:;?]|\Z)")  # `sip:112`: no user part, but nothing else can be meant
 _PORTING = re.compile(r"(?:\+?49|0049|0)?[dD][0-9]{3}")
@@ -120,7 +119,7 @@ def _read_user(user: bytes, fault: str) -> Dialled:
         fault = fault or param_fault
     decoded = _decode(first) if b"%" in first else first
     text = decoded.translate(None, SEPARATORS)
-    number = _spoken(text)
+    number = text.decode("ascii") if text.isascii() else _spoken(text)
     hide = None
     if number[:1] in ("*", "#"):
         hide = _FEATURES.get(number[:4])
@@ -134,7 +133,7 @@ def _read_user(user: bytes, fault: str) -> Dialled:
     if decoded != first:
         said = ", escapes decoded" + said
     how = said[2:]
-    if not fault and text.isascii() and len(number) <= MAX_NUMBER and _NUMBER.match(number):
+    if not fault and text.isascii() and len(number) <= MAX_NUMBER and _is_number(number):
         return Dialled(number, context, bool(hide), "", 0, number, how)
     status = 400
     if not fault and _UNPRINTABLE.search(decoded):
@@ -144,14 +143,17 @@ def _read_user(user: bytes, fault: str) -> Dialled:
     return Dialled("", context, False, fault, status, number, how)  # noqa: FBT003 - in the order of the fields
 
 
+def _is_number(text: str) -> bool:
+    """Digits, with or without "+". Of ASCII text alone: str.isdigit accepts the digits of every script."""
+    return text.isdigit() or (text[:1] == "+" and text[1:].isdigit())
+
+
 def _check_number(number: str) -> tuple[str, int]:
-    """Fault and status of a number's text; ("", 0) when it is one."""
+    """What is wrong with a text that is no number, and the status that says so."""
     if not number or number == "+":
         return "nothing dialled", 484
     if len(number) > MAX_NUMBER:
         return f"more than {MAX_NUMBER} characters", 404
-    if _NUMBER.match(number):
-        return "", 0
     if "%" in number:
         return "escape left after decoding once", 400
     if "*" in number or "#" in number:
@@ -163,8 +165,6 @@ def _check_number(number: str) -> tuple[str, int]:
 
 def _spoken(text: bytes) -> str:
     """Text with the decimal digits of all scripts as ASCII. Nothing is dropped, so that nothing moves to the front."""
-    if text.isascii():
-        return text.decode("ascii")
     mapped = []
     for char in text.decode("utf-8", "replace"):
         digit = unicodedata.decimal(char, -1)
@@ -180,8 +180,9 @@ def _read_params(params: list[bytes]) -> tuple[str, str, str]:
     """
     context, seen, dropped = "", False, []
     for param in params:
-        raw_name, _, raw_value = param.partition(b"=")
-        name = (_decode(raw_name) if b"%" in raw_name else raw_name).lower()
+        name, _, raw_value = param.partition(b"=")
+        if name != b"phone-context":
+            name = (_decode(name) if b"%" in name else name).lower()
         if name != b"phone-context":
             dropped.append(name.decode("ascii", "replace")[:20])
             continue

@@ -14,7 +14,7 @@ from policy.dialled import PORTING_PREFIX, Dialled, read
 from policy.emergency import service_in
 from policy.model import Destination
 from policy.model import DestinationClass as Class
-from policy.plan.areas import area_code_of, area_name, begins_area_code
+from policy.plan.areas import area_of, begins_area_code
 from policy.plan.germany import LEAST_SUBSCRIBER, NATIONAL, SHORT_CODES, Range, range_of
 from policy.plan.world import COUNTRY_CODES, HOME, LEAST, MOST, country_code_of, least_of, tariff_prefix
 
@@ -72,7 +72,7 @@ def _destination(target: bytes, dialled: Dialled, meaning: _Meaning) -> Destinat
 
 
 def _shown(target: bytes) -> str:
-    return target[:256].decode("utf-8", "replace")
+    return target.decode("ascii") if target.isascii() and len(target) <= 256 else target[:256].decode("utf-8", "replace")
 
 
 def _meaning(dialled: Dialled, area_code: str) -> _Meaning:
@@ -159,17 +159,18 @@ def _named(entry: Range, size: int) -> str:
 def _geographic(digits: str, own: str) -> _Meaning:
     """A number in an area; `own` is the caller's area code without its 0, where it is known."""
     canonical = "+" + HOME + digits
-    code = area_code_of(digits)
-    if not code:
+    area = area_of(digits)
+    if area is None:
         if begins_area_code(digits):
             return canonical, Class.GEOGRAPHIC, "+49", 484, "area code incomplete"
         return canonical, Class.RESERVED, "+49", 404, "no such area code"
-    prefix, where = "+49" + code, f"0{code} {area_name(code)}"
+    code, name = area
+    prefix = "+49" + code
     subscriber = digits[len(code) :]
     if subscriber[:2] == "11" and len(subscriber) > 2:
         if subscriber == "115":
             # A subscriber number in every area: the caller's own is the one that is dialled as 115.
-            return _short("115", "115") if code == own else _authority(digits, prefix, f"115 of {where}")
+            return _short("115", "115") if code == own else _authority(digits, prefix, f"115 of 0{code} {name}")
         if subscriber in ("110", "112"):
             # NotrufV § 4(5) s. 1: an area code in front of 110 or 112 forbids the emergency call.
             return canonical, Class.RESERVED, prefix, 404, "area code and emergency number"
@@ -179,7 +180,7 @@ def _geographic(digits: str, own: str) -> _Meaning:
         return canonical, Class.RESERVED, prefix, 404, "no subscriber number begins with 0"
     size = len(digits)
     status = 484 if len(subscriber) < LEAST_SUBSCRIBER else 404 if size > MAX_NATIONAL else 0
-    return canonical, Class.GEOGRAPHIC, prefix, status, f"geographic, {where}"
+    return canonical, Class.GEOGRAPHIC, prefix, status, f"geographic, 0{code} {name}"
 
 
 def _authority(digits: str, prefix: str, how: str) -> _Meaning:
