@@ -43,10 +43,14 @@ def review(change: Change, planned: Plan, before: Snapshot, after: Snapshot, now
 
 def _lint(change: Change, planned: Plan, before: Snapshot, after: Snapshot, now_at_ms: int) -> tuple[list[Fault], list[str]]:
     """Errors and warnings of the rules that were not there before."""
-    if not any(item.table in ("blocks", "lines") for item in planned.items) or not after.blocks:
+    changed = {item.key for item in planned.items if item.table == "blocks"}
+    if not after.blocks or not (changed or any(item.table == "lines" and item.after is None for item in planned.items)):
         return [], []
-    known = set(lint.check_rules(before.blocks, before.profiles, before.lines, now_at_ms))
-    found = [item for item in lint.check_rules(after.blocks, after.profiles, after.lines, now_at_ms) if item not in known]
+    found = list(lint.check_rules(after.blocks, after.profiles, after.lines, now_at_ms))
+    if any(item.rule not in changed for item in found):
+        # What was wrong before is not held against this change; most lists have nothing wrong, and are looked at once.
+        known = set(lint.check_rules(before.blocks, before.profiles, before.lines, now_at_ms))
+        found = [item for item in found if item not in known]
     faults = [
         change.fault(f"rule {item.rule}", "value", item.message) for item in found if item.severity is lint.Severity.ERROR
     ]

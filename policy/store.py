@@ -24,6 +24,7 @@ from policy import codec, history, profiles
 from policy.build import snapshot_of
 from policy.change import Change, Plan, after_plan, plan
 from policy.history import entry_hash
+from policy.patch import Touched, Values, patched, touched_by
 from policy.review import review
 from policy.table import PolicyError
 
@@ -52,12 +53,15 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 TABLES = {name: f"sp:{name}" for name in ("lines", "accounts", "numbers", "blocks", "psap")}
 LOG = "sp:policy:log"
 LOG_ENTRIES = 100_000  # kept at least; older changes are trimmed
 
 ATTEMPTS = 20  # of one change against others made at the same moment
+FOLLOWED = 100  # entries of the log that are followed one by one; above it everything is read
+FOLLOWED_FIELDS = 5000  # that they may touch together
 LOG_CHUNK = 50  # entries asked for in one command
 DECODE_SLICE = 250  # values decoded before other work of the event loop has its turn: about 1 ms
 BLOCK_MS = 1000
@@ -150,10 +154,46 @@ async def _read(client: Redis, known: Mapping[str, Profile]) -> tuple[_Entry, Sn
     accounts = await _decoded(raw_accounts.values(), codec.decode_account)
     blocks = await _decoded(raw_blocks.values(), codec.decode_block)
     psap = [route for routes in await _decoded(raw_psap.values(), codec.decode_psap) for route in routes]
-    return last, snapshot_of(last.version, lines, accounts, known, psap, blocks)
+    # In a thread: with tens of thousands of lines it is a tenth of a second, in which no call is to wait.
+    return last, await asyncio.to_thread(snapshot_of, last.version, lines, accounts, known, psap, blocks)
 
 
-async def _decoded(values: Iterable[bytes], decode: Callable[[bytes], T]) -> list[T]:
+async def _follow(client: Redis, last: _Entry, snapshot: Snapshot) -> tuple[_Entry, Snapshot]:
+    """The last log entry and the snapshot at it, made from that at `last`: only what was touched since is read.
+
+    Raises _BrokenHistoryError when the log does not continue `last`.
+    """
+    entries: list[_Entry] = []
+    while len(entries) < FOLLOWED:
+        start = entries[-1].id if entries else last.id
+        entries += _entries(await _command(client, "XRANGE", LOG, f"({start}", "+", "COUNT", FOLLOWED))
+        logged = [history.entry_of(entry.fields) for entry in entries]
+        touched = touched_by(logged)
+        if not entries or any(entry.base > last.version for entry in entries) or touched is None:
+            break
+        if broken := history.broken_links([history.entry_of(last.fields), *logged] if last.fields else logged):
+            raise _BrokenHistoryError(broken[0])
+        if sum(map(len, touched)) > FOLLOWED_FIELDS:
+            break
+        async with client.pipeline(transaction=True) as pipe:
+            for name, fields in zip(Touched._fields, touched, strict=True):
+                pipe.hmget(TABLES[name], fields or ("",))
+            pipe.execute_command("XREVRANGE", LOG, "+", "-", "COUNT", 1)
+            *values, raw_log = await pipe.execute()
+        if _last_entry(raw_log) == entries[-1]:
+            found = [await _by_field(*each) for each in zip(touched, values, _DECODERS, strict=True)]
+            return entries[-1], await asyncio.to_thread(patched, snapshot, entries[-1].version, Values(*found))
+    return await _read(client, snapshot.profiles)
+
+
+async def _by_field(fields: Iterable[str], values: list[bytes | None], decode: Callable[[bytes], Any]) -> dict[str, Any]:
+    return dict(zip(fields, await _decoded(values, lambda value: decode(value) if value is not None else None), strict=False))
+
+
+_DECODERS = (codec.decode_line, codec.decode_account, codec.decode_psap, codec.decode_block)
+
+
+async def _decoded(values: Iterable[U], decode: Callable[[U], T]) -> list[T]:
     found = []
     for index, value in enumerate(values, 1):
         found.append(decode(value))
@@ -327,13 +367,16 @@ async def watch(
     """
     table = known if known is not None else profiles.load()
     last: _Entry | None = None
+    snapshot: Snapshot | None = None
     wait, problem = RETRY_S[0], ""
     while True:
         try:
-            if last is None:
+            if last is None or snapshot is None:
                 await _check_floor(client, floor)
-            if last is None or await _moved(client, last):
                 last, snapshot = await _read(client, table)
+                on_snapshot(snapshot)
+            elif await _moved(client, last):
+                last, snapshot = await _follow(client, last, snapshot)
                 on_snapshot(snapshot)
             found = ""
         except (RedisError, OSError, msgspec.DecodeError, _BrokenHistoryError) as error:
