@@ -15,13 +15,14 @@ from policy.emergency import service_in
 from policy.model import Destination
 from policy.model import DestinationClass as Class
 from policy.plan.areas import area_of, begins_area_code
-from policy.plan.germany import LEAST_SUBSCRIBER, NATIONAL, SHORT_CODES, Range, range_of
+from policy.plan.germany import LEAST_SUBSCRIBER, NATIONAL, SHORT_CODES, begins_range, range_of
 from policy.plan.world import COUNTRY_CODES, HOME, LEAST, MOST, country_code_of, least_of, tariff_prefix
 
 __all__ = ["canonical_prefix", "classify", "classify_incoming"]
 
 MAX_NATIONAL = 24  # digits; the plan ends at 13, callers dial over a PBX's number
 MAX_LOCAL = 11  # digits of a subscriber number without its area code
+MAX_ASSIGNED = 11  # digits that new geographic numbers have without the 0; older ones reach 13
 
 # TDDDG § 13(3), § 15(1): beside 110 and 112 these are never called with a hidden number.
 _ALWAYS_SHOWN = frozenset({"service:116117", "service:124124"})
@@ -116,6 +117,8 @@ def _international(digits: str, area_code: str) -> _Meaning:
             break
     else:
         canonical = "-" if digits[:1] == "0" else "+" + digits
+        if any(code.startswith(digits) for code in COUNTRY_CODES):
+            return canonical, Class.RESERVED, "", 484, "country code incomplete"
         return canonical, Class.RESERVED, "", 404, "country code not assigned"
     size = len(digits)
     status = 484 if size < least_of(code) else 404 if size > MOST else 0
@@ -146,14 +149,16 @@ def _national(digits: str, area_code: str) -> _Meaning:
         return _short(digits, prefix)
     if digits == "32115":
         return _authority(digits, "+4932", "115 of national subscriber numbers")
-    size = len(digits)
-    status = 404 if entry.kind is Class.RESERVED or size > MAX_NATIONAL else 484 if size < entry.least else 0
-    return "+" + HOME + digits, entry.kind, "+49" + prefix, status, _named(entry, size)
-
-
-def _named(entry: Range, size: int) -> str:
-    over = size - entry.most
-    return entry.name if over <= 0 or not entry.most else f"{entry.name}, dialled over by {over}"
+    size, status, how = len(digits), 0, entry.name
+    if entry.kind is Class.RESERVED:
+        status = 484 if begins_range(digits) else 404
+    elif size > MAX_NATIONAL:
+        status = 404
+    elif size < entry.least:
+        status = 484
+    elif size > entry.most:
+        how = f"{how}, dialled over by {size - entry.most}"
+    return "+" + HOME + digits, entry.kind, "+49" + prefix, status, how
 
 
 def _geographic(digits: str, own: str) -> _Meaning:
@@ -210,7 +215,8 @@ def _local(number: str, area: str) -> _Meaning:
         return "service:124124", Class.RESERVED, "service:124124", 404, "sea rescue, mobile networks only"
     if not area:
         return "-", Class.INVALID, "", 484, "number without area code"
-    if len(number) > MAX_LOCAL or number.startswith(HOME + area):
+    is_long = len(area) + len(number) > MAX_ASSIGNED
+    if len(number) > MAX_LOCAL or (is_long and number.startswith(HOME + area)):
         return "-", Class.INVALID, "", 404, "too long for a local number; country code without +?"
     canonical, kind, prefix, status, how = _national(area + number, "")
     return canonical, kind, prefix, status, f"local in 0{area}: {how}" if status else f"local in 0{area}"

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from policy.model import DestinationClass as Class
 
-__all__ = ["LEAST_SUBSCRIBER", "NATIONAL", "SHORT_CODES", "Range", "range_of"]
+__all__ = ["LEAST_SUBSCRIBER", "NATIONAL", "SHORT_CODES", "Range", "begins_range", "range_of"]
 
 
 class Range(NamedTuple):
@@ -104,3 +104,11 @@ def range_of(national: str) -> tuple[str, Range] | None:
         if found is not None:
             return prefix, found
     return None
+
+
+def begins_range(national: str) -> bool:
+    """Whether more digits could make a number of an assigned range of these."""
+    return any(
+        prefix.startswith(national) and prefix != national and prefix not in SHORT_CODES and found.kind is not Class.RESERVED
+        for prefix, found in NATIONAL.items()
+    )

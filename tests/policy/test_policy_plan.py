@@ -155,6 +155,14 @@ ROWS = [  # row of the plan, dialled by a caller in 02051, canonical, class, tar
     ("United Kingdom", "00442071234567", "+442071234567", Class.INTERNATIONAL, "+44", 0),
     ("Vatican", "00390669812345", "+390669812345", Class.INTERNATIONAL, "+3906698", 0),
     ("Italy", "00390612345678", "+390612345678", Class.INTERNATIONAL, "+39", 0),
+    ("local, begins like the own number with a country code", "4920519", "+4920514920519", Class.GEOGRAPHIC, "+492051", 0),
+    ("own number with a country code and no plus", "492051988", "-", Class.INVALID, "", 404),
+    *((f"incomplete 0{n}", f"0{n}", f"+49{n}", Class.RESERVED, "+491", 484) for n in (1, 13, 16, 18)),
+    ("incomplete 090", "090", "+4990", Class.GEOGRAPHIC, "+49", 484),
+    ("incomplete 070", "070", "+4970", Class.GEOGRAPHIC, "+49", 484),
+    ("complete and not assigned 0161", "0161", "+49161", Class.RESERVED, "+491", 404),
+    ("half a country code", "0021", "+21", Class.RESERVED, "", 484),
+    ("first digit of a country code", "+4", "+4", Class.RESERVED, "", 484),
     ("sea rescue", "124124", "service:124124", Class.RESERVED, "service:124124", 404),
 ]
 
