@@ -276,13 +276,13 @@ def set_privacy(editor: Editor, request: Request, said: Said, *, restricted: boo
         editor.remove(b"privacy")
 
 
-def restore_parties(editor: Editor, response: Response, request: Request) -> None:
-    """From and To of a response as the request that it answers had them (RFC 3261 §8.2.6.2)."""
+def _restore_parties(editor: Editor, response: Response, request: Request, *, both: bool) -> None:
+    """From of a response, or From and To, as the request that it answers had them (RFC 3261 §8.2.6.2)."""
     mine = request.first(b"from") or b""
     if response.first(b"from") != mine:
         editor.set(b"From", mine)
     theirs, ours = response.to, request.to
-    if (theirs.display, theirs.uri.raw) != (ours.display, ours.uri.raw):
+    if both and (theirs.display, theirs.uri.raw) != (ours.display, ours.uri.raw):
         tag = b";tag=" + theirs.tag if ours.tag is None and theirs.tag is not None else b""
         editor.set(b"To", (request.first(b"to") or b"") + tag)
 
@@ -350,8 +350,7 @@ def forward_response(
         strip_trust(editor, response)
     elif to_customer:
         strip_for_customer(editor, response)
-    if from_customer or face.address:
-        restore_parties(editor, response, request)
+    _restore_parties(editor, response, request, both=from_customer or bool(face.address))
     if from_caller:
         face.put_on(editor, response, settings, to)
     elif face.veiled:
