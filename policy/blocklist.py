@@ -9,27 +9,22 @@ Left out: what follows from a rule (`policy.evaluate`), checking rules when they
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import TYPE_CHECKING
+from enum import StrEnum
+from typing import NamedTuple
 
 from policy.rules import BlockRule, RuleAction, RuleDirection, RuleKind, RuleLevel
 from policy.windows import covers
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
-
 __all__ = ["BlockIndex", "BlockTable", "candidates", "index_of", "is_active", "rule_for"]
 
 Scope = tuple[str, str]  # (line, profile); "" for all
+DestinationKind = StrEnum  # `policy.model.DestinationClass`, which this module comes before
 _WHOLE = 1_000  # rank of a whole number, above every prefix's length
 _CLASS = 0
 
-_DIRECTIONS = {
-    RuleDirection.OUTGOING: (RuleDirection.OUTGOING,),
-    RuleDirection.INCOMING: (RuleDirection.INCOMING,),
-    RuleDirection.BOTH: (RuleDirection.OUTGOING, RuleDirection.INCOMING),
-}
+_POSITIONS = {RuleDirection.OUTGOING: (0,), RuleDirection.INCOMING: (1,), RuleDirection.BOTH: (0, 1)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,24 +37,37 @@ class BlockTable:
     lengths: tuple[int, ...]
 
 
-BlockIndex = MappingProxyType[tuple[RuleDirection, RuleLevel], MappingProxyType[Scope, BlockTable]]
+Scopes = Mapping[Scope, BlockTable]
+
+
+class BlockIndex(NamedTuple):
+    """The rules' tables by scope, for each level and direction."""
+
+    admin_outgoing: Scopes
+    admin_incoming: Scopes
+    customer_outgoing: Scopes
+    customer_incoming: Scopes
+
+    def of(self, level: RuleLevel, direction: RuleDirection) -> Scopes:
+        """The tables of a level, for calls that go out or come in."""
+        if direction is RuleDirection.OUTGOING:
+            return self.admin_outgoing if level is RuleLevel.ADMIN else self.customer_outgoing
+        return self.admin_incoming if level is RuleLevel.ADMIN else self.customer_incoming
 
 
 def index_of(rules: Iterable[BlockRule]) -> BlockIndex:
-    """Rules by direction and level, then scope. A customer's rule without a line, and an empty value, are left out: they
-    would be for everybody, and for everything, which no slip of the hand may cause."""
-    parts: dict[tuple[RuleDirection, RuleLevel], dict[Scope, tuple[dict[str, list[BlockRule]], ...]]] = {}
+    """The index of `rules`. A customer's rule without a line, and an empty value, are left out: they would be for everybody,
+    and for everything, which no slip of the hand may cause."""
+    parts: list[dict[Scope, tuple[dict[str, list[BlockRule]], ...]]] = [{}, {}, {}, {}]
     for rule in sorted(rules, key=lambda rule: (rule.action is RuleAction.ALLOW, rule.id)):
         if not rule.value or (rule.level is RuleLevel.CUSTOMER and not rule.line):
             continue
         part = 0 if rule.kind is RuleKind.NUMBER else 2 if rule.kind is RuleKind.CLASS else 1
-        for direction in _DIRECTIONS[rule.direction]:
-            scopes = parts.setdefault((direction, rule.level), {})
-            tables = scopes.setdefault((rule.line, rule.profile), ({}, {}, {}))
+        first = 2 if rule.level is RuleLevel.CUSTOMER else 0
+        for position in _POSITIONS[rule.direction]:
+            tables = parts[first + position].setdefault((rule.line, rule.profile), ({}, {}, {}))
             tables[part].setdefault(rule.value, []).append(rule)
-    return MappingProxyType(
-        {key: MappingProxyType({scope: _table(*tables) for scope, tables in scopes.items()}) for key, scopes in parts.items()}
-    )
+    return BlockIndex(*({scope: _table(*tables) for scope, tables in scopes.items()} for scopes in parts))
 
 
 def _table(
@@ -83,18 +91,10 @@ def is_active(rule: BlockRule, now_at_ms: int) -> bool:
 
 
 def rule_for(  # noqa: PLR0917 - the question, in its own order
-    index: BlockIndex,
-    level: RuleLevel,
-    direction: RuleDirection,
-    line: str,
-    profile: str,
-    canonical: str,
-    kind: str,
-    now_at_ms: int,
+    scopes: Scopes, line: str, profile: str, canonical: str, kind: DestinationKind, now_at_ms: int
 ) -> BlockRule | None:
-    """The rule of one level that counts for a number of class `kind`, a block or an exception; None when there is none."""
-    scopes = index.get((direction, level))
-    if scopes is None:
+    """Of one level's rules (`BlockIndex.of`) the one that counts for a number, a block or an exception; None: there is none."""
+    if not scopes:
         return None
     found: BlockRule | None = None
     best = -1
@@ -102,33 +102,56 @@ def rule_for(  # noqa: PLR0917 - the question, in its own order
         table = scopes.get(scope)
         if table is None:
             continue
-        for rank, rule in _matches(table, canonical, kind):
-            if rank <= best:
-                break
-            if is_active(rule, now_at_ms):
-                found, best = rule, rank
-                break
+        first = _first(table, canonical, kind, now_at_ms, best)
+        if first is not None:
+            best, found = first
     return found
 
 
-def _matches(table: BlockTable, canonical: str, kind: str) -> Iterator[tuple[int, BlockRule]]:
+def _first(
+    table: BlockTable, canonical: str, kind: DestinationKind, now_at_ms: int, above: int
+) -> tuple[int, BlockRule] | None:
+    """Rank and rule of the first of `_matches` that is valid, when its rank is above that of another scope's."""
+    whole = table.numbers.get(canonical)
+    if whole is not None and above < _WHOLE:
+        for rule in whole:
+            if is_active(rule, now_at_ms):
+                return _WHOLE, rule
+    prefixes, size = table.prefixes, len(canonical)
+    for length in table.lengths:
+        if length <= above:
+            return None
+        rules = prefixes.get(canonical[:length]) if length <= size else None
+        if rules is not None:
+            for rule in rules:
+                if is_active(rule, now_at_ms):
+                    return length, rule
+    if table.classes and above < _CLASS:
+        for rule in table.classes.get(str(kind), ()):
+            if is_active(rule, now_at_ms):
+                return _CLASS, rule
+    return None
+
+
+def _matches(table: BlockTable, canonical: str, kind: DestinationKind) -> list[tuple[int, BlockRule]]:
     """The rules of a table that match, the longest first, with their ranks."""
-    for rule in table.numbers.get(canonical, ()):
-        yield _WHOLE, rule
+    found: list[tuple[int, BlockRule]] = []
+    whole = table.numbers.get(canonical)
+    if whole is not None:
+        found += [(_WHOLE, rule) for rule in whole]
     prefixes, size = table.prefixes, len(canonical)
     for length in table.lengths:
         if length <= size:
-            for rule in prefixes.get(canonical[:length], ()):
-                yield length, rule
-    for rule in table.classes.get(kind, ()):
-        yield _CLASS, rule
+            rules = prefixes.get(canonical[:length])
+            if rules is not None:
+                found += [(length, rule) for rule in rules]
+    if table.classes:
+        found += [(_CLASS, rule) for rule in table.classes.get(str(kind), ())]
+    return found
 
 
-def candidates(  # noqa: PLR0917 - the question, in its own order
-    index: BlockIndex, level: RuleLevel, direction: RuleDirection, line: str, profile: str, canonical: str, kind: str
-) -> list[BlockRule]:
+def candidates(scopes: Scopes, line: str, profile: str, canonical: str, kind: DestinationKind) -> list[BlockRule]:
     """Every rule of one level that matches a number at whatever time, in the order in which they count."""
-    scopes = index.get((direction, level), MappingProxyType({}))
     ranked: list[tuple[int, int, BlockRule]] = []
     for position, scope in enumerate(((line, profile), (line, ""), ("", profile), ("", ""))):
         table = scopes.get(scope)

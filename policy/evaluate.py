@@ -43,9 +43,7 @@ from policy.model import (
     LineStatus,
     Profile,
     RuleAction,
-    RuleDirection,
     RuleKind,
-    RuleLevel,
     Snapshot,
     Verdict,
 )
@@ -56,7 +54,7 @@ __all__ = ["evaluate", "rule_family"]
 Steps = list[tuple[str, str]]
 Refusal = tuple[str, str, int, int]  # rule, reason, status, cause
 
-_REFUSES_OUTGOING = frozenset({LineStatus.BARRED_OUT, LineStatus.BARRED_FULL, LineStatus.FRAUD_HOLD, LineStatus.TERMINATED})
+_REFUSES_OUTGOING = (LineStatus.BARRED_OUT, LineStatus.BARRED_FULL, LineStatus.FRAUD_HOLD, LineStatus.TERMINATED)
 _PLAN_RULES = {400: "plan.malformed", 404: "plan.invalid", 416: "plan.scheme", 484: "plan.incomplete"}
 _NOBODY = Caller()
 
@@ -76,7 +74,7 @@ def rule_family(rule: str) -> str:
 def _outgoing(attempt: CallAttempt, snapshot: Snapshot, now_at_ms: int) -> Decision:
     line = attempt.line
     destination = classify(attempt.target, line.area_code if line is not None else "")
-    steps: Steps = [("destination", f"{destination.canonical} {destination.kind.value}: {destination.how}")]
+    steps: Steps = [("destination", f"{destination.canonical} {destination.kind}: {destination.how}")]
     if destination.service and (line is None or line.status is not LineStatus.TERMINATED):
         return _emergency(attempt, snapshot, destination, steps, now_at_ms)
     if line is None:
@@ -142,14 +140,14 @@ def _emergency(attempt: CallAttempt, snapshot: Snapshot, destination: Destinatio
 def _barred(line: Line, profile: Profile | None, destination: Destination, steps: Steps) -> Refusal | None:
     """The line's status. The carrier's own hotline is how a barred customer gets his line back."""
     status = line.status
-    words = f"line is {status.value}" + (f": {line.status_reason}" if line.status_reason else "")
+    words = f"line is {status}" + (f": {line.status_reason}" if line.status_reason else "")
     if status not in _REFUSES_OUTGOING:
-        steps.append(("line.status", status.value))
+        steps.append(("line.status", str(status)))
         return None
     if status is not LineStatus.TERMINATED and profile is not None and destination.canonical in profile.hotlines:
         steps.append(("line.status", f"{words}; {destination.canonical} is the carrier's own hotline"))
         return None
-    return (f"line.status.{status.value}", words, 403, 21)
+    return (f"line.status.{status}", words, 403, 21)
 
 
 def _caller_step(caller: Caller, steps: Steps) -> Refusal | None:
@@ -166,19 +164,20 @@ def _blocked(  # noqa: PLR0917 - a call and the snapshot it is judged by
     A blocked class is named before a missing digit.
     """
     kind, canonical = destination.kind, destination.canonical
-    rule = _rule(snapshot, RuleLevel.ADMIN, RuleDirection.OUTGOING, line, canonical, kind, now_at_ms)
+    index = snapshot.block_index
+    rule = rule_for(index.admin_outgoing, line.id, line.profile, canonical, kind, now_at_ms)
     exception = rule if rule is not None and rule.action is RuleAction.ALLOW else None
     if kind not in profile.blocked:
-        steps.append(("block.class", f"{kind.value} is offered"))
+        steps.append(("block.class", f"{kind} is offered"))
     elif _is_excepted(profile, canonical):
         steps.append(("block.class", f"{canonical} is excepted in {profile.name}"))
     elif exception is not None and _lies_within(exception, kind):
-        steps.append(("block.class", f"{kind.value} is not offered by {profile.name}, but for rule {exception.id}"))
+        steps.append(("block.class", f"{kind} is not offered by {profile.name}, but for rule {exception.id}"))
     else:
-        return (f"block.class.{kind.value}", f"{profile.name} does not offer {kind.value}", *profile.refusal), None
+        return (f"block.class.{kind}", f"{profile.name} does not offer {kind}", *profile.refusal), None
     if rule is not None and exception is None:
         return _refusal_of(rule, profile), None
-    own = _rule(snapshot, RuleLevel.CUSTOMER, RuleDirection.OUTGOING, line, canonical, kind, now_at_ms)
+    own = rule_for(index.customer_outgoing, line.id, line.profile, canonical, kind, now_at_ms)
     if own is not None and own.action is RuleAction.BLOCK:
         return _refusal_of(own, profile), None
     if destination.status:
@@ -193,18 +192,6 @@ def _blocked(  # noqa: PLR0917 - a call and the snapshot it is judged by
     return None, exception
 
 
-def _rule(  # noqa: PLR0917 - the question, in its own order
-    snapshot: Snapshot,
-    level: RuleLevel,
-    direction: RuleDirection,
-    line: Line,
-    number: str,
-    kind: DestinationClass,
-    now_at_ms: int,
-) -> BlockRule | None:
-    return rule_for(snapshot.block_index, level, direction, line.id, line.profile, number, kind.value, now_at_ms)
-
-
 def _lies_within(exception: BlockRule, kind: DestinationClass) -> bool:
     """Whether an exception is meant for this class: "+49900" is for premium numbers, "+49" opens nothing that is closed."""
     if exception.kind is RuleKind.PREFIX:
@@ -217,7 +204,7 @@ def _refusal_of(rule: BlockRule, profile: Profile) -> Refusal:
 
 
 def _words(rule: BlockRule) -> str:
-    return f"{rule.kind.value} {rule.value}: {rule.reason}"
+    return f"{rule.kind} {rule.value}: {rule.reason}"
 
 
 def _allowance(exception: BlockRule | None, otherwise: str) -> tuple[str, str]:
@@ -256,7 +243,7 @@ def _full(attempt: CallAttempt, snapshot: Snapshot, line: Line, answer: tuple[in
 
 def _incoming(attempt: CallAttempt, snapshot: Snapshot, now_at_ms: int) -> Decision:
     destination = classify_incoming(attempt.target)  # 110 and 112 are nobody's number: NotrufV § 4(5) s. 4
-    steps: Steps = [("destination", f"{destination.canonical} {destination.kind.value}: {destination.how}")]
+    steps: Steps = [("destination", f"{destination.canonical} {destination.kind}: {destination.how}")]
     if destination.status in (400, 416):
         return _deny(snapshot, destination, (_PLAN_RULES[destination.status], destination.how, destination.status, 28), steps)
     account = snapshot.account_of(destination.canonical) if destination.canonical[0] == "+" else None
@@ -298,7 +285,7 @@ def _refused_incoming(  # noqa: PLR0917 - a call and the snapshot it is judged b
         return ("line.status.barred_full", "line is barred_full", 403, 21), None
     if profile is None:
         return ("profile.unknown", f"profile {line.profile} is not loaded", 403, 21), None
-    steps.append(("line.status", line.status.value))
+    steps.append(("line.status", str(line.status)))
     refusal = _caller_step(caller, steps)
     if refusal is not None:
         return refusal, None
@@ -316,8 +303,8 @@ def _blocked_caller(  # noqa: PLR0917 - a call and the snapshot it is judged by
             if not number:
                 continue
             kind = classify_incoming(number.encode()).kind
-            for level in RuleLevel:
-                rule = _rule(snapshot, level, RuleDirection.INCOMING, line, number, kind, now_at_ms)
+            for scopes in (snapshot.block_index.admin_incoming, snapshot.block_index.customer_incoming):
+                rule = rule_for(scopes, line.id, line.profile, number, kind, now_at_ms)
                 if rule is not None and rule.action is RuleAction.BLOCK:
                     return _refusal_of(rule, profile), None
                 found = found or rule

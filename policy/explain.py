@@ -99,16 +99,16 @@ def _rules(attempt: CallAttempt, decision: Decision, snapshot: Snapshot, now_at_
     if line is None:
         return
     destination = decision.destination
-    direction, numbers = RuleDirection.OUTGOING, [(destination.canonical, destination.kind.value)]
+    direction, numbers = RuleDirection.OUTGOING, [(destination.canonical, destination.kind)]
     if attempt.direction is Direction.INCOMING:
         direction = RuleDirection.INCOMING
         given = dict.fromkeys(number for number in (decision.asserted, decision.presented) if number)
-        numbers = [(number, classify_incoming(number.encode()).kind.value) for number in given]
+        numbers = [(number, classify_incoming(number.encode()).kind) for number in given]
     deciding = decision.rule.removeprefix("block.rule.").removeprefix("allow.rule.")
     for level in RuleLevel:
         for number, kind in numbers:
             first = ""
-            for rule in candidates(snapshot.block_index, level, direction, line.id, line.profile, number, kind):
+            for rule in candidates(snapshot.block_index.of(level, direction), line.id, line.profile, number, kind):
                 said = _inactive(rule, now_at_ms)
                 if not said and first:
                     said = f"covered by rule {first}"

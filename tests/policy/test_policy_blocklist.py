@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from policy_rules import BERLIN, HOUR_MS, START_MS, WINDOWS, is_open, kind_of, naive_rule, rule_sets
 
 from policy.blocklist import candidates, index_of, is_active, rule_for
-from policy.model import BlockRule, RuleDirection, RuleKind, RuleLevel, Window
+from policy.model import BlockRule, DestinationClass, RuleDirection, RuleKind, RuleLevel, Window
 from policy.windows import covers, parse_windows, write_windows
 
 TARGETS = ("+49900123456", "+499001", "+4990055", "+493023125001", "+4930", "+431234567", "+43900123456", "service:11869", "-")
@@ -31,11 +31,11 @@ INSTANTS = st.integers(-5 * 24, 15 * 24 * 4).map(lambda quarter: START_MS + quar
 def test_rule_that_counts_is_the_naive_models(
     found: list[BlockRule], level: RuleLevel, direction: RuleDirection, line: str, profile: str, number: str, at_ms: int
 ) -> None:
-    index, kind = index_of(found), kind_of(number)
+    scopes, kind = index_of(found).of(level, direction), DestinationClass(kind_of(number))
     expected = naive_rule(found, level, direction, line, profile, number, kind, at_ms)
-    assert rule_for(index, level, direction, line, profile, number, kind, at_ms) == expected
+    assert rule_for(scopes, line, profile, number, kind, at_ms) == expected
     # What an explanation lists is the same, in the same order.
-    listed = candidates(index, level, direction, line, profile, number, kind)
+    listed = candidates(scopes, line, profile, number, kind)
     assert next((rule for rule in listed if is_active(rule, at_ms)), None) == expected
 
 
@@ -100,7 +100,7 @@ def test_exceptions_count_by_the_longest_match() -> None:
     allowed = BlockRule("one", "service:11869", "priced", kind=RuleKind.NUMBER, action="allow")  # type: ignore[arg-type]
     index = index_of([blocked, allowed])
     for number, expected in (("service:11869", allowed), ("service:11833", blocked)):
-        found = rule_for(index, RuleLevel.ADMIN, RuleDirection.OUTGOING, "L1", "velbert", number, "directory", 0)
+        found = rule_for(index.admin_outgoing, "L1", "velbert", number, DestinationClass.DIRECTORY, 0)
         assert found == expected
 
 
@@ -122,13 +122,10 @@ def test_look_up_asks_as_often_however_many_rules_there_are(size: int) -> None:
         BlockRule(f"r{number}", f"+43{number:05d}", "x", line="" if number % 2 else f"L{number}", windows=window)
         for number in range(size)
     ]
-    index = index_of(found)
-    scopes = index[RuleDirection.OUTGOING, RuleLevel.ADMIN]
     counted = {
-        scope: dataclasses.replace(table, prefixes=Counting(table.prefixes), numbers=Counting(table.numbers))
-        for scope, table in scopes.items()
+        scope: dataclasses.replace(table, prefixes=Counting(table.prefixes))
+        for scope, table in index_of(found).admin_outgoing.items()
     }
     Counting.asked = 0
-    rule_for({(RuleDirection.OUTGOING, RuleLevel.ADMIN): counted}, RuleLevel.ADMIN, RuleDirection.OUTGOING,  # type: ignore[arg-type]
-             "L4", "velbert", "+4300004555", "international", START_MS)  # fmt: skip
-    assert Counting.asked == 4  # this line's numbers and prefixes, and those for all
+    rule_for(counted, "L4", "velbert", "+4300004555", DestinationClass.INTERNATIONAL, START_MS)
+    assert Counting.asked == 2  # this line's prefixes, and those for all: all are of one length
