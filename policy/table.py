@@ -118,6 +118,8 @@ def _header(table: Table, number: int, cells: list[str], columns: tuple[str, ...
     header = [cell.strip().lower() for cell in cells]
     if len(header) == 1 and ";" in header[0]:
         table.fault(number, "", "columns are separated by commas, not semicolons")
+    elif 2 * len(set(header) & set(columns)) < len(header):  # a row of data: its cells are not repeated, one may be a password
+        table.fault(number, "", "no header line with the columns " + ",".join(columns))
     else:
         for name in sorted(set(header) - set(columns)):
             table.fault(number, name[:40], "unknown column")
