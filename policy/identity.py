@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from policy.dialled import read
@@ -20,7 +21,7 @@ from policy.model import DestinationClass as Class
 from policy.numbers import classify, classify_incoming
 
 if TYPE_CHECKING:
-    from policy.model import Account, Line, Snapshot
+    from policy.model import Account, Destination, Line, Snapshot
 
 __all__ = [
     "ALWAYS_SHOWN",
@@ -40,6 +41,8 @@ __all__ = [
 
 ALWAYS_SHOWN = frozenset({"service:110", "service:112", "service:116117", "service:124124"})  # TDDDG § 13(3), § 15(1)
 MAX_CALLER = 256  # characters of a caller's number or URI that are looked at
+MAX_E164 = 16  # characters, with the "+" (ITU-T E.164)
+KNOWN_CALLERS = 4096  # numbers whose reading is kept: From and P-Asserted-Identity mostly agree, and callers call again
 MAX_VALUES = 16  # priv-values of one Privacy header that are told apart
 
 # § 120(1) TKG: mass traffic and premium services; directory services, other short codes, 110 and 112 are told by their form.
@@ -75,19 +78,21 @@ def screen(snapshot: Snapshot, line: Line | None, account: Account | None, given
 
     Without an account the line's first one counts.
     """
-    if account is not None and given in account.numbers and not preferred and given[-1:] != "*":
-        return Screened(given if _may_assert(given, account) else main_number(account), given)
     if account is None:
         account = snapshot.accounts.get(line.accounts[0]) if line is not None and line.accounts else None
         if account is None:
             return Screened("", "")
+    main = main_number(account)
+    if given == main and not preferred:
+        return Screened(main, main)
     area = line.area_code if line is not None else ""
-    own = _own_accounts(snapshot, line, account)
-    shown, fault = _screened(given, area, own)
-    wished, other_fault = _screened(preferred, area, own)
+    shown, fault = _screened(snapshot, account, given, area)
+    wished, other_fault = _screened(snapshot, account, preferred, area)
     shown = shown or wished
-    asserted = next((number for number in (wished, shown) if number and _may_assert(number, account)), "")
-    asserted = asserted or main_number(account)
+    asserted = main
+    if account.kind is AccountKind.TRUNK:  # stands for each of its numbers; a single account for its one
+        owned = (n for n in (wished, shown) if n and (owner := _owner(snapshot, n)) is not None and owner.user == account.user)
+        asserted = next(owned, main)
     return Screened(asserted, shown or asserted, fault or other_fault)
 
 
@@ -96,58 +101,64 @@ def asserted_number(snapshot: Snapshot, line: Line | None, account: Account | No
     return screen(snapshot, line, account, caller).asserted
 
 
-def _own_accounts(snapshot: Snapshot, line: Line | None, account: Account) -> list[Account]:
-    if line is None:
-        return [account]
-    others = (snapshot.accounts.get(user) for user in line.accounts if user != account.user)
-    return [account, *(other for other in others if other is not None)]
-
-
-def _may_assert(number: str, account: Account) -> bool:
-    """A single account stands for its one number; a trunk for each of its numbers and ranges."""
-    return account.kind is AccountKind.TRUNK and _is_assigned(number, account)
-
-
-def _screened(given: str, area: str, own: list[Account]) -> tuple[str, str]:
-    """The given number when it is one of the line's, or "", and why it may not be shown."""
+def _screened(snapshot: Snapshot, account: Account, given: str, area: str) -> tuple[str, str]:
+    """The given number when it is one of the account's line, or "", and why it may not be shown."""
+    if not given or _is_name(given):
+        return "", ""
     given = given[:MAX_CALLER]
-    spoken = read(given.encode("utf-8", "replace")).spoken if given else ""
+    target = given.encode("utf-8", "replace")
+    spoken = read(target).spoken
     if not _DIGITS.match(spoken):
         return "", ""  # a name is no number: nothing was given
-    canonical = classify(given.encode("utf-8", "replace"), area).canonical
-    for number in (canonical, "+" + spoken):  # many routers write E.164 without its "+"
-        if number[0] == "+" and any(_is_assigned(number, account) for account in own):
+    for number in (classify(target, area).canonical, "+" + spoken):  # many routers write E.164 without its "+"
+        owner = _owner(snapshot, number)
+        if owner is not None and owner.line == account.line:
             return number, ""
     why = forbidden_caller(given, area)
     return "", f"{why}, which no caller may show" if why else "not a number of this line"
 
 
-def _is_assigned(number: str, account: Account) -> bool:
-    """Whether a number is one of the account's, or lies in one of its ranges."""
-    return any(
-        number.startswith(own[:-1]) and len(own) <= len(number) <= 16 if own[-1] == "*" else number == own
-        for own in account.numbers
-    )
+def _owner(snapshot: Snapshot, number: str) -> Account | None:
+    """The account that a number is assigned to: exactly, or within a range, whose prefix alone is no number."""
+    if number in snapshot.numbers:
+        return snapshot.account_of(number)
+    if number[0] != "+" or len(number) > MAX_E164 or number in snapshot.ranges:
+        return None
+    return snapshot.account_of(number)
+
+
+def _is_name(given: str) -> bool:
+    """Whether this cannot be a number because it begins like a name, an account's most often."""
+    return given[0].isascii() and given[0].isalpha() and ":" not in given
 
 
 def reads_as_number(given: str) -> bool:
     """Whether a user part, URI or display name is nothing but a number, in digits of any script."""
-    return bool(given) and _DIGITS.match(read(given[:MAX_CALLER].encode("utf-8", "replace")).spoken) is not None
+    if not given or _is_name(given):
+        return False
+    return _DIGITS.match(read(given[:MAX_CALLER].encode("utf-8", "replace")).spoken) is not None
 
 
 def same_number(given: str, number: str, area_code: str = "") -> bool:
     """Whether `given`, a number or URI as received, is a spelling of the +E.164 `number`."""
-    target = given[:MAX_CALLER].encode("utf-8", "replace")
-    if not number:
+    if given == number or not number:
+        return bool(number)
+    if not given or _is_name(given):
         return False
+    target = given[:MAX_CALLER].encode("utf-8", "replace")
     return classify(target, area_code).canonical == number or "+" + read(target).spoken == number
 
 
 def forbidden_caller(given: str, area_code: str = "") -> str:
     """What a number is that must never be shown as a caller's (§ 120(1), (3) TKG), or "" when it may be shown."""
-    if not given:
+    if not given or _is_name(given):
         return ""
-    target = given[:MAX_CALLER].encode("utf-8", "replace")
+    return _forbidden(given[:MAX_CALLER], area_code)
+
+
+@lru_cache(maxsize=KNOWN_CALLERS)
+def _forbidden(given: str, area_code: str) -> str:
+    target = given.encode("utf-8", "replace")
     dialled = read(target)
     if not _DIGITS.match(dialled.spoken):
         return ""
@@ -164,8 +175,15 @@ def forbidden_caller(given: str, area_code: str = "") -> str:
 
 def canonical_caller(given: str) -> str:
     """The +E.164 that a caller's number from a trunk means, or ""."""
-    canonical = classify_incoming(given[:MAX_CALLER].encode("utf-8", "replace")).canonical if given else ""
-    return canonical if canonical[:1] == "+" else ""
+    if not given or _is_name(given):
+        return ""
+    canonical = _incoming(given[:MAX_CALLER]).canonical
+    return canonical if canonical[0] == "+" else ""
+
+
+@lru_cache(maxsize=KNOWN_CALLERS)
+def _incoming(given: str) -> Destination:
+    return classify_incoming(given.encode("utf-8", "replace"))
 
 
 def privacy_values(privacy: str) -> frozenset[str]:
@@ -190,8 +208,8 @@ def is_anonymous(user: str, host: str, display: str = "") -> bool:
 
 def german_from_abroad(given: str) -> bool:
     """Whether a number that came by a route from abroad must be hidden (§ 120(4) TKG): a German one, mobile ones excepted."""
-    if not given:
+    if not given or _is_name(given):
         return False
-    destination = classify_incoming(given[:MAX_CALLER].encode("utf-8", "replace"))
+    destination = _incoming(given[:MAX_CALLER])
     national = destination.canonical.startswith(("+49", "service:")) or given.lstrip("+").startswith(("49", "0049"))
     return national and destination.kind is not Class.MOBILE

@@ -190,6 +190,30 @@ def test_numbers_and_names_are_told_apart() -> None:
     assert not same_number("02051555101", "")
 
 
+NUMBERS = ["+492051555101", "2051555102", "4920519881", "492051988", "900123456", "110", "112", "118", "13712345", "2052111222"]
+TEXTS = st.one_of(
+    st.text(max_size=24),
+    st.text("0123456789+*#%-(). ", max_size=20),
+    st.sampled_from(NUMBERS).flatmap(
+        lambda n: st.sampled_from([n, "+" + n, "0" + n, "+49" + n, "0049" + n, "tel:" + n, "%2B" + n])
+    ),
+)
+
+
+@settings(max_examples=1000, deadline=None)
+@given(st.sampled_from([SINGLE, SECOND, TRUNK]), TEXTS, TEXTS)
+def test_screen_whatever_is_given_only_own_numbers_come_out(account: Account, given: str, preferred: str) -> None:
+    """§ 120(1) TKG: a number that is assigned to the customer, and none that no caller may show."""
+    snapshot = snapshot_with()
+    found = screen(snapshot, snapshot.lines[account.line], account, given, preferred)
+    for number in (found.asserted, found.presented):
+        owner = snapshot.account_of(number)
+        assert owner is not None
+        assert owner.line == account.line
+        assert forbidden_caller(number) == ""
+    assert snapshot.account_of(found.asserted) == account
+
+
 # The seam to the rules
 
 
