@@ -56,7 +56,11 @@ def outgoing_caller(snapshot: Snapshot, attempt: CallAttempt, destination: Desti
 def incoming_caller(snapshot: Snapshot, attempt: CallAttempt, line: Line, now_at_ms: int) -> Caller:  # noqa: ARG001 - as above
     """What becomes of the caller's number in a call to `line`: from a trunk, or the callee's half of an internal call."""
     trace = next((order.reference for order in line.traces if order.from_ms <= now_at_ms < order.until_ms), "")
-    asserted, presented = canonical_caller(attempt.network), canonical_caller(attempt.caller)
+    asserted = presented = canonical_caller(attempt.network)
+    forbidden = forbidden_caller(attempt.network)
+    if attempt.caller != attempt.network:  # most trunks say the same number twice: it is read once
+        presented = canonical_caller(attempt.caller)
+        forbidden = forbidden or forbidden_caller(attempt.caller)
     why = next(
         (
             words
@@ -73,7 +77,6 @@ def incoming_caller(snapshot: Snapshot, attempt: CallAttempt, line: Line, now_at
         "",
     )
     refusal: tuple[str, str, int, int] | None = None
-    forbidden = forbidden_caller(attempt.network) or forbidden_caller(attempt.caller)
     if forbidden:
         refusal = ("caller.forbidden", f"{forbidden} shown as the caller's number", *CALLER_REFUSED)
     elif why and line.reject_anonymous:

@@ -18,7 +18,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple
 
 from policy.model import BlockRule, DestinationClass, LineStatus, RuleAction, RuleDirection, RuleKind, RuleLevel
 from policy.numbers import classify, classify_incoming
@@ -28,15 +29,28 @@ from policy.windows import covers, write_windows
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from policy.model import Line, Profile, Snapshot
+    from policy.model import Destination, Line, Profile, Snapshot
 
 __all__ = ["Finding", "Severity", "check", "check_rules"]
 
 MINUTE_MS = 60_000
 WEEK_MIN = 7 * 24 * 60
 
+
+class Protected(NamedTuple):
+    """A number that no rule may catch: as dialled, canonical, its class, and what it is."""
+
+    number: str
+    canonical: str
+    kind: DestinationClass
+    what: str
+
+
 # Social services of European value in service (116xyz), each a proof that a rule catches some of them.
-_SOCIAL = ("116117", "116111", "116116", "116000", "116006", "116123")
+_SOCIAL = tuple(
+    Protected(number, f"service:{number}", DestinationClass.SOCIAL, "the social service")
+    for number in ("116117", "116111", "116116", "116000", "116006", "116123")
+)
 _EMERGENCY = ("112", "110")
 _NO_CLASS = frozenset({DestinationClass.EMERGENCY, DestinationClass.INVALID})
 
@@ -192,7 +206,7 @@ def _never_by_prefix(value: str) -> str:
         return "" if known and len(digits) <= 6 else f"no carrier code begins with {digits}"
     if head != "+" or digits.startswith("0"):
         return f"{value!r} is no beginning of a number; numbers are written +49..., service:118, carrier:010"
-    meaning = classify(value.encode(), "")
+    meaning = _read(value)
     if meaning.canonical == "-":
         return "" if meaning.status == 484 and not value.startswith("+490") else f"no number begins with {value}"
     if meaning.canonical != value:
@@ -208,8 +222,14 @@ class _Among:
 
     def __init__(self, rules: list[BlockRule], profiles: Mapping[str, Profile]) -> None:
         self._profiles = profiles
+        self._hotlines = [
+            (profile.name, Protected(number, number, _read(number).kind, f"the hotline of {profile.name}"))
+            for profile in profiles.values()
+            for number in profile.hotlines
+        ]
         self._by_value: dict[tuple[RuleLevel, RuleDirection, str], dict[tuple[str, str], list[BlockRule]]] = {}
         self._narrow: set[tuple[RuleLevel, RuleDirection, str, RuleAction]] = set()  # with a line or a profile
+        self._opens_classes = any(rule.kind is RuleKind.CLASS and rule.action is RuleAction.ALLOW for rule in rules)
         for rule in sorted(rules, key=lambda rule: (rule.action is RuleAction.ALLOW, rule.id)):
             for direction in _directions(rule):
                 key = (rule.level, direction, _key(rule))
@@ -217,17 +237,15 @@ class _Among:
                 if rule.line or rule.profile:
                     self._narrow.add((*key, rule.action))
 
-    def protected(self, rule: BlockRule) -> Iterator[tuple[str, str, DestinationClass, str]]:
-        """Numbers that no rule may catch: as dialled, canonical, class, what they are."""
-        for number in _SOCIAL:
-            yield number, f"service:{number}", DestinationClass.SOCIAL, "the social service"
+    def protected(self, rule: BlockRule) -> Iterator[Protected]:
+        """Numbers that this rule may not catch."""
+        yield from _SOCIAL
         value = rule.value
         if rule.kind is not RuleKind.CLASS and value.startswith("service:116") and len(value) == len("service:116117"):
-            yield value[8:], value, DestinationClass.SOCIAL, "the social service"
-        for profile in self._profiles.values():
-            if rule.profile in ("", profile.name):
-                for hotline in profile.hotlines:
-                    yield hotline, hotline, classify(hotline.encode(), "").kind, f"the hotline of {profile.name}"
+            yield Protected(value[8:], value, DestinationClass.SOCIAL, "the social service")
+        for profile, hotline in self._hotlines:
+            if rule.profile in ("", profile):
+                yield hotline
 
     def is_excepted(self, rule: BlockRule, canonical: str) -> bool:
         """Whether an exception that always holds, for all that the rule is for, lets a number pass."""
@@ -298,6 +316,8 @@ class _Among:
         if rule.level is RuleLevel.CUSTOMER or rule.direction is RuleDirection.INCOMING:
             return False
         kind = _within(rule)
+        if not kind and self._opens_classes:
+            return True  # it counts before the exception for a class, and opens none itself: it takes that one's effect
         return any(kind in profile.blocked for profile in self._profiles.values() if rule.profile in ("", profile.name))
 
     def _covering(self, rule: BlockRule, direction: RuleDirection, key: str) -> Iterator[BlockRule]:
@@ -325,7 +345,7 @@ def _closes(profile: Profile, kind: str, rule: BlockRule) -> bool:
         return False
     excepted = [number.removesuffix("*") for number in profile.allowed_numbers]
     if rule.kind is RuleKind.CLASS:
-        return not any(classify((number.partition(":")[2] or number).encode(), "").kind.value == kind for number in excepted)
+        return not any(_read(number).kind.value == kind for number in excepted)
     return not any(number.startswith(rule.value) or rule.value.startswith(number) for number in excepted)
 
 
@@ -376,9 +396,15 @@ def _wider_keys(rule: BlockRule) -> list[str]:
     return [*own, *(rule.value[:end] for end in range(len(rule.value), 0, -1)), *([f"@{kind}"] if kind else [])]
 
 
+@lru_cache(maxsize=32_768)
+def _read(value: str) -> Destination:
+    """What a value is as a number. Kept: a change is looked at together with all the rules that it does not touch."""
+    return classify((value.partition(":")[2] or value).encode(), "")
+
+
 def _within(rule: BlockRule) -> str:
     """The class of every number that a rule is for, where there is one: "+49900" is premium; "+4" is nothing yet."""
     if rule.kind is RuleKind.CLASS:
         return rule.value
-    meaning = classify((rule.value.partition(":")[2] or rule.value).encode(), "")
+    meaning = _read(rule.value)
     return meaning.kind.value if meaning.prefix and rule.value.startswith(meaning.prefix) else ""
