@@ -270,3 +270,67 @@ def test_caller_who_asks_for_header_privacy_leaves_no_via(town: Town) -> None:
     assert town.bob.calls[0].ended == "remote"
     assert [via.host for via in town.bob.requests[-1].vias] == [b"192.0.2.1"]
     assert PSAP not in {to for _, _, to, _ in town.world.wire}
+
+
+def hidden_call(town: Town) -> AgentCall:
+    call = begin_call(town, town.alice, "020514001", "id", OWN)
+    town.world.run(3.0)
+    return call
+
+
+def test_callee_that_drops_record_route_reaches_the_hidden_caller_by_the_contact_it_was_given() -> None:
+    town = prepared(1, "id")
+    call = hidden_call(town)
+    far = town.bob.calls[0]
+    far.routes = []
+    town.bob.bye(far)
+    town.world.run(1.0)
+    assert call.ended == "remote"
+    assert town.alice.requests[-1].uri == b"sip:+4960323001@203.0.113.1:5060"
+
+
+def test_early_request_of_the_callee_reaches_the_hidden_caller() -> None:
+    """RFC 3311 §5: UPDATE before the answer."""
+    town = prepared(1, "id")
+    town.bob.behave = lambda call: town.bob.progress(call, 183)
+    town.alice.chatter = chatter(OWN)
+    call = hidden_call(town)
+    call.remote_tag = town.bob.calls[0].local_tag
+    town.alice.by_call_id[call.call_id, call.local_tag] = call
+    assert status_of(town, town.bob, town.bob.calls[0], b"UPDATE") == 200
+    update = town.alice.requests[-1]
+    assert (update.method, update.uri) == (b"UPDATE", b"sip:+4960323001@203.0.113.1:5060")
+    Sniffer(town, OWN, town.alice.address).assert_nothing_told()
+
+
+def test_new_contact_of_the_hidden_caller_is_where_the_callees_requests_go() -> None:
+    """RFC 3261 §12.2: a target refresh, of which the callee sees nothing."""
+    town = prepared(1, "id")
+    call = hidden_call(town)
+    town.alice.contact_user = "new"
+    assert status_of(town, town.alice, call, b"INVITE") == 200
+    town.bob.bye(town.bob.calls[0])
+    town.world.run(1.0)
+    assert town.alice.requests[-1].uri == b"sip:new@203.0.113.1:5060"
+    assert call.ended == "remote"
+
+
+def test_bye_of_ours_names_the_hidden_caller_to_himself_alone() -> None:
+    town = prepared(1, "id")
+    hidden_call(town)
+    town.world.run(70.0)
+    mine, theirs = town.alice.requests[-1], town.bob.requests[-1]
+    assert (mine.method, theirs.method) == (b"BYE", b"BYE")
+    assert (mine.to.uri.user, theirs.from_.uri.user) == (OWN.encode(), b"anonymous")
+    assert mine.uri == b"sip:+4960323001@203.0.113.1:5060"
+
+
+def test_self_made_privacy_of_a_trunks_later_request_is_kept(town: Town) -> None:
+    """RFC 3325 §7: a request within the dialog may ask for privacy by itself; RFC 7044 §10.1.2: or for its history's."""
+    town.register_all()
+    call = town.trunk.call(b"+4920514001", from_user=STRANGER)
+    town.world.run(3.0)
+    for privacy, gone in ((b"id", True), (b"history", True), (b"none", False)):
+        town.trunk.chatter = [(b"Privacy", privacy), (b"History-Info", b"<sip:+4930999@c.example>;index=1")]
+        assert status_of(town, town.trunk, call, b"INFO") == 200
+        assert town.bob.requests[-1].has(b"history-info") is not gone
