@@ -229,7 +229,12 @@ class _Among:
         ]
         self._by_value: dict[tuple[RuleLevel, RuleDirection, str], dict[tuple[str, str], list[BlockRule]]] = {}
         self._narrow: set[tuple[RuleLevel, RuleDirection, str, RuleAction]] = set()  # with a line or a profile
-        self._opens_classes = any(rule.kind is RuleKind.CLASS and rule.action is RuleAction.ALLOW for rule in rules)
+        self._of_classes = {
+            (rule.level, direction, rule.action)
+            for rule in rules
+            if rule.kind is RuleKind.CLASS
+            for direction in _directions(rule)
+        }
         for rule in sorted(rules, key=lambda rule: (rule.action is RuleAction.ALLOW, rule.id)):
             for direction in _directions(rule):
                 key = (rule.level, direction, _key(rule))
@@ -307,16 +312,17 @@ class _Among:
 
     def _excepts(self, rule: BlockRule) -> bool:
         """Whether there is anything that an exception could lift: a shorter block, or a class that a product does not offer."""
-        keys = _wider_keys(rule)
+        keys, kind = _wider_keys(rule), _within(rule)
         for direction in _directions(rule):
+            if not kind and (rule.level, direction, RuleAction.BLOCK) in self._of_classes:
+                return True  # it is for numbers of several classes, and one of them may be blocked
             for key in keys:
                 scopes = self._by_value.get((rule.level, direction, key), {})
                 if any(other.action is RuleAction.BLOCK for others in scopes.values() for other in others):
                     return True
         if rule.level is RuleLevel.CUSTOMER or rule.direction is RuleDirection.INCOMING:
             return False
-        kind = _within(rule)
-        if not kind and self._opens_classes:
+        if not kind and (rule.level, RuleDirection.OUTGOING, RuleAction.ALLOW) in self._of_classes:
             return True  # it counts before the exception for a class, and opens none itself: it takes that one's effect
         return any(kind in profile.blocked for profile in self._profiles.values() if rule.profile in ("", profile.name))
 
