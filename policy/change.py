@@ -1,34 +1,39 @@
-"""A change of the policy data: what it sets and removes, checked against what is kept, as writes to hash fields.
+"""A change of the policy data: what it sets and removes, checked against what is kept, as items and as writes to hash fields.
 
-Pure. A change is planned on what `policy.store` has read and written only if nothing was changed in between.
-Left out: the form of files (`policy.parse`), Redis (`policy.store`).
+Pure. A change is planned on a snapshot that `policy.store` has read and written only if nothing was changed in between. What a
+change would leave as it is becomes neither an item nor a write.
+Left out: the form of files (`policy.parse`), whether the result is wise (`policy.review`), Redis (`policy.store`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from policy import codec
+from policy.build import snapshot_of
 from policy.codec import Owner
+from policy.model import Account, BlockRule, Line, LineStatus, PsapRoute, Snapshot
 from policy.table import Fault, PolicyError
 
 if TYPE_CHECKING:
-    from policy.model import Account, BlockRule, Line, PsapRoute
+    from collections.abc import Iterable
 
-__all__ = ["Change", "Kept", "Plan", "Write", "plan"]
+__all__ = ["OUT_BARRED", "Change", "Item", "Plan", "Value", "Write", "after_plan", "empty_snapshot", "plan"]
 
-SUMMARY_ITEMS = 50  # items that a log entry names one by one; the rest is counted
+Value = Line | Account | BlockRule | tuple[PsapRoute, ...]
+OUT_BARRED = (LineStatus.BARRED_OUT, LineStatus.BARRED_FULL, LineStatus.FRAUD_HOLD)
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
     """What is to be set and removed.
 
-    A line keeps those of its former accounts that its `accounts` still names; the others go, with their numbers. The
-    routes of one location and service are set together, and so are an account's numbers.
+    A line keeps those of its former accounts that its `accounts` still names; the others go, with their numbers. An account
+    without HA1 values keeps those that are kept for it. Routes of one location, service and day are set together, and so are
+    an account's numbers. `rows` says where "line <id>", "account <user>", "rule <id>" stand in files: file and line.
     """
 
     lines: tuple[Line, ...] = ()
@@ -36,36 +41,31 @@ class Change:
     psap: tuple[PsapRoute, ...] = ()
     blocks: tuple[BlockRule, ...] = ()
     remove_lines: tuple[str, ...] = ()
-    remove_psap: tuple[tuple[str, str], ...] = ()  # (location, service)
+    remove_psap: tuple[tuple[str, str], ...] = ()  # (location, service), of every day
     remove_blocks: tuple[str, ...] = ()
+    rows: Mapping[str, tuple[str, int]] = field(default_factory=lambda: MappingProxyType({}), compare=False)
 
     def line_ids(self) -> tuple[str, ...]:
         """All lines that it touches."""
         return tuple(dict.fromkeys((*(line.id for line in self.lines), *self.remove_lines)))
 
-    def psap_fields(self) -> tuple[str, ...]:
-        """All PSAP fields that it touches."""
-        pairs = (*((route.location, route.service) for route in self.psap), *self.remove_psap)
-        return tuple(dict.fromkeys(codec.psap_field(location, service) for location, service in pairs))
-
-    def block_ids(self) -> tuple[str, ...]:
-        """All block rules that it touches."""
-        return tuple(dict.fromkeys((*(rule.id for rule in self.blocks), *self.remove_blocks)))
+    def fault(self, what: str, column: str, reason: str) -> Fault:
+        """A fault of an item, at its place in a file where it has one."""
+        place = self.rows.get(what)
+        return Fault(what, 0, column, reason) if place is None else Fault(*place, column, f"{what}: {reason}")
 
 
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """What the store holds of what a change touches, by hash field; what it does not hold is missing."""
+class Item(NamedTuple):
+    """One thing that a change changes. `table` is lines, accounts, psap or blocks; None stands for absence."""
 
-    lines: Mapping[str, Line] = field(default_factory=lambda: MappingProxyType({}))
-    accounts: Mapping[str, Account] = field(default_factory=lambda: MappingProxyType({}))
-    owners: Mapping[str, Owner] = field(default_factory=lambda: MappingProxyType({}))
-    blocks: Mapping[str, BlockRule] = field(default_factory=lambda: MappingProxyType({}))
-    psap: Mapping[str, tuple[PsapRoute, ...]] = field(default_factory=lambda: MappingProxyType({}))
+    table: str
+    key: str
+    before: Value | None
+    after: Value | None
 
 
 class Write(NamedTuple):
-    """One hash field: `table` is lines, accounts, numbers, blocks or psap; `value` None removes the field."""
+    """One hash field: `table` is that of an item, or numbers; `value` None removes the field."""
 
     table: str
     field: str
@@ -73,140 +73,179 @@ class Write(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """The writes of a change, and what it changes in words for the log, without secrets."""
+    """What a change changes, and its writes."""
 
+    items: tuple[Item, ...]
     writes: tuple[Write, ...]
-    before: dict[str, Any]
-    after: dict[str, Any]
 
 
-def plan(change: Change, kept: Kept) -> Plan:
-    """The writes of `change`. Raises PolicyError, with all faults, when it takes what belongs to another line."""
-    faults: list[Fault] = []
-    writes: dict[tuple[str, str], bytes | None] = {}
-    new = {account.user: account for account in change.accounts}
-    _drop_former(change, kept, new, writes)
+def empty_snapshot() -> Snapshot:
+    """Policy data with nothing in it."""
+    return snapshot_of(0, (), (), {}, (), ())
+
+
+class _Kept:
+    """What is kept, by the hash fields of the store."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self.lines: dict[str, Line] = dict(snapshot.lines)
+        self.accounts: dict[str, Account] = dict(snapshot.accounts)
+        self.blocks: dict[str, BlockRule] = {rule.id: rule for rule in snapshot.blocks}
+        self.psap = {codec.psap_field(*key): _in_order(routes) for key, routes in snapshot.psap.items()}
+        self._snapshot = snapshot
+
+    def table(self, name: str) -> dict[str, Value]:
+        """One of the tables."""
+        tables = {"lines": self.lines, "accounts": self.accounts, "blocks": self.blocks, "psap": self.psap}
+        return cast("dict[str, Value]", tables[name])
+
+    def owner(self, number: str) -> Owner | None:
+        """Whom a number or range is assigned to."""
+        user = self._snapshot.ranges.get(number[:-1]) if number.endswith("*") else self._snapshot.numbers.get(number)
+        return Owner(user, self.accounts[user].line) if user is not None else None
+
+
+class _Draft(NamedTuple):
+    """A change being planned: values by (table, key), owners by number, None for what goes; faults so far."""
+
+    change: Change
+    kept: _Kept
+    after: dict[tuple[str, str], Value | None]
+    numbers: dict[str, Owner | None]
+    faults: list[Fault]
+
+
+def _in_order(routes: Iterable[PsapRoute]) -> tuple[PsapRoute, ...]:
+    return tuple(sorted(routes, key=lambda route: (route.priority, route.uri, route.valid_from_ms or 0)))
+
+
+def plan(change: Change, snapshot: Snapshot, *, secrets: bool = True) -> Plan:
+    """The items and writes of `change` on what is kept.
+
+    Raises PolicyError, with all faults, when it takes what belongs to another line, or when an account has no HA1 values
+    (which passes without `secrets`).
+    """
+    kept = _Kept(snapshot)
+    draft = _Draft(change, kept, {}, {}, [])
+    accounts = {account.user: _with_secret(draft, account, needed=secrets) for account in change.accounts}
+    _drop_former(draft, accounts)
     for line in change.lines:
-        writes["lines", line.id] = codec.encode(line)
+        draft.after["lines", line.id] = _with_dates(line, kept.lines.get(line.id))
         for user in line.accounts:
-            holder = new.get(user) or kept.accounts.get(user)
+            holder = accounts.get(user) or kept.accounts.get(user)
             if holder is None or holder.line != line.id:
-                faults.append(_fault(f"line {line.id}", "account", f"{user} is not an account of this line"))
-    leaving = set(change.remove_lines)
-    lines = {
-        **{key: line for key, line in kept.lines.items() if key not in leaving},
-        **{line.id: line for line in change.lines},
-    }
-    for account in change.accounts:
-        holder = kept.accounts.get(account.user)
-        if holder is not None and holder.line != account.line and holder.line not in leaving:
-            faults.append(_fault(f"account {account.user}", "account", f"taken by line {holder.line}"))
-        if not _names(lines.get(account.line), account.user):
-            faults.append(_fault(f"account {account.user}", "line", f"line {account.line} does not name this account"))
-        writes["accounts", account.user] = codec.encode(account)
-        for number in account.numbers:
-            faults.extend(_take(number, account, kept, writes))
-    for rule in change.blocks:
-        writes["blocks", rule.id] = codec.encode(rule)
-    for key in change.remove_blocks:
-        writes["blocks", key] = None
-    routes = _by_field(change.psap)
-    for name in change.psap_fields():
-        writes["psap", name] = codec.encode_psap(tuple(routes[name])) if name in routes else None
-    if faults:
-        raise PolicyError(tuple(faults))
-    return Plan(tuple(Write(*key, value) for key, value in writes.items()), *_summary(change, kept))
+                draft.faults.append(change.fault(f"line {line.id}", "account", f"{user} is not an account of this line"))
+    _take_accounts(draft, accounts)
+    draft.after.update({("blocks", key): None for key in change.remove_blocks})
+    draft.after.update({("blocks", rule.id): rule for rule in change.blocks})
+    _set_routes(draft)
+    if draft.faults:
+        raise PolicyError(tuple(draft.faults))
+    items = [Item(table, key, kept.table(table).get(key), value) for (table, key), value in draft.after.items()]
+    changed = tuple(item for item in items if item.before != item.after)
+    owned = (
+        Write("numbers", number, codec.encode(owner) if owner is not None else None)
+        for number, owner in draft.numbers.items()
+        if owner != kept.owner(number)
+    )
+    return Plan(changed, (*map(_write, changed), *owned))
 
 
-def _by_field(routes: tuple[PsapRoute, ...]) -> dict[str, list[PsapRoute]]:
-    found: dict[str, list[PsapRoute]] = {}
-    for route in routes:
-        found.setdefault(codec.psap_field(route.location, route.service), []).append(route)
-    return found
+def after_plan(snapshot: Snapshot, planned: Plan) -> Snapshot:
+    """The snapshot that the planned change makes of `snapshot`; its version stays."""
+    kept = _Kept(snapshot)
+    for item in planned.items:
+        table = kept.table(item.table)
+        if item.after is None:
+            table.pop(item.key, None)
+        else:
+            table[item.key] = item.after
+    routes = (route for found in kept.psap.values() for route in found)
+    parts = (kept.lines.values(), kept.accounts.values(), snapshot.profiles, routes, kept.blocks.values())
+    return snapshot_of(snapshot.version, *parts)
 
 
-def _fault(where: str, column: str, reason: str) -> Fault:
-    return Fault(where, 0, column, reason)
+def _write(item: Item) -> Write:
+    if item.after is None:
+        return Write(item.table, item.key, None)
+    if isinstance(item.after, tuple):
+        return Write(item.table, item.key, codec.encode_psap(item.after))
+    return Write(item.table, item.key, codec.encode(item.after))
 
 
-def _names(line: Line | None, user: str) -> bool:
-    return line is not None and user in line.accounts
+def _with_secret(draft: _Draft, account: Account, *, needed: bool) -> Account:
+    if account.ha1:
+        return account
+    former = draft.kept.accounts.get(account.user)
+    if former is not None and former.ha1 and former.line == account.line:
+        return replace(account, ha1=former.ha1)
+    if needed:
+        reason = "no password, and none is kept for this account"
+        draft.faults.append(draft.change.fault(f"account {account.user}", "password", reason))
+    return account
 
 
-def _drop_former(change: Change, kept: Kept, new: Mapping[str, Account], writes: dict[tuple[str, str], bytes | None]) -> None:
-    """Remove what the touched lines and accounts had and have no longer; what stays is written again afterwards."""
+def _with_dates(line: Line, former: Line | None) -> Line:
+    """A line that stays barred keeps since when, unless the change says it."""
+    if line.status in OUT_BARRED and not line.barred_since_ms and former is not None and former.status in OUT_BARRED:
+        return replace(line, barred_since_ms=former.barred_since_ms)
+    return line
+
+
+def _drop_former(draft: _Draft, new: Mapping[str, Account]) -> None:
+    """Remove what the touched lines and accounts had and have no longer; what stays is set again afterwards."""
+    change, kept, after, numbers, _ = draft
     staying = {line.id: set(line.accounts) for line in change.lines}
     for key in change.remove_lines:
-        writes["lines", key] = None
+        after["lines", key] = None
     for key in change.line_ids():
         former = kept.lines.get(key)
         for user in former.accounts if former is not None else ():
             account = kept.accounts.get(user)
-            if account is None or account.line != key:
-                continue
-            if user not in staying.get(key, ()):
-                writes["accounts", user] = None
-            elif user not in new:
-                continue
-            for number in account.numbers:
-                writes["numbers", number] = None
+            if account is not None and account.line == key and user not in staying.get(key, ()):
+                after["accounts", user] = None
+                numbers.update(dict.fromkeys(account.numbers))
     for user in new:
         account = kept.accounts.get(user)
-        for number in account.numbers if account is not None else ():
-            writes["numbers", number] = None
+        numbers.update(dict.fromkeys(account.numbers if account is not None else ()))
 
 
-def _take(number: str, account: Account, kept: Kept, writes: dict[tuple[str, str], bytes | None]) -> list[Fault]:
-    """Assign a number to an account, unless it is another's that does not give it up in the same change."""
-    key = ("numbers", number)
-    owner = kept.owners.get(number)
-    given_up = key in writes and writes[key] is None
-    if writes.get(key) is not None:
-        return [_fault(f"account {account.user}", "number", f"{number} is assigned twice")]
-    if owner is not None and owner.account != account.user and not given_up:
-        return [_fault(f"account {account.user}", "number", f"{number} taken by account {owner.account} of line {owner.line}")]
-    writes[key] = codec.encode(Owner(account.user, account.line))
-    return []
+def _take_accounts(draft: _Draft, new: Mapping[str, Account]) -> None:
+    """Set the change's accounts and assign their numbers, unless that takes what another line does not give up."""
+    change, kept, after, numbers, faults = draft
+    leaving = set(change.remove_lines)
+    naming = {line.id: set(line.accounts) for line in change.lines}
+    taken: set[str] = set()
+    for account in new.values():
+        what = f"account {account.user}"
+        holder = kept.accounts.get(account.user)
+        if holder is not None and holder.line != account.line and holder.line not in leaving:
+            faults.append(change.fault(what, "account", f"taken by line {holder.line}"))
+        former = kept.lines.get(account.line) if account.line not in leaving else None
+        if account.user not in naming.get(account.line, former.accounts if former is not None else ()):
+            faults.append(change.fault(what, "line", f"line {account.line} does not name this account"))
+        after["accounts", account.user] = account
+        for number in account.numbers:
+            owner = None if number in numbers else kept.owner(number)
+            if number in taken:
+                faults.append(change.fault(what, "number", f"{number} is assigned twice"))
+            elif owner is not None and owner.account != account.user:
+                reason = f"{number} taken by account {owner.account} of line {owner.line}"
+                faults.append(change.fault(what, "number", reason))
+            else:
+                numbers[number] = Owner(account.user, account.line)
+                taken.add(number)
 
 
-def _summary(change: Change, kept: Kept) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What was and what will be, by table, cut to `SUMMARY_ITEMS` each; hashes of passwords are left out."""
-    before: dict[str, Any] = {}
-    after: dict[str, Any] = {}
-    lines = {line.id: line for line in change.lines}
-    _note(before, "lines", {key: _line_words(kept.lines[key], kept.accounts) for key in change.line_ids() if key in kept.lines})
-    users = {account.user: account for account in change.accounts}
-    _note(
-        after,
-        "lines",
-        {key: _line_words(line, {**kept.accounts, **users} if len(lines) == 1 else users) for key, line in lines.items()},
-    )
-    _note(before, "blocks", {key: _rule_words(kept.blocks[key]) for key in change.block_ids() if key in kept.blocks})
-    _note(after, "blocks", {rule.id: _rule_words(rule) for rule in change.blocks})
-    _note(
-        before, "psap", {name: [route.uri for route in kept.psap[name]] for name in change.psap_fields() if name in kept.psap}
-    )
-    _note(after, "psap", {name: [route.uri for route in routes] for name, routes in _by_field(change.psap).items()})
-    return before, after
-
-
-def _note(summary: dict[str, Any], table: str, items: dict[str, Any]) -> None:
-    if len(items) > SUMMARY_ITEMS:
-        items = {**dict(list(items.items())[:SUMMARY_ITEMS]), "...": f"{len(items) - SUMMARY_ITEMS} more"}
-    if items:
-        summary[table] = items
-
-
-def _line_words(line: Line, accounts: Mapping[str, Account]) -> dict[str, Any]:
-    return {
-        "profile": line.profile,
-        "status": line.status.value,
-        "channels": line.channels,
-        "location": line.location,
-        "area_code": line.area_code,
-        "accounts": {user: list(accounts[user].numbers[:SUMMARY_ITEMS]) if user in accounts else [] for user in line.accounts},
-    }
-
-
-def _rule_words(rule: BlockRule) -> dict[str, Any]:
-    return {"prefix": rule.prefix, "reason": rule.reason, "profile": rule.profile, "line": rule.line, "owner": rule.owner}
+def _set_routes(draft: _Draft) -> None:
+    """Routes replace those of their location, service and day; those of other days stay."""
+    change, kept, after, _, _ = draft
+    new: dict[str, list[PsapRoute]] = {codec.psap_field(*key): [] for key in change.remove_psap}
+    removed = set(new)
+    for route in change.psap:
+        new.setdefault(codec.psap_field(route.location, route.service), []).append(route)
+    for key, routes in new.items():
+        days = {route.valid_from_ms for route in routes}
+        staying = () if key in removed else kept.psap.get(key, ())
+        found = _in_order((*(route for route in staying if route.valid_from_ms not in days), *routes))
+        after["psap", key] = found or None

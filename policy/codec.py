@@ -70,8 +70,14 @@ def decode_account(data: bytes) -> Account:
 
 
 def decode_block(data: bytes) -> BlockRule:
-    """See `decode_line`."""
-    return _blocks.decode(data)
+    """See `decode_line`. Rules from before rules had kinds are prefixes, named so."""
+    try:
+        return _blocks.decode(data)
+    except msgspec.ValidationError:
+        fields = msgspec.msgpack.decode(data)
+        if not isinstance(fields, dict) or "prefix" not in fields:
+            raise
+        return msgspec.convert({**fields, "value": fields["prefix"]}, BlockRule)
 
 
 def decode_owner(data: bytes) -> Owner:

@@ -11,7 +11,9 @@ import re
 import unicodedata
 from typing import NamedTuple
 
-__all__ = ["MAX_NUMBER", "Dialled", "read"]
+__all__ = ["MAX_NUMBER", "PORTING_PREFIX", "Dialled", "read"]
+
+PORTING_PREFIX = "porting prefix"  # the fault of a number that only networks use between each other
 
 MAX_TARGET = 2048  # bytes of a target that are looked at; longer ones are refused
 MAX_NUMBER = 40  # characters of a number after separators are dropped; the longest used one has 24
@@ -21,13 +23,14 @@ SEPARATORS = b"-.() "
 
 # The form that almost every call has: nothing to decode, drop or split.
 _PLAIN = re.compile(rb"(?:[sS][iI][pP][sS]?:(\+?[0-9]{1,32})@[^@]*|(\+?[0-9]{1,32}))\Z")
+_SCHEMES = {b"tel:": "tel", b"sip:": "sip"}
 _SCHEME = re.compile(rb"([A-Za-z][A-Za-z0-9+.-]*):")
 _UNPRINTABLE = re.compile(rb"[^\x20-\x7E]")
-_ESCAPE = re.compile(rb"%([0-9A-Fa-f]{2})")
-_NUMBER = re.compile(r"\+?[0-9]+\Z")  # ASCII on purpose: \d and str.isdigit accept digits of every script
+_HEX = b"0123456789abcdefABCDEF"
+_ESCAPES = {bytes((high, low)): bytes((int(bytes((high, low)), 16),)) for high in _HEX for low in _HEX}
 _CONTEXT = re.compile(rb"\+[0-9]{1,15}\Z")
 _HOST_ONLY = re.compile(rb"(11[02])(?=[:;?]|\Z)")  # `sip:112`: no user part, but nothing else can be meant
-_PORTING = re.compile(r"[dD][0-9]{3}")
+_PORTING = re.compile(r"(?:\+?49|0049|0)?[dD][0-9]{3}")
 
 # `*31#` in front of a number hides the caller's number for one call, `#31#` shows it.
 _FEATURES = {"*31#": True, "#31#": False}
@@ -88,6 +91,9 @@ def _read_slowly(target: bytes) -> Dialled:
 
 def _split_scheme(target: bytes) -> tuple[str, bytes]:
     """The scheme in lower case and what follows it; "" and all of it for a bare dialled string."""
+    scheme = _SCHEMES.get(target[:4])
+    if scheme is not None:
+        return scheme, target[4:]
     match = _SCHEME.match(target)
     if match is None:
         return "", target
@@ -95,56 +101,70 @@ def _split_scheme(target: bytes) -> tuple[str, bytes]:
 
 
 def _decode(text: bytes) -> bytes:
-    """Percent-escapes decoded, once."""
-    if b"%" not in text:
-        return text
-    return _ESCAPE.sub(lambda match: bytes((int(match[1], 16),)), text)
+    """Percent-escapes decoded, once; what is no escape stays as it is."""
+    first, *rest = text.split(b"%")
+    parts = [first]
+    for part in rest:
+        byte = _ESCAPES.get(part[:2])
+        parts.append(b"%" + part if byte is None else byte + part[2:])
+    return b"".join(parts)
 
 
 def _read_user(user: bytes, fault: str) -> Dialled:
     """The telephone-subscriber part: number and parameters (RFC 3966 §3; in a SIP URI's user part by RFC 3261 §19.1.6)."""
-    first, *params = user.split(b";")
-    context, dropped, param_fault = _read_params(params)
-    fault = fault or param_fault
-    decoded = _decode(first)
+    first, semicolon, params = user.partition(b";")
+    context, said = "", ""
+    if semicolon:
+        context, said, param_fault = _read_params(params.split(b";"))
+        fault = fault or param_fault
+    decoded = _decode(first) if b"%" in first else first
     text = decoded.translate(None, SEPARATORS)
-    spoken = _spoken(text)
+    number = text.decode("ascii") if text.isascii() else _spoken(text)
+    hide = None
+    if number[:1] in ("*", "#"):
+        hide = _FEATURES.get(number[:4])
+        if hide is not None:
+            number = number[4:]
+            said += ", caller hidden" if hide else ", caller shown"
+    if number[-1:] == "#":
+        number = number.rstrip("#")
+    if text != decoded:
+        said = ", separators dropped" + said
+    if decoded != first:
+        said = ", escapes decoded" + said
+    how = said[2:]
+    if not fault and text.isascii() and len(number) <= MAX_NUMBER and _is_number(number):
+        return Dialled(number, context, bool(hide), "", 0, number, how)
     status = 400
     if not fault and _UNPRINTABLE.search(decoded):
         fault = "control or non-ASCII character in the number"
-    hide = _FEATURES.get(spoken[:4])
-    if hide is not None:
-        spoken = spoken[4:]
-    number = spoken.rstrip("#")
     if not fault:
         fault, status = _check_number(number)
-    how = _how(first=first, decoded=decoded, text=text, context=context, dropped=dropped, hide=hide)
-    if fault:
-        return Dialled("", context, fault=fault, status=status, spoken=number, how=how)
-    return Dialled(number, context, hide=bool(hide), spoken=number, how=how)
+    return Dialled("", context, False, fault, status, number, how)  # noqa: FBT003 - in the order of the fields
+
+
+def _is_number(text: str) -> bool:
+    """Digits, with or without "+". Of ASCII text alone: str.isdigit accepts the digits of every script."""
+    return text.isdigit() or (text[:1] == "+" and text[1:].isdigit())
 
 
 def _check_number(number: str) -> tuple[str, int]:
-    """Fault and status of a number's text; ("", 0) when it is one."""
+    """What is wrong with a text that is no number, and the status that says so."""
     if not number or number == "+":
         return "nothing dialled", 484
     if len(number) > MAX_NUMBER:
         return f"more than {MAX_NUMBER} characters", 404
-    if _NUMBER.match(number):
-        return "", 0
     if "%" in number:
         return "escape left after decoding once", 400
     if "*" in number or "#" in number:
         return "feature code that is not offered", 404
     if _PORTING.match(number):
-        return "porting prefix", 404
+        return PORTING_PREFIX, 404
     return f"not a number: {number[:40]!r}", 404
 
 
 def _spoken(text: bytes) -> str:
     """Text with the decimal digits of all scripts as ASCII. Nothing is dropped, so that nothing moves to the front."""
-    if text.isascii():
-        return text.decode("ascii")
     mapped = []
     for char in text.decode("utf-8", "replace"):
         digit = unicodedata.decimal(char, -1)
@@ -152,39 +172,32 @@ def _spoken(text: bytes) -> str:
     return "".join(mapped)
 
 
-def _read_params(params: list[bytes]) -> tuple[str, tuple[str, ...], str]:
-    """Global phone-context or "", the names of the parameters that are dropped, and a fault or ""."""
-    if not params:
-        return "", (), ""
+def _read_params(params: list[bytes]) -> tuple[str, str, str]:
+    """Global phone-context or "", what was done, and a fault or "". All other parameters are dropped, and named.
+
+    They say how a network is to reach the number, or whom to ask for behind it (rn, npdi, cic, ext, isub, postd, tgrp): a
+    customer has no say in the first, and the second is no part of the number.
+    """
     context, seen, dropped = "", False, []
     for param in params:
-        raw_name, _, raw_value = param.partition(b"=")
-        name = _decode(raw_name).lower()
+        name, _, raw_value = param.partition(b"=")
+        if name != b"phone-context":
+            name = (_decode(name) if b"%" in name else name).lower()
         if name != b"phone-context":
             dropped.append(name.decode("ascii", "replace")[:20])
             continue
         if seen:
-            return "", (), "two phone-contexts"  # RFC 3966 §3: each parameter at most once
+            return "", "", "two phone-contexts"  # RFC 3966 §3: each parameter at most once
         seen = True
-        value = _decode(raw_value).translate(None, SEPARATORS) if raw_value[:1] in (b"+", b"%") else raw_value
-        if value[:1] != b"+":
+        if raw_value[:1] not in (b"+", b"%"):
             continue  # §5.1.5: a domain name; the number is then read as dialled
+        value = (_decode(raw_value) if b"%" in raw_value else raw_value).translate(None, SEPARATORS)
+        if value[:1] != b"+":
+            continue
         if _CONTEXT.match(value) is None:
-            return "", (), "malformed phone-context"
+            return "", "", "malformed phone-context"
         context = value.decode("ascii")
-    return context, tuple(dropped[:8]), ""
-
-
-def _how(*, first: bytes, decoded: bytes, text: bytes, context: str, dropped: tuple[str, ...], hide: bool | None) -> str:
-    words = []
-    if decoded != first:
-        words.append("escapes decoded")
-    if text != decoded:
-        words.append("separators dropped")
-    if context:
-        words.append(f"context {context}")
+    said = f", context {context}" if context else ""
     if dropped:
-        words.append("parameters dropped: " + " ".join(dropped))
-    if hide is not None:
-        words.append("caller hidden" if hide else "caller shown")
-    return ", ".join(words)
+        said += ", parameters dropped: " + " ".join(dropped[:8])
+    return context, said, ""

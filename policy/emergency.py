@@ -52,6 +52,15 @@ def service_in(dialled: Dialled) -> str:
     return ""
 
 
-def routes_of(snapshot: Snapshot, location: str, service: str) -> tuple[PsapRoute, ...]:
-    """PSAP routes of a location in order, else those of any location ("*"), else none."""
-    return snapshot.psap.get((location, service)) or snapshot.psap.get((ANY_LOCATION, service), ())
+def routes_of(snapshot: Snapshot, location: str, service: str, now_at_ms: int) -> tuple[PsapRoute, ...]:
+    """PSAP routes of a location in order, else those of any location ("*"), else none.
+
+    Of dated entries those of the latest day that has come count (NotrufV § 3(3): the table changes with notice); where no
+    day has come yet the first one's do, since any route is better than none.
+    """
+    routes = snapshot.psap.get((location, service)) or snapshot.psap.get((ANY_LOCATION, service), ())
+    days = {route.valid_from_ms or 0 for route in routes}
+    if len(days) <= 1:
+        return routes
+    day = max((day for day in days if day <= now_at_ms), default=min(days))
+    return tuple(route for route in routes if (route.valid_from_ms or 0) == day)

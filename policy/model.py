@@ -9,13 +9,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
+from typing import NamedTuple
+
+from policy.blocklist import BlockIndex, index_of
+from policy.rules import BlockRule, RuleAction, RuleDirection, RuleKind, RuleLevel, Window
 
 __all__ = [
+    "WEEK_MS",
     "Account",
     "AccountKind",
     "BlockRule",
-    "BlockTable",
     "CallAttempt",
+    "Caller",
     "Decision",
     "Destination",
     "DestinationClass",
@@ -24,9 +29,18 @@ __all__ = [
     "LineStatus",
     "Profile",
     "PsapRoute",
+    "RuleAction",
+    "RuleDirection",
+    "RuleKind",
+    "RuleLevel",
+    "Screening",
     "Snapshot",
+    "Trace",
     "Verdict",
+    "Window",
 ]
+
+WEEK_MS = 7 * 24 * 3600 * 1000  # TKG § 61(4): incoming calls are barred at the earliest a week after outgoing ones
 
 EMPTY: Mapping[str, str] = MappingProxyType({})
 
@@ -40,6 +54,13 @@ class LineStatus(StrEnum):
     BARRED_FULL = "barred_full"
     FRAUD_HOLD = "fraud_hold"
     TERMINATED = "terminated"
+
+
+class Screening(StrEnum):
+    """What becomes of a call whose From shows a number that is not the line's."""
+
+    SUBSTITUTE = "substitute"
+    REFUSE = "refuse"
 
 
 class AccountKind(StrEnum):
@@ -86,8 +107,7 @@ class DestinationClass(StrEnum):
     INVALID = "invalid"  # no number at all
 
 
-@dataclass(frozen=True, slots=True)
-class Destination:
+class Destination(NamedTuple):  # made for every call: a frozen dataclass takes ten times as long to make
     """What a dialled string means.
 
     `canonical` is `+E.164`, `service:NNN`, `carrier:010xy` or `-`; `prefix` the longest tariff prefix of the canonical
@@ -118,8 +138,21 @@ class Account:
 
 
 @dataclass(frozen=True, slots=True)
+class Trace:
+    """An order to record malicious calls to a line (TDDDG § 14): incoming attempts from `from_ms` up to, not at, `until_ms`."""
+
+    from_ms: int
+    until_ms: int
+    reference: str
+
+
+@dataclass(frozen=True, slots=True)
 class Line:
-    """A customer's connection. `channels` None means the profile's default."""
+    """A customer's connection. `channels` None means the profile's default.
+
+    `status_at_ms` is the day of the status, 0 when none was given; only `barred_full` looks at it: incoming calls are refused
+    from then on, and not before a week after `barred_since_ms`, when outgoing ones were first refused (0: not known).
+    """
 
     id: str
     profile: str
@@ -128,6 +161,17 @@ class Line:
     location: str
     area_code: str  # as dialled nationally, with its 0: "02051"
     accounts: tuple[str, ...]
+    status_reason: str = ""
+    status_at_ms: int = 0
+    barred_since_ms: int = 0
+    clir: bool = False  # the caller's number is hidden in every call but those that the law excepts
+    reject_anonymous: bool = False  # calls with a hidden number are refused (433)
+    traces: tuple[Trace, ...] = ()
+
+    @property
+    def incoming_until_ms(self) -> int:
+        """UTC ms from which a `barred_full` line refuses incoming calls."""
+        return max(self.status_at_ms, self.barred_since_ms + WEEK_MS if self.barred_since_ms else 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +187,12 @@ class Profile:
     refusal: tuple[int, int] = (403, 21)  # SIP status, Q.850 cause of a blocked destination
     channels_out: tuple[int, int] = (403, 34)
     channels_in: tuple[int, int] = (486, 17)
+    screening: Screening = Screening.SUBSTITUTE
+    hotlines: tuple[str, ...] = ()  # the carrier's own, as canonical forms: reachable from barred lines
+    setup_calls: int = 0  # calls that a line with `channels` channels may start within the window; 0: no limit
+    setup_window_s: int = 60
+    setup_out: tuple[int, int] = (403, 42)
+    forwarding_slots: int = 1  # channels that the outgoing half of a forwarded call takes
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,45 +204,14 @@ class PsapRoute:
     priority: int
     uri: str
     name: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class BlockRule:
-    """An operator's rule: a canonical prefix that is refused."""
-
-    id: str
-    prefix: str
-    reason: str
-    profile: str = ""  # "" for all
-    line: str = ""  # "" for all
-    owner: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class BlockTable:
-    """The rules of one scope by prefix, and the lengths that their prefixes have, longest first."""
-
-    rules: Mapping[str, BlockRule]
-    lengths: tuple[int, ...]
-
-
-def _block_tables(blocks: tuple[BlockRule, ...]) -> dict[tuple[str, str], BlockTable]:
-    """Rules by (line, profile); "" stands for all. Of two rules for one prefix the one with the lower id counts."""
-    scopes: dict[tuple[str, str], dict[str, BlockRule]] = {}
-    for rule in sorted(blocks, key=lambda rule: rule.id):
-        if rule.prefix:  # an empty prefix would be everything: never what a slip of the hand may cause
-            scopes.setdefault((rule.line, rule.profile), {}).setdefault(rule.prefix, rule)
-    return {
-        scope: BlockTable(rules, tuple(sorted({len(prefix) for prefix in rules}, reverse=True)))
-        for scope, rules in scopes.items()
-    }
+    valid_from_ms: int | None = None  # the entries of the latest day that has come count; None: before any day
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """All policy data at one version. The mappings are read-only; build one with `policy.build.snapshot_of`.
 
-    `block_tables` is made from `blocks`: (line, profile) -> table, "" for all.
+    `block_index` is made from `blocks`.
     """
 
     version: int
@@ -203,10 +222,15 @@ class Snapshot:
     blocks: tuple[BlockRule, ...]
     numbers: Mapping[str, str]  # exact +E.164 -> account user
     ranges: Mapping[str, str]  # range prefix without "*" -> account user
-    block_tables: Mapping[tuple[str, str], BlockTable] = field(init=False, repr=False, compare=False)
+    block_index: BlockIndex = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "block_tables", _block_tables(self.blocks))  # frozen: the only way to derive a field
+        object.__setattr__(self, "block_index", index_of(self.blocks))  # frozen: the only way to derive a field
+
+    @property
+    def has_incoming_rules(self) -> bool:
+        """Whether any rule looks at callers' numbers, so that reading them is worth the time."""
+        return bool(self.block_index.admin_incoming or self.block_index.customer_incoming)
 
     def account_of(self, number: str) -> Account | None:
         """The account that a `+E.164` number is assigned to: exact, else the longest range; None when there is none."""
@@ -222,6 +246,14 @@ class Snapshot:
         """How many simultaneous non-emergency calls the line may have."""
         return line.channels if line.channels is not None else self.profiles[line.profile].channels
 
+    def setup_limit(self, line: Line) -> tuple[int, int]:
+        """How many calls the line may start within how many seconds, in proportion to its channels; (0, 0): no limit."""
+        profile = self.profiles.get(line.profile)
+        if profile is None or not profile.setup_calls:
+            return (0, 0)
+        share = self.channels_of(line) / max(1, profile.channels)
+        return max(1, round(profile.setup_calls * share)), profile.setup_window_s
+
 
 @dataclass(frozen=True, slots=True)
 class CallAttempt:
@@ -230,25 +262,47 @@ class CallAttempt:
     `target` is the Request-URI (or a bare dialled string) in bytes as received. For an outgoing attempt `line` is the
     caller's; for an incoming one it is None and found from the target. `slots_used` is what the line holds before this
     call; None leaves the channel rule to the atomic take that follows, whose refusal is evaluated again with the count.
+    `setups` is how many calls the line started within its profile's window before this one; None leaves that rule out.
     """
 
     direction: Direction
     target: bytes
     line: Line | None = None
     account: Account | None = None
-    caller: str = ""  # user-provided number, as received
+    caller: str = ""  # user-provided number (From), as received
     slots_used: int | None = None
+    setups: int | None = None
+    privacy: bool = False  # a Privacy header asks to hide the caller (RFC 3323, RFC 3325)
+    anonymous: bool = False  # From names nobody
+    network: str = ""  # number that the trunk asserts (P-Asserted-Identity), as received; "" from a customer
+    abroad: bool = False  # came in over a route from abroad
+    preferred: str = ""  # the one of several that the caller wants vouched for (P-Preferred-Identity), as received
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Caller(NamedTuple):
+    """What becomes of the caller's number (`policy.identity`).
+
+    `asserted` is the one that the network vouches for, `presented` the one that the called party may see, "" for none;
+    `restricted` says that it is to be hidden; `trace` is the reference of an order to record malicious calls; `refusal` is
+    (rule, reason, status, cause) when the number alone refuses the call; `said` is the step's words.
+    """
+
+    asserted: str = ""
+    presented: str = ""
+    restricted: bool = False
+    trace: str = ""
+    refusal: tuple[str, str, int, int] | None = None
+    said: str = ""
+
+
+class Decision(NamedTuple):
     """What policy says about one attempt. A denial is a value, not an exception.
 
     `status` and `cause` are set for a denial. `line` and `account` are the ones whose channels the call would use (the
     callee's for an incoming attempt); `channels` is that line's limit, None for an emergency. `asserted` is the number of
     the caller that we vouch for (outgoing) or "". `callee` is the account that the destination is assigned to: an
     outgoing call to it stays on-net. `psap` are the routes of an emergency call in order. `steps` names each rule that
-    was looked at, in order, with what it said.
+    was looked at, in order, with what it said. `presented`, `restricted` and `trace` are those of `Caller`.
     """
 
     verdict: Verdict
@@ -265,3 +319,6 @@ class Decision:
     asserted: str = ""
     psap: tuple[PsapRoute, ...] = ()
     steps: tuple[tuple[str, str], ...] = ()
+    presented: str = ""
+    restricted: bool = False
+    trace: str = ""

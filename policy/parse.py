@@ -1,8 +1,9 @@
-"""The operators' CSV files read into lines, accounts, PSAP routes and block rules. A line file has one row per number.
+"""The operators' files of lines, CSV or TOML, read into lines and accounts. A CSV file has one row per number.
 
 Pure: nothing is applied here, and nothing is returned while there is a fault; all faults are raised at once. Numbers come
 out as +E.164, ranges end in "*". Passwords become HA1 values and are never part of a message.
-Left out: whether a number or an account is taken by a line that is not in the file (`policy.change`).
+Left out: PSAP routes and block rules (`policy.parse_rules`), whether a number or an account is taken by a line that is not in
+the file (`policy.change`).
 """
 
 from __future__ import annotations
@@ -11,54 +12,59 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from policy.model import Account, AccountKind, BlockRule, DestinationClass, Line, LineStatus, Profile, PsapRoute
-from policy.numbers import canonical_prefix, classify
+from policy.model import Account, AccountKind, DestinationClass, Line, LineStatus, Profile, Trace
+from policy.numbers import classify
+from policy.parse_rules import ID, flag_of, read_any, stamp_of
 from policy.secret import secret_of
-from policy.table import Fault, PolicyError, Row, Table, quoted, read_table
+from policy.stamp import parse_stamp
+from policy.table import Fault, PolicyError, Row, Table, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 __all__ = [
-    "BLOCK_COLUMNS",
     "LINE_COLUMNS",
-    "PSAP_COLUMNS",
+    "NEEDED_LINE_COLUMNS",
     "Fault",
     "LinesImport",
     "PolicyError",
     "assigned_number",
-    "read_blocks_csv",
-    "read_lines_csv",
-    "read_psap_csv",
+    "read_lines",
+    "traces_of",
 ]
 
-LINE_COLUMNS = ("line", "profile", "status", "channels", "location", "area_code", "account", "kind", "password", "number")
-PSAP_COLUMNS = ("location", "service", "priority", "uri", "name")
-BLOCK_COLUMNS = ("id", "prefix", "reason", "profile", "line", "owner")
+NEEDED_LINE_COLUMNS = (
+    *("line", "profile", "status", "channels", "location", "area_code", "account", "kind", "password", "number"),
+)
+LINE_COLUMNS = (
+    *NEEDED_LINE_COLUMNS,
+    *("status_reason", "status_at", "barred_since", "clir", "reject_anonymous", "traces"),
+)
 
 MAX_SINGLE_ACCOUNTS = 10  # of a line; above it the product is a trunk
 MAX_NUMBERS = 10_000  # of an account
 MAX_CHANNELS = 10_000
+MAX_TRACES = 10  # of a line
 LEAST_ASSIGNED = 6  # national digits of a number or a range: a shorter range would swallow whole cities
 
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 # What a SIP user part holds without escapes (RFC 3261 §25.1 unreserved, and "+"), so that the digest user is one spelling.
 _USER = re.compile(r"[A-Za-z0-9+_.!~*'()-]{1,64}\Z")
 _AREA_CODE = re.compile(r"0[2-9][0-9]{1,4}\Z")
 _SMALL_NUMBER = re.compile(r"[0-9]{1,6}\Z")
-_ROUTE = re.compile(r"sips?:[^@\s<>\"]+@(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?(?:;[^\s<>\"]*)?\Z")
 # § 120(1) TKG: these are shown as a caller's number; the short codes, 0900 and 0137 never are.
 _ASSIGNABLE = frozenset(
     {DestinationClass.GEOGRAPHIC, DestinationClass.NATIONAL, DestinationClass.MOBILE, DestinationClass.PERSONAL}
 )
-_LINE_FIELDS = ("profile", "status", "channels", "location", "area_code")
+_LINE_FIELDS = ("profile", "status", "channels", "location", "area_code", *LINE_COLUMNS[len(NEEDED_LINE_COLUMNS) :])
+_REFERENCE = re.compile(r"[^;/\s](?:[^;/]{0,62}[^;/\s])?\Z")
 
 
 class LinesImport(NamedTuple):
-    """What a line file holds."""
+    """What a line file holds, and the lines of the file that "line <id>" and "account <user>" begin at."""
 
     lines: tuple[Line, ...]
     accounts: tuple[Account, ...]
+    rows: dict[str, int]
 
 
 @dataclass(slots=True)
@@ -70,19 +76,31 @@ class _Account:
     numbers: list[str] = field(default_factory=list)
 
 
+class _Marks(NamedTuple):
+    """What a line's further cells say."""
+
+    status_at_ms: int = 0
+    barred_since_ms: int = 0
+    clir: bool = False
+    reject_anonymous: bool = False
+    traces: tuple[Trace, ...] = ()
+
+
 @dataclass(slots=True)
 class _Line:
     row: int
     cells: dict[str, str]
+    marks: _Marks = field(default_factory=_Marks)
     accounts: list[str] = field(default_factory=list)
 
 
-def read_lines_csv(text: str, *, file: str, realm: str, profiles: Mapping[str, Profile]) -> LinesImport:
+def read_lines(text: str, *, file: str, realm: str, profiles: Mapping[str, Profile], keep_secrets: bool = False) -> LinesImport:
     """Lines and accounts of a file with `LINE_COLUMNS`, one row per number. Raises PolicyError with all faults.
 
-    A cell that belongs to a line or an account is given in its first row; further rows repeat it or leave it empty.
+    A cell that belongs to a line or an account is given in its first row; further rows repeat it or leave it empty. With
+    `keep_secrets` an account may come without a password, and without HA1 values then: the one that is kept stays.
     """
-    table = read_table(text, file, LINE_COLUMNS)
+    table = read_any(text, file, "line", LINE_COLUMNS, NEEDED_LINE_COLUMNS)
     lines: dict[str, _Line] = {}
     accounts: dict[str, _Account] = {}
     owners: dict[str, tuple[str, int]] = {}  # number -> line and row
@@ -91,26 +109,30 @@ def read_lines_csv(text: str, *, file: str, realm: str, profiles: Mapping[str, P
         user = _take_account(table, row, lines, accounts) if line else ""
         _take_number(table, row, accounts[user] if user else None, owners)
     _check_overlaps(table, owners)
-    result = LinesImport(tuple(_line_of(key, line) for key, line in lines.items()), _accounts_of(table, lines, accounts, realm))
+    found = tuple(_line_of(key, line) for key, line in lines.items())
+    secrets = _accounts_of(table, lines, accounts, realm, keep_secrets=keep_secrets)
+    rows = {f"line {key}": line.row for key, line in lines.items()}
+    rows |= {f"account {user}": account.row for user, account in accounts.items()}
     table.finish()
-    return result
+    return LinesImport(found, secrets, rows)
 
 
 def _take_line(table: Table, row: Row, lines: dict[str, _Line], profiles: Mapping[str, Profile]) -> str:
     """Note the line of a row; its id, or "" when the row cannot be used."""
     cells = row.cells
     key = cells["line"]
-    if _ID.match(key) is None:
+    if ID.match(key) is None:
         table.fault(row.number, "line", f"not an id of letters, digits, '.', '_' and '-': {quoted(key)}")
         return ""
     known = lines.get(key)
     if known is None:
-        lines[key] = _Line(row.number, {name: cells[name] for name in _LINE_FIELDS})
+        lines[key] = _Line(row.number, {name: cells.get(name, "") for name in _LINE_FIELDS})
         _check_line(table, row, profiles)
+        lines[key].marks = _marks_of(table, row)
         return key
     for name in _LINE_FIELDS:
-        if cells[name] and cells[name] != known.cells[name]:
-            table.fault(row.number, name, f"{quoted(cells[name])} differs from row {known.row} of line {key}")
+        if (cell := cells.get(name, "")) and cell != known.cells[name]:
+            table.fault(row.number, name, f"{quoted(cell)} differs from row {known.row} of line {key}")
     return key
 
 
@@ -126,12 +148,42 @@ def _check_line(table: Table, row: Row, profiles: Mapping[str, Profile]) -> None
         table.fault(
             number, "channels", f"not a number from 1 to {MAX_CHANNELS}, nor empty for the profile's: {quoted(channels)}"
         )
-    if not cells["location"] or cells["location"] == "*":
+    if not cells["location"] or cells["location"] == "*" or cells["location"].startswith("#"):
         table.fault(number, "location", "no location: 110 and 112 are routed by it")
     if _AREA_CODE.match(cells["area_code"]) is None:
         table.fault(number, "area_code", f"not an area code with its 0: {quoted(cells['area_code'])}")
     elif profile is not None and profile.area_codes and cells["area_code"] not in profile.area_codes:
         table.fault(number, "area_code", f"{cells['area_code']} is none of {profile.name}'s: {' '.join(profile.area_codes)}")
+
+
+def _marks_of(table: Table, row: Row) -> _Marks:
+    status_at, barred_since = stamp_of(table, row, "status_at"), stamp_of(table, row, "barred_since")
+    traces: tuple[Trace, ...] = ()
+    try:
+        traces = traces_of(row.cells.get("traces", ""))
+    except ValueError as error:
+        table.fault(row.number, "traces", str(error))
+    return _Marks(
+        status_at or 0, barred_since or 0, flag_of(table, row, "clir"), flag_of(table, row, "reject_anonymous"), traces
+    )
+
+
+def traces_of(text: str) -> tuple[Trace, ...]:
+    """Trace orders `FROM/UNTIL/REFERENCE`, separated by ";". Raises ValueError with the reason."""
+    found = []
+    for part in filter(None, (part.strip() for part in text.split(";"))):
+        words = [word.strip() for word in part.split("/")]
+        if len(words) != 3:
+            raise ValueError(f"not of the form FROM/UNTIL/REFERENCE: {quoted(part)}")
+        start, end = parse_stamp(words[0]), parse_stamp(words[1])
+        if start is None or end is None or end <= start:
+            raise ValueError(f"not two times, the second one later: {quoted(part)}")
+        if _REFERENCE.match(words[2]) is None:
+            raise ValueError(f"no reference of up to 64 characters: {quoted(part)}")
+        found.append(Trace(start, end, words[2]))
+    if len(found) > MAX_TRACES:
+        raise ValueError(f"more than {MAX_TRACES} orders")
+    return tuple(found)
 
 
 def _take_account(table: Table, row: Row, lines: dict[str, _Line], accounts: dict[str, _Account]) -> str:
@@ -209,11 +261,13 @@ def _check_overlaps(table: Table, owners: Mapping[str, tuple[str, int]]) -> None
                 table.fault(row, "number", f"{number} lies in {digits[:end]}* of line {other[0]}, row {other[1]}")
 
 
-def _accounts_of(table: Table, lines: Mapping[str, _Line], accounts: Mapping[str, _Account], realm: str) -> tuple[Account, ...]:
+def _accounts_of(
+    table: Table, lines: Mapping[str, _Line], accounts: Mapping[str, _Account], realm: str, *, keep_secrets: bool
+) -> tuple[Account, ...]:
     found = []
     for user, account in accounts.items():
         ha1, fault = secret_of(account.password, user=user, realm=realm)
-        if fault:
+        if fault and (account.password or not keep_secrets):
             table.fault(account.row, "password", fault)
         found.append(Account(user, account.line, AccountKind(account.kind), ha1, tuple(account.numbers)))
     for key, line in lines.items():
@@ -242,58 +296,6 @@ def _line_of(key: str, line: _Line) -> Line:
         location=cells["location"],
         area_code=cells["area_code"],
         accounts=tuple(line.accounts),
+        status_reason=cells["status_reason"],
+        **line.marks._asdict(),
     )
-
-
-def read_psap_csv(text: str, *, file: str) -> tuple[PsapRoute, ...]:
-    """Routes of a file with `PSAP_COLUMNS` (name may be missing). Location "*" serves where a location has none."""
-    table = read_table(text, file, PSAP_COLUMNS, required=PSAP_COLUMNS[:-1])
-    found: dict[tuple[str, str, str], PsapRoute] = {}
-    for row in table.rows:
-        cells = row.cells
-        location, service, uri = cells["location"], cells["service"], cells["uri"]
-        if not location:
-            table.fault(row.number, "location", "no location")
-        if service not in ("110", "112"):
-            table.fault(row.number, "service", f"{quoted(service)} is neither 110 nor 112")
-        priority = int(cells["priority"]) if _SMALL_NUMBER.match(cells["priority"]) else -1
-        if priority < 0:
-            table.fault(row.number, "priority", f"not a number from 0 to 999999: {quoted(cells['priority'])}")
-        if _ROUTE.match(uri) is None:
-            table.fault(row.number, "uri", f"not a SIP URI with user and host: {quoted(uri)}")
-        if (location, service, uri) in found:
-            table.fault(row.number, "uri", "the same route twice")
-        found[location, service, uri] = PsapRoute(location, service, priority, uri, cells.get("name", ""))
-    table.finish()
-    return tuple(found.values())
-
-
-def read_blocks_csv(text: str, *, file: str, profiles: Mapping[str, Profile]) -> tuple[BlockRule, ...]:
-    """Rules of a file with `BLOCK_COLUMNS` (profile, line, owner may be missing). Prefixes come out canonical."""
-    table = read_table(text, file, BLOCK_COLUMNS, required=BLOCK_COLUMNS[:3])
-    found: dict[str, BlockRule] = {}
-    for row in table.rows:
-        cells = row.cells
-        key, profile, line = cells["id"], cells.get("profile", ""), cells.get("line", "")
-        prefix = canonical_prefix(cells["prefix"])
-        if _ID.match(key) is None:
-            table.fault(row.number, "id", f"not an id of letters, digits, '.', '_' and '-': {quoted(key)}")
-        elif key in found:
-            table.fault(row.number, "id", f"{key} twice")
-        if not prefix:
-            table.fault(row.number, "prefix", f"not a number's beginning with +, 0 or 1: {quoted(cells['prefix'])}")
-        elif _touches_emergency(prefix):
-            table.fault(row.number, "prefix", "110 and 112 cannot be blocked")
-        if not cells["reason"]:
-            table.fault(row.number, "reason", "no reason: it is what a caller's complaint is answered with")
-        if profile and profile not in profiles:
-            table.fault(row.number, "profile", f"unknown profile {quoted(profile)}; known: {' '.join(profiles)}")
-        if line and _ID.match(line) is None:
-            table.fault(row.number, "line", f"not a line id: {quoted(line)}")
-        found[key] = BlockRule(key, prefix, cells["reason"], profile, line, cells.get("owner", ""))
-    table.finish()
-    return tuple(found.values())
-
-
-def _touches_emergency(prefix: str) -> bool:
-    return any(prefix.startswith(number) or number.startswith(prefix) for number in ("service:110", "service:112"))

@@ -2,9 +2,9 @@
 
 SHELL: the one module of this package that does I/O. The client is a `redis.asyncio` client that returns bytes. Keys: HASHes
 `sp:lines`, `sp:accounts`, `sp:numbers`, `sp:blocks`, `sp:psap` (msgpack values, see `policy.codec`) and the STREAM
-`sp:policy:log` with one entry per change: version, who, when, why, before and after in JSON, the SHA-256 of the previous
-entry, and a token of the change. The log decides: a change is planned on what was read at the log's last entry, and one
-script writes it only if that still is the last entry.
+`sp:policy:log` with one entry per change: version, who, when, why, before and after (`policy.history`), the SHA-256 of the
+previous entry, and a token of the change. The log decides: a change is planned on what was read at the log's last entry, and
+one script writes it only if that still is the last entry.
 
 Left out: Redis Cluster. The six keys lie in different hash slots there, and both the script and the reading transaction need
 them in one.
@@ -13,8 +13,6 @@ them in one.
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
 import time
 import uuid
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -22,27 +20,49 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import msgspec
 from redis.exceptions import RedisError
 
-from policy import codec, profiles
+from policy import codec, history, profiles
 from policy.build import snapshot_of
-from policy.change import Change, Kept, Plan, plan
+from policy.change import Change, Plan, after_plan, plan
+from policy.history import entry_hash
+from policy.patch import Touched, Values, patched, touched_by
+from policy.review import review
+from policy.table import PolicyError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from redis.asyncio import Redis
 
+    from policy.history import Entry
     from policy.model import Profile, Snapshot
 
-__all__ = ["LOG", "TABLES", "ConflictError", "apply", "entry_hash", "load", "watch"]
+__all__ = [
+    "LOG",
+    "TABLES",
+    "ConflictError",
+    "NothingLostError",
+    "Outcome",
+    "apply",
+    "entry_hash",
+    "load",
+    "log_of",
+    "reseed",
+    "submit",
+    "version_in",
+    "watch",
+]
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 TABLES = {name: f"sp:{name}" for name in ("lines", "accounts", "numbers", "blocks", "psap")}
 LOG = "sp:policy:log"
 LOG_ENTRIES = 100_000  # kept at least; older changes are trimmed
 
 ATTEMPTS = 20  # of one change against others made at the same moment
-READ_CHUNK = 5000  # fields asked for in one command
+FOLLOWED = 100  # entries of the log that are followed one by one; above it everything is read
+FOLLOWED_FIELDS = 5000  # that they may touch together
+LOG_CHUNK = 50  # entries asked for in one command
 DECODE_SLICE = 250  # values decoded before other work of the event loop has its turn: about 1 ms
 BLOCK_MS = 1000
 RETRY_S = (0.05, 0.5)  # first and longest wait while the store is away: a change arrives within a second of its return
@@ -92,14 +112,25 @@ class _Entry(NamedTuple):
     def version(self) -> int:
         return int(self.fields.get("version", "0"))
 
+    @property
+    def base(self) -> int:
+        """The version of the last `reseed` before or at this entry: what was before it does not count any more."""
+        return int(self.fields.get("base") or "0")
+
 
 _NONE = _Entry("0-0", {})
 
 
-def entry_hash(fields: Mapping[str, str]) -> str:
-    """SHA-256 of a log entry, which the next one carries as `previous`."""
-    text = json.dumps(sorted(fields.items()), ensure_ascii=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+class NothingLostError(RuntimeError):
+    """The store holds as new a version as what it was to be filled from."""
+
+
+class Outcome(NamedTuple):
+    """What became of a change: the version that holds it, what it changed, and what is worth a look."""
+
+    version: int
+    plan: Plan
+    warnings: tuple[str, ...]
 
 
 async def load(client: Redis, *, known: Mapping[str, Profile] | None = None) -> Snapshot:
@@ -123,10 +154,46 @@ async def _read(client: Redis, known: Mapping[str, Profile]) -> tuple[_Entry, Sn
     accounts = await _decoded(raw_accounts.values(), codec.decode_account)
     blocks = await _decoded(raw_blocks.values(), codec.decode_block)
     psap = [route for routes in await _decoded(raw_psap.values(), codec.decode_psap) for route in routes]
-    return last, snapshot_of(last.version, lines, accounts, known, psap, blocks)
+    # In a thread: with tens of thousands of lines it is a tenth of a second, in which no call is to wait.
+    return last, await asyncio.to_thread(snapshot_of, last.version, lines, accounts, known, psap, blocks)
 
 
-async def _decoded(values: Iterable[bytes], decode: Callable[[bytes], T]) -> list[T]:
+async def _follow(client: Redis, last: _Entry, snapshot: Snapshot) -> tuple[_Entry, Snapshot]:
+    """The last log entry and the snapshot at it, made from that at `last`: only what was touched since is read.
+
+    Raises _BrokenHistoryError when the log does not continue `last`.
+    """
+    entries: list[_Entry] = []
+    while len(entries) < FOLLOWED:
+        start = entries[-1].id if entries else last.id
+        entries += _entries(await _command(client, "XRANGE", LOG, f"({start}", "+", "COUNT", FOLLOWED))
+        logged = [history.entry_of(entry.fields) for entry in entries]
+        touched = touched_by(logged)
+        if not entries or any(entry.base > last.version for entry in entries) or touched is None:
+            break
+        if broken := history.broken_links([history.entry_of(last.fields), *logged] if last.fields else logged):
+            raise _BrokenHistoryError(broken[0])
+        if sum(map(len, touched)) > FOLLOWED_FIELDS:
+            break
+        async with client.pipeline(transaction=True) as pipe:
+            for name, fields in zip(Touched._fields, touched, strict=True):
+                pipe.hmget(TABLES[name], fields or ("",))
+            pipe.execute_command("XREVRANGE", LOG, "+", "-", "COUNT", 1)
+            *values, raw_log = await pipe.execute()
+        if _last_entry(raw_log) == entries[-1]:
+            found = [await _by_field(*each) for each in zip(touched, values, _DECODERS, strict=True)]
+            return entries[-1], await asyncio.to_thread(patched, snapshot, entries[-1].version, Values(*found))
+    return await _read(client, snapshot.profiles)
+
+
+async def _by_field(fields: Iterable[str], values: list[bytes | None], decode: Callable[[bytes], Any]) -> dict[str, Any]:
+    return dict(zip(fields, await _decoded(values, lambda value: decode(value) if value is not None else None), strict=False))
+
+
+_DECODERS = (codec.decode_line, codec.decode_account, codec.decode_psap, codec.decode_block)
+
+
+async def _decoded(values: Iterable[U], decode: Callable[[U], T]) -> list[T]:
     found = []
     for index, value in enumerate(values, 1):
         found.append(decode(value))
@@ -158,37 +225,113 @@ def _entries(reply: Any) -> list[_Entry]:
 
 
 async def apply(client: Redis, change: Change, *, who: str, why: str) -> int:
-    """Make `change`, whole or not at all; the new version.
+    """Make `change`, whole or not at all; the version that holds it. Raises as `submit`."""
+    return (await submit(client, change, who=who, why=why)).version
 
-    Raises PolicyError with all faults when it takes a number or account of another line, ConflictError, RedisError (the
-    change may have been made when the reply was lost), and msgspec.DecodeError when a kept value cannot be read.
+
+async def submit(
+    client: Redis,
+    change: Change | Callable[[Snapshot], Change],
+    *,
+    who: str,
+    why: str,
+    dry_run: bool = False,
+    known: Mapping[str, Profile] | None = None,
+) -> Outcome:
+    """Make `change`, or what it makes of the present snapshot, whole or not at all; only look with `dry_run`.
+
+    What changes nothing makes no version. Raises PolicyError with all faults when the change is refused, ConflictError,
+    RedisError (the change may have been made when the reply was lost), msgspec.DecodeError when a kept value cannot be read.
     """
     token = uuid.uuid4().hex
+    table = known if known is not None else profiles.load()
     for _ in range(ATTEMPTS):
-        last, kept = await _kept(client, change)
-        planned = plan(change, kept)
+        last, before = await _read(client, table)
+        wanted = change(before) if callable(change) else change
+        planned = plan(wanted, before)
+        found = review(wanted, planned, before, after_plan(before, planned), time.time_ns() // 1_000_000)
+        if found.faults:
+            raise PolicyError(found.faults)
+        if dry_run or not planned.items:
+            return Outcome(before.version, planned, found.warnings)
         entry = _log_entry(last, planned, who=who, why=why, token=token)
-        arguments = _arguments(last, planned, entry)
-        reply = await client.eval(_APPLY, len(TABLES) + 1, *TABLES.values(), LOG, *arguments)
-        if reply is not None:
-            return int(entry["version"])
-        done = await _version_of(client, token, after=last.id)
-        if done:
-            return done
+        if done := await _written(client, last, planned, entry):
+            return Outcome(done, planned, found.warnings)
     raise ConflictError(f"policy data changed {ATTEMPTS} times while this change was being made")
 
 
+async def reseed(client: Redis, snapshot: Snapshot, *, who: str, why: str, dry_run: bool = False) -> Outcome:
+    """Make a store that lost its policy data hold exactly what `snapshot` does, as the version after it.
+
+    Every node follows, whatever it knew last. Raises NothingLostError when the store's version is not older than the
+    snapshot's, and otherwise as `submit`; the data is not reviewed, since it was in force before.
+    """
+    token = uuid.uuid4().hex
+    for _ in range(ATTEMPTS):
+        last, before = await _read(client, snapshot.profiles)
+        if last.version >= snapshot.version:
+            raise NothingLostError(f"the store has version {last.version}, the snapshot {snapshot.version}: nothing was lost")
+        kept = {rule.id for rule in snapshot.blocks}
+        change = Change(
+            lines=tuple(snapshot.lines.values()),
+            accounts=tuple(snapshot.accounts.values()),
+            psap=tuple(route for routes in snapshot.psap.values() for route in routes),
+            blocks=snapshot.blocks,
+            remove_lines=tuple(key for key in before.lines if key not in snapshot.lines),
+            remove_psap=tuple(before.psap),
+            remove_blocks=tuple(rule.id for rule in before.blocks if rule.id not in kept),
+        )
+        planned = plan(change, before, secrets=False)
+        if dry_run:
+            return Outcome(last.version, planned, ())
+        entry = _log_entry(last, planned, who=who, why=why, token=token)
+        entry["version"] = entry["base"] = str(snapshot.version + 1)
+        if done := await _written(client, last, planned, entry):
+            return Outcome(done, planned, ())
+    raise ConflictError(f"policy data changed {ATTEMPTS} times while the store was being filled")
+
+
+async def _written(client: Redis, last: _Entry, planned: Plan, entry: dict[str, str]) -> int:
+    """Write a planned change if `last` still is the last entry; its version, or 0 when it is not."""
+    reply = await client.eval(_APPLY, len(TABLES) + 1, *TABLES.values(), LOG, *_arguments(last, planned, entry))
+    return int(entry["version"]) if reply is not None else await _version_of(client, entry["token"], after=last.id)
+
+
+async def version_in(client: Redis) -> int:
+    """The version that the store holds; 0 when it is empty. Raises RedisError."""
+    return (await _newest(client)).version
+
+
+async def _newest(client: Redis) -> _Entry:
+    return _last_entry(await _command(client, "XREVRANGE", LOG, "+", "-", "COUNT", 1))
+
+
+async def log_of(client: Redis, *, after: int = 0) -> list[Entry]:
+    """The entries of the log from version `after` on, oldest first. Raises RedisError."""
+    found: list[Entry] = []
+    end = "+"
+    while True:
+        chunk = _entries(await _command(client, "XREVRANGE", LOG, end, "-", "COUNT", LOG_CHUNK))
+        found += [history.entry_of(entry.fields) for entry in chunk]
+        if len(chunk) < LOG_CHUNK or found[-1].version <= after:
+            return [entry for entry in reversed(found) if entry.version >= after]
+        end = f"({chunk[-1].id}"
+
+
 def _log_entry(last: _Entry, planned: Plan, *, who: str, why: str, token: str) -> dict[str, str]:
-    return {
+    before, after = history.sides_of(planned.items)
+    fields = {
         "version": str(last.version + 1),
+        "format": history.FORMAT,
         "who": who[:200],
         "when": str(time.time_ns() // 1_000_000),
         "why": why[:1000],
-        "before": json.dumps(planned.before, ensure_ascii=False),
-        "after": json.dumps(planned.after, ensure_ascii=False),
+        "before": before,
+        "after": after,
         "previous": entry_hash(last.fields) if last.fields else "",
         "token": token,
     }
+    return {**fields, "base": last.fields["base"]} if "base" in last.fields else fields
 
 
 def _arguments(last: _Entry, planned: Plan, entry: dict[str, str]) -> list[str | bytes | int]:
@@ -207,56 +350,33 @@ async def _version_of(client: Redis, token: str, *, after: str) -> int:
     return next((entry.version for entry in _entries(reply) if entry.fields.get("token") == token), 0)
 
 
-async def _kept(client: Redis, change: Change) -> tuple[_Entry, Kept]:
-    """What is kept of what `change` touches, and the log's last entry before it was read.
-
-    Not one transaction: if anything changes in between, the log does, and the script refuses.
-    """
-    last = _last_entry(await _command(client, "XREVRANGE", LOG, "+", "-", "COUNT", 1))
-    lines = await _fields(client, "lines", change.line_ids(), codec.decode_line)
-    users = [account.user for account in change.accounts]
-    for line in (*lines.values(), *change.lines):
-        users.extend(line.accounts)
-    accounts = await _fields(client, "accounts", users, codec.decode_account)
-    numbers = [number for account in change.accounts for number in account.numbers]
-    owners = await _fields(client, "numbers", numbers, codec.decode_owner)
-    blocks = await _fields(client, "blocks", change.block_ids(), codec.decode_block)
-    psap = await _fields(client, "psap", change.psap_fields(), codec.decode_psap)
-    missing = {account.line for account in change.accounts} - lines.keys()
-    lines |= await _fields(client, "lines", missing, codec.decode_line)
-    return last, Kept(lines=lines, accounts=accounts, owners=owners, blocks=blocks, psap=psap)
-
-
-async def _fields(client: Redis, table: str, names: Iterable[str], decode: Callable[[bytes], T]) -> dict[str, T]:
-    unique = list(dict.fromkeys(names))
-    found = {}
-    for start in range(0, len(unique), READ_CHUNK):
-        chunk = unique[start : start + READ_CHUNK]
-        values = await client.hmget(TABLES[table], chunk)
-        found.update({name: decode(value) for name, value in zip(chunk, values, strict=True) if isinstance(value, bytes)})
-    return found
-
-
 async def watch(
     client: Redis,
     on_snapshot: Callable[[Snapshot], None],
     *,
     known: Mapping[str, Profile] | None = None,
     on_problem: Callable[[str], None] | None = None,
+    floor: int = 0,
 ) -> None:
     """Hand the present snapshot to `on_snapshot`, then a new one after every change, until cancelled.
 
+    A store whose version is below `floor`, the one that is known already, has lost data, and is a problem as below.
     Changes made in quick succession may come as one snapshot. While the store is away, holds a value that cannot be read, or a
     history that does not continue the one that was read last (it was emptied, or restored from an old copy), nothing is
     handed over, so that the last snapshot stays; `on_problem` gets the reason, and "" when all is well again.
     """
     table = known if known is not None else profiles.load()
     last: _Entry | None = None
+    snapshot: Snapshot | None = None
     wait, problem = RETRY_S[0], ""
     while True:
         try:
-            if last is None or await _moved(client, last):
+            if last is None or snapshot is None:
+                await _check_floor(client, floor)
                 last, snapshot = await _read(client, table)
+                on_snapshot(snapshot)
+            elif await _moved(client, last):
+                last, snapshot = await _follow(client, last, snapshot)
                 on_snapshot(snapshot)
             found = ""
         except (RedisError, OSError, msgspec.DecodeError, _BrokenHistoryError) as error:
@@ -283,16 +403,24 @@ async def _moved(client: Redis, last: _Entry) -> bool:
     reply = await _command(client, "XREAD", "COUNT", 1, "BLOCK", block, "STREAMS", LOG, last.id)
     streams = list(reply.values()) if isinstance(reply, dict) else [entries for _, entries in reply or ()]
     entries = _entries(_flat(streams[0])) if streams else []
-    if not entries:
-        newest = _last_entry(await _command(client, "XREVRANGE", LOG, "+", "-", "COUNT", 1))
-        if newest != last:
-            if newest.version > last.version:
-                return False  # written after the XREAD came back: the next one sees it
-            raise _BrokenHistoryError(f"version {newest.version} after {last.version}: emptied or restored from an old copy")
+    if entries and (not last.fields or entries[0].fields.get("previous") == entry_hash(last.fields)):
+        return True
+    newest = await _newest(client)
+    if newest == last:
         return False
-    if last.fields and entries[0].fields.get("previous") != entry_hash(last.fields):
+    if newest.base > last.version:
+        return True  # filled anew by an operator
+    if entries:
         raise _BrokenHistoryError(f"version {entries[0].version} does not continue version {last.version}")
-    return True
+    if newest.version > last.version:
+        return False  # written after the XREAD came back: the next one sees it
+    raise _BrokenHistoryError(f"version {newest.version} after {last.version}: emptied or restored from an old copy")
+
+
+async def _check_floor(client: Redis, floor: int) -> None:
+    version = await version_in(client) if floor else 0
+    if version < floor:
+        raise _BrokenHistoryError(f"version {version}, and {floor} is known: emptied or restored from an old copy")
 
 
 def _flat(entries: Any) -> Any:

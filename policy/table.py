@@ -14,7 +14,7 @@ __all__ = ["MAX_CELL", "MAX_ROWS", "MAX_TEXT", "Fault", "PolicyError", "Row", "T
 
 MAX_TEXT = 128 * 1024 * 1024  # characters of one file: a million rows of the usual length
 MAX_ROWS = 1_000_000
-MAX_CELL = 256  # characters; the longest cell that is useful is a URI or a reason
+MAX_CELL = 2048  # characters; the longest cell that is useful is a list of weekly windows or of trace orders
 MAX_FAULTS = 1000  # kept one by one; the rest is counted
 
 
@@ -52,13 +52,14 @@ class Table:
     def __init__(self, file: str) -> None:
         self.file = file
         self.rows: list[Row] = []
+        self.places: dict[tuple[int, str], int] = {}  # (row, column) -> line of the file, where it is not the row's own
         self._faults: list[Fault] = []
         self._more = 0
 
     def fault(self, row: int, column: str, reason: str) -> None:
         """Note a fault."""
         if len(self._faults) < MAX_FAULTS:
-            self._faults.append(Fault(self.file, row, column, reason))
+            self._faults.append(Fault(self.file, self.places.get((row, column), row), column, reason))
         else:
             self._more += 1
 
@@ -117,6 +118,8 @@ def _header(table: Table, number: int, cells: list[str], columns: tuple[str, ...
     header = [cell.strip().lower() for cell in cells]
     if len(header) == 1 and ";" in header[0]:
         table.fault(number, "", "columns are separated by commas, not semicolons")
+    elif 2 * len(set(header) & set(columns)) < len(header):  # a row of data: its cells are not repeated, one may be a password
+        table.fault(number, "", "no header line with the columns " + ",".join(columns))
     else:
         for name in sorted(set(header) - set(columns)):
             table.fault(number, name[:40], "unknown column")

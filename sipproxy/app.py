@@ -44,13 +44,13 @@ from sipproxy.store.embedded import EmbeddedError, EmbeddedStore
 from sipproxy.store.errors import StoreError
 from sipproxy.store.nodes import Heartbeat
 from sipproxy.store.slots import Slots
+from sipproxy.store.traces import Traces
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
     from cdr.facts import Record
-    from policy.change import Change
-    from policy.model import PsapRoute, Snapshot
+    from policy.model import Snapshot
     from sipproxy.config import Config
     from sipproxy.sip.errors import ParseError
     from sipproxy.sip.flow import Flow
@@ -140,6 +140,7 @@ class Node:
             name=f"sipproxy-{config.node.id}",
         )
         self._slots = Slots(self.store)
+        self._traces = Traces(self.store)
         self._bindings = Bindings(self.store, limit=config.limits.bindings)
         self._publisher = Publisher(
             self.store.client,
@@ -187,6 +188,7 @@ class Node:
             publisher=self._publisher,
             slots=self._slots,
             bindings=self._bindings,
+            traces=self._traces,
             lease_ms=config.store.lease_s * 1000,
             wait_for_disk=config.cdr.sync == "wait",
         )
@@ -228,15 +230,18 @@ class Node:
         """The policy data to begin with: the store's, with the configured files taken in, else the last one seen."""
         change = policy_files.read(self.config)
         client = self.store.client
+        cached = policy_cache.load(self._cache_path)
         try:
-            found = await policy_store.load(client)
-            if _is_in(change, found):
-                return found  # a restart with the same files is not a change
+            version = await policy_store.version_in(client)
+            if cached is not None and version < cached.version:
+                # Flushed, or restored from an old copy: it is filled again by an operator's command alone.
+                self.log.error("store_lost_policy", version=version, known=cached.version, remedy="sipproxy reseed")
+                return cached
             why = f"files of {self._config_path.name}"
+            # A restart with the same files changes nothing, and makes no version.
             await policy_store.apply(client, change, who=f"node {self.config.node.id}", why=why)
             return await policy_store.load(client)
         except (RedisError, OSError) as error:
-            cached = policy_cache.load(self._cache_path)
             self.log.warning("store_away_at_start", error=str(error)[:200], cached=cached is not None)
             if cached is not None:
                 return cached
@@ -284,6 +289,7 @@ class Node:
             store=self.store,
             slots=self._slots,
             bindings=self._bindings,
+            traces=self._traces,
         )
         self._metrics_address = ""
         if self.config.metrics.address:
@@ -349,6 +355,7 @@ class Node:
                 self.store.client,
                 swap,
                 on_problem=problem,
+                floor=self.engine.desk.snapshot.version,
             )
         finally:
             keep.cancel()
@@ -398,19 +405,6 @@ async def _cancel_all(tasks: list[asyncio.Task[None]]) -> None:
         for task in pending:
             task.cancel()
         _, pending = await asyncio.wait(pending, timeout=CANCEL_EVERY_S)
-
-
-def _is_in(change: Change, snapshot: Snapshot) -> bool:
-    """Whether the snapshot holds all that the change would set."""
-    routes: dict[tuple[str, str], set[PsapRoute]] = {}
-    for route in change.psap:
-        routes.setdefault((route.location, route.service), set()).add(route)
-    return (
-        all(snapshot.lines.get(line.id) == line for line in change.lines)
-        and all(snapshot.accounts.get(account.user) == account for account in change.accounts)
-        and all(set(snapshot.psap.get(key, ())) == found for key, found in routes.items())
-        and set(change.blocks) <= set(snapshot.blocks)
-    )
 
 
 def _secret(path: Path) -> bytes:

@@ -87,6 +87,7 @@ class Trunk(Section, frozen=True):
     ] = ()  # sources of incoming calls: IP, IP:port or network; default: the uri's host
     priority: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 0  # lower first
     weight: Annotated[int, msgspec.Meta(ge=1, le=65535)] = 1
+    foreign: bool = False  # calls come from abroad by it
 
 
 class Emergency(Section, frozen=True):

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sipproxy.store.bindings import Bindings
     from sipproxy.store.connection import Store
     from sipproxy.store.slots import Slots
+    from sipproxy.store.traces import Traces
 
 __all__ = ["handlers", "register"]
 
@@ -38,6 +39,7 @@ def register(
     store: Store,
     slots: Slots,
     bindings: Bindings,
+    traces: Traces,
 ) -> None:
     """Announce every metric of a node. What is read here is read on the event loop, at scrape time."""
     _engine_metrics(metrics, engine)
@@ -58,6 +60,10 @@ def register(
     metrics.gauge("sipproxy_store_latency_seconds", "of the last pipeline", lambda: store.stats.latency_ms / 1000)
     metrics.counter("sipproxy_slot_timeouts", "slots not answered for within the deadline", lambda: slots.timeouts)
     metrics.gauge("sipproxy_slots_owed", "releases and refreshes that the store has not confirmed", lambda: slots.owed)
+    metrics.gauge(
+        "sipproxy_traces_unwritten", "records of malicious calls that the store has not confirmed", lambda: traces.unwritten
+    )
+    metrics.counter("sipproxy_traces_dropped", "records of malicious calls that were lost", lambda: traces.dropped, ("reason",))
     metrics.gauge("sipproxy_bindings_unwritten", "bindings that the store has not confirmed", lambda: bindings.unwritten)
     metrics.counter("sipproxy_transport", "what the listeners counted", transports.counters, ("transport", "what"))
     metrics.counter("sipproxy_send_failures", "messages that could not be sent", lambda: transports.failures, ("reason",))

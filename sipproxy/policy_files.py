@@ -1,19 +1,23 @@
-"""The CSV files that a configuration's [policy] names, read as one change of the policy data.
+"""The CSV and TOML files that a configuration's [policy] names, read as one change of the policy data.
 
 Leaves out: the store; whoever has a connection applies the change (`policy.store.apply`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from policy import parse, profiles
-from policy.change import Change, Kept, plan
+from policy import parse, parse_rules, profiles
+from policy.change import Change, empty_snapshot, plan
+from policy.emergency import ANY_LOCATION
+from policy.review import SERVICES
 from policy.table import MAX_TEXT, Fault, PolicyError
 
 if TYPE_CHECKING:
+    from policy.model import BlockRule, Profile
+    from policy.parse import LinesImport
     from sipproxy.config import Config
 
 __all__ = ["Files", "read", "read_change", "unserved_locations"]
@@ -34,18 +38,25 @@ def read(config: Config) -> Change:
     return read_change(Files(config.policy.lines, config.policy.psap, config.policy.blocks), realm=config.registrar.realm)
 
 
-def read_change(files: Files, *, realm: str) -> Change:
-    """What `files` hold, together without contradiction. Raises PolicyError with the faults of all of them."""
+def read_change(files: Files, *, realm: str, keep_secrets: bool = False) -> Change:
+    """What `files` hold, together without contradiction. Raises PolicyError with the faults of all of them.
+
+    With `keep_secrets` an account may come without a password: what the store keeps for it stays.
+    """
     known = profiles.load()
     faults: list[Fault] = []
-    imports = _each(
-        files.lines, faults, lambda text, file: [parse.read_lines_csv(text, file=file, realm=realm, profiles=known)]
+    imports: list[tuple[str, LinesImport]] = _each(
+        files.lines,
+        faults,
+        lambda text, file: [(file, parse.read_lines(text, file=file, realm=realm, profiles=known, keep_secrets=keep_secrets))],
     )
+    rows = {what: (file, row) for file, found in imports for what, row in found.rows.items()}
     change = Change(
-        lines=tuple(line for found in imports for line in found.lines),
-        accounts=tuple(account for found in imports for account in found.accounts),
-        psap=tuple(_each(files.psap, faults, lambda text, file: parse.read_psap_csv(text, file=file))),
-        blocks=tuple(_each(files.blocks, faults, lambda text, file: parse.read_blocks_csv(text, file=file, profiles=known))),
+        lines=tuple(line for _, found in imports for line in found.lines),
+        accounts=tuple(account for _, found in imports for account in found.accounts),
+        psap=tuple(_each(files.psap, faults, lambda text, file: parse_rules.read_psap(text, file=file))),
+        blocks=tuple(_each(files.blocks, faults, lambda text, file: _blocks(text, file, known, rows))),
+        rows=rows,
     )
     faults += _twice("line", (line.id for line in change.lines))
     faults += _twice("account", (account.user for account in change.accounts))
@@ -53,15 +64,22 @@ def read_change(files: Files, *, realm: str) -> Change:
     faults += _twice("block rule", (rule.id for rule in change.blocks))
     if faults:
         raise PolicyError(tuple(faults))
-    plan(change, Kept())
+    plan(change, empty_snapshot(), secrets=not keep_secrets)
     return change
+
+
+def _blocks(text: str, file: str, known: Mapping[str, Profile], rows: dict[str, tuple[str, int]]) -> tuple[BlockRule, ...]:
+    places: dict[str, int] = {}
+    found = parse_rules.read_blocks(text, file=file, profiles=known, rows=places)
+    rows.update({f"rule {key}": (file, row) for key, row in places.items()})
+    return found
 
 
 def unserved_locations(change: Change) -> list[tuple[str, str]]:
     """Location and service ("110", "112") of every line in `change` for which it has no PSAP route."""
     served = {(route.location, route.service) for route in change.psap}
-    wanted = {(line.location, service) for line in change.lines for service in ("110", "112")}
-    return sorted(wanted - served)
+    wanted = {(line.location, service) for line in change.lines for service in SERVICES}
+    return sorted(key for key in wanted - served if (ANY_LOCATION, key[1]) not in served)
 
 
 def _each(files: Iterable[str], faults: list[Fault], parsed: Callable[[str, str], Iterable[T]]) -> list[T]:

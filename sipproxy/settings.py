@@ -68,7 +68,8 @@ def _listener(index: int, advertised: str, bound: Bound, domains: frozenset[str]
 def _trunk(trunk: Trunk) -> TrunkRoute:
     hop = parse_hop(trunk.uri.encode())
     sources = trunk.addresses or ((hop.host,) if _is_literal(hop.host) else ())
-    return TrunkRoute(trunk.name, hop, tuple(_source(source) for source in sources), trunk.priority, trunk.weight)
+    networks = tuple(_source(source) for source in sources)
+    return TrunkRoute(trunk.name, hop, networks, trunk.priority, trunk.weight, trunk.foreign)
 
 
 def _is_literal(host: str) -> bool:

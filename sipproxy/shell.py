@@ -17,6 +17,7 @@ from cdr.facts import Admit, Alive, Answer
 from cdr.journal import JournalError, UnwritableError
 from sipproxy.engine.actions import (
     Action,
+    KeepTrace,
     Note,
     Now,
     ReleaseSlot,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from sipproxy.sip.flow import Flow
     from sipproxy.store.bindings import Bindings
     from sipproxy.store.slots import SlotResult, Slots
+    from sipproxy.store.traces import Traces
 
 __all__ = ["Shell"]
 
@@ -63,13 +65,14 @@ class Shell:
         publisher: Publisher,
         slots: Slots,
         bindings: Bindings,
+        traces: Traces,
         lease_ms: int,
         wait_for_disk: bool,
     ) -> None:
         self.engine = engine
         self.transports: Transports | None = None  # set by the composition root, which needs our callbacks for it
         self._journal, self._publisher = journal, publisher
-        self._slots, self._bindings = slots, bindings
+        self._slots, self._bindings, self._traces = slots, bindings, traces
         self._lease_ms = lease_ms
         self._wait_for_disk = wait_for_disk
         self._line: deque[Action] = deque()
@@ -147,6 +150,8 @@ class Shell:
             self._bindings.save(action.user, action.binding)
         elif isinstance(action, RemoveBinding):
             self._bindings.remove(action.user, action.key)
+        elif isinstance(action, KeepTrace):
+            self._traces.keep(action.record)
         elif isinstance(action, Note):
             getattr(self._log, action.level)(action.event, **action.fields)
 

@@ -1,16 +1,21 @@
-"""Country codes of ITU-T E.164 and what a call to them is.
+"""Country codes of ITU-T E.164, what a call to them is, and which region of a shared code a number belongs to.
 
-An unlisted code is not assigned and refused. No code is the beginning of another one.
-Left out: the parts of shared codes (+1, +7, +44, +39), which only tariffs tell apart.
+An unlisted code is not assigned and refused. No code is the beginning of another one. The regions are data of
+libphonenumber (Apache-2.0) in `countries.txt`, read when the first of them is asked for.
 """
 
 from __future__ import annotations
 
+from functools import cache
+
 from policy.model import DestinationClass as Class
+from policy.plan.areas import rows_of
 
-__all__ = ["COUNTRY_CODES", "LEAST", "MOST"]
+__all__ = ["COUNTRY_CODES", "HOME", "LEAST", "MOST", "country_code_of", "least_of", "region_of", "tariff_prefix"]
 
+HOME = "49"
 LEAST, MOST = 7, 15  # digits of an international number with its country code; 15 is the bound of E.164 §6.2.1
+_LEAST_OF = {"800": 11, "808": 11}  # three digits and eight (E.169.1, E.169.3)
 
 _COUNTRIES = (
     "1 7 20 27 30 31 32 33 34 36 39 40 41 43 44 45 46 47 48 51 52 53 54 55 56 57 58 60 61 62 63 64 65 66 "
@@ -35,3 +40,54 @@ COUNTRY_CODES: dict[str, Class] = {
     "888": Class.INTERNATIONAL_SPECIAL,  # disaster relief
     "979": Class.INTERNATIONAL_SPECIAL,  # international premium rate
 }
+
+_LENGTHS = (3, 2, 1)
+
+
+def country_code_of(number: str) -> str:
+    """The country code that a `+E.164` number, or the beginning of one, has, as "+43"; "" where none is assigned."""
+    if number[:1] != "+":
+        return ""
+    for length in _LENGTHS:
+        code = number[1 : length + 1]
+        if code in COUNTRY_CODES or code == HOME:
+            return "+" + code
+    return ""
+
+
+def least_of(code: str) -> int:
+    """The least digits of a number with this country code, the code included."""
+    return _LEAST_OF.get(code, LEAST)
+
+
+@cache
+def _regions() -> dict[str, str]:
+    """Country codes, and the parts of shared ones that are not of the region in charge, to region."""
+    return rows_of("countries.txt")
+
+
+@cache
+def _lengths() -> dict[str, tuple[int, ...]]:
+    """Shared country codes to the lengths of their parts, longest first, the code itself last."""
+    found: dict[str, set[int]] = {}
+    for prefix in _regions():
+        code = country_code_of("+" + prefix)[1:]
+        found.setdefault(code, set()).add(len(prefix))
+    return {code: tuple(sorted(lengths, reverse=True)) for code, lengths in found.items() if len(lengths) > 1}
+
+
+def tariff_prefix(digits: str, code: str) -> str:
+    """The longest prefix that a tariff tells a number by: its part of the shared `code`, else `code`; all without "+"."""
+    lengths = _lengths().get(code)
+    if lengths is not None:
+        regions = _regions()
+        for length in lengths:
+            if digits[:length] in regions:
+                return digits[:length]
+    return code
+
+
+def region_of(number: str) -> str:
+    """The region (ISO 3166, "001" for none in particular) that a `+E.164` number belongs to; "" where none is assigned."""
+    code = country_code_of(number)[1:]
+    return _regions().get(tariff_prefix(number[1:], code), "") if code else ""

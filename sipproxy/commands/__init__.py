@@ -1,3 +1,3 @@
-"""What the commands of `sipproxy` do. cli.py declares them; a module here is imported only when one of its commands runs."""
+"""What the commands of `sipproxy` do. sipproxy/cli declares them; a module here is imported only when its command runs."""
 
 __all__: list[str] = []

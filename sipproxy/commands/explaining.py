@@ -11,13 +11,17 @@ import datetime as dt
 import io
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from policy import evaluate, profiles, store
 from policy import explain as words
-from policy import profiles, store
 from policy.build import snapshot_of
+from policy.model import CallAttempt, Direction
 from policy.parse import PolicyError
+from policy.stamp import parse_stamp
+from policy.windows import ZONE
 from sipproxy import policy_files
 from sipproxy.commands.backend import has_store, with_store
 from sipproxy.commands.output import USAGE, CommandError, Output
@@ -35,9 +39,35 @@ __all__ = ["explain"]
 MAX_BATCH_BYTES = 128 * 1024 * 1024
 
 
-def explain(path: Path, output: Output, caller: str, dialled: str, *, batch: Path | None, at: str) -> int:
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One call. With `incoming` it comes from outside: `caller` is a number or "anonymous", `dialled` one of ours.
+
+    `used` channels and `started` calls are assumed where given, else those that the store knows of, and none.
+    """
+
+    caller: str
+    dialled: str
+    incoming: bool = False
+    used: int | None = None
+    started: int | None = None
+
+
+def explain(
+    path: Path,
+    output: Output,
+    caller: str,
+    dialled: str,
+    *,
+    batch: Path | None,
+    at: str,
+    incoming: bool = False,
+    used: int | None = None,
+    started: int | None = None,
+) -> int:
     """Explain one call, or each row of `batch`."""
     now_at_ms = _instant(at)
+    question = Question(caller, dialled, incoming, used, started)
     try:
         if batch is not None:
             if caller or dialled:
@@ -47,19 +77,19 @@ def explain(path: Path, output: Output, caller: str, dialled: str, *, batch: Pat
             raise CommandError(
                 "say which line or number calls, and what it dials: sipproxy explain V1001 09001234567", code=USAGE
             )
-        return _explain_one(load(path), output, caller, dialled, now_at_ms)
+        return _explain_one(load(path), output, question, now_at_ms)
     except PolicyError as error:
         raise refused(error) from None
 
 
 def _instant(at: str) -> int:
-    """UTC milliseconds of `at`, a local time where it names no zone; now for ""."""
+    """UTC milliseconds of `at`, German time where it names no zone; now for ""."""
     if not at:
         return time.time_ns() // 1_000_000
-    try:
-        return int(dt.datetime.fromisoformat(at).astimezone(dt.UTC).timestamp() * 1000)
-    except (ValueError, OverflowError):
-        raise CommandError(f"--at {at[:80]!r} is no time such as 2026-01-31T08:00 or 2026-01-31T07:00Z", code=USAGE) from None
+    found = parse_stamp(at)
+    if found is None:
+        raise CommandError(f"--at {at[:80]!r} is no time such as 2026-01-31T08:00 or 2026-01-31T07:00Z", code=USAGE)
+    return found
 
 
 def _from_files(config: Config) -> Snapshot:
@@ -67,24 +97,44 @@ def _from_files(config: Config) -> Snapshot:
     return snapshot_of(0, change.lines, change.accounts, profiles.load(), change.psap, change.blocks)
 
 
-def _explain_one(config: Config, output: Output, caller: str, dialled: str, now_at_ms: int) -> int:
+def _explain_one(config: Config, output: Output, question: Question, now_at_ms: int) -> int:
     if has_store(config):
-        snapshot, used = with_store(config, lambda client: _loaded(client, caller))
+        snapshot, used = with_store(config, lambda client: _loaded(client, question))
         source = f"store, version {snapshot.version}"
     else:
         snapshot, used, source = _from_files(config), 0, "files named by [policy]"
-    line, account = find_line(snapshot, caller)
-    explanation = words.explain(snapshot, line, account, dialled, slots_used=used, now_at_ms=now_at_ms)
-    output.value({**_plain(explanation.decision), "words": explanation.words, "slots_used": used, "source": source})
-    output.line(f"line {line.id}, {used} of {snapshot.channels_of(line)} channels in use; policy data: {source}")
+    if question.used is not None:
+        used = question.used
+    explanation = words.explain_attempt(_attempt(snapshot, question, used), snapshot, now_at_ms)
+    decision = explanation.decision
+    plain = {**_plain(decision), "rules": [_plain_rule(item) for item in explanation.rules], "words": explanation.words}
+    at = dt.datetime.fromtimestamp(now_at_ms // 1000, ZONE).isoformat()
+    output.value({**plain, "slots_used": used, "slots_limit": decision.channels, "at": at, "source": source})
+    line = decision.line
+    if line is not None:
+        limit = snapshot.channels_of(line) if line.profile in snapshot.profiles else line.channels
+        output.line(f"line {line.id}, {used} of {limit} channels in use; policy data: {source}; at {at}")
     output.line(str(explanation))
     return 0
 
 
-async def _loaded(client: Redis, caller: str) -> tuple[Snapshot, int]:
-    """The snapshot, and how many channels the calling line uses now, by the store's clock."""
+def _attempt(snapshot: Snapshot, question: Question, used: int) -> CallAttempt:
+    target = question.dialled.encode("utf-8", "surrogateescape")
+    if not question.incoming:
+        line, account = find_line(snapshot, question.caller)
+        started = question.started if question.started is not None else 0
+        return CallAttempt(Direction.OUTGOING, target, line, account, slots_used=used, setups=started)
+    anonymous = question.caller.lower() == "anonymous"
+    number = "" if anonymous else question.caller
+    return CallAttempt(Direction.INCOMING, target, caller=number, network=number, anonymous=anonymous, slots_used=used)
+
+
+async def _loaded(client: Redis, question: Question) -> tuple[Snapshot, int]:
+    """The snapshot, and how many channels the line uses now whose call it would be, by the store's clock."""
     snapshot = await store.load(client)
-    line, _ = find_line(snapshot, caller)
+    line = evaluate(_attempt(snapshot, question, 0), snapshot, 0).line
+    if line is None:
+        return snapshot, 0
     seconds, micros = await client.time()
     return snapshot, int(await client.zcount(keys.slots(line.id), seconds * 1000 + micros // 1000 + 1, "+inf"))
 
@@ -98,13 +148,23 @@ def _plain(decision: Decision) -> dict[str, Any]:
         "cause": decision.cause or None,
         "canonical": decision.destination.canonical,
         "class": str(decision.destination.kind),
+        "read_as": decision.destination.how,
         "tariff_prefix": decision.destination.prefix,
+        "line": decision.line.id if decision.line is not None else None,
         "asserted": decision.asserted,
+        "presented": decision.presented,
+        "restricted": decision.restricted,
         "callee": decision.callee.user if decision.callee is not None else None,
         "psap": [route.uri for route in decision.psap],
         "steps": [{"rule": rule, "said": said} for rule, said in decision.steps],
         "snapshot": decision.snapshot,
     }
+
+
+def _plain_rule(item: words.RuleSaid) -> dict[str, Any]:
+    rule = item.rule
+    names = ("id", "level", "action", "direction", "kind", "value", "profile", "line", "reason", "ticket", "owner")
+    return {**{name: str(getattr(rule, name)) for name in names}, "said": item.said}
 
 
 def _explain_batch(path: Path, output: Output, batch: Path, now_at_ms: int) -> int:

@@ -1,13 +1,16 @@
-"""Commands on the policy data: import, list and show of lines, PSAP routes and block rules; the check of their files."""
+"""Commands that read the policy data: list and show of lines, the check of the configured files; what other commands share."""
 
 from __future__ import annotations
 
-import getpass
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from policy import store
+from policy.emergency import routes_of
+from policy.export import line_cells
 from policy.parse import Fault, PolicyError
+from policy.review import SERVICES
 from sipproxy import policy_files
 from sipproxy.commands.backend import with_store
 from sipproxy.commands.output import REFUSED, CommandError, Output
@@ -17,9 +20,8 @@ if TYPE_CHECKING:
     from policy.change import Change
     from policy.model import Account, Line, Snapshot
 
-__all__ = ["check_files", "find_line", "import_file", "list_blocks", "list_lines", "list_psap", "refused", "show_line"]
+__all__ = ["check_files", "counts_of", "find_line", "list_lines", "load_snapshot", "refused", "show_line"]
 
-Kind = Literal["lines", "psap", "blocks"]
 Row = dict[str, Any]
 
 
@@ -39,13 +41,14 @@ def check_files(config: Config) -> tuple[Row, list[Row], list[str]]:
     except PolicyError as error:
         return {}, [_fault_row(fault) for fault in error.faults], []
     warnings = [
-        f"location {location} has no PSAP route for {service} in the files; `sipproxy psap import` can add one"
+        f"location {location} has no PSAP route for {service} in the files: a node starts with them only if its store has one"
         for location, service in policy_files.unserved_locations(change)
     ]
-    return _counts(change), [], warnings
+    return counts_of(change), [], warnings
 
 
-def _counts(change: Change) -> Row:
+def counts_of(change: Change) -> Row:
+    """How many things of each kind a change holds."""
     numbers = sum(len(account.numbers) for account in change.accounts)
     counts = {
         "lines": len(change.lines),
@@ -57,30 +60,13 @@ def _counts(change: Change) -> Row:
     return {name: count for name, count in counts.items() if count}
 
 
-def import_file(kind: Kind, file: Path, path: Path, output: Output, *, why: str) -> int:
-    """Apply a CSV file to the store, whole or not at all."""
-    config = load(path)
-    try:
-        change = policy_files.read_change(policy_files.Files(**{kind: (str(file),)}), realm=config.registrar.realm)
-        who = f"{getpass.getuser()} (command line)"
-        reason = why or f"import of {file}"
-        version = with_store(config, lambda client: store.apply(client, change, who=who, why=reason), create=True)
-    except PolicyError as error:
-        raise refused(error) from None
-    counts = _counts(change)
-    output.value({"ok": True, "file": str(file), "version": version, **counts})
-    output.line(
-        f"{file}: {', '.join(f'{count} {name}' for name, count in counts.items()) or 'nothing'}; policy version {version}"
-    )
-    return 0
-
-
-def _snapshot(path: Path) -> Snapshot:
+def load_snapshot(path: Path) -> Snapshot:
+    """The policy data of the store that a configuration names."""
     return with_store(load(path), store.load)
 
 
 def list_lines(path: Path, output: Output) -> int:
-    snapshot = _snapshot(path)
+    snapshot = load_snapshot(path)
     rows = [_line_row(snapshot, line) for line in sorted(snapshot.lines.values(), key=lambda line: line.id)]
     output.value(rows)
     columns = ("line", "profile", "status", "channels", "location", "area_code", "accounts", "numbers")
@@ -125,11 +111,13 @@ def _e164(text: str) -> str:
 
 
 def show_line(text: str, path: Path, output: Output) -> int:
-    snapshot = _snapshot(path)
+    snapshot = load_snapshot(path)
     line, _ = find_line(snapshot, text)
     row = _line_row(snapshot, line)
     accounts = [snapshot.accounts[user] for user in row["accounts"]]
-    psap = {service: [route.uri for route in snapshot.psap.get((line.location, service), ())] for service in ("110", "112")}
+    now_at_ms = time.time_ns() // 1_000_000
+    psap = {service: [route.uri for route in routes_of(snapshot, line.location, service, now_at_ms)] for service in SERVICES}
+    marks = {name: cell for name, cell in line_cells(line).items() if name not in row}
     details: list[Row] = [
         {
             "account": account.user,
@@ -139,32 +127,15 @@ def show_line(text: str, path: Path, output: Output) -> int:
         }
         for account in accounts
     ]
-    output.value({**row, "accounts": details, "psap": psap, "version": snapshot.version})
+    output.value({**row, **marks, "accounts": details, "psap": psap, "version": snapshot.version})
     for name in ("line", "profile", "status", "channels", "location", "area_code"):
-        output.line(f"{name:<10} {row[name]}")
+        output.line(f"{name:<16} {row[name]}")
+    for name, cell in marks.items():
+        if cell:
+            output.line(f"{name:<16} {cell}")
     for service, uris in psap.items():
-        output.line(f"{service:<10} {', '.join(uris) or 'NO ROUTE: add one with `sipproxy psap import`'}")
+        output.line(f"{service:<16} {', '.join(uris) or 'NO ROUTE: add one with `sipproxy psap import`'}")
     output.line("")
     cells = ((item["account"], item["kind"], " ".join(item["algorithms"]), " ".join(item["numbers"])) for item in details)
     output.table(("account", "kind", "algorithms", "numbers"), cells, empty="no accounts")
-    return 0
-
-
-def list_psap(path: Path, output: Output) -> int:
-    snapshot = _snapshot(path)
-    columns = ("location", "service", "priority", "uri", "name")
-    rows = [{name: getattr(route, name) for name in columns} for key in sorted(snapshot.psap) for route in snapshot.psap[key]]
-    output.value(rows)
-    empty = "no PSAP routes: 110 and 112 reach nobody; `sipproxy psap import FILE.csv` adds some"
-    output.table(columns, ([row[name] for name in columns] for row in rows), empty=empty)
-    return 0
-
-
-def list_blocks(path: Path, output: Output) -> int:
-    snapshot = _snapshot(path)
-    columns = ("id", "prefix", "reason", "profile", "line", "owner")
-    rows = [{name: getattr(rule, name) for name in columns} for rule in snapshot.blocks]
-    output.value(rows)
-    empty = "no block rules of an operator; what a profile blocks holds all the same"
-    output.table(columns, ([row[name] for name in columns] for row in rows), empty=empty)
     return 0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+import msgspec
+
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
@@ -11,7 +13,19 @@ if TYPE_CHECKING:
     from sipproxy.engine.location import Binding
     from sipproxy.sip.flow import Flow, Hop
 
-__all__ = ["Action", "Journal", "Note", "Now", "ReleaseSlot", "RemoveBinding", "SaveBinding", "SendTo", "TakeSlot"]
+__all__ = [
+    "Action",
+    "Journal",
+    "KeepTrace",
+    "MaliciousCall",
+    "Note",
+    "Now",
+    "ReleaseSlot",
+    "RemoveBinding",
+    "SaveBinding",
+    "SendTo",
+    "TakeSlot",
+]
 
 
 class Now(NamedTuple):
@@ -60,6 +74,35 @@ class RemoveBinding(NamedTuple):
     key: str
 
 
+class MaliciousCall(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A call or attempt to a line with an order to trace malicious calls (TDDDG § 14): the one place that keeps a hidden
+    caller's number. Texts are what the peer sent; `network` is the number that the trunk, or we, vouch for."""
+
+    call: str  # our call id, as in the CDR
+    node: str
+    line: str  # the called one
+    reference: str  # of the order
+    at_ms: int  # UTC
+    called: str
+    network: str
+    given: str  # From
+    asserted: list[str] = []  # P-Asserted-Identity, whole lines
+    privacy: str = ""
+    trunk: str = ""
+    caller_line: str = ""  # when the caller is a customer of ours
+    caller_account: str = ""
+    source: str = ""
+    call_id: str = ""
+    verdict: str = ""
+    rule: str = ""
+
+
+class KeepTrace(NamedTuple):
+    """Keep the record of a malicious call, apart from CDRs and logs."""
+
+    record: MaliciousCall
+
+
 class Note(NamedTuple):
     """An event for the log: `level` is debug, info, warning or error."""
 
@@ -68,4 +111,4 @@ class Note(NamedTuple):
     fields: dict[str, object]
 
 
-Action = SendTo | TakeSlot | ReleaseSlot | Journal | SaveBinding | RemoveBinding | Note
+Action = SendTo | TakeSlot | ReleaseSlot | Journal | SaveBinding | RemoveBinding | KeepTrace | Note

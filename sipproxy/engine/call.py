@@ -8,6 +8,7 @@ of the last messages can arrive.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from dataclasses import replace as change
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -17,14 +18,15 @@ from cdr.assemble import final
 from cdr.facts import Admit, Alive, Answer, End, EndReason, Record, ReleasedBy
 from sipproxy.engine.actions import Journal, Note, Now, ReleaseSlot
 from sipproxy.engine.causes import NORMAL_CLEARING, cause_of
-from sipproxy.engine.forward import Target, forward_request, forward_response, is_ours, next_hop, via_of
+from sipproxy.engine.forward import Target, forward_request, is_ours, next_hop, via_of
+from sipproxy.engine.privacy import PLAIN, Face, Faces, forward_response
 from sipproxy.engine.response_context import Branch, Progress, ResponseContext
 from sipproxy.engine.state import Headers, reason_header
 from sipproxy.engine.transactions import Ignored
 from sipproxy.sip.build import Editor
 from sipproxy.sip.dialog import DialogSide, from_invite_2xx, write_bye
 from sipproxy.sip.matching import client_key
-from sipproxy.sip.message import Request, parse_message
+from sipproxy.sip.message import Request, Response, parse_message
 from sipproxy.sip.sdp import media_kinds
 from sipproxy.sip.text import text
 
@@ -34,7 +36,6 @@ if TYPE_CHECKING:
     from sipproxy.engine.state import Desk
     from sipproxy.engine.transactions import Server
     from sipproxy.sip.flow import Flow, Hop
-    from sipproxy.sip.message import Response
 
 __all__ = ["Call", "Dialog", "Phase"]
 
@@ -76,6 +77,7 @@ class Call:
     groups: list[list[Target]] = field(default_factory=list)
     retry_on: frozenset[int] | None = None
     edit: Callable[[Editor, Target], None] | None = None
+    faces: Faces | None = None  # how the caller looks to whom; None: as he says
     phase: Phase = Phase.ADMITTING
     lines: list[str] = field(default_factory=list)  # of which this call holds a slot
     dialogs: dict[bytes, Dialog] = field(default_factory=dict)
@@ -96,6 +98,10 @@ class Call:
     @property
     def is_emergency(self) -> bool:
         return self.record.verdict == "emergency"
+
+    def face(self, target: Target) -> Face:
+        """How the caller looks to this target."""
+        return self.faces.to(target.kind) if self.faces is not None else PLAIN
 
     # Set-up
 
@@ -193,7 +199,7 @@ class Call:
         if self.ringing_at_ms is None and response.status in (180, 183):
             self.ringing_at_ms = desk.now.utc_ms
         self._dialog(branch, response)
-        data = forward_response(response, self.server.target, from_customer=branch.target.is_customer)
+        data = self._upstream(response, branch.target)
         desk.transactions.respond(self.server, response.status, data, desk.now.mono)
 
     def _success(self, branch: Branch[Target], response: Response) -> None:
@@ -209,7 +215,7 @@ class Call:
             self._confirm(dialog, branch, response)
         if first:
             self._answered(branch, response)
-        data = forward_response(response, self.server.target, from_customer=branch.target.is_customer)
+        data = self._upstream(response, branch.target)
         desk.transactions.respond(self.server, response.status, data, desk.now.mono)
 
     def _answered(self, branch: Branch[Target], response: Response) -> None:
@@ -253,7 +259,29 @@ class Call:
         dialog.confirmed = True
         sent = client.request
         own = sum(is_ours(route.uri, self.desk.settings) for route in sent.record_routes)
-        dialog.sides = from_invite_2xx(sent, response, own_routes=own)
+        caller, callee = from_invite_2xx(sent, response, own_routes=own)
+        if self.face(dialog.target).address:
+            # The callee's messages name the caller by the face that he has there; to himself he is who he said.
+            caller = change(caller, remote=self.request.first(b"from") or b"", remote_target=self.contact)
+        dialog.sides = caller, callee
+
+    @property
+    def contact(self) -> bytes:
+        """The caller's own Contact, as his INVITE had it; his From where a broken one has none."""
+        contacts = self.request.contacts
+        return contacts[0].uri.raw if contacts and not contacts[0].is_star else self.request.from_.uri.raw
+
+    def _upstream(self, response: Response, target: Target) -> bytes:
+        """The response of a branch as the caller gets it."""
+        return forward_response(
+            response,
+            self.request,
+            self.face(target),
+            self.desk.settings,
+            self.server.target,
+            from_customer=target.is_customer,
+            to_customer=self.from_customer,
+        )
 
     def _finish(self) -> None:
         """No branch is left: the best response goes upstream (§16.7 steps 6 to 9)."""
@@ -273,26 +301,27 @@ class Call:
                 end_reason="unreachable" if unreachable else "no_answer",
             )
         else:
-            self._relay_final(status, response, from_customer=best is not None and best.target.is_customer)
+            assert best is not None
+            self._relay_final(status, response, best.target)
 
-    def _relay_final(self, status: int, response: Response, *, from_customer: bool) -> None:
+    def _relay_final(self, status: int, response: Response, target: Target) -> None:
         cause = cause_of(response, status)
         if status == 503:
             self.refuse(500, cause, end_reason="rejected", released_by="callee")
             return
         self.end("rejected", released_by="callee", status=status, cause=cause)
+        data = self._upstream(response, target)
         if status in (401, 407):
-            data = self._with_all_challenges(response)
-        else:
-            data = forward_response(response, self.server.target, from_customer=from_customer)
+            data = self._with_all_challenges(response, data)
         desk = self.desk
         desk.transactions.respond(self.server, status, data, desk.now.mono)
         desk.count("responses", "INVITE", str(status))
 
-    def _with_all_challenges(self, response: Response) -> bytes:
-        """§16.7 step 7: the challenges of every 401 and 407 go upstream together."""
-        editor = Editor(response)
-        editor.pop(b"via")
+    def _with_all_challenges(self, response: Response, data: bytes) -> bytes:
+        """§16.7 step 7: the challenges of every 401 and 407 go upstream together, in `response`, which leaves as `data`."""
+        upstream = parse_message(data)
+        assert isinstance(upstream, Response)
+        editor = Editor(upstream)
         for branch in self.context.branches.values():
             if branch.final is None or branch.final is response or branch.status not in (401, 407):
                 continue

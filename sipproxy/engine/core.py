@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from policy.emergency import service_of
 from sipproxy.engine.authenticate import Authenticator, Proven
 from sipproxy.engine.call import Call
 from sipproxy.engine.calls import Calls
@@ -183,8 +184,7 @@ class Engine:
             self._relays.request(request, flow)
         elif method == b"ACK":
             desk.count("requests_refused", "stray_ack")
-        elif request.has(b"proxy-require"):
-            options = b", ".join(request.values(b"proxy-require")[:20])
+        elif options := self._unsupported(request):
             desk.reply(request, flow, 420, headers=[(b"Unsupported", options)])  # RFC 3261 §16.3 step 5
         elif method == b"OPTIONS":
             desk.reply(request, flow, 200, headers=[(b"Allow", ALLOW), (b"Accept", b"application/sdp")])
@@ -198,6 +198,13 @@ class Engine:
             # Design: invariant 6. A method outside a dialog is refused until somebody decided otherwise.
             desk.count("requests_refused", "method")
             desk.reply(request, flow, 405 if method in KNOWN_METHODS else 501, headers=[(b"Allow", ALLOW)])
+
+    @staticmethod
+    def _unsupported(request: Request) -> bytes:
+        """The options that Proxy-Require asks for and that are not served here, b"" for none. `privacy` is RFC 3323 §4.3's."""
+        if not request.has(b"proxy-require") or (request.method == b"INVITE" and service_of(request.uri)):
+            return b""  # design: invariant 1, nothing stands between a caller and help
+        return b", ".join(option for option in request.values(b"proxy-require")[:20] if option.lower() != b"privacy")
 
     def _cancel(self, request: Request, flow: Flow) -> None:
         """§9.2: answered here whatever becomes of the INVITE."""

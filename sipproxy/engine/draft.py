@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cdr.facts import Record
+from sipproxy.engine.privacy import Face, secrets_of
+from sipproxy.sip.errors import ParseError
 from sipproxy.sip.sdp import media_kinds
 from sipproxy.sip.text import text
 
@@ -20,12 +22,32 @@ MAX_DIVERSIONS = 20
 MAX_TEXT = 512
 
 
-def draft(request: Request, flow: Flow, decision: Decision, *, call: str, node: str, now: Now, from_customer: bool) -> Record:
-    """The record with everything that is known when the INVITE is decided on. Texts are cut to 512 characters."""
+def draft(
+    request: Request,
+    flow: Flow,
+    decision: Decision,
+    *,
+    call: str,
+    node: str,
+    now: Now,
+    from_customer: bool,
+    hidden: bool = False,
+) -> Record:
+    """The record with everything that is known when the INVITE is decided on. Texts are cut to 512 characters.
+
+    Of a hidden caller on a trunk (`hidden`, or the decision says so) the record keeps no number: nobody bills by it, TDDDG
+    § 9(1), and it belongs to the customer's called line. A customer's own number is billing data, § 10(2), hidden or not.
+    """
     destination, line, account = decision.destination, decision.line, decision.account
-    asserted = request.values(b"p-asserted-identity")[:1]
+    hidden = not from_customer and (hidden or decision.restricted)
+    asserted = _values(request, b"p-asserted-identity")[:1]
     calling = decision.asserted if from_customer else _user_of(asserted[0] if asserted else b"")
-    diversions = [value for name in (b"diversion", b"history-info") for value in request.values(name)]
+    diversions = [value for name in (b"diversion", b"history-info") for value in _values(request, name)]
+    presented = _presented(request)
+    if hidden:
+        secrets = Face(secrets=secrets_of((calling, presented)))
+        calling = presented = ""
+        diversions = [value for value in diversions if not secrets.is_told_by(value)]
     return Record(
         id=call,
         node=node,
@@ -34,7 +56,7 @@ def draft(request: Request, flow: Flow, decision: Decision, *, call: str, node: 
         account=account.user if account is not None else "",
         profile=line.profile if line is not None else "",
         calling=calling,
-        presented=_text(request.from_.uri.user),
+        presented=presented,
         privacy=_text(request.first(b"privacy")),
         dialled=_text(request.uri),
         canonical=destination.canonical,
@@ -53,6 +75,19 @@ def draft(request: Request, flow: Flow, decision: Decision, *, call: str, node: 
         slots_limit=decision.channels,
         media=media_kinds(request.body, request.first(b"content-type") or b""),
     )
+
+
+def _values(request: Request, name: bytes) -> list[bytes]:
+    """The elements of a header; none of one that cannot be read, which is no reason to refuse a call."""
+    try:
+        return request.values(name)
+    except ParseError:
+        return []
+
+
+def _presented(request: Request) -> str:
+    uri = request.from_.uri
+    return _text(uri.user if uri.is_sip else uri.raw)
 
 
 def _text(value: bytes | None) -> str:

@@ -9,7 +9,6 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from sipproxy.sip.build import Editor
 from sipproxy.sip.digest import parse_credentials
 from sipproxy.sip.errors import ParseError
 from sipproxy.sip.flow import Flow, Hop
@@ -21,14 +20,16 @@ if TYPE_CHECKING:
 
     from sipproxy.engine.settings import Listener, Settings
     from sipproxy.engine.state import Desk
+    from sipproxy.sip.build import Editor
     from sipproxy.sip.headers import NameAddr
 
 __all__ = [
+    "TRUSTED_ONLY",
     "Target",
     "forward_request",
-    "forward_response",
     "hop_of",
     "is_ours",
+    "listener_of",
     "loosen",
     "next_hop",
     "strip_trust",
@@ -46,7 +47,17 @@ TRUSTED_ONLY = (
     b"diversion",
     b"history-info",
     b"geolocation",
-)  # RFC 3325 §9.1 and its kin: from a customer these are claims, not facts
+    b"identity",  # RFC 8224: a signature, by somebody who may sign
+    b"identity-info",
+    b"p-asserted-service",
+    b"p-charge-info",
+    b"p-charging-function-addresses",
+    b"p-charging-vector",
+    b"p-profile-key",
+    b"p-served-user",
+    b"p-user-database",
+    b"p-visited-network-id",
+)  # RFC 3325 §9.1, RFC 7315 §5 and their kin: from a customer these are claims, not facts
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,17 +215,6 @@ def next_hop(settings: Settings, uri: bytes | Uri, known: Flow | Hop) -> Flow | 
     if not parsed.is_sip or not parsed.host or is_ours(parsed, settings):
         return known
     return hop_of(parsed)
-
-
-def forward_response(response: Response, to: Flow, *, from_customer: bool) -> bytes:
-    """The response as it goes upstream to `to`: our Via is taken off (§16.7 step 3), and it can stand in a stream (§18.3)."""
-    editor = Editor(response)
-    editor.pop(b"via")
-    if to.transport != "UDP" and not response.has(b"content-length"):
-        editor.append(b"Content-Length", b"%d" % len(response.body))
-    if from_customer:
-        strip_trust(editor, response)
-    return editor.to_bytes()
 
 
 def strict_next(editor: Editor, routes: list[NameAddr], uri: bytes) -> Uri | None:

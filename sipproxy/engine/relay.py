@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sipproxy.engine.actions import SendTo
-from sipproxy.engine.call import Dialog, Phase
+from sipproxy.engine.call import Phase
 from sipproxy.engine.causes import cause_of
-from sipproxy.engine.forward import forward_request, forward_response, loosen, next_hop, strict_next, strip_trust
+from sipproxy.engine.forward import forward_request, loosen, next_hop, strict_next, strip_trust
+from sipproxy.engine.privacy import forward_in_dialog, forward_response, is_mask, strip_for_customer
 from sipproxy.sip.build import Editor
 from sipproxy.sip.dialog import after_2xx, after_request
 
@@ -37,8 +38,7 @@ class Relay:
 
     desk: Desk
     server: Server
-    dialog: Dialog
-    to_customer: bool
+    found: Found
     key: Hashable = None
     provisional: bool = False
     cancelled: bool = False
@@ -53,12 +53,22 @@ class Relay:
         if response.status >= 200 and not self.done:
             self.done = True
             self.desk.queue.cancel(("relay", self.key))
-        if response.is_success and self.dialog.sides is not None:
-            self.dialog.sides = after_2xx(self.dialog.sides, self.server.request, response)
+        found, dialog = self.found, self.found.dialog
+        if response.is_success and dialog.sides is not None:
+            dialog.sides = after_2xx(dialog.sides, self.server.request, response)
         if response.status == 503:
             self.desk.answer(self.server, 500)  # §16.7 step 6: a 503 speaks of the hop that sent it, not of us
             return
-        data = forward_response(response, self.server.target, from_customer=self.to_customer)
+        data = forward_response(
+            response,
+            self.server.request,
+            found.call.face(dialog.target),
+            self.desk.settings,
+            self.server.target,
+            from_customer=found.to_customer,
+            to_customer=found.from_customer,
+            from_caller=not found.from_caller,
+        )
         self.desk.transactions.respond(self.server, response.status, data, self.desk.now.mono)
 
     def failed(self, _key: Hashable, /, *, timed_out: bool) -> None:
@@ -104,9 +114,9 @@ class Relays:
         if request.max_forwards == 0:
             desk.reply(request, flow, 483)
             return
+        uri = self._unmask(editor, found, uri)
         to = self._next(found, strict_next(editor, routes, uri), uri)
-        if found.from_customer:
-            strip_trust(editor, request)
+        self._present(editor, request, found, to)
         self._observe(found, request)
         if request.method == b"ACK":
             built = forward_request(desk, request, to, editor=editor, call=found.call.id, stateless=True)
@@ -118,7 +128,7 @@ class Relays:
     def _forward(self, request: Request, flow: Flow, editor: Editor, found: Found, to: Flow | Hop) -> None:
         desk = self._desk
         server = desk.transactions.new_server(request, desk.reply_target(request, flow), desk.now.mono)
-        relay = Relay(desk, server, found.dialog, found.to_customer)
+        relay = Relay(desk, server, found)
         server.user = relay
         record_route = flow if request.method in (b"INVITE", b"UPDATE") else None
         built = forward_request(desk, request, to, editor=editor, call=found.call.id, received_on=record_route)
@@ -131,6 +141,26 @@ class Relays:
             desk.queue.set(("relay", (branch, b"INVITE")), desk.now.mono + desk.settings.ring_s)  # Timer C
         relay.key = (branch, request.method)
         desk.transactions.new_client(sent, branch, to, relay, desk.now.mono)
+
+    def _unmask(self, editor: Editor, found: Found, uri: bytes) -> bytes:
+        """The caller's real remote target, where the callee was given another one instead."""
+        call, dialog = found.call, found.dialog
+        if found.from_caller or not call.face(dialog.target).hidden or not is_mask(uri, self._desk.settings):
+            return uri
+        target = dialog.sides[0].remote_target if dialog.sides is not None else call.contact
+        editor.request_uri(target)
+        return target
+
+    def _present(self, editor: Editor, request: Request, found: Found, to: Flow | Hop) -> None:
+        """The parties as the receiving side knows them, and nothing that the sender may not say."""
+        call, face = found.call, found.call.face(found.dialog.target)
+        if found.from_customer:
+            strip_trust(editor, request)
+        elif found.to_customer:
+            strip_for_customer(editor, request)
+        forward_in_dialog(editor, request, call.request, from_caller=found.from_caller, face=face, strict=found.from_customer)
+        if found.from_caller:
+            face.put_on_request(editor, request, self._desk.settings, to)
 
     def _next(self, found: Found, next_uri: Uri | None, uri: bytes) -> Flow | Hop:
         """Where the request goes: a customer by the flow of its binding or INVITE, anyone else by the Route set or the remote

@@ -35,6 +35,7 @@ class TrunkRoute:
     networks: tuple[tuple[Network, int], ...]  # (network, source port or 0 for any)
     priority: int = 0
     weight: int = 1
+    foreign: bool = False  # calls come from abroad by it: German numbers are hidden, § 120(4) TKG
 
     def matches(self, flow: Flow) -> bool:
         address = ipaddress.ip_address(flow.host)

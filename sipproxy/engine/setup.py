@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 
 from policy import evaluate, rule_family
 from policy.emergency import service_of
+from policy.fraud import SetupGuard
 from policy.model import CallAttempt, Direction, Verdict
-from sipproxy.engine.actions import ReleaseSlot, TakeSlot
+from sipproxy.engine.actions import KeepTrace, MaliciousCall, ReleaseSlot, TakeSlot
 from sipproxy.engine.authenticate import Proven
 from sipproxy.engine.call import Call, Phase
 from sipproxy.engine.draft import draft
+from sipproxy.engine.privacy import Faces, said_by, unsupported_privacy
 from sipproxy.engine.targets import binding_groups, emergency_groups, incoming_edit, outgoing_edit, trunk_groups
 from sipproxy.sip.text import text
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from policy.model import Account, Decision, Line
     from sipproxy.engine.authenticate import Authenticator
     from sipproxy.engine.calls import Calls
+    from sipproxy.engine.privacy import Said
     from sipproxy.engine.settings import TrunkRoute
     from sipproxy.engine.state import Desk
     from sipproxy.sip.flow import Flow
@@ -32,6 +35,8 @@ __all__ = ["Setup"]
 FAIL_OVER = frozenset([408, 503])  # design §5 step 4: after these the next trunk route is tried
 SUBSCRIBER_ABSENT = 20  # Q.850: no binding
 TEMPORARY_FAILURE = 41  # Q.850
+NOT_IMPLEMENTED = 79  # Q.850: service or option not implemented
+MAX_TRACED = 512  # characters of a header that the record of a malicious call keeps
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +60,7 @@ class Setup:
         self._calls = calls
         self._auth = auth
         self._waiting: dict[str, list[Need]] = {}  # by call id
+        self._guard = SetupGuard()
 
     def invite(self, request: Request, flow: Flow) -> None:
         """A new INVITE without a To tag, syntactically sound."""
@@ -98,13 +104,29 @@ class Setup:
     def _outgoing(self, request: Request, flow: Flow, account: Account) -> None:
         desk = self._desk
         line = desk.snapshot.lines.get(account.line)
-        attempt = CallAttempt(Direction.OUTGOING, request.uri, line, account, caller=text(request.from_.uri.user))
+        said = said_by(request, from_customer=True)
+        attempt = CallAttempt(
+            Direction.OUTGOING,
+            request.uri,
+            line,
+            account,
+            caller=said.given,
+            preferred=said.preferred,
+            privacy=said.hides,
+            anonymous=said.anonymous,
+            setups=self._started(line),
+        )
         decision = evaluate(attempt, desk.snapshot, desk.now.utc_ms)
+        if decision.verdict is Verdict.ALLOW and line is not None and attempt.setups is not None:
+            self._guard.start(line.id, desk.now.mono)
         call = self._call(request, flow, decision, from_customer=True)
-        call.edit = outgoing_edit(desk, request, decision)
+        call.faces = Faces(request, said, decision, desk.settings, from_customer=True)
+        call.edit = outgoing_edit(desk, request, decision, said, call.faces)
         if decision.verdict is Verdict.EMERGENCY:
             call.groups = emergency_groups(desk, decision)
             self._decide(call, decision, [])
+        elif decision.verdict is Verdict.ALLOW and self._cannot_serve(call, said):
+            return
         elif decision.verdict is Verdict.DENY or line is None:
             self._decide(call, decision, [])
         elif decision.callee is not None:
@@ -114,11 +136,20 @@ class Setup:
             call.retry_on = FAIL_OVER
             self._decide(call, decision, [Need(line, attempt, decision)])
 
+    def _started(self, line: Line | None) -> int | None:
+        """How many calls the line started within its window; None where there is no limit to them."""
+        limit, window_s = self._desk.snapshot.setup_limit(line) if line is not None else (0, 0)
+        return self._guard.started(line.id, window_s, self._desk.now.mono) if line is not None and limit else None
+
     def _internal(self, call: Call, callers: Need) -> None:
         """On-net: the callee's line has its say and gives a channel, as for any incoming call."""
         desk, number = self._desk, callers.decision.destination.canonical
-        attempt = CallAttempt(Direction.INCOMING, number.encode(), caller=callers.decision.asserted)
+        own = callers.decision
+        attempt = CallAttempt(
+            Direction.INCOMING, number.encode(), caller=own.presented, network=own.asserted, privacy=own.restricted
+        )
         decision = evaluate(attempt, desk.snapshot, desk.now.utc_ms)
+        self._trace(call, decision, own.asserted)
         if decision.verdict is Verdict.DENY or decision.line is None or decision.account is None:
             self._decide(call, decision, [])
             return
@@ -128,24 +159,84 @@ class Setup:
 
     def _incoming(self, request: Request, flow: Flow, trunk: TrunkRoute) -> None:
         desk = self._desk
-        attempt = CallAttempt(Direction.INCOMING, request.uri, caller=text(request.from_.uri.user))
+        said = said_by(request, from_customer=False)
+        attempt = CallAttempt(
+            Direction.INCOMING,
+            request.uri,
+            caller=said.given,
+            network=said.network,
+            privacy=said.hides,
+            anonymous=said.anonymous,
+            abroad=trunk.foreign,
+        )
         decision = evaluate(attempt, desk.snapshot, desk.now.utc_ms)
-        call = self._call(request, flow, decision, from_customer=False)
+        call = self._call(request, flow, decision, from_customer=False, hidden=said.hides or said.anonymous)
         call.record.trunk = trunk.name
-        call.edit = incoming_edit(request)
+        call.faces = Faces(request, said, decision, desk.settings, from_customer=False)
+        call.edit = incoming_edit(desk, request, decision, said, call.faces)
+        self._trace(call, decision, said.network)
+        if decision.verdict is Verdict.ALLOW and self._cannot_serve(call, said):
+            return
         needs = []
         if decision.verdict is Verdict.ALLOW and decision.line is not None and decision.account is not None:
             needs = [Need(decision.line, attempt, decision)]
             call.groups = binding_groups(desk, decision.account.user)
         self._decide(call, decision, needs)
 
-    def _call(self, request: Request, flow: Flow, decision: Decision, *, from_customer: bool) -> Call:
+    def _cannot_serve(self, call: Call, said: Said) -> bool:
+        """RFC 3323 §5: privacy that is asked for as critical and cannot be given fails the call. True when it did."""
+        missing = unsupported_privacy(said.privacy)
+        if missing:
+            self._desk.count("decisions", "deny", "privacy.critical")
+            call.record.verdict, call.record.rule = "deny", "privacy.critical"
+            names = " ".join(sorted(missing)).encode("ascii", "replace")
+            reason = b"Privacy not available: " + names[:80]
+            call.refuse(500, NOT_IMPLEMENTED, end_reason="refused", reason=reason)
+        return bool(missing)
+
+    def _trace(self, call: Call, decision: Decision, network: str) -> None:
+        """TDDDG § 14: a call or attempt to a line with an order is kept, with the caller's number, hidden or not."""
+        if not decision.trace or decision.line is None:
+            return
+        request, record = call.request, call.record
+        self._desk.out.append(
+            KeepTrace(
+                MaliciousCall(
+                    call=call.id,
+                    node=record.node,
+                    line=decision.line.id,
+                    reference=decision.trace,
+                    at_ms=record.setup_at_ms,
+                    called=decision.destination.canonical,
+                    network=network[:MAX_TRACED],
+                    given=text(request.first(b"from"))[:MAX_TRACED],
+                    asserted=[text(value)[:MAX_TRACED] for value in request.lines(b"p-asserted-identity")[:4]],
+                    privacy=text(request.first(b"privacy"))[:MAX_TRACED],
+                    trunk=record.trunk,
+                    caller_line=record.line if call.from_customer else "",
+                    caller_account=record.account if call.from_customer else "",
+                    source=record.source,
+                    call_id=record.call_id,
+                    verdict=decision.verdict.value,
+                    rule=decision.rule,
+                )
+            )
+        )
+
+    def _call(self, request: Request, flow: Flow, decision: Decision, *, from_customer: bool, hidden: bool = False) -> Call:
         desk = self._desk
         server = desk.transactions.new_server(request, desk.reply_target(request, flow), desk.now.mono)
         desk.answer(server, 100)
         call_id = desk.token()
         record = draft(
-            request, flow, decision, call=call_id, node=desk.settings.node, now=desk.now, from_customer=from_customer
+            request,
+            flow,
+            decision,
+            call=call_id,
+            node=desk.settings.node,
+            now=desk.now,
+            from_customer=from_customer,
+            hidden=hidden,
         )
         calls = self._calls
         call = Call(desk, call_id, server, flow, from_customer, record, desk.now, calls.ended, calls.number)

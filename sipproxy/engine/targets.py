@@ -9,10 +9,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from policy.model import Decision, Verdict
-from sipproxy.engine.forward import TRUSTED_ONLY, Target, parse_hop, uri_at
+from sipproxy.engine.forward import Target, parse_hop, strip_trust, uri_at
+from sipproxy.engine.privacy import set_privacy, strip_for_customer
 from sipproxy.sip.errors import ParseError
 
 if TYPE_CHECKING:
+    from sipproxy.engine.privacy import Faces, Said
     from sipproxy.engine.settings import TrunkRoute
     from sipproxy.engine.state import Desk
     from sipproxy.sip.build import Editor
@@ -68,12 +70,15 @@ def binding_groups(desk: Desk, user: str) -> Groups:
     return [group] if group else []
 
 
-def outgoing_edit(desk: Desk, request: Request, decision: Decision) -> Edit:
+def outgoing_edit(desk: Desk, request: Request, decision: Decision, said: Said, faces: Faces) -> Edit:
     """A customer's INVITE: claims that only a trusted peer may make go, our own assertion comes (RFC 3325 §5)."""
-    realm = desk.settings.realm.encode()
+    settings = desk.settings
+    realm = settings.realm.encode()
 
     def edit(editor: Editor, target: Target) -> None:
-        _strip(editor, request)
+        strip_trust(editor, request)
+        set_privacy(editor, request, said, restricted=decision.restricted)
+        faces.to(target.kind).put_on_request(editor, request, settings, target.to)
         if target.is_customer:
             return
         if decision.verdict is Verdict.EMERGENCY and request.has(b"privacy"):
@@ -85,18 +90,13 @@ def outgoing_edit(desk: Desk, request: Request, decision: Decision) -> Edit:
     return edit
 
 
-def incoming_edit(request: Request) -> Edit:
-    """A trunk's INVITE to a customer: with Privacy asked for, what names the caller goes (RFC 3325 §7)."""
-    restricted = (request.first(b"privacy") or b"none").strip().lower() != b"none"
+def incoming_edit(desk: Desk, request: Request, decision: Decision, said: Said, faces: Faces) -> Edit:
+    """A trunk's INVITE to a customer: of a hidden caller, what names him goes (RFC 3325 §7)."""
 
-    def edit(editor: Editor, target: Target) -> None:  # noqa: ARG001  one signature for both directions
-        if restricted:
-            _strip(editor, request)
+    def edit(editor: Editor, target: Target) -> None:
+        strip_for_customer(editor, request)
+        faces.to(target.kind).put_on_request(editor, request, desk.settings, target.to)
+        if decision.restricted:
+            set_privacy(editor, request, said, restricted=True)
 
     return edit
-
-
-def _strip(editor: Editor, request: Request) -> None:
-    for name in TRUSTED_ONLY:
-        if request.has(name):
-            editor.remove(name)

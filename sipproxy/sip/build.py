@@ -19,7 +19,7 @@ from sipproxy.sip.message import Message, Request, Response
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["REASONS", "Editor", "write_ack", "write_cancel", "write_request", "write_response"]
+__all__ = ["REASONS", "Editor", "via_values", "write_ack", "write_cancel", "write_request", "write_response"]
 
 REASONS: dict[int, bytes] = {
     100: b"Trying", 180: b"Ringing", 181: b"Call Is Being Forwarded", 182: b"Queued", 183: b"Session Progress",
@@ -267,6 +267,11 @@ def _via_lines(request: Request) -> list[bytes]:
     lines = [line for key, line in zip(request.keys, request.lines_raw, strict=True) if key == b"via"]
     lines[0] = top
     return lines
+
+
+def via_values(request: Request) -> list[bytes]:
+    """The values of the request's Via lines, in order, the top one stamped: what a response to it has (§8.2.6.2)."""
+    return [unfold(line.partition(b":")[2]).strip(b" \t") for line in _via_lines(request)]
 
 
 def _lacks_tag(request: Request) -> bool:

@@ -10,6 +10,8 @@ them in Redis Cluster. Values are msgpack (msgspec structs as maps) where not sa
 - `sp:probe` (STRING, store.connection): nothing of use, written to learn whether writing is possible. Lives for a minute.
 - `sp:lines`, `sp:accounts`, `sp:numbers`, `sp:blocks`, `sp:psap`, `sp:profiles` (HASH, policy.store): policy data.
 - `sp:policy:log` (STREAM, policy.store): every change of policy data.
+- `sp:trace` (STREAM, store.traces): one engine.actions.MaliciousCall per entry, field `d`. Bounded by number.
+- `sp:trace:access` (STREAM, store.traces): who read them and why, field `d`. Bounded by number.
 - `sp:cdr` or `sp:{cdr:<n>}` (STREAM, cdr.publisher): one entry per CDR. Trimmed only behind every consumer group.
 
 Leaves out: how the policy and CDR keys are built; those packages own them and import nothing from here.
@@ -21,6 +23,8 @@ __all__ = [
     "BINDINGS_PATTERN",
     "NODE_PATTERN",
     "PROBE",
+    "TRACES",
+    "TRACE_ACCESS",
     "bindings",
     "bindings_user",
     "decoded",
@@ -31,6 +35,8 @@ __all__ = [
 ]
 
 PROBE = b"sp:probe"
+TRACES = b"sp:trace"
+TRACE_ACCESS = b"sp:trace:access"
 BINDINGS_PATTERN = b"sp:{acct:*}:bindings"
 NODE_PATTERN = b"sp:node:*"
 

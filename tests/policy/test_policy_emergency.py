@@ -79,6 +79,8 @@ NEVER = [
     "+490112",
     "tel:2;phone-context=+4911",
     "tel:12;phone-context=+1",
+    "tel:10;phone-context=+1",
+    "00110",
     "1112",
     "9112",
     "0234112233",

@@ -304,7 +304,9 @@ def test_evaluate_incoming_to_range_takes_the_longest() -> None:
 def test_evaluate_decision_names_snapshot_and_every_step() -> None:
     found = evaluate(outgoing("03023125001"), snapshot_with(), 0)
     assert found.snapshot == 7
-    assert [rule for rule, _ in found.steps] == ["destination", "line.status", "block.class", "block.rule", "line.channels"]
+    assert [rule for rule, _ in found.steps] == [
+        "destination", "line.status", "caller", "block.class", "block.rule", "line.channels"
+    ]  # fmt: skip
     refused = evaluate(outgoing("09001123456"), snapshot_with(), 0)
     assert refused.steps[-1] == (refused.rule, refused.reason)
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 
 import pytest
 from policy_samples import ROUTES, account_of, line_of, outgoing, snapshot_with
 
 from policy import evaluate
-from policy.explain import BATCH_IN, BATCH_OUT, batch_csv, explain
-from policy.model import BlockRule, LineStatus
+from policy.explain import BATCH_IN, BATCH_OUT, batch_csv, explain, explain_attempt
+from policy.model import BlockRule, CallAttempt, Direction, LineStatus, RuleAction, RuleDirection, RuleKind, RuleLevel
 from policy.table import PolicyError
+from policy.windows import parse_windows
+
+DAY_MS = 24 * 3600 * 1000
 
 
 @pytest.mark.parametrize(
@@ -91,3 +95,68 @@ def test_batch_faults_are_all_reported() -> None:
     assert [(fault.row, fault.column) for fault in raised.value.faults] == [(2, "profile"), (3, "caller_area_code"), (4, "")]
     with pytest.raises(PolicyError, match="dialled: column is missing"):
         run(columns=BATCH_IN[:-1])
+
+
+OFFICE = parse_windows("mo-fr 08:00-17:00")
+MONDAY_MS = 1_790_000_000_000 // DAY_MS * DAY_MS  # 2026-09-21, 02:00 in Berlin
+LISTS = (
+    BlockRule("austria", "+43", "fraud"),
+    BlockRule("vienna", "+431", "office", action=RuleAction.ALLOW, windows=OFFICE),
+    BlockRule("old", "+4312", "was", valid_until_ms=MONDAY_MS - 1),
+    BlockRule("soon", "+43123", "will be", valid_from_ms=MONDAY_MS + 8 * DAY_MS),
+    BlockRule("own", "international", "own wish", kind=RuleKind.CLASS, level=RuleLevel.CUSTOMER, line="L1"),
+    BlockRule("caller", "+4930", "nuisance", direction=RuleDirection.INCOMING),
+)
+
+
+def rules_said(attempt: CallAttempt, at_ms: int) -> list[tuple[str, str]]:
+    return [(item.rule.id, item.said) for item in explain_attempt(attempt, snapshot_with(*LISTS), at_ms).rules]
+
+
+def test_explain_lists_each_rule_that_matches_in_order_and_what_became_of_it() -> None:
+    assert rules_said(outgoing("+431234567"), MONDAY_MS) == [
+        ("soon", "valid from 2026-09-29 02:00"),
+        ("old", "was valid until 2026-09-21 01:59"),
+        ("vienna", "outside its windows: mo,tu,we,th,fr 08:00-17:00"),
+        ("austria", "decides"),
+        ("own", "would block, but block.rule.austria came before it"),
+    ]
+    noon = MONDAY_MS + DAY_MS // 2
+    assert rules_said(outgoing("+431234567"), noon)[2:] == [
+        ("vienna", "would allow, but block.rule.own came before it"),
+        ("austria", "covered by rule vienna"),
+        ("own", "decides"),
+    ]
+    assert rules_said(outgoing("+441234567"), noon) == [("own", "decides")]
+    assert rules_said(outgoing("03023125001"), noon) == []
+
+
+def test_explain_words_name_the_rule_what_it_is_for_and_what_was_not_asked() -> None:
+    words = explain_attempt(outgoing("+431234567", slots_used=1), snapshot_with(*LISTS), MONDAY_MS).words
+    assert "matching rule austria: block prefix +43 for all (fraud): decides" in words
+    assert (
+        "matching rule own: the customer's, block class international for line L1 (own wish): "
+        "would block, but block.rule.austria came before it"
+    ) in words
+    assert "not asked any more: line.rate, line.channels" in words
+    assert "channels: 1/3 in use before this call" in words
+    assert words[-1] == "REFUSED with 403, cause 21 by block.rule.austria, snapshot 7"
+    emergency = explain_attempt(outgoing("112"), snapshot_with(*LISTS), MONDAY_MS).words
+    assert "not asked any more: line.status, caller, block.class, block.rule, line.rate, line.channels" in emergency
+    barred = line_of(status=LineStatus.BARRED_OUT)
+    refused = explain_attempt(outgoing("030231250", barred), snapshot_with(line=barred), 0).words
+    assert "not asked any more: caller, block.class, block.rule, line.rate, line.channels" in refused
+
+
+def test_explain_incoming_call_goes_by_the_callers_number() -> None:
+    attempt = CallAttempt(Direction.INCOMING, b"+492051988111", network="+493012345678", slots_used=0)
+    found = explain_attempt(attempt, snapshot_with(*LISTS), MONDAY_MS)
+    assert [(item.rule.id, item.said) for item in found.rules] == [("caller", "decides")]
+    assert found.words[-1] == "REFUSED with 403, cause 21 by block.rule.caller, snapshot 7"
+    assert "not asked any more: line.channels" in found.words
+    nobody = CallAttempt(Direction.INCOMING, b"+492051999999", network="+493012345678")
+    unassigned = explain_attempt(nobody, snapshot_with(*LISTS), MONDAY_MS)
+    assert unassigned.rules == ()
+    assert unassigned.words[-2] == "not asked any more: line.status, caller, block.rule, line.channels"
+    hidden = dataclasses.replace(attempt, network="+43123456789", privacy=True)
+    assert "caller: hidden from the line" in explain_attempt(hidden, snapshot_with(*LISTS), MONDAY_MS).words

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from policy_samples import OWN, PROFILES, account_of, spellings
 
 from policy import dialled, evaluate
+from policy.blocklist import index_of
 from policy.build import snapshot_of
 from policy.emergency import service_of
 from policy.explain import explain
@@ -82,7 +83,7 @@ SPELLED_NATIONALS = st.from_regex(r"[1-9][0-9]{2}[2-9][0-9]{1,8}", fullmatch=Tru
 BLOCKS = st.builds(
     BlockRule,
     id=st.text("abc", min_size=1, max_size=2),
-    prefix=st.one_of(
+    value=st.one_of(
         st.sampled_from(
             ["", "+", "+4", "+49", "service:", "service:1", "service:11", "service:110", "service:112", "carrier:", "-"]
         ),
@@ -189,8 +190,8 @@ def test_evaluate_any_bytes_gives_a_decision(
         assert found.destination.status == 0
         assert not line.status.startswith(("barred", "fraud", "terminated"))
         assert not any(
-            rule.prefix
-            and found.destination.canonical.startswith(rule.prefix)
+            rule.value
+            and found.destination.canonical.startswith(rule.value)
             and rule.line in ("", line.id)
             and rule.profile in ("", line.profile)
             for rule in snapshot.blocks
@@ -314,4 +315,4 @@ def test_snapshot_account_of_finds_only_assigned_numbers(data: tuple[Snapshot, L
     snapshot, _ = data
     assert (snapshot.account_of(OWN["velbert"]) is not None) is bool(snapshot.accounts)
     assert snapshot.account_of(OWN["velbert"] + "1") is None
-    assert dataclasses.replace(snapshot, blocks=()).block_tables == {}
+    assert dataclasses.replace(snapshot, blocks=()).block_index == index_of(())

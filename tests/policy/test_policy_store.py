@@ -32,10 +32,15 @@ def account(user: str, owner: str, *numbers: str) -> Account:
     return Account(user, owner, AccountKind.TRUNK, {"MD5": "a" * 32}, numbers)
 
 
+EVERYWHERE = (PsapRoute("*", "110", 1, "sip:110@a"), PsapRoute("*", "112", 1, "sip:112@a"))
 FIRST = Change(
     lines=(line("L1", "a1"), line("L2")),
     accounts=(account("a1", "L1", "+492051988111", "+492051777*"),),
-    psap=(PsapRoute("town", "112", 2, "sip:112@b"), PsapRoute("town", "112", 1, "sip:112@a")),
+    psap=(
+        PsapRoute("town", "112", 2, "sip:112@b"),
+        PsapRoute("town", "112", 1, "sip:112@a"),
+        PsapRoute("*", "110", 1, "sip:1@a"),
+    ),
     blocks=(BlockRule("r", "+43900", "fraud"),),
 )
 
@@ -93,7 +98,11 @@ async def test_apply_then_load_gives_the_data(client: redis.asyncio.Redis) -> No
 
 async def test_apply_removal_leaves_nothing(client: redis.asyncio.Redis) -> None:
     await store.apply(client, FIRST, who="operator", why="start")
-    change = Change(remove_lines=("L1", "L2"), remove_psap=(("town", "112"),), remove_blocks=("r",))
+    change = Change(
+        remove_lines=("L1", "L2"),
+        remove_psap=tuple((place, service) for place in ("town", "*") for service in ("110", "112")),
+        remove_blocks=("r",),
+    )
     assert await store.apply(client, change, who="operator", why="end") == 2
     assert sorted(await client.keys("*")) == [store.LOG.encode()]
 
@@ -151,7 +160,7 @@ async def test_apply_on_a_full_store_changes_nothing(client: redis.asyncio.Redis
 
 
 async def test_apply_of_many_at_once_makes_every_change_once(client: redis.asyncio.Redis) -> None:
-    changes = [store.apply(client, Change(lines=(line(f"L{n}"),)), who=str(n), why="") for n in range(8)]
+    changes = [store.apply(client, Change(lines=(line(f"L{n}"),), psap=EVERYWHERE), who=str(n), why="") for n in range(8)]
     assert sorted(await asyncio.gather(*changes)) == list(range(1, 9))
     assert len((await store.load(client)).lines) == 8
     log = await entries(client)
@@ -162,7 +171,7 @@ async def test_apply_of_one_number_by_two_lines_at_once_gives_it_to_one(client: 
     changes = (
         store.apply(
             client,
-            Change(lines=(line(f"L{n}", f"u{n}"),), accounts=(account(f"u{n}", f"L{n}", "+49205155555"),)),
+            Change(lines=(line(f"L{n}", f"u{n}"),), accounts=(account(f"u{n}", f"L{n}", "+49205155555"),), psap=EVERYWHERE),
             who="",
             why="",
         )
@@ -190,7 +199,7 @@ async def test_apply_sent_twice_is_made_once(client: redis.asyncio.Redis, monkey
 async def test_watch_gives_each_change_within_a_second(client: redis.asyncio.Redis) -> None:
     async with watching(client) as (found, problems):
         for version in range(1, 6):
-            await store.apply(client, Change(lines=(line(f"L{version}"),)), who="x", why="y")
+            await store.apply(client, Change(lines=(line(f"L{version}"),), psap=EVERYWHERE), who="x", why="y")
             applied_at = time.monotonic()
             await until(lambda version=version: found[-1][1].version == version)  # type: ignore[misc]
             assert found[-1][0] - applied_at < 1
@@ -206,6 +215,7 @@ async def test_watch_never_sees_half_a_change(client: redis.asyncio.Redis) -> No
             change = Change(
                 lines=(line("L1", *users),),
                 accounts=tuple(account(user, "L1", f"+49205{generation:02}{n:04}") for n, user in enumerate(users)),
+                psap=EVERYWHERE,
             )
             await store.apply(client, change, who="x", why="y")
         await until(lambda: found[-1][1].version == 20)
@@ -261,18 +271,40 @@ async def test_watch_keeps_the_last_snapshot_when_the_store_was_emptied(client: 
         assert [snapshot.version for _, snapshot in found] == [0, 1]
 
 
-async def test_watch_keeps_the_last_snapshot_over_an_unreadable_value(client: redis.asyncio.Redis) -> None:
+async def test_watch_waits_for_a_value_that_it_can_read(client: redis.asyncio.Redis) -> None:
+    await store.apply(client, FIRST, who="operator", why="start")
+    good = await client.hget(store.TABLES["lines"], "L1")
+    assert isinstance(good, bytes)
+    await client.hset(store.TABLES["lines"], "L1", b"\xc1broken")
+    found: list[Snapshot] = []
+    problems: list[str] = []
+    task = asyncio.create_task(store.watch(client, found.append, known=PROFILES, on_problem=problems.append))
+    await until(lambda: bool(problems))
+    assert "DecodeError" in problems[0]
+    assert not found
+    await client.hset(store.TABLES["lines"], "L1", good)
+    await until(lambda: bool(found))
+    assert "L1" in found[0].lines
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_watch_reads_only_what_was_changed(client: redis.asyncio.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A value that cannot be read stands in nobody's way who does not ask for it; and 50,000 lines are not read for one."""
     await store.apply(client, FIRST, who="operator", why="start")
     async with watching(client) as (found, problems):
-        good = await client.hget(store.TABLES["lines"], "L1")
-        assert isinstance(good, bytes)
-        await client.hset(store.TABLES["lines"], "L1", b"\xc1broken")
-        await store.apply(client, Change(lines=(line("L9"),)), who="x", why="y")
-        await until(lambda: bool(problems))
-        assert [snapshot.version for _, snapshot in found] == [1]
-        await client.hset(store.TABLES["lines"], "L1", good)
+        send = client.eval
+
+        async def breaking(*arguments: object) -> object:
+            await client.hset(store.TABLES["lines"], "L1", b"\xc1broken")
+            return await send(*arguments)  # type: ignore[arg-type, misc]
+
+        monkeypatch.setattr(client, "eval", breaking)
+        await store.apply(client, Change(lines=(line("L9"),), remove_blocks=("r",)), who="x", why="y")
         await until(lambda: found[-1][1].version == 2)
-        assert "L9" in found[-1][1].lines
+        assert set(found[-1][1].lines) == {"L1", "L2", "L9"}
+        assert found[-1][1].blocks == ()
+        assert problems == []
 
 
 @pytest.mark.parametrize("protocol", [2, 3])

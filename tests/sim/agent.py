@@ -58,6 +58,8 @@ class Agent:
         self.responses: list[Response] = []
         self.behave: Callable[[AgentCall], None] = lambda call: self.ring_then_answer(call, 0.1, 1.0)
         self.registered: int = 0
+        self.chatter: list[tuple[bytes, bytes]] = []  # header lines of every request and response within a dialog
+        self.contact_user = self.user
         self._out: list[Action] = []
         self._queue = TimerQueue()
         self._tx = Transactions(Timers(), limit=100_000, emit=self._out.append, queue=self._queue)
@@ -257,8 +259,8 @@ class Agent:
             *((b"Route", route) for route in call.routes),
         ]
         if method in (b"INVITE", b"UPDATE"):
-            headers.append((b"Contact", b"<sip:%s@%s>" % (self.user.encode(), self._sent_by)))
-        data = write_request(method, call.remote_target, headers)
+            headers.append((b"Contact", b"<sip:%s@%s>" % (self.contact_user.encode(), self._sent_by)))
+        data = write_request(method, call.remote_target, headers + self.chatter)
         to = PROXY if call.routes else call.peer
         if method == b"ACK":
             self.world.send(data, self.address, to)
@@ -317,8 +319,8 @@ class Agent:
     def _respond(self, server: Server, status: int, tag: bytes = b"", *, contact: bool = False) -> None:
         headers: list[tuple[bytes, bytes]] = [(b"Record-Route", route.raw) for route in server.request.record_routes]
         if contact:
-            headers.append((b"Contact", b"<sip:%s@%s>" % (self.user.encode(), self._sent_by)))
-        data = write_response(server.request, status, to_tag=tag, headers=headers)
+            headers.append((b"Contact", b"<sip:%s@%s>" % (self.contact_user.encode(), self._sent_by)))
+        data = write_response(server.request, status, to_tag=tag, headers=headers + self.chatter)
         self._tx.respond(server, status, data, self.world.now)
         self._flush()
 

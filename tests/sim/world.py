@@ -16,7 +16,19 @@ from cdr.facts import Admit, Answer, End, Fact, Record
 from policy.build import snapshot_of
 from policy.model import Account, AccountKind, BlockRule, Line, LineStatus, PsapRoute, Snapshot
 from policy.profiles import load as load_profiles
-from sipproxy.engine.actions import Action, Journal, Note, Now, ReleaseSlot, RemoveBinding, SaveBinding, SendTo, TakeSlot
+from sipproxy.engine.actions import (
+    Action,
+    Journal,
+    KeepTrace,
+    MaliciousCall,
+    Note,
+    Now,
+    ReleaseSlot,
+    RemoveBinding,
+    SaveBinding,
+    SendTo,
+    TakeSlot,
+)
 from sipproxy.engine.core import Engine
 from sipproxy.engine.settings import Listener, Settings, TrunkRoute
 from sipproxy.sip.digest import ha1
@@ -90,6 +102,7 @@ class World:
         self.store_deadline = 0.25
         self.facts: list[Fact] = []
         self.notes: list[Note] = []
+        self.traces: list[MaliciousCall] = []
         self.wire: list[tuple[float, Address, Address, bytes]] = []
         self.bindings: dict[tuple[str, str], Binding] = {}
         self._armed: float | None = None
@@ -176,6 +189,8 @@ class World:
                 self.bindings[action.user, action.binding.key] = action.binding
             elif isinstance(action, RemoveBinding):
                 self.bindings.pop((action.user, action.key), None)
+            elif isinstance(action, KeepTrace):
+                self.traces.append(action.record)
             else:
                 self.notes.append(action)
         self._arm()

@@ -1,6 +1,7 @@
 """The program `sipproxy`: its commands, options and help. What a command does is in sipproxy/commands, imported when it runs.
 
-Leaves out everything that takes time to import, so that --help and short commands answer at once.
+Commands on policy data are in `line`, `psap` and `block`. Leaves out everything that takes time to import, so that --help and
+short commands answer at once.
 """
 
 from __future__ import annotations
@@ -9,6 +10,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from sipproxy.cli import block, line, psap
+from sipproxy.cli.options import DEFAULT_CONFIG, ConfigOption, DryRunOption, JsonOption, WhyOption
 
 __all__ = ["main"]
 
@@ -20,22 +24,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-line_app = typer.Typer(help="Lines: customers' connections.", no_args_is_help=True)
-psap_app = typer.Typer(help="PSAP routes: where 110 and 112 of a location go.", no_args_is_help=True)
-block_app = typer.Typer(help="Block rules: prefixes that are refused.", no_args_is_help=True)
+trace_app = typer.Typer(help="Records of malicious calls, by order of a line.", no_args_is_help=True)
 cdr_app = typer.Typer(help="Call detail records.", no_args_is_help=True)
-app.add_typer(line_app, name="line")
-app.add_typer(psap_app, name="psap")
-app.add_typer(block_app, name="block")
+app.add_typer(line.app, name="line")
+app.add_typer(psap.app, name="psap")
+app.add_typer(block.app, name="block")
+app.add_typer(trace_app, name="trace")
 app.add_typer(cdr_app, name="cdr")
-
-ConfigOption = Annotated[
-    Path, typer.Option("--config", "-c", envvar="SIPPROXY_CONFIG", help="Configuration file (TOML).", show_default=True)
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
-WhyOption = Annotated[str, typer.Option("--why", help="Reason, kept in the change log.")]
-CsvArgument = Annotated[Path, typer.Argument(metavar="FILE.csv", help="CSV file with a header row.")]
-DEFAULT_CONFIG = Path("config.toml")
 
 
 @app.command()
@@ -108,6 +103,11 @@ def explain(
         typer.Option(metavar="FILE.csv", help="Many at once: id,profile,caller_area_code,caller_e164,dialled; '-' is stdin."),
     ] = None,
     at: Annotated[str, typer.Option("--at", metavar="TIME", help="Decide as at this time, such as 2026-01-31T08:00.")] = "",
+    incoming: Annotated[
+        bool, typer.Option("--incoming", help="A call from outside: from that number, or 'anonymous', to one of ours.")
+    ] = False,
+    used: Annotated[int | None, typer.Option(min=0, help="As if so many channels were in use.")] = None,
+    started: Annotated[int | None, typer.Option(min=0, help="As if the line had just started so many calls.")] = None,
     config: ConfigOption = DEFAULT_CONFIG,
     as_json: JsonOption = False,
 ) -> None:
@@ -120,82 +120,55 @@ def explain(
     """
     from sipproxy.commands import explaining, output
 
-    output.run(lambda out: explaining.explain(config, out, caller, dialled, batch=batch, at=at), as_json=as_json)
+    output.run(
+        lambda out: explaining.explain(
+            config, out, caller, dialled, batch=batch, at=at, incoming=incoming, used=used, started=started
+        ),
+        as_json=as_json,
+    )
 
 
-@line_app.command("import")
-def line_import(
-    file: CsvArgument, why: WhyOption = "", config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False
+@app.command()
+def reseed(
+    why: WhyOption = "", dry_run: DryRunOption = False, config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False
 ) -> None:
-    """Add or replace lines.
+    """Fill an emptied store from this node.
 
-    From a CSV file, all or none. Columns: line,profile,status,channels,location,area_code,account,kind,password,number.
+    After the store lost its policy data (flushed, or restored from an old copy) it gets all of what this node's last snapshot
+    holds. Refused when the store has not lost anything.
     """
-    from sipproxy.commands import output, policy_data
+    from sipproxy.commands import output, reseeding
 
-    output.run(lambda out: policy_data.import_file("lines", file, config, out, why=why), as_json=as_json)
-
-
-@line_app.command("list")
-def line_list(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
-    """All lines."""
-    from sipproxy.commands import output, policy_data
-
-    output.run(lambda out: policy_data.list_lines(config, out), as_json=as_json)
+    output.run(lambda out: reseeding.reseed(config, out, why=why, dry_run=dry_run), as_json=as_json)
 
 
-@line_app.command("show")
-def line_show(
-    line: Annotated[str, typer.Argument(metavar="LINE-or-NUMBER", help="The line, or one of its numbers.")],
+@trace_app.command("list")
+def trace_list(
+    line: Annotated[str, typer.Option(help="Records of that line.")] = "",
+    reference: Annotated[str, typer.Option(help="Records of that order.")] = "",
+    why: Annotated[str, typer.Option("--why", help="What for; it is written down with who asked.")] = "",
     config: ConfigOption = DEFAULT_CONFIG,
     as_json: JsonOption = False,
 ) -> None:
-    """One line with its accounts and numbers."""
-    from sipproxy.commands import output, policy_data
+    """Records of a line or of an order.
 
-    output.run(lambda out: policy_data.show_line(line, config, out), as_json=as_json)
-
-
-@psap_app.command("import")
-def psap_import(
-    file: CsvArgument, why: WhyOption = "", config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False
-) -> None:
-    """Add or replace PSAP routes.
-
-    From a CSV file, all or none. Columns: location,service,priority,uri,name.
+    They hold callers' numbers that were hidden from the called party, so each reading is written down.
     """
-    from sipproxy.commands import output, policy_data
+    from sipproxy.commands import output, traces
 
-    output.run(lambda out: policy_data.import_file("psap", file, config, out, why=why), as_json=as_json)
-
-
-@psap_app.command("list")
-def psap_list(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
-    """All PSAP routes."""
-    from sipproxy.commands import output, policy_data
-
-    output.run(lambda out: policy_data.list_psap(config, out), as_json=as_json)
+    output.run(lambda out: traces.list_records(config, out, line=line, reference=reference, why=why), as_json=as_json)
 
 
-@block_app.command("import")
-def block_import(
-    file: CsvArgument, why: WhyOption = "", config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False
+@trace_app.command("accesses")
+def trace_accesses(
+    count: Annotated[int, typer.Option("--count", "-n", min=1, max=1_000_000, help="The newest so many.")] = 100,
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: JsonOption = False,
 ) -> None:
-    """Add or replace block rules.
+    """Who read records, and what for."""
+    from sipproxy.commands import output, traces
 
-    From a CSV file, all or none. Columns: id,prefix,reason,profile,line,owner.
-    """
-    from sipproxy.commands import output, policy_data
-
-    output.run(lambda out: policy_data.import_file("blocks", file, config, out, why=why), as_json=as_json)
-
-
-@block_app.command("list")
-def block_list(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
-    """All block rules."""
-    from sipproxy.commands import output, policy_data
-
-    output.run(lambda out: policy_data.list_blocks(config, out), as_json=as_json)
+    output.run(lambda out: traces.list_accesses(config, out, count=count), as_json=as_json)
 
 
 @cdr_app.command("tail")
