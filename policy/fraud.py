@@ -17,13 +17,12 @@ LONGEST_WINDOW_S = 3600  # a line that started nothing for so long is dropped
 
 
 class SetupGuard:
-    """The starts of calls by line. When `limit` of them are kept the line that was idle longest is forgotten, and counted."""
+    """The starts of calls by line. When `limit` of them are kept the line that was idle longest is forgotten."""
 
     def __init__(self, limit: int = MAX_STARTS) -> None:
         self._limit = limit
         self._starts: dict[str, deque[float]] = {}  # by line, that of the latest start last
         self._kept = 0
-        self.forgotten = 0  # lines whose starts were dropped for want of room
 
     def __len__(self) -> int:
         """How many starts are kept."""
@@ -44,8 +43,8 @@ class SetupGuard:
             del self._starts[line]
         return len(starts)
 
-    def start(self, line: str, now: float) -> None:
-        """Note that the line started a call at `now`, not before its latest one."""
+    def start(self, line: str, now: float) -> int:
+        """Note that the line started a call at `now`, not before its latest one. How many lines were forgotten for it."""
         starts = self._starts.pop(line, None)
         if starts is None:
             starts = deque()
@@ -54,12 +53,14 @@ class SetupGuard:
             if not idle or now - self._starts[idle][-1] < LONGEST_WINDOW_S:
                 break
             self._kept -= len(self._starts.pop(idle))
+        forgotten = 0
         while self._kept >= self._limit and self._starts:
             self._kept -= len(self._starts.pop(next(iter(self._starts))))
-            self.forgotten += 1
+            forgotten += 1
         if self._kept >= self._limit:
             starts.popleft()
             self._kept -= 1
         starts.append(now)
         self._kept += 1
         self._starts[line] = starts
+        return forgotten

@@ -74,7 +74,7 @@ class Registrar(Section, frozen=True):
 
 
 class Policy(Section, frozen=True):
-    lines: Annotated[tuple[Filled, ...], Many] = ()  # CSV files, relative to the config file, imported at start
+    lines: Annotated[tuple[Filled, ...], Many] = ()  # CSV or TOML files, relative to the config file, imported at start
     psap: Annotated[tuple[Filled, ...], Many] = ()
     blocks: Annotated[tuple[Filled, ...], Many] = ()
 

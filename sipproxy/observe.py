@@ -81,6 +81,7 @@ def _engine_metrics(metrics: Metrics, engine: Engine) -> None:
         "responses_dropped": ("responses that belong to nothing", ("reason",)),
         "branch_failures": ("forwarded INVITEs without a final response", ("reason",)),
         "calls_ended": ("ended call attempts", ("reason",)),
+        "setups_forgotten": ("lines whose started calls the guard against automatic dialling had no room for", ("reason",)),
         "slots_undecided": ("calls decided without the store", ("way",)),
     }
 

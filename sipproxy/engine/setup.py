@@ -118,7 +118,8 @@ class Setup:
         )
         decision = evaluate(attempt, desk.snapshot, desk.now.utc_ms)
         if decision.verdict is Verdict.ALLOW and line is not None and attempt.setups is not None:
-            self._guard.start(line.id, desk.now.mono)
+            for _ in range(self._guard.start(line.id, desk.now.mono)):
+                desk.count("setups_forgotten", "full")
         call = self._call(request, flow, decision, from_customer=True)
         call.faces = Faces(request, said, decision, desk.settings, from_customer=True)
         call.edit = outgoing_edit(desk, request, decision, said, call.faces)

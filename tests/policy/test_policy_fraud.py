@@ -18,18 +18,17 @@ def test_guard_counts_like_a_model_that_keeps_everything(events: list[tuple[str,
         now += pause / 4
         assert guard.started(line, window_s, now) == sum(who == line and now - at < window_s for who, at in model)
         if starts:
-            guard.start(line, now)
+            assert guard.start(line, now) == 0
             model.append((line, now))
     assert len(guard) <= len(model)
-    assert guard.forgotten == 0
 
 
 def test_guard_full_forgets_the_line_that_was_idle_longest_and_counts_it() -> None:
     guard = SetupGuard(limit=5)
-    for line, at in (("a", 1.0), ("b", 2.0), ("a", 3.0), ("c", 4.0), ("c", 5.0), ("c", 6.0)):
-        guard.start(line, at)
+    events = (("a", 1.0), ("b", 2.0), ("a", 3.0), ("c", 4.0), ("c", 5.0), ("c", 6.0))
+    assert [guard.start(line, at) for line, at in events] == [0, 0, 0, 0, 0, 1]
     assert [guard.started(line, 60, 6.0) for line in "abc"] == [2, 0, 3]
-    assert (guard.forgotten, len(guard)) == (1, 5)
+    assert len(guard) == 5
 
 
 def test_guard_of_one_line_alone_keeps_its_latest_starts() -> None:
@@ -46,6 +45,5 @@ def test_guard_drops_lines_that_have_been_idle_for_an_hour() -> None:
     for number in range(100):
         guard.start(f"line-{number}", 0.0)
     for number in range(50):
-        guard.start("busy", 3600.0 + number)
+        assert guard.start("busy", 3600.0 + number) == 0
     assert len(guard) == 50
-    assert guard.forgotten == 0
