@@ -59,6 +59,7 @@ def build() -> tuple[Shell, _Disk, Engine]:
         publisher=_Publisher(),  # type: ignore[arg-type]
         slots=nothing,
         bindings=nothing,
+        traces=nothing,
         lease_ms=1000,
         wait_for_disk=False,
     )
