@@ -9,18 +9,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
 from cdr.assemble import final
 from cdr.facts import Admit, Alive, Answer, End, EndReason, Record, ReleasedBy
+from sipproxy.engine import carrier, liveness, session
 from sipproxy.engine.actions import Journal, Note, Now, ReleaseSlot
-from sipproxy.engine.causes import NORMAL_CLEARING, cause_of
+from sipproxy.engine.causes import NO_CHANNEL, NORMAL_CLEARING, NORMAL_UNSPECIFIED, cause_of
+from sipproxy.engine.cseq import Shift
 from sipproxy.engine.forward import Target, forward_request, forward_response, is_ours, next_hop, via_of
 from sipproxy.engine.response_context import Branch, Progress, ResponseContext
 from sipproxy.engine.state import Headers, reason_header
-from sipproxy.engine.transactions import Ignored
 from sipproxy.sip.build import Editor
 from sipproxy.sip.dialog import DialogSide, from_invite_2xx, write_bye
 from sipproxy.sip.matching import client_key
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
     from sipproxy.engine.state import Desk
-    from sipproxy.engine.transactions import Server
+    from sipproxy.engine.transactions import ClientUser, Server
     from sipproxy.sip.flow import Flow, Hop
     from sipproxy.sip.message import Response
 
@@ -58,6 +60,8 @@ class Dialog:
     confirmed: bool = False
     ended: bool = False
     sides: tuple[DialogSide, DialogSide] | None = None  # caller and callee, once confirmed: what a BYE of ours needs
+    watch: liveness.Watch | None = None  # whether both are there, once confirmed
+    shift: Shift = field(default_factory=Shift)  # of what the customer sends towards a trunk
 
 
 @dataclass(eq=False)
@@ -82,8 +86,11 @@ class Call:
     answer: Answer | None = None
     ringing_at_ms: int | None = None
     last_seen: Now | None = None
+    proof: Now | None = None  # when both parties of the answered call were last known to be there
+    asked: session.Asked | None = None  # the session timer that our INVITE asks for
     gave_up: EndReason | None = None  # why we cancelled the branches ourselves
     was_cancelled: bool = False
+    met_full: bool = False  # a trunk route had no place for this call
     context: ResponseContext[Target] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -97,11 +104,20 @@ class Call:
     def is_emergency(self) -> bool:
         return self.record.verdict == "emergency"
 
+    @property
+    def is_answered(self) -> bool:
+        """Whether the call is between its answer and its end."""
+        return self.phase is Phase.ANSWERED
+
     # Set-up
 
     def proceed(self) -> None:
         """Journal the admission and send the INVITE to the first group of targets."""
         desk = self.desk
+        if not self.is_emergency and session.is_too_short(self.request, desk.settings.session_terms):
+            headers = [session.refusal(desk.settings.session_terms)]
+            self.refuse(422, NORMAL_UNSPECIFIED, end_reason="refused", headers=headers)
+            return
         self.phase = Phase.PROCEEDING
         self.context = ResponseContext(list(self.groups), self.retry_on)
         desk.out.append(Journal(Admit(self.record)))
@@ -126,9 +142,14 @@ class Call:
             desk.queue.cancel(("call", self.id, "route"))
 
     def _send(self, target: Target) -> bool:
+        if not carrier.enter(self, target):
+            self.met_full = True
+            return False
         editor = Editor(self.request)
         editor.request_uri(target.uri)
         change = self.edit
+        if not self.is_emergency:
+            self.asked = session.ask(self.request, editor, self.desk.settings.session_terms)
         built = forward_request(
             self.desk,
             self.request,
@@ -154,19 +175,24 @@ class Call:
         if branch is None:
             return
         self.seen()
-        if response.status < 200:
+        status = carrier.status_of(self, branch, response)
+        if not status:
+            return
+        final = response if status == response.status else None
+        if status < 200:
             self._provisional(branch, response)
-        elif response.status < 300:
+        elif status < 300:
             self._success(branch, response)
-        elif (progress := self.context.final(key, response.status, response)) is not Progress.WAIT:
+        elif (progress := self.context.final(key, status, final)) is not Progress.WAIT:
             self._go_on(progress)
-        elif response.status >= 600:
+        elif status >= 600:
             self._cancel_branches()
 
     def failed(self, key: Hashable, /, *, timed_out: bool) -> None:
         """A branch timed out (like 408) or could not be sent (like 503), §16.9."""
         if key in self.context.branches:
             self.desk.count("branch_failures", "timeout" if timed_out else "transport")
+            carrier.failed(self, self.context.branches[key], timed_out=timed_out)
             self._go_on(self.context.final(key, 408 if timed_out else 503, None))
 
     def _go_on(self, progress: Progress) -> None:
@@ -209,7 +235,16 @@ class Call:
             self._confirm(dialog, branch, response)
         if first:
             self._answered(branch, response)
-        data = forward_response(response, self.server.target, from_customer=branch.target.is_customer)
+        agreed = session.agreed(response, self.asked)
+        data = forward_response(
+            response,
+            self.server.target,
+            from_customer=branch.target.is_customer,
+            edit=partial(session.tell, response, agreed),
+        )
+        if dialog is not None and dialog.watch is None and dialog.sides is not None:
+            liveness.watch(self, dialog)
+            liveness.refreshed(self, dialog, agreed)
         desk.transactions.respond(self.server, response.status, data, desk.now.mono)
 
     def _answered(self, branch: Branch[Target], response: Response) -> None:
@@ -217,7 +252,8 @@ class Call:
         self.phase = Phase.ANSWERED
         for kind in ("setup", "route", "ring"):
             desk.queue.cancel(("call", self.id, kind))
-        desk.queue.set(("call", self.id, "maximum"), desk.now.mono + desk.settings.maximum_s)
+        if not self.is_emergency:  # whoever called for help is not cut off by a bound that guards against charges
+            desk.queue.set(("call", self.id, "maximum"), desk.now.mono + desk.settings.maximum_s)
         desk.queue.set(("call", self.id, "reap"), desk.now.mono + desk.settings.reap_s)
         target = branch.target
         media = media_kinds(response.body, response.first(b"content-type") or b"")
@@ -243,7 +279,7 @@ class Call:
             return None
         dialog = self.dialogs.get(tag)
         if dialog is None and len(self.dialogs) < EARLY_DIALOGS:
-            dialog = self.dialogs[tag] = Dialog(tag, branch.target, branch.target.to)
+            dialog = self.dialogs[tag] = Dialog(tag, branch.target, branch.target.to, shift=carrier.shift_of(self))
         return dialog
 
     def _confirm(self, dialog: Dialog, branch: Branch[Target], response: Response) -> None:
@@ -264,6 +300,9 @@ class Call:
             self.refuse(408 if status == 487 else status, 102, end_reason=self.gave_up)
         elif self.was_cancelled:
             self.refuse(487, NORMAL_CLEARING, end_reason="cancelled", released_by="caller")
+        elif best is None and self.met_full:
+            self.record.verdict, self.record.rule = "deny", carrier.FULL
+            self.refuse(480, NO_CHANNEL, end_reason="refused")
         elif response is None:
             # 503 would tell the caller that this proxy is overloaded (§16.7 step 6): no route left is our 500.
             unreachable = status in (503, 480)
@@ -328,6 +367,8 @@ class Call:
             return
         for branch in self.context.branches.values():
             if not branch.status and not branch.provisional:
+                if not branch.overdue:
+                    carrier.overdue(self, branch)
                 branch.overdue = True
                 self.desk.note("warning", "route_overdue", call=self.id, target=branch.target.name)
         self._go_on(self.context.progress())
@@ -361,7 +402,7 @@ class Call:
         desk = self.desk
         self.phase = Phase.ENDED
         # An end that nobody observed is the last proof of life (design: invariant 4).
-        at = desk.now if certain or self.last_seen is None else self.last_seen
+        at = desk.now if certain else self.proof or self.last_seen or desk.now
         record = final(
             replace(self.record, ringing_at_ms=self.ringing_at_ms),
             answer=self.answer,
@@ -378,8 +419,11 @@ class Call:
         desk.out.append(Journal(End(record)))
         for line in self.lines:
             desk.out.append(ReleaseSlot(line, self.id))
+        desk.trunks.release(self.id)
         for kind in ("setup", "route", "ring", "maximum", "reap"):
             desk.queue.cancel(("call", self.id, kind))
+        for dialog in self.dialogs.values():
+            liveness.stop(self, dialog)
         desk.count("calls_ended", reason)
         level = "warning" if self.is_emergency and self.answer is None and reason != "cancelled" else "info"
         desk.out.append(Note(level, "call_ended", {"call": self.id, "reason": reason, "status": record.status}))
@@ -387,39 +431,53 @@ class Call:
         desk.queue.set(("call", self.id, "forget"), desk.now.mono + 64 * desk.settings.timers.t1)
         self.on_end(self)
 
-    def hang_up(self, reason: EndReason, *, cause: int, certain: bool = True) -> None:
-        """End an answered call ourselves: a BYE to both parties of each of its dialogs (design §5, step 5)."""
+    def hang_up(self, reason: EndReason, *, cause: int, certain: bool = True, only: Dialog | None = None) -> None:
+        """End an answered call ourselves: a BYE to both parties of each of its dialogs (design §5, step 5).
+
+        With `only` that dialog alone is ended, and the call with it unless a forked call has another one up.
+        """
         if self.phase is not Phase.ANSWERED:
             return
-        for dialog in self.dialogs.values():
+        for dialog in self.dialogs.values() if only is None else (only,):
             if dialog.sides is not None and not dialog.ended:
                 dialog.ended = True
-                caller, callee = dialog.sides
-                self._send_bye(caller, self.flow, cause, is_customer=self.from_customer)
-                self._send_bye(callee, dialog.to, cause, is_customer=dialog.target.is_customer)
+                for side in liveness.Side:
+                    user = carrier.bye_user(self, dialog, to_caller=side is liveness.Side.CALLER)
+                    self._send_bye(dialog.sides[side], self.reach(dialog, side), cause, user)
+        if only is not None and any(d.confirmed and not d.ended for d in self.dialogs.values()):
+            return
         self.end(reason, released_by="proxy", cause=cause, certain=certain)
 
-    def _send_bye(self, side: DialogSide, known: Flow | Hop, cause: int, *, is_customer: bool) -> None:
+    def reach(self, dialog: Dialog, side: liveness.Side) -> Flow | Hop:
+        """Where a request of our own to that party goes: a customer's flow, else what its route set or target names."""
+        caller = side is liveness.Side.CALLER
+        known = self.flow if caller else dialog.to
+        if dialog.sides is None or (self.from_customer if caller else dialog.target.is_customer):
+            return known
+        return next_hop(self.desk.settings, dialog.sides[side].next_hop, known)
+
+    def _send_bye(self, side: DialogSide, to: Flow | Hop, cause: int, user: ClientUser) -> None:
         desk = self.desk
-        to = known if is_customer else next_hop(desk.settings, side.next_hop, known)
         via = via_of(desk, to)
         if via is None:
             return
         value, branch = via
         bye = parse_message(write_bye(side, value, headers=reason_header(cause)))
         assert isinstance(bye, Request)
-        desk.transactions.new_client(bye, branch, to, Ignored(), desk.now.mono)
+        desk.transactions.new_client(bye, branch, to, user, desk.now.mono)
 
     def seen(self) -> None:
         """A message of this call arrived."""
         self.last_seen = self.desk.now
 
-    def alive(self) -> None:
-        """A message of the answered call arrived: proof of life, which the journal keeps for a crash."""
+    def alive(self, proof: Now) -> None:
+        """A message of the answered call arrived. Where it moves the proof that both parties are there, that is journalled."""
         self.seen()
         desk = self.desk
         if self.phase is Phase.ANSWERED:
-            desk.out.append(Journal(Alive(self.id, desk.now.utc_ms, self.after_ms(desk.now))))
+            if self.proof is None or proof > self.proof:
+                self.proof = proof
+                desk.out.append(Journal(Alive(self.id, proof.utc_ms, self.after_ms(proof))))
             desk.queue.set(("call", self.id, "reap"), desk.now.mono + desk.settings.reap_s)
 
     def after_ms(self, at: Now) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sipproxy.engine import liveness
 from sipproxy.engine.authenticate import Authenticator, Proven
 from sipproxy.engine.call import Call
 from sipproxy.engine.calls import Calls
@@ -87,6 +88,8 @@ class Engine:
                 desk.transactions.fire(key, now.mono)
             elif key[0] == "call":
                 self._call_timer(key[1], key[2])
+            elif key[0] == "session":
+                self._session_timer(key[1], key[2])
             elif key[0] == "relay":
                 self._relay_timer(key[1])
         return desk.take_actions()
@@ -260,5 +263,11 @@ class Engine:
 
     def _relay_timer(self, key: Hashable) -> None:
         client = self.desk.transactions.clients.get(key)
+    def _session_timer(self, call_id: str, to_tag: bytes) -> None:
+        call = self.calls.by_id.get(call_id)
+        dialog = call.dialogs.get(to_tag) if call is not None else None
+        if call is not None and dialog is not None:
+            liveness.check(call, dialog)
+
         if client is not None and isinstance(client.user, Relay):
             client.user.cancel()

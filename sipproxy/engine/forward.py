@@ -206,7 +206,9 @@ def next_hop(settings: Settings, uri: bytes | Uri, known: Flow | Hop) -> Flow | 
     return hop_of(parsed)
 
 
-def forward_response(response: Response, to: Flow, *, from_customer: bool) -> bytes:
+def forward_response(
+    response: Response, to: Flow, *, from_customer: bool, edit: Callable[[Editor], None] | None = None
+) -> bytes:
     """The response as it goes upstream to `to`: our Via is taken off (§16.7 step 3), and it can stand in a stream (§18.3)."""
     editor = Editor(response)
     editor.pop(b"via")
@@ -214,6 +216,8 @@ def forward_response(response: Response, to: Flow, *, from_customer: bool) -> by
         editor.append(b"Content-Length", b"%d" % len(response.body))
     if from_customer:
         strip_trust(editor, response)
+    if edit is not None:
+        edit(editor)
     return editor.to_bytes()
 
 

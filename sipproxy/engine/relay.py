@@ -6,12 +6,15 @@ Pure. A request without a live dialog of ours is answered 481 and goes nowhere (
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
+from sipproxy.engine import carrier, liveness, session
 from sipproxy.engine.actions import SendTo
-from sipproxy.engine.call import Dialog, Phase
+from sipproxy.engine.call import Phase
 from sipproxy.engine.causes import cause_of
 from sipproxy.engine.forward import forward_request, forward_response, loosen, next_hop, strict_next, strip_trust
+from sipproxy.engine.trunk_auth import answer_challenge
 from sipproxy.sip.build import Editor
 from sipproxy.sip.dialog import after_2xx, after_request
 
@@ -37,29 +40,59 @@ class Relay:
 
     desk: Desk
     server: Server
-    dialog: Dialog
-    to_customer: bool
+    found: Found
+    asked: session.Asked | None = None  # the session timer that the forwarded request asks for
+    route: str = ""  # the trunk route that it goes to
     key: Hashable = None
     provisional: bool = False
     cancelled: bool = False
     done: bool = False
 
     def response(self, _key: Hashable, response: Response, /) -> None:
+        if response.status in (401, 407) and self._authenticate(response):
+            return
         self.provisional = True
         if self.cancelled and response.status < 200:
             self._send_cancel()
         if response.status == 100:
             return
+        found = self.found
+        if response.status not in liveness.GONE:
+            liveness.heard(found.call, found.dialog, liveness.Side.CALLEE if found.from_caller else liveness.Side.CALLER)
         if response.status >= 200 and not self.done:
             self.done = True
             self.desk.queue.cancel(("relay", self.key))
-        if response.is_success and self.dialog.sides is not None:
-            self.dialog.sides = after_2xx(self.dialog.sides, self.server.request, response)
+        if response.is_success and found.dialog.sides is not None:
+            found.dialog.sides = after_2xx(found.dialog.sides, self.server.request, response)
         if response.status == 503:
             self.desk.answer(self.server, 500)  # §16.7 step 6: a 503 speaks of the hop that sent it, not of us
             return
-        data = forward_response(response, self.server.target, from_customer=self.to_customer)
+        edit = None
+        if response.is_success and self.server.request.method in session.REFRESHES:
+            agreed = session.agreed(response, self.asked)
+            liveness.refreshed(found.call, found.dialog, agreed)
+            edit = partial(session.tell, response, agreed)
+        data = forward_response(response, self.server.target, from_customer=found.to_customer, edit=edit)
         self.desk.transactions.respond(self.server, response.status, data, self.desk.now.mono)
+
+    def _authenticate(self, response: Response) -> bool:
+        """Answer a carrier's challenge with its route's credentials: True when the request is on its way again."""
+        found, desk = self.found, self.desk
+        answered = None
+        if not self.done and not self.cancelled and self.route:
+            answered = answer_challenge(desk, self.route, response, self)
+        if answered is None:
+            return False
+        request = answered.request
+        if request.method == b"INVITE":
+            desk.queue.cancel(("relay", self.key))
+            desk.queue.set(("relay", answered.key), desk.now.mono + desk.settings.ring_s)
+            found.dialog.shift.credentials = (answered.credentials,)
+        self.key, self.provisional = answered.key, False
+        found.dialog.shift.sent(self.server.request.cseq.number, request.cseq.number)
+        if found.dialog.sides is not None:
+            found.dialog.sides = after_request(found.dialog.sides, request)
+        return True
 
     def failed(self, _key: Hashable, /, *, timed_out: bool) -> None:
         if not self.done:
@@ -108,6 +141,8 @@ class Relays:
         if found.from_customer:
             strip_trust(editor, request)
         self._observe(found, request)
+        if found.from_customer and not found.to_customer:
+            found.dialog.shift.apply(editor, request)
         if request.method == b"ACK":
             built = forward_request(desk, request, to, editor=editor, call=found.call.id, stateless=True)
             if built is not None:
@@ -118,8 +153,14 @@ class Relays:
     def _forward(self, request: Request, flow: Flow, editor: Editor, found: Found, to: Flow | Hop) -> None:
         desk = self._desk
         server = desk.transactions.new_server(request, desk.reply_target(request, flow), desk.now.mono)
-        relay = Relay(desk, server, found.dialog, found.to_customer)
+        relay = Relay(desk, server, found, route=carrier.route_of(found.call, found.dialog, to_caller=not found.from_caller))
         server.user = relay
+        if found.call.phase is Phase.ANSWERED and not found.call.is_emergency:
+            terms = desk.settings.session_terms
+            if session.is_too_short(request, terms):
+                desk.answer(server, 422, headers=[session.refusal(terms)])
+                return
+            relay.asked = session.ask(request, editor, terms)
         record_route = flow if request.method in (b"INVITE", b"UPDATE") else None
         built = forward_request(desk, request, to, editor=editor, call=found.call.id, received_on=record_route)
         if built is None:
@@ -130,6 +171,8 @@ class Relays:
             desk.answer(server, 100)
             desk.queue.set(("relay", (branch, b"INVITE")), desk.now.mono + desk.settings.ring_s)  # Timer C
         relay.key = (branch, request.method)
+        if found.dialog.sides is not None:
+            found.dialog.sides = after_request(found.dialog.sides, sent)  # with the number that the peer sees
         desk.transactions.new_client(sent, branch, to, relay, desk.now.mono)
 
     def _next(self, found: Found, next_uri: Uri | None, uri: bytes) -> Flow | Hop:
@@ -143,7 +186,7 @@ class Relays:
     def _observe(self, found: Found, request: Request) -> None:
         """What the request says about the call: proof of life, or its end."""
         call, dialog = found.call, found.dialog
-        call.alive()
+        liveness.heard(call, dialog, liveness.Side.CALLER if found.from_caller else liveness.Side.CALLEE)
         if dialog.sides is not None:
             dialog.sides = after_request(dialog.sides, request)
         if request.method != b"BYE" or call.phase is not Phase.ANSWERED:

@@ -6,6 +6,7 @@ import ipaddress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from sipproxy.engine.session import Terms
 from sipproxy.sip.timers import Timers
 
 if TYPE_CHECKING:
@@ -69,12 +70,19 @@ class Settings:
     timers: Timers = field(default_factory=Timers)
 
     def is_ours(self, host: str, port: int | None) -> bool:
+    session_expires_s: int = 1800
+    min_se_s: int = 90
+    probe_s: float = 600.0
         """Whether host and port of a URI name one of our listeners."""
         return any((host, port if port is not None else 5060) in listener.hosts for listener in self.listeners)
 
     def in_access_network(self, host: str) -> bool:
         """Whether an IP address is inside a network from which 110 and 112 need no challenge."""
         return bool(self.access_networks) and any(ipaddress.ip_address(host) in n for n in self.access_networks)
+
+    @property
+    def session_terms(self) -> Terms:
+        return Terms(self.session_expires_s, self.min_se_s)
 
     def listener_for(self, transport: str) -> Listener | None:
         return next((listener for listener in self.listeners if listener.transport == transport), None)
