@@ -119,6 +119,7 @@ class Call:
             self.refuse(422, NORMAL_UNSPECIFIED, end_reason="refused", headers=headers)
             return
         self.phase = Phase.PROCEEDING
+        carrier.arrived(self)
         self.context = ResponseContext(list(self.groups), self.retry_on)
         desk.out.append(Journal(Admit(self.record)))
         settings = desk.settings
@@ -219,7 +220,7 @@ class Call:
         if self.ringing_at_ms is None and response.status in (180, 183):
             self.ringing_at_ms = desk.now.utc_ms
         self._dialog(branch, response)
-        data = forward_response(response, self.server.target, from_customer=branch.target.is_customer)
+        data = forward_response(response, self.server.target, from_customer=branch.target.is_customer, answers=self.request)
         desk.transactions.respond(self.server, response.status, data, desk.now.mono)
 
     def _success(self, branch: Branch[Target], response: Response) -> None:
@@ -240,6 +241,7 @@ class Call:
             response,
             self.server.target,
             from_customer=branch.target.is_customer,
+            answers=self.request,
             edit=partial(session.tell, response, agreed),
         )
         if dialog is not None and dialog.watch is None and dialog.sides is not None:
@@ -323,7 +325,7 @@ class Call:
         if status in (401, 407):
             data = self._with_all_challenges(response)
         else:
-            data = forward_response(response, self.server.target, from_customer=from_customer)
+            data = forward_response(response, self.server.target, from_customer=from_customer, answers=self.request)
         desk = self.desk
         desk.transactions.respond(self.server, status, data, desk.now.mono)
         desk.count("responses", "INVITE", str(status))
@@ -355,6 +357,15 @@ class Call:
         if self.phase is Phase.PROCEEDING:
             self.gave_up = reason
             self._stop()
+
+    def stop(self, reason: EndReason) -> None:
+        """Somebody with the right to it ends the call, whatever phase it is in."""
+        if self.phase is Phase.ADMITTING:
+            self.refuse(480, NORMAL_UNSPECIFIED, end_reason=reason)
+        elif self.phase is Phase.PROCEEDING:
+            self.give_up(reason)
+        else:
+            self.hang_up(reason, cause=NORMAL_UNSPECIFIED)
 
     def _stop(self) -> None:
         self.context.stopped = True

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from policy.emergency import service_of
 from sipproxy.engine import liveness
 from sipproxy.engine.authenticate import Authenticator, Proven
-from sipproxy.engine.call import Call
+from sipproxy.engine.call import Call, Phase
 from sipproxy.engine.calls import Calls
 from sipproxy.engine.causes import NORMAL_UNSPECIFIED, TIMER_EXPIRY
 from sipproxy.engine.registrar import Registrar
@@ -92,6 +93,8 @@ class Engine:
                 self._session_timer(key[1], key[2])
             elif key[0] == "relay":
                 self._relay_timer(key[1])
+            elif key[0] == "trunk":
+                desk.trunks.fire(key[1], key[2])
         return desk.take_actions()
 
     @property
@@ -110,6 +113,22 @@ class Engine:
         self.desk.now = now
         self.desk.transactions.transport_failed(key, now.mono)
         return self.desk.take_actions()
+
+    def end_call(self, call_id: str, now: Now, *, emergency_too: bool = False) -> tuple[str, list[Action]]:
+        """End a call for an operator: the phase that it was in, `unknown` where none is live, `emergency` where it is refused.
+
+        Whoever called for help is cut off only by somebody who says that this is meant.
+        """
+        self.desk.now = now
+        call = self.calls.by_id.get(call_id)
+        if call is None or call.phase is Phase.ENDED:
+            return "unknown", []
+        if call.is_emergency and not emergency_too:
+            return "emergency", []
+        state = str(call.phase)
+        call.stop("operator")
+        self.desk.note("warning", "call_ended_by_operator", call=call_id, state=state)
+        return state, self.desk.take_actions()
 
     def close(self, reason: str) -> None:
         """Take no new calls but emergencies, for this reason: they get 503. Others may have closed for reasons of their own."""
@@ -195,6 +214,9 @@ class Engine:
             desk.reply(request, flow, 483)  # §16.3 step 3
         elif method == b"REGISTER":
             self._register(request, flow)
+        elif method == b"INVITE" and desk.has_looped(request) and not service_of(request.uri):
+            desk.count("requests_refused", "loop")
+            desk.reply(request, flow, 482)  # §16.3 step 4
         elif method == b"INVITE":
             self._setup.invite(request, flow)
         else:
@@ -261,13 +283,13 @@ class Engine:
         elif kind == "reap":
             call.hang_up("session_expired", cause=TIMER_EXPIRY, certain=False)
 
-    def _relay_timer(self, key: Hashable) -> None:
-        client = self.desk.transactions.clients.get(key)
     def _session_timer(self, call_id: str, to_tag: bytes) -> None:
         call = self.calls.by_id.get(call_id)
         dialog = call.dialogs.get(to_tag) if call is not None else None
         if call is not None and dialog is not None:
             liveness.check(call, dialog)
 
+    def _relay_timer(self, key: Hashable) -> None:
+        client = self.desk.transactions.clients.get(key)
         if client is not None and isinstance(client.user, Relay):
             client.user.cancel()

@@ -64,15 +64,18 @@ class Relay:
             self.desk.queue.cancel(("relay", self.key))
         if response.is_success and found.dialog.sides is not None:
             found.dialog.sides = after_2xx(found.dialog.sides, self.server.request, response)
-        if response.status == 503:
-            self.desk.answer(self.server, 500)  # §16.7 step 6: a 503 speaks of the hop that sent it, not of us
+        if response.status == 503 or (response.status in (401, 407) and self.desk.trunks.has_credentials(self.route)):
+            # §16.7 step 6: a 503 speaks of the hop that sent it, not of us. A challenge to us is no business of the sender's.
+            self.desk.answer(self.server, 500)
             return
         edit = None
         if response.is_success and self.server.request.method in session.REFRESHES:
             agreed = session.agreed(response, self.asked)
             liveness.refreshed(found.call, found.dialog, agreed)
             edit = partial(session.tell, response, agreed)
-        data = forward_response(response, self.server.target, from_customer=found.to_customer, edit=edit)
+        data = forward_response(
+            response, self.server.target, from_customer=found.to_customer, edit=edit, answers=self.server.request
+        )
         self.desk.transactions.respond(self.server, response.status, data, self.desk.now.mono)
 
     def _authenticate(self, response: Response) -> bool:

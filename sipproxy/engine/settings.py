@@ -36,6 +36,14 @@ class TrunkRoute:
     networks: tuple[tuple[Network, int], ...]  # (network, source port or 0 for any)
     priority: int = 0
     weight: int = 1
+    ping_s: float = 0.0  # between two OPTIONS; 0: none are sent
+    calls: int = 0  # calls at once of this node; 0: unbounded
+    user: str = ""  # "": challenges are not answered
+    password: str = field(default="", repr=False)
+    realm: str = ""  # "": whatever realm the challenge names
+    register: bool = False
+    domain: str = ""  # of the address that is registered; "": the hop
+    expires_s: int = 3600
 
     def matches(self, flow: Flow) -> bool:
         address = ipaddress.ip_address(flow.host)
@@ -62,6 +70,9 @@ class Settings:
     ring_s: float = 180.0
     maximum_s: float = 43200.0
     reap_s: float = 7200.0
+    session_expires_s: int = 1800
+    min_se_s: int = 90
+    probe_s: float = 600.0
     slots: str = "local"
     max_headers: int = 200
     max_transactions: int = 200_000
@@ -69,20 +80,17 @@ class Settings:
     max_bindings: int = 200_000
     timers: Timers = field(default_factory=Timers)
 
+    @property
+    def session_terms(self) -> Terms:
+        return Terms(self.session_expires_s, self.min_se_s)
+
     def is_ours(self, host: str, port: int | None) -> bool:
-    session_expires_s: int = 1800
-    min_se_s: int = 90
-    probe_s: float = 600.0
         """Whether host and port of a URI name one of our listeners."""
         return any((host, port if port is not None else 5060) in listener.hosts for listener in self.listeners)
 
     def in_access_network(self, host: str) -> bool:
         """Whether an IP address is inside a network from which 110 and 112 need no challenge."""
         return bool(self.access_networks) and any(ipaddress.ip_address(host) in n for n in self.access_networks)
-
-    @property
-    def session_terms(self) -> Terms:
-        return Terms(self.session_expires_s, self.min_se_s)
 
     def listener_for(self, transport: str) -> Listener | None:
         return next((listener for listener in self.listeners if listener.transport == transport), None)

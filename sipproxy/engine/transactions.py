@@ -66,6 +66,7 @@ class Client:
     request: Request
     target: Flow | Hop
     user: ClientUser
+    challenged: int = 0  # challenges that this request is the answer to
 
 
 class Ignored:
@@ -88,6 +89,7 @@ class Transactions:
         self._queue = queue
         self.servers: dict[Hashable, Server] = {}
         self.clients: dict[Hashable, Client] = {}
+        self.told: Client | None = None  # whose response its user is being told; over TCP it has left the table by then
 
     @property
     def is_full(self) -> bool:
@@ -135,12 +137,14 @@ class Transactions:
 
     # Client side
 
-    def new_client(self, request: Request, branch: bytes, target: Flow | Hop, user: ClientUser, now: float) -> Hashable:
+    def new_client(
+        self, request: Request, branch: bytes, target: Flow | Hop, user: ClientUser, now: float, *, challenged: int = 0
+    ) -> Hashable:
         """Start a client transaction with the request as it is to be sent; its key is returned."""
         kind = InviteClient if request.method == b"INVITE" else NonInviteClient
         machine = kind(request, timers=self._timers, reliable=target.transport in RELIABLE)
         key = client_key(branch, request.method)
-        client = Client(key, machine, request, target, user)
+        client = Client(key, machine, request, target, user, challenged)
         self.clients[key] = client
         self._perform(client, machine.start(now))
         return key
@@ -200,6 +204,7 @@ class Transactions:
                 self._emit(SendTo(client.target, action.data, ("c", client.key)))
             elif isinstance(action, PassUp):
                 if isinstance(action.message, Response):
+                    self.told = client
                     client.user.response(client.key, action.message)
             else:
                 client.user.failed(client.key, timed_out=isinstance(action, TimedOut))
