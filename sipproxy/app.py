@@ -195,6 +195,7 @@ class Node:
         await self._load_bindings()
         metrics = await self._observe(stack)
         await self._transports.start()
+        self.shell.start()
         self._lag = LoopLag(metrics)
         self.log.info(
             "ready",
@@ -297,7 +298,7 @@ class Node:
             stack.push_async_callback(server.close)
         control = ControlServer(
             socket_path(self.data_dir),
-            handlers(self.engine, self.store, self._publisher),
+            handlers(self.engine, self.shell, self.store, self._publisher),
             on_error=lambda command, error: self.log.error("control_failed", command=command, error=repr(error)),
         )
         await control.start()

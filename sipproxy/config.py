@@ -87,6 +87,14 @@ class Trunk(Section, frozen=True):
     ] = ()  # sources of incoming calls: IP, IP:port or network; default: the uri's host
     priority: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 0  # lower first
     weight: Annotated[int, msgspec.Meta(ge=1, le=65535)] = 1
+    ping_s: Annotated[int, msgspec.Meta(ge=0, le=3600)] = 30  # between two OPTIONS; 0 = none
+    calls: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 0  # at once on this node; 0 = unbounded
+    user: Text = ""  # answers the carrier's digest challenges
+    password: Text = ""
+    realm: Text = ""  # of the challenges that are answered; "" = any
+    register: bool = False
+    domain: Text = ""  # of the registered address; "" = the uri's host
+    expires_s: Annotated[int, msgspec.Meta(ge=60, le=7 * 86400)] = 3600  # asked for in REGISTER
 
 
 class Emergency(Section, frozen=True):

@@ -225,7 +225,7 @@ class _Reader:
         try:
             return msgspec.convert(value, kind)
         except msgspec.ValidationError as error:
-            self.fault(key, _reason(error, kind, value))
+            self.fault(key, "is a text of at most 255 characters" if key[-1] == "password" else _reason(error, kind, value))
             return None
 
 
@@ -325,9 +325,23 @@ def _check_trunks(trunks: tuple[Trunk | None, ...], reader: _Reader) -> None:
             reader.fault(
                 ("trunk", index, "uri"), f"{trunk.uri[:80]!r} is not a next hop such as sip:192.0.2.10:5060;transport=udp"
             )
+        _check_trunk_user(index, trunk, reader)
         for position, address in enumerate(trunk.addresses):
             with _told(reader, ("trunk", index, "addresses", position)):
                 _check_source(address)
+
+
+def _check_trunk_user(index: int, trunk: Trunk, reader: _Reader) -> None:
+    """What a route's credentials and its registration need of each other. A password is never shown."""
+    if trunk.user and not re.fullmatch(r"[A-Za-z0-9._~!$&'()*+,;=%-]+", trunk.user):
+        reader.fault(("trunk", index, "user"), "not the user part of a SIP URI: letters, digits and -._~!$&'()*+,;=%")
+    if trunk.user and not trunk.password:
+        reader.fault(("trunk", index, "user"), "needs 'password' beside it")
+    for name in ("password", "realm", "register", "domain"):
+        if getattr(trunk, name) and not trunk.user:
+            reader.fault(("trunk", index, name), "needs 'user' beside it")
+    if trunk.domain and not re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+)(:[0-9]{1,5})?", trunk.domain):
+        reader.fault(("trunk", index, "domain"), f"{trunk.domain!r} is not host or host:port")
 
 
 def _check_source(text: str) -> None:

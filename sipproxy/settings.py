@@ -71,7 +71,21 @@ def _listener(index: int, advertised: str, bound: Bound, domains: frozenset[str]
 def _trunk(trunk: Trunk) -> TrunkRoute:
     hop = parse_hop(trunk.uri.encode())
     sources = trunk.addresses or ((hop.host,) if _is_literal(hop.host) else ())
-    return TrunkRoute(trunk.name, hop, tuple(_source(source) for source in sources), trunk.priority, trunk.weight)
+    return TrunkRoute(
+        trunk.name,
+        hop,
+        tuple(_source(source) for source in sources),
+        trunk.priority,
+        trunk.weight,
+        ping_s=trunk.ping_s,
+        calls=trunk.calls,
+        user=trunk.user,
+        password=trunk.password,
+        realm=trunk.realm,
+        register=trunk.register,
+        domain=trunk.domain,
+        expires_s=trunk.expires_s,
+    )
 
 
 def _is_literal(host: str) -> bool:

@@ -81,6 +81,10 @@ class Shell:
         self._log = structlog.get_logger("engine")
         self.facts_lost = 0
 
+    def start(self) -> None:
+        """Have the engine do what it does unasked, such as pings; messages may be sent from now on."""
+        self._arm()
+
     # Events
 
     def message(self, data: bytes, flow: Flow) -> None:
@@ -101,6 +105,12 @@ class Shell:
     def _fire(self) -> None:
         self._timer = None
         self._perform(self.engine.fire(instant()))
+
+    def end_call(self, call: str, *, emergency_too: bool) -> str:
+        """End a call for an operator; what `Engine.end_call` says."""
+        state, actions = self.engine.end_call(call, instant(), emergency_too=emergency_too)
+        self._perform(actions)
+        return state
 
     def refresh_leases(self) -> None:
         """Re-assert the slot of every live call."""

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from sipproxy.engine.state import Desk
     from sipproxy.sip.message import Response
 
-__all__ = ["RouteState", "Trunks"]
+__all__ = ["Health", "RouteState", "Trunks"]
 
 DOWN_AFTER = 2  # failures in a row
 PING_ANSWER_S = 4.0  # of silence until a ping has failed: four transmissions over UDP
