@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from sipproxy.admin.control import ControlServer, Handler
+from sipproxy.admin.control import ControlError, ControlServer, Handler
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 LINES = "line,profile,status,channels,location,area_code,account,kind,password,number\n"
@@ -27,6 +27,7 @@ COMMANDS = (
     ["serve"],
     ["check"],
     ["calls"],
+    ["calls", "end"],
     ["registrations"],
     ["demo"],
     ["explain"],
@@ -308,6 +309,23 @@ def test_calls_and_registrations_of_a_running_node_are_shown(config: Path, node:
     assert re.split(r"\s{2,}", table[1].strip())[:1] == ["v1001-1"]
     node["calls"] = lambda _: {"calls": []}
     assert run("calls", "-c", config).stdout == "no calls\n"
+
+
+def test_calls_end_tells_what_became_of_the_call(config: Path, node: dict[str, Handler]) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def end(request: dict[str, Any]) -> dict[str, Any]:
+        asked.append(request)
+        if request["call"] == "gone":
+            raise ControlError("there is no live call 'gone' on this node")
+        return {"id": request["call"], "state": "answered"}
+
+    node["end"] = end
+    assert answer("calls", "-c", config, "end", "c1") == {"id": "c1", "state": "answered"}
+    assert run("calls", "end", "c2", "--emergency", "-c", config).stdout == "c2: ended: a BYE went to both parties\n"
+    assert asked == [{"call": "c1", "emergency": False}, {"call": "c2", "emergency": True}]
+    done = run("calls", "end", "gone", "-c", config)
+    assert (done.returncode, done.stderr) == (1, "there is no live call 'gone' on this node\n")
 
 
 def test_calls_node_that_refuses_exits_1(config: Path, node: dict[str, Handler]) -> None:
