@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from cdr.assemble import final
-from cdr.facts import Admit, Alive, Answer, End, EndReason, Record, ReleasedBy
-from sipproxy.engine import carrier, liveness, session
+from cdr.facts import Answer, End, EndReason, Record, ReleasedBy
+from sipproxy.engine import carrier, keep, liveness, session
 from sipproxy.engine.actions import Journal, Note, Now, ReleaseSlot
 from sipproxy.engine.causes import NO_CHANNEL, NORMAL_CLEARING, NORMAL_UNSPECIFIED, cause_of
 from sipproxy.engine.cseq import Shift
@@ -27,12 +27,11 @@ from sipproxy.sip.build import Editor
 from sipproxy.sip.dialog import DialogSide, from_invite_2xx, write_bye
 from sipproxy.sip.matching import client_key
 from sipproxy.sip.message import Request, parse_message
-from sipproxy.sip.sdp import media_kinds
-from sipproxy.sip.text import text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
+    from sipproxy.engine.recover import Resumed
     from sipproxy.engine.state import Desk
     from sipproxy.engine.transactions import ClientUser, Server
     from sipproxy.sip.flow import Flow, Hop
@@ -61,6 +60,7 @@ class Dialog:
     ended: bool = False
     sides: tuple[DialogSide, DialogSide] | None = None  # caller and callee, once confirmed: what a BYE of ours needs
     watch: liveness.Watch | None = None  # whether both are there, once confirmed
+    kept: tuple[bytes, bytes] | None = None  # INVITE and 2xx as the journal has them
     shift: Shift = field(default_factory=Shift)  # of what the customer sends towards a trunk
 
 
@@ -87,6 +87,7 @@ class Call:
     ringing_at_ms: int | None = None
     last_seen: Now | None = None
     proof: Now | None = None  # when both parties of the answered call were last known to be there
+    resumed: Resumed | None = None  # taken up again after a restart
     asked: session.Asked | None = None  # the session timer that our INVITE asks for
     gave_up: EndReason | None = None  # why we cancelled the branches ourselves
     was_cancelled: bool = False
@@ -121,7 +122,7 @@ class Call:
         self.phase = Phase.PROCEEDING
         carrier.arrived(self)
         self.context = ResponseContext(list(self.groups), self.retry_on)
-        desk.out.append(Journal(Admit(self.record)))
+        desk.out.append(Journal(keep.admission(self)))
         settings = desk.settings
         desk.queue.set(("call", self.id, "setup"), desk.now.mono + settings.setup_s)
         self._try_next()
@@ -236,6 +237,8 @@ class Call:
             self._confirm(dialog, branch, response)
         if first:
             self._answered(branch, response)
+        else:
+            keep.refreshed(self)  # a forked call's further dialog
         agreed = session.agreed(response, self.asked)
         data = forward_response(
             response,
@@ -257,20 +260,7 @@ class Call:
         if not self.is_emergency:  # whoever called for help is not cut off by a bound that guards against charges
             desk.queue.set(("call", self.id, "maximum"), desk.now.mono + desk.settings.maximum_s)
         desk.queue.set(("call", self.id, "reap"), desk.now.mono + desk.settings.reap_s)
-        target = branch.target
-        media = media_kinds(response.body, response.first(b"content-type") or b"")
-        self.answer = Answer(
-            id=self.id,
-            at_ms=desk.now.utc_ms,
-            after_ms=self.after_ms(desk.now),
-            ringing_at_ms=self.ringing_at_ms,
-            status=response.status,
-            to_tag=text(response.to.tag),
-            trunk=target.name if target.kind == "trunk" else "",
-            psap=target.name if target.kind == "psap" else "",
-            callee_account=target.name if target.kind == "binding" else "",
-            media=media,
-        )
+        self.answer = keep.answer(self, branch.target, response)
         desk.out.append(Journal(self.answer))
         desk.count("responses", "INVITE", str(response.status))
         self._cancel_branches()
@@ -292,6 +282,7 @@ class Call:
         sent = client.request
         own = sum(is_ours(route.uri, self.desk.settings) for route in sent.record_routes)
         dialog.sides = from_invite_2xx(sent, response, own_routes=own)
+        dialog.kept = (keep.reduced(sent), keep.reduced(response))
 
     def _finish(self) -> None:
         """No branch is left: the best response goes upstream (§16.7 steps 6 to 9)."""
@@ -414,6 +405,8 @@ class Call:
         self.phase = Phase.ENDED
         # An end that nobody observed is the last proof of life (design: invariant 4).
         at = desk.now if certain else self.proof or self.last_seen or desk.now
+        if certain and self.resumed is not None:
+            at, certain = self.resumed.end(at, self.proof or at, by_us=released_by == "proxy")
         record = final(
             replace(self.record, ringing_at_ms=self.ringing_at_ms),
             answer=self.answer,
@@ -488,7 +481,7 @@ class Call:
         if self.phase is Phase.ANSWERED:
             if self.proof is None or proof > self.proof:
                 self.proof = proof
-                desk.out.append(Journal(Alive(self.id, proof.utc_ms, self.after_ms(proof))))
+                desk.out.append(Journal(keep.proof_of_life(self, proof)))
             desk.queue.set(("call", self.id, "reap"), desk.now.mono + desk.settings.reap_s)
 
     def after_ms(self, at: Now) -> int:

@@ -14,6 +14,7 @@ from sipproxy.engine.authenticate import Authenticator, Proven
 from sipproxy.engine.call import Call, Phase
 from sipproxy.engine.calls import Calls
 from sipproxy.engine.causes import NORMAL_UNSPECIFIED, TIMER_EXPIRY
+from sipproxy.engine.recover import recover
 from sipproxy.engine.registrar import Registrar
 from sipproxy.engine.relay import IN_DIALOG, Relay, Relays
 from sipproxy.engine.setup import Setup
@@ -25,11 +26,12 @@ from sipproxy.sip.message import Request, Response, check_message, parse_message
 from sipproxy.sip.text import text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
+    from collections.abc import Callable, Hashable, Sequence
 
     from policy.model import Snapshot
     from sipproxy.engine.actions import Action, Now
     from sipproxy.engine.location import Binding
+    from sipproxy.engine.recover import Unfinished
     from sipproxy.engine.settings import Settings
     from sipproxy.sip.flow import Flow
 
@@ -142,6 +144,12 @@ class Engine:
         """The head of a message whose stream cannot be read on: answered where it can be."""
         self.desk.now = now
         self._salvage(head, flow, fault)
+        return self.desk.take_actions()
+
+    def recover(self, unfinished: Sequence[Unfinished], now: Now) -> list[Action]:
+        """Take up the calls that the journal has no end of. To be called once, before the first message."""
+        self.desk.now = now
+        recover(self.desk, self.calls, unfinished)
         return self.desk.take_actions()
 
     def swap_snapshot(self, snapshot: Snapshot) -> None:

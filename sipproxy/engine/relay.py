@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from sipproxy.engine import carrier, liveness, session
+from sipproxy.engine import carrier, keep, liveness, session
 from sipproxy.engine.actions import SendTo
 from sipproxy.engine.call import Phase
 from sipproxy.engine.causes import cause_of
 from sipproxy.engine.forward import forward_request, forward_response, loosen, next_hop, strict_next, strip_trust
+from sipproxy.engine.recover import follow
 from sipproxy.engine.trunk_auth import answer_challenge
 from sipproxy.sip.build import Editor
 from sipproxy.sip.dialog import after_2xx, after_request
@@ -64,6 +65,7 @@ class Relay:
             self.desk.queue.cancel(("relay", self.key))
         if response.is_success and found.dialog.sides is not None:
             found.dialog.sides = after_2xx(found.dialog.sides, self.server.request, response)
+            keep.refreshed(found.call)
         if response.status == 503 or (response.status in (401, 407) and self.desk.trunks.has_credentials(self.route)):
             # §16.7 step 6: a 503 speaks of the hop that sent it, not of us. A challenge to us is no business of the sender's.
             self.desk.answer(self.server, 500)
@@ -143,6 +145,7 @@ class Relays:
         to = self._next(found, strict_next(editor, routes, uri), uri)
         if found.from_customer:
             strip_trust(editor, request)
+        follow(found, flow)
         self._observe(found, request)
         if found.from_customer and not found.to_customer:
             found.dialog.shift.apply(editor, request)
@@ -189,12 +192,16 @@ class Relays:
     def _observe(self, found: Found, request: Request) -> None:
         """What the request says about the call: proof of life, or its end."""
         call, dialog = found.call, found.dialog
-        liveness.heard(call, dialog, liveness.Side.CALLER if found.from_caller else liveness.Side.CALLEE)
+        side = liveness.Side.CALLER if found.from_caller else liveness.Side.CALLEE
+        if request.method == b"BYE" and call.resumed is not None and dialog.watch is not None:
+            call.resumed.leaving(dialog.watch.proofs[side], self._desk.now, repeated_s=64 * self._desk.settings.timers.t1)
+        liveness.heard(call, dialog, side)
         if dialog.sides is not None:
             dialog.sides = after_request(dialog.sides, request)
         if request.method != b"BYE" or call.phase is not Phase.ANSWERED:
             return
         dialog.ended = True
         if any(d.confirmed and not d.ended for d in call.dialogs.values()):
+            keep.refreshed(call)
             return  # a forked call with a second dialog still up
         call.end("normal", released_by="caller" if found.from_caller else "callee", cause=cause_of(request, 200))

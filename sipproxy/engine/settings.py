@@ -70,6 +70,8 @@ class Settings:
     ring_s: float = 180.0
     maximum_s: float = 43200.0
     reap_s: float = 7200.0
+    recovered_reap_s: float = 90.0
+    boot: str = ""  # which boot of the machine this is, "" where that is not known
     session_expires_s: int = 1800
     min_se_s: int = 90
     probe_s: float = 600.0

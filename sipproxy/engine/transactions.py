@@ -109,6 +109,17 @@ class Transactions:
         self._arm_server(server)
         return server
 
+    def accepted_server(self, request: Request, target: Flow) -> Server:
+        """An INVITE's server transaction that was answered with a 2xx before; in no table yet."""
+        machine = InviteServer(request, timers=self._timers, reliable=target.transport in RELIABLE, now=0.0)
+        return Server(server_key(request), machine, request, target)
+
+    def put_server(self, server: Server, now: float) -> None:
+        """Let an accepted server transaction absorb and pass on what still arrives for it (RFC 6026 §7.1)."""
+        server.machine.respond(200, b"", now)  # without sending: the 2xx is the UAS's to repeat
+        self.servers[server.key] = server
+        self._arm_server(server)
+
     def receive_request(self, server: Server, request: Request, now: float) -> Request | None:
         """Feed a retransmission or an ACK. Returns an ACK that is the transaction user's (RFC 6026 §7.1)."""
         passed: Request | None = None
@@ -148,6 +159,14 @@ class Transactions:
         self.clients[key] = client
         self._perform(client, machine.start(now))
         return key
+
+    def accepted_client(self, request: Request, branch: bytes, target: Flow | Hop, user: ClientUser, now: float) -> None:
+        """An INVITE's client transaction that got a 2xx before: repetitions of it go to `user` (RFC 6026 §7.2)."""
+        machine = InviteClient(request, timers=self._timers, reliable=target.transport in RELIABLE)
+        machine.accept(now)
+        client = Client(client_key(branch, request.method), machine, request, target, user)
+        self.clients[client.key] = client
+        self._perform(client, [])
 
     def cancel(self, client: Client, now: float) -> None:
         """Send a CANCEL for a pending INVITE, which then ends within 64*T1 whatever the peer does (§9.1)."""
