@@ -260,6 +260,9 @@ class Call:
         if not self.is_emergency:  # whoever called for help is not cut off by a bound that guards against charges
             desk.queue.set(("call", self.id, "maximum"), desk.now.mono + desk.settings.maximum_s)
         desk.queue.set(("call", self.id, "reap"), desk.now.mono + desk.settings.reap_s)
+        if self.gave_up == "operator":
+            # The answer crossed our CANCEL. RFC 3261 §15: no BYE to the caller before it has acknowledged the 2xx.
+            desk.queue.set(("call", self.id, "operator"), desk.now.mono + 4 * desk.settings.timers.t1)
         self.answer = keep.answer(self, branch.target, response)
         desk.out.append(Journal(self.answer))
         desk.count("responses", "INVITE", str(response.status))
@@ -289,7 +292,9 @@ class Call:
         best = self.context.best()
         status = best.status if best is not None else 480
         response = best.final if best is not None else None
-        if self.gave_up is not None:
+        if self.gave_up == "operator":
+            self.refuse(480, NORMAL_UNSPECIFIED, end_reason="operator")
+        elif self.gave_up is not None:
             self.refuse(408 if status == 487 else status, 102, end_reason=self.gave_up)
         elif self.was_cancelled:
             self.refuse(487, NORMAL_CLEARING, end_reason="cancelled", released_by="caller")
@@ -424,7 +429,7 @@ class Call:
         for line in self.lines:
             desk.out.append(ReleaseSlot(line, self.id))
         desk.trunks.release(self.id)
-        for kind in ("setup", "route", "ring", "maximum", "reap"):
+        for kind in ("setup", "route", "ring", "maximum", "reap", "operator"):
             desk.queue.cancel(("call", self.id, kind))
         for dialog in self.dialogs.values():
             liveness.stop(self, dialog)

@@ -288,6 +288,8 @@ class Engine:
             call.give_up("no_answer")
         elif kind == "maximum":
             call.hang_up("maximum", cause=NORMAL_UNSPECIFIED)
+        elif kind == "operator":
+            call.hang_up("operator", cause=NORMAL_UNSPECIFIED)
         elif kind == "reap":
             call.hang_up("session_expired", cause=TIMER_EXPIRY, certain=False)
 
