@@ -113,7 +113,7 @@ class Registration:
         elif response.status in (401, 407) and self._authenticate(response):
             return
         elif response.status == 423 and self._longer(response):
-            self._send(None)
+            self.send()
         else:
             self._again(RegistrationState.REFUSED, retry_after=response.first(b"retry-after"))
 
