@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from sipproxy.config import Config, Listen, Section, Trunk
+from sipproxy.config import Calls, Config, Listen, Section, Trunk
 
 __all__ = ["ConfigError", "Fault", "key_lines", "load", "split_address"]
 
@@ -276,10 +276,20 @@ def _check(config: Config, reader: _Reader) -> None:
             ipaddress.ip_network(network)
     if config.calls.route_s > config.calls.setup_s:
         reader.fault(("calls", "route_s"), f"at most setup_s, which is {config.calls.setup_s}")
+    _check_bounds(config.calls, reader)
     for name in ("lines", "psap", "blocks"):
         for index, file in enumerate(getattr(config.policy, name)):
             if not (reader.folder / file).is_file():
                 reader.fault(("policy", name, index), f"there is no file {str(reader.folder / file)!r}")
+
+
+def _check_bounds(calls: Calls, reader: _Reader) -> None:
+    """The bounds of answered calls: a call is not reaped before its parties had the time to prove that they are there."""
+    if 0 < calls.session_expires_s < calls.min_se_s:
+        reader.fault(("calls", "session_expires_s"), f"0, or at least min_se_s, which is {calls.min_se_s}")
+    longest = max(calls.session_expires_s, calls.probe_s)
+    if calls.reap_s <= longest:
+        reader.fault(("calls", "reap_s"), f"above session_expires_s and probe_s, so above {longest}")
 
 
 @contextlib.contextmanager

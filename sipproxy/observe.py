@@ -81,6 +81,8 @@ def _engine_metrics(metrics: Metrics, engine: Engine) -> None:
         "trunk_full": ("calls that a trunk route had no place for", ("trunk",)),
         "trunk_challenges": ("digest challenges of trunk routes", ("trunk", "outcome")),
         "calls_ended": ("ended call attempts", ("reason",)),
+        "probes": ("parties of live calls that were asked whether they are there", ("side",)),
+        "parties_lost": ("parties found gone, and sessions that expired", ("how",)),
         "slots_undecided": ("calls decided without the store", ("way",)),
     }
 
