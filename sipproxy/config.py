@@ -43,6 +43,7 @@ class Section(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=T
 class Node(Section, frozen=True):
     id: Name = "node1"
     data_dir: Filled = "data"
+    drain_s: Annotated[int, msgspec.Meta(ge=0, le=86400)] = 60  # that live calls may go on after SIGTERM
 
 
 class Listen(Section, frozen=True):
@@ -107,6 +108,7 @@ class Calls(Section, frozen=True):
     ring_s: Annotated[int, msgspec.Meta(ge=10, le=7200)] = 180  # Timer C; RFC 3261 §16.6 asks for three minutes
     maximum_s: Seconds = 43200
     reap_s: Seconds = 7200  # answered, without a message from either party
+    recovered_reap_s: Annotated[int, msgspec.Meta(ge=10, le=86400)] = 90  # the same, after a restart of the node
     session_expires_s: Annotated[int, msgspec.Meta(ge=0, le=86400)] = 1800  # RFC 4028 asked for; 0 = not asked
     min_se_s: Annotated[int, msgspec.Meta(ge=90, le=86400)] = 90  # RFC 4028 §4: at least 90
     probe_s: Annotated[int, msgspec.Meta(ge=0, le=86400)] = 600  # a party not heard for so long is asked; 0 = never

@@ -28,12 +28,13 @@ from sipproxy.engine.actions import (
 from sipproxy.engine.actions import Journal as JournalFact
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Hashable, Sequence
 
     from cdr.facts import Fact
     from cdr.journal import Journal
     from cdr.publisher import Publisher
     from sipproxy.engine.core import Engine
+    from sipproxy.engine.recover import Unfinished
     from sipproxy.net.transports import Transports
     from sipproxy.sip.errors import ParseError
     from sipproxy.sip.flow import Flow
@@ -111,6 +112,11 @@ class Shell:
         state, actions = self.engine.end_call(call, instant(), emergency_too=emergency_too)
         self._perform(actions)
         return state
+
+    def recover(self, unfinished: Sequence[Unfinished]) -> None:
+        """Take up the calls that the journal has no end of; their timers run from `start` on."""
+        self._line.extend(self.engine.recover(unfinished, instant()))
+        self._drain()
 
     def refresh_leases(self) -> None:
         """Re-assert the slot of every live call."""
