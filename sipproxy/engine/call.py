@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 __all__ = ["Call", "Dialog", "Phase"]
 
 EARLY_DIALOGS = 32  # To tags remembered for one call; a forking UAS beyond that is refused its early requests
+STOPPED: tuple[EndReason, ...] = ("operator", "fraud_hold")  # ends that were ordered, not a bound that was reached
 
 
 class Phase(StrEnum):
@@ -131,7 +132,7 @@ class Call:
         desk = self.desk
         while True:
             if not self.context.groups:
-                self._finish()
+                self._go_on(self.context.progress())  # a branch that is overdue may still be answered
                 return
             sent = [self._send(target) for target in self.context.next_group()]
             if any(sent):
@@ -260,9 +261,9 @@ class Call:
         if not self.is_emergency:  # whoever called for help is not cut off by a bound that guards against charges
             desk.queue.set(("call", self.id, "maximum"), desk.now.mono + desk.settings.maximum_s)
         desk.queue.set(("call", self.id, "reap"), desk.now.mono + desk.settings.reap_s)
-        if self.gave_up == "operator":
+        if self.gave_up in STOPPED:
             # The answer crossed our CANCEL. RFC 3261 §15: no BYE to the caller before it has acknowledged the 2xx.
-            desk.queue.set(("call", self.id, "operator"), desk.now.mono + 4 * desk.settings.timers.t1)
+            desk.queue.set(("call", self.id, "stop"), desk.now.mono + 4 * desk.settings.timers.t1)
         self.answer = keep.answer(self, branch.target, response)
         desk.out.append(Journal(self.answer))
         desk.count("responses", "INVITE", str(response.status))
@@ -292,8 +293,8 @@ class Call:
         best = self.context.best()
         status = best.status if best is not None else 480
         response = best.final if best is not None else None
-        if self.gave_up == "operator":
-            self.refuse(480, NORMAL_UNSPECIFIED, end_reason="operator")
+        if self.gave_up in STOPPED:
+            self.refuse(480, NORMAL_UNSPECIFIED, end_reason=self.gave_up)
         elif self.gave_up is not None:
             self.refuse(408 if status == 487 else status, 102, end_reason=self.gave_up)
         elif self.was_cancelled:
@@ -429,7 +430,7 @@ class Call:
         for line in self.lines:
             desk.out.append(ReleaseSlot(line, self.id))
         desk.trunks.release(self.id)
-        for kind in ("setup", "route", "ring", "maximum", "reap", "operator"):
+        for kind in ("setup", "route", "ring", "maximum", "reap", "stop"):
             desk.queue.cancel(("call", self.id, kind))
         for dialog in self.dialogs.values():
             liveness.stop(self, dialog)

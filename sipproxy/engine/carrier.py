@@ -15,10 +15,11 @@ if TYPE_CHECKING:
     from sipproxy.engine.call import Call, Dialog
     from sipproxy.engine.forward import Target
     from sipproxy.engine.response_context import Branch
+    from sipproxy.engine.settings import TrunkRoute
     from sipproxy.engine.transactions import Client, ClientUser
-    from sipproxy.sip.message import Response
+    from sipproxy.sip.message import Request, Response
 
-__all__ = ["FULL", "arrived", "bye_user", "enter", "failed", "overdue", "route_of", "shift_of", "status_of"]
+__all__ = ["FULL", "arrived", "bye_user", "called", "enter", "failed", "overdue", "route_of", "shift_of", "status_of"]
 
 FULL = "trunk.calls"  # the rule that a call is refused by when every route has all its calls
 REFUSED = 503  # what a route counts as that does not take our credentials: the next one is tried
@@ -27,6 +28,12 @@ REFUSED = 503  # what a route counts as that does not take our credentials: the 
 def enter(call: Call, target: Target) -> bool:
     """Take a place for the call on its target's route; False when the route is full. Emergency calls are never refused."""
     return target.kind != "trunk" or call.desk.trunks.take(target.name, call.id, even_if_full=call.is_emergency)
+
+
+def called(request: Request, route: TrunkRoute) -> bytes:
+    """What a call from the route is for: its Request-URI, or its To where the carrier calls the address that we registered."""
+    user = request.parsed_uri.user if route.register else None
+    return request.to.uri.raw if user is not None and user == route.user.encode() else request.uri
 
 
 def arrived(call: Call) -> None:

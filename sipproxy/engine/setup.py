@@ -14,6 +14,7 @@ from policy.model import CallAttempt, Direction, Verdict
 from sipproxy.engine.actions import ReleaseSlot, TakeSlot
 from sipproxy.engine.authenticate import Proven
 from sipproxy.engine.call import Call, Phase
+from sipproxy.engine.carrier import called
 from sipproxy.engine.draft import draft
 from sipproxy.engine.targets import binding_groups, emergency_groups, incoming_edit, outgoing_edit, trunk_groups
 from sipproxy.sip.text import text
@@ -128,7 +129,7 @@ class Setup:
 
     def _incoming(self, request: Request, flow: Flow, trunk: TrunkRoute) -> None:
         desk = self._desk
-        attempt = CallAttempt(Direction.INCOMING, request.uri, caller=text(request.from_.uri.user))
+        attempt = CallAttempt(Direction.INCOMING, called(request, trunk), caller=text(request.from_.uri.user))
         decision = evaluate(attempt, desk.snapshot, desk.now.utc_ms)
         call = self._call(request, flow, decision, from_customer=False)
         call.record.trunk = trunk.name

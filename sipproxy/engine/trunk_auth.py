@@ -73,12 +73,12 @@ def answer_challenge(desk: Desk, name: str, response: Response, user: ClientUser
     A new client transaction of the same user, CSeq one higher (§22.2). None when there is nothing to answer with.
     """
     route, client = desk.trunks.route(name), desk.transactions.told
-    if route is None or not route.user or client is None or client.challenged > 1:
+    if route is None or not route.user or client is None:
         return None
     sent = client.request
     header = credentials_for(desk, route, response, sent.method, sent.uri, again=client.challenged > 0)
     via = via_of(desk, client.target)
-    if header is None or via is None:
+    if header is None or via is None or client.challenged > 1:
         desk.trunks.challenged(name, "refused")
         return None
     value, branch = via

@@ -37,9 +37,9 @@ class RegistrationState(StrEnum):
 
 
 class Registration:
-    """One route's binding at its carrier. `heard(name, status)` is told of each final answer."""
+    """One route's binding at its carrier. `heard(status)` is told of each final answer."""
 
-    def __init__(self, desk: Desk, route: TrunkRoute, heard: Callable[[str, int], None]) -> None:
+    def __init__(self, desk: Desk, route: TrunkRoute, heard: Callable[[int], None]) -> None:
         self._desk, self._route, self._heard = desk, route, heard
         self.state = RegistrationState.UNREGISTERED
         self.status = 0  # of the last final answer
@@ -107,7 +107,7 @@ class Registration:
             return
         self._key = None
         self.status = response.status
-        self._heard(self._route.name, response.status)
+        self._heard(response.status)
         if response.is_success:
             self._registered(response)
         elif response.status in (401, 407) and self._authenticate(response):

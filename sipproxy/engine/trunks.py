@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from sipproxy.engine.forward import hop_uri, via_of
@@ -76,7 +77,7 @@ class Trunks:
             if health.route.ping_s:
                 desk.queue.set(("trunk", name, "ping"), 0.0)
             if health.route.register:
-                health.registration = Registration(desk, health.route, self.heard)
+                health.registration = Registration(desk, health.route, partial(self._there, health))
                 desk.queue.set(("trunk", name, "register"), 0.0)
 
     def route(self, name: str) -> TrunkRoute | None:
@@ -94,7 +95,7 @@ class Trunks:
     # What is learnt
 
     def heard(self, name: str, status: int, *, retry_after: bytes | None = None) -> None:
-        """The route answered a call or a registration of ours with this status."""
+        """The route answered a call of ours with this status."""
         health = self._routes.get(name)
         if health is None:
             return
@@ -236,9 +237,13 @@ class Trunks:
             health.ping_ms = round((desk.now.mono - health.pinged_at) * 1000)
             health.pinged_at = None
         desk.queue.cancel(("trunk", health.route.name, "silent"))
+        self._there(health, status)
+
+    def _there(self, health: Health, status: int) -> None:
+        """Something that is no call was answered."""
         if status == 503:
             self._failed(health, "503")
-        elif health.failure != "503" or (health.state is RouteState.DOWN and desk.now.mono >= health.hold_until):
+        elif health.failure != "503" or (health.state is RouteState.DOWN and self._desk.now.mono >= health.hold_until):
             self._works(health)  # who refuses calls and answers pings is up again only when its time is over
 
     def ping_failed(self, health: Health) -> None:

@@ -383,3 +383,40 @@ def test_loop_mark_of_another_node_is_not_ours() -> None:
     assert isinstance(message, Request)
     assert town.world.engine.desk.has_looped(message)
     assert not other.world.engine.desk.has_looped(message)
+
+
+def test_slow_route_may_still_answer_when_the_others_are_full() -> None:
+    town = carrier_town(b={"calls": 1}, route_s=2.0)
+    first, _ = carriers(town)
+    town.register_all()
+    reject(first, 503)
+    held = town.bob.call(NUMBER)
+    town.world.run(3.0)
+    assert (held.status, route(town, 1)["calls"]) == (200, 1)
+    town.world.after(10.0, lambda: None)
+    del town.world.agents[first.address]
+    answer(first)
+    call = town.alice.call(NUMBER)
+    town.world.run(5.0)
+    assert call.status == 0
+    town.world.agents[first.address] = first._receive
+    town.world.run(20.0)
+    assert call.status == 200
+    town.alice.bye(call)
+    town.world.run(1.0)
+    assert [record.trunk for record in town.world.records] == ["carrier-a"]
+    town.assert_reconciled()
+
+
+def test_call_to_the_registered_address_is_for_the_number_in_to() -> None:
+    town = carrier_town(a={"user": "node-77", "password": "x", "register": True})
+    town.register_all()
+    for user, to, rings in ((b"node-77", b"+4920514001", 1), (b"node-78", b"+4920514001", 1), (b"node-77", b"+4923125001", 1)):
+        call = town.trunk.call(b"sip:%s@192.0.2.1" % user)
+        assert call.invite is not None
+        town.world.run(3.0)
+        raw = call.invite.raw.replace(b"To: <sip:%s@" % user, b"To: <sip:%s@" % to)
+        raw = raw.replace(call.call_id, call.call_id + b"x").replace(b";branch=z9hG4bK", b";branch=z9hG4bKx")
+        town.world.send(raw, town.trunk.address, PROXY)
+        town.world.run(3.0)
+        assert len(town.bob.calls) == rings
