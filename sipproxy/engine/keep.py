@@ -13,6 +13,7 @@ from cdr.facts import Admit, Alive, Answer, Confirmed, PartySide, Place
 from sipproxy.engine.actions import Journal
 from sipproxy.sip.build import Editor
 from sipproxy.sip.flow import Flow, Hop
+from sipproxy.sip.message import Request
 from sipproxy.sip.sdp import media_kinds
 from sipproxy.sip.text import text
 
@@ -20,19 +21,21 @@ if TYPE_CHECKING:
     from sipproxy.engine.actions import Now
     from sipproxy.engine.call import Call, Dialog
     from sipproxy.engine.forward import Target
-    from sipproxy.sip.message import Request, Response
+    from sipproxy.sip.message import Response
 
 __all__ = ["admission", "answer", "proof_of_life", "reduced", "refreshed"]
 
-# RFC 3261 §12.1: what a dialog is made of; §17.1.3, §17.2.3: what its INVITE's transactions are matched by.
-KEPT = frozenset(b"via from to call-id cseq contact record-route".split())
+KEPT = frozenset(b"from to call-id cseq contact record-route".split())  # RFC 3261 §12.1: what a dialog is made of
 
 
 def reduced(message: Request | Response) -> bytes:
-    """The message without its body and without the header lines that no dialog needs."""
+    """The message without its body and without the header lines that no dialog needs.
+
+    The INVITE keeps its Via values: its transactions are matched by them (§17.1.3, §17.2.3).
+    """
     editor = Editor(message)
     for name in message.first_line:
-        if name and name not in KEPT:
+        if name and name not in KEPT and not (name == b"via" and isinstance(message, Request)):
             editor.remove(name)
     data = editor.to_bytes()
     return data[: len(data) - len(message.body)]

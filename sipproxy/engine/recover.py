@@ -159,7 +159,9 @@ def _start(call: Call, number: int) -> None:
     answered_at = call.started.mono + answer.after_ms / 1000
     if not call.is_emergency:
         desk.queue.set(("call", call.id, "maximum"), answered_at + settings.maximum_s)
-    desk.queue.set(("call", call.id, "reap"), now.mono + min(settings.recovered_reap_s, settings.reap_s))
+    # Whoever called for help may still speak where the signalling is lost: only the usual bound is for them.
+    reap_s = settings.reap_s if call.is_emergency else min(settings.recovered_reap_s, settings.reap_s)
+    desk.queue.set(("call", call.id, "reap"), now.mono + reap_s)
     young = now.mono < answered_at + 64 * settings.timers.t1
     if young:
         desk.transactions.put_server(call.server, now.mono)
@@ -217,7 +219,6 @@ def _dialog(desk: Desk, fact: Confirmed, alive: Alive | None) -> Dialog | None:
     if not isinstance(sent, Request) or not isinstance(response, Response) or to is None:
         return None
     check_message(sent)
-    check_message(response)
     own = sum(is_ours(route.uri, desk.settings) for route in sent.record_routes)
     caller, callee = from_invite_2xx(sent, response, own_routes=own)
     heard = (alive.caller_cseq, alive.callee_cseq) if alive is not None else (0, 0)
