@@ -25,7 +25,7 @@ def show(path: Path, output: Output, *, watch: bool) -> int:
     """
     socket = control.socket_path(load(path).node.data_dir)
     while True:
-        rows: list[dict[str, Any]] = control.ask(socket, "trunks")["trunks"]
+        rows = _ask(socket)
         output.value(rows)
         if watch:
             output.line(time.strftime("%H:%M:%S"))
@@ -33,6 +33,14 @@ def show(path: Path, output: Output, *, watch: bool) -> int:
         if not watch:
             return 0
         time.sleep(EVERY_S)
+
+
+def _ask(socket: Path) -> list[dict[str, Any]]:
+    try:
+        rows: list[dict[str, Any]] = control.ask(socket, "trunks")["trunks"]
+    except control.NodeAwayError as error:
+        raise control.NodeAwayError(f"{error}; start one with `sipproxy up`, or name its configuration with -c") from None
+    return rows
 
 
 def _cells(row: dict[str, Any]) -> list[object]:

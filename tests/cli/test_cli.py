@@ -9,6 +9,7 @@ import json
 import os
 import re
 import resource
+import signal
 import subprocess
 import sys
 import threading
@@ -29,6 +30,7 @@ COMMANDS = (
     ["calls"],
     ["calls", "end"],
     ["registrations"],
+    ["trunks"],
     ["demo"],
     ["explain"],
     ["line", "import"],
@@ -290,7 +292,7 @@ def test_explain_batch_faulty_file_names_row_and_column(tmp_path: Path) -> None:
 
 
 def test_calls_without_a_node_says_how_to_start_one(config: Path) -> None:
-    for command in ("calls", "registrations"):
+    for command in ("calls", "registrations", "trunks"):
         done = run(command, "-c", config)
         assert done.returncode == 3
         assert "no node answers" in done.stderr
@@ -309,6 +311,33 @@ def test_calls_and_registrations_of_a_running_node_are_shown(config: Path, node:
     assert re.split(r"\s{2,}", table[1].strip())[:1] == ["v1001-1"]
     node["calls"] = lambda _: {"calls": []}
     assert run("calls", "-c", config).stdout == "no calls\n"
+
+
+def test_trunks_of_a_running_node_are_shown_once_or_again_and_again(config: Path, node: dict[str, Handler]) -> None:
+    row = {
+        "trunk": "carrier",
+        "state": "down",
+        "since_ms": 1_790_000_000_000,
+        "calls": 3,
+        "limit": 30,
+        "ping_ms": 12,
+        "last_failure": "no_ping",
+        "last_failure_at_ms": 1_790_000_000_000,
+        "registration": "refused 403",
+        "expires_at_ms": None,
+    }
+    node["trunks"] = lambda _: {"trunks": [row]}
+    assert answer("trunks", "-c", config) == [row]
+    cells = re.split(r"\s{2,}", run("trunks", "-c", config).stdout.splitlines()[1].strip())
+    assert (cells[0], cells[1], cells[3], cells[4], cells[6]) == ("carrier", "down", "3/30", "12 ms", "refused 403")
+    command = [sys.executable, "-m", "sipproxy", "trunks", "--watch", "--json", "-c", str(config)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as watching:
+        assert watching.stdout is not None
+        assert [json.loads(watching.stdout.readline()) for _ in range(2)] == [[row], [row]]
+        watching.send_signal(signal.SIGINT)
+        assert watching.wait(20) == 130
+    node["trunks"] = lambda _: {"trunks": []}
+    assert run("trunks", "-c", config).stdout == "no trunk routes\n"
 
 
 def test_calls_end_tells_what_became_of_the_call(config: Path, node: dict[str, Handler]) -> None:
