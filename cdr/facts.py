@@ -38,6 +38,7 @@ EndReason = Literal[
     "maximum",  # longest duration reached
     "session_expired",  # no proof of life within the bound
     "operator",  # ended by an operator's command
+    "fraud_hold",  # its line was put on hold for fraud while it lived
     "node_restart",  # the node died while the call was live; its end was not observed
     "error",  # our own fault
 ]

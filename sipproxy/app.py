@@ -332,7 +332,7 @@ class Node:
 
     async def _watch_policy(self) -> None:
         def swap(snapshot: Snapshot) -> None:
-            self.engine.swap_snapshot(snapshot)
+            self.shell.swap_snapshot(snapshot)
             self.log.info("policy_snapshot", version=snapshot.version, lines=len(snapshot.lines))
             changed.set()
 

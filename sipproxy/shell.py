@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from cdr.facts import Fact
     from cdr.journal import Journal
     from cdr.publisher import Publisher
+    from policy.model import Snapshot
     from sipproxy.engine.core import Engine
     from sipproxy.engine.recover import Unfinished
     from sipproxy.net.transports import Transports
@@ -106,6 +107,10 @@ class Shell:
     def _fire(self) -> None:
         self._timer = None
         self._perform(self.engine.fire(instant()))
+
+    def swap_snapshot(self, snapshot: Snapshot) -> None:
+        """Decide with this snapshot from now on."""
+        self._perform(self.engine.swap_snapshot(snapshot, instant()))
 
     def end_call(self, call: str, *, emergency_too: bool) -> str:
         """End a call for an operator; what `Engine.end_call` says."""

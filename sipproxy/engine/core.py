@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from policy.emergency import service_of
+from policy.model import LineStatus
 from sipproxy.engine import liveness
 from sipproxy.engine.authenticate import Authenticator, Proven
 from sipproxy.engine.call import Call, Phase
@@ -152,9 +153,17 @@ class Engine:
         recover(self.desk, self.calls, unfinished)
         return self.desk.take_actions()
 
-    def swap_snapshot(self, snapshot: Snapshot) -> None:
-        """From the next event on, decisions are made with this snapshot."""
-        self.desk.snapshot = snapshot
+    def swap_snapshot(self, snapshot: Snapshot, now: Now) -> list[Action]:
+        """Decide with this snapshot from now on. What a line has going out ends when the line is put on hold for fraud."""
+        desk = self.desk
+        before, desk.snapshot, desk.now = desk.snapshot, snapshot, now
+        for call in list(self.calls.by_id.values()):
+            if call.phase is Phase.ENDED or call.is_emergency or call.record.direction == "incoming":
+                continue
+            if _is_held(snapshot, call.record.line) and not _is_held(before, call.record.line):
+                desk.note("warning", "call_ended_by_fraud_hold", call=call.id, line=call.record.line)
+                call.stop("fraud_hold")
+        return desk.take_actions()
 
     def restore_bindings(self, bindings: list[tuple[str, Binding]]) -> None:
         """Bindings that the store kept over a restart."""
@@ -288,8 +297,8 @@ class Engine:
             call.give_up("no_answer")
         elif kind == "maximum":
             call.hang_up("maximum", cause=NORMAL_UNSPECIFIED)
-        elif kind == "operator":
-            call.hang_up("operator", cause=NORMAL_UNSPECIFIED)
+        elif kind == "stop":
+            call.hang_up(call.gave_up or "error", cause=NORMAL_UNSPECIFIED)
         elif kind == "reap":
             call.hang_up("session_expired", cause=TIMER_EXPIRY, certain=False)
 
@@ -303,3 +312,8 @@ class Engine:
         client = self.desk.transactions.clients.get(key)
         if client is not None and isinstance(client.user, Relay):
             client.user.cancel()
+
+
+def _is_held(snapshot: Snapshot, line: str) -> bool:
+    found = snapshot.lines.get(line)
+    return found is not None and found.status is LineStatus.FRAUD_HOLD

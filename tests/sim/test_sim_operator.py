@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.sim.conftest import Town, make_town
+from policy.model import LineStatus
+from tests.sim.conftest import Town, make_town, town_snapshot
 
 
 def end(town: Town, call: str = "", *, emergency_too: bool = False) -> str:
@@ -83,3 +84,21 @@ def test_emergency_call_is_ended_by_an_operator_only_when_that_is_meant(town: To
     assert end(town, emergency_too=True) == "answered"
     town.world.run(1.0)
     assert [r.end_reason for r in town.world.records] == ["operator"]
+
+
+def test_line_put_on_fraud_hold_loses_what_it_has_going_out_and_nothing_else(town: Town) -> None:
+    town.register_all()
+    world = town.world
+    outgoing, incoming = town.alice.call(b"03023125001"), town.trunk.call(b"+4960323002")
+    other, emergency = town.bob.call(b"03023125002"), town.andrea.call(b"112")
+    world.run(10.0)
+    held = town_snapshot(version=8, status=LineStatus.FRAUD_HOLD)
+    world.perform(world.engine.swap_snapshot(held, world.instant))
+    world.run(2.0)
+    assert [c.ended for c in (outgoing, incoming, other, emergency)] == ["remote", "", "", ""]
+    (record,) = world.records
+    assert (record.line, record.end_reason, record.released_by, record.duration_certain) == ("L1", "fraud_hold", "proxy", True)
+    world.perform(world.engine.swap_snapshot(town_snapshot(version=9, status=LineStatus.FRAUD_HOLD), world.instant))
+    world.run(2.0)
+    assert len(world.records) == 1
+    town.assert_reconciled()
