@@ -138,7 +138,7 @@ def refreshed(call: Call, dialog: Dialog, agreed: Agreed | None) -> None:
 
 def heard(call: Call, dialog: Dialog, side: Side) -> None:
     """A message of that side arrived: proof of life."""
-    if dialog.watch is None or not call.is_answered:
+    if dialog.watch is None or dialog.ended or not call.is_answered:
         call.seen()
         return
     dialog.watch.heard(side, call.desk.now)

@@ -41,12 +41,15 @@ def short_town(**options: object) -> Town:
     return town
 
 
-def refreshing(agent: Agent, call: AgentCall, every: float, until: float) -> None:
-    """The agent refreshes the session as its refresher."""
+def refreshing(agent: Agent, call: AgentCall, every: float, until: float, *, update: bool = False) -> None:
+    """The agent refreshes the session as its refresher, by UPDATE where the wire loses: agents send a re-INVITE's 2xx once."""
 
     def again() -> None:
         if agent.world.now < until and not call.ended:
-            agent.reinvite(call, lambda _: None)
+            if call.status == 200 and update:
+                agent._in_dialog(call, b"UPDATE")
+            elif call.status == 200:
+                agent.reinvite(call, lambda _: None)
             agent.world.after(every, again)
 
     agent.world.after(every, again)
@@ -212,6 +215,35 @@ def test_emergency_call_outlives_a_caller_whose_signalling_is_lost_but_not_both(
     world.run(PROBE_S + 72.0)
     assert [r.end_reason for r in world.records] == ["session_expired"]
     assert byes(world) == {town.alice.address, PSAP}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_living_calls_over_a_lossy_wire_are_never_reaped(seed: int) -> None:
+    """Probes and timers must not cost a call whose parties are there, at 10 % loss, with duplicates and reordering."""
+    town = make_town(
+        seed=seed, loss=0.1, duplicate=0.05, delay=(0.001, 0.4), probe_s=20.0, session_expires_s=90, line_fields={"channels": 9}
+    )
+    world, choose = town.world, town.world.random
+    for agent in (town.alice, town.andrea, town.bob):
+        agent.register()
+    world.run(40.0)
+    calls = []
+    for n in range(12):
+        caller = choose.choice([town.alice, town.andrea])
+        call = caller.call(b"112" if n % 6 == 5 else b"03023125001", headers=TIMER if n % 3 == 0 else ())
+        refreshing(caller, call, 40.0 if n % 3 == 0 else 130.0, world.now + 3600.0, update=True)
+        calls.append((caller, call))
+        world.run(choose.uniform(0.0, 5.0))
+    world.run(1800.0)
+    up = [(caller, call) for caller, call in calls if call.status == 200]
+    assert len(up) >= 8
+    assert not [r for r in world.records if r.end_reason == "session_expired"]
+    assert [call.ended for _, call in up] == [""] * len(up)
+    for caller, call in up:
+        caller.bye(call)
+    world.run(100.0)
+    assert {r.end_reason for r in world.records if r.status == 200} == {"normal"}
+    town.assert_reconciled()
 
 
 def crowd(count: int, *, loss: float) -> tuple[World, list[Agent], Agent]:
