@@ -22,14 +22,16 @@ USER, PASSWORD, CARRIER_REALM = "node-77", "s3cret-pass", "carrier.test"
 class Carrier(Agent):
     """`asks` are the methods that need credentials, `faults` what a strict UAS would have refused.
 
-    `pings` False leaves OPTIONS unanswered. `registers` are the REGISTERs that were let in, `grant_s` what they get.
+    `stale` is how many answers are met with another nonce, `also` are further headers of a challenge. `pings` False leaves OPTIONS unanswered. `registers` are the REGISTERs that were let in, `grant_s` what they get.
     """
 
     def __init__(self, world: World, address: Address, host: str = "") -> None:
         super().__init__(world, address, host=host)
         self.asks: frozenset[bytes] = frozenset()
         self.challenge_status = 407
-        self.stale_once = False
+        self.stale = 0
+        self._stale = False
+        self.also: tuple[tuple[bytes, bytes], ...] = ()
         self.pings = True
         self.options_status = 200
         self.grant_s = 600
@@ -49,9 +51,9 @@ class Carrier(Agent):
         elif request.method in self.asks and not self._proven(request):
             self.challenged.append(request)
             name = b"WWW-Authenticate" if self.challenge_status == 401 else b"Proxy-Authenticate"
-            value = write_challenge(CARRIER_REALM, self._token(), "MD5", stale=self.stale_once)
-            self.stale_once = False
-            self._reply(request, source, self.challenge_status, ((name, value),))
+            value = write_challenge(CARRIER_REALM, self._token(), "MD5", stale=self._stale)
+            self._stale = False
+            self._reply(request, source, self.challenge_status, (*self.also, (name, value)))
         elif request.method == b"REGISTER":
             self._register(request, source)
         else:
@@ -66,8 +68,11 @@ class Carrier(Agent):
             self._reply(request, source, 423, ((b"Min-Expires", b"%d" % self.least_s),))
         else:
             self.registers.append(request)
-            contact = (request.first(b"contact") or b"") + b";expires=%d" % self.grant_s
-            self._reply(request, source, 200, ((b"Contact", contact),))
+            self._reply(request, source, 200, self.granted(request))
+
+    def granted(self, request: Request) -> tuple[tuple[bytes, bytes], ...]:
+        """The lines of a 200 to REGISTER."""
+        return ((b"Contact", (request.first(b"contact") or b"") + b";expires=%d" % self.grant_s),)
 
     def _check_order(self, request: Request) -> None:
         """RFC 3261 §8.2.2.2 and §12.2.2: no number comes twice with another branch, none goes back."""
@@ -82,7 +87,9 @@ class Carrier(Agent):
 
     def _proven(self, request: Request) -> bool:
         values = request.lines(b"authorization" if self.challenge_status == 401 else b"proxy-authorization")
-        if not values or self.stale_once:
+        if not values or self.stale:
+            self._stale = bool(values)
+            self.stale -= bool(values)
             return False
         credentials = parse_credentials(values[-1])
         known = ha1("MD5", USER, CARRIER_REALM, PASSWORD)

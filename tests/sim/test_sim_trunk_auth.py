@@ -5,12 +5,15 @@ The carrier refuses nothing that it should refuse: what it would have refused is
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 import pytest
 
+from sipproxy.engine.core import Engine
 from sipproxy.sip.digest import parse_credentials
 from tests.sim.carrier import CARRIER_REALM, CREDENTIALS, PASSWORD, USER, Carrier, carrier_town
+from tests.sim.conftest import town_snapshot
 from tests.sim.world import PROXY
 
 if TYPE_CHECKING:
@@ -165,17 +168,59 @@ def test_call_from_the_carrier_is_ended_by_the_customer_against_a_challenge() ->
     town.assert_reconciled()
 
 
-def test_stale_nonce_is_answered_once_more_and_no_further() -> None:
+def test_stale_nonce_is_answered_once_more() -> None:
+    """RFC 7616 §3.3."""
     town, first = asking_town(b"INVITE")
-    first.stale_once = True
+    first.stale = 1
     call = answered(town)
     assert first.faults == []
-    assert len(first.challenged) == 1
-    for data in from_us(town, b"INVITE")[-1:]:
-        assert data.count(b"Proxy-Authorization: ") == 1
+    assert len(first.calls) == 1
+    assert len(first.challenged) == 2
+    assert from_us(town, b"INVITE")[-1].count(b"Proxy-Authorization: ") == 1
+    assert b"CSeq: 4 ACK" in from_us(town, b"ACK")[-1]
     town.alice.bye(call)
     town.world.run(1.0)
     town.assert_reconciled()
+
+
+def test_nonce_that_is_stale_for_ever_is_not_answered_for_ever() -> None:
+    town, first = asking_town(b"INVITE")
+    first.stale = 100
+    answered(town)
+    assert (len(first.calls), len(town.trunk_b.calls)) == (0, 1)
+    assert len(first.challenged) == 3
+
+
+def test_challenges_that_nobody_can_answer_are_passed_over_for_one_that_the_route_can() -> None:
+    town, first = asking_town(b"INVITE")
+    first.also = (
+        (b"Proxy-Authenticate", b'Basic realm="x"'),
+        (b"Proxy-Authenticate", b'Digest realm="x", nonce="y", algorithm=ODD'),
+    )
+    answered(town)
+    assert len(first.calls) == 1
+
+
+def test_challenge_over_a_stream_is_answered_though_its_transaction_is_gone() -> None:
+    """§17.1.1.2: Timer D is zero over a reliable transport."""
+    town = carrier_town(a=CREDENTIALS)
+    first, world = cast("Carrier", town.trunk), town.world
+    first.asks = ALL
+    (udp,) = world.settings.listeners
+    route = world.settings.trunks[0]
+    world.settings = replace(
+        world.settings,
+        listeners=(udp, replace(udp, index=1, transport="TCP")),
+        trunks=(replace(route, hop=route.hop._replace(transport="TCP")), world.settings.trunks[1]),
+    )
+    world.engine = Engine(world.settings, town_snapshot(), new_token=world.random.randbytes, key=b"k" * 32)
+    town.register_all()
+    call = answered(town)
+    town.alice.bye(call)
+    town.world.run(2.0)
+    assert b"SIP/2.0/TCP" in from_us(town, b"INVITE")[0]
+    assert first.faults == []
+    assert first.calls[0].ended == "remote"
 
 
 @pytest.mark.parametrize("route", [{"password": "wrong"}, {"realm": "another.test"}])

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
+from sipproxy.sip.flow import Hop
 from tests.sim.carrier import CREDENTIALS, PASSWORD, Carrier, carrier_town
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def test_interval_too_brief_is_asked_for_again_with_what_the_carrier_wants() -> 
 
 def test_stale_nonce_is_answered_once_more() -> None:
     town, first = registering_town()
-    first.stale_once = True
+    first.stale = 1
     town.world.run(2.0)
     assert row(town)["registration"] == "registered"
 
@@ -134,3 +135,36 @@ def test_calls_go_out_while_the_registration_is_refused() -> None:
     town.world.run(5.0)
     assert call.status == 200
     assert len(first.calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("lines", "granted_s"),
+    [
+        ((), 3600),
+        (((b"Expires", b"900"),), 900),
+        (((b"Contact", b"<sip:other@192.0.2.77>;expires=5"), (b"Expires", b"1200")), 1200),
+        (((b"Contact", b"<<<"), (b"Expires", b"1300")), 1300),
+    ],
+)
+def test_lifetime_comes_from_our_contact_else_expires_else_what_we_asked_for(
+    lines: tuple[tuple[bytes, bytes], ...], granted_s: int
+) -> None:
+    """§10.2.4."""
+    town, first = registering_town()
+    first.granted = lambda _: lines  # type: ignore[method-assign]
+    town.world.run(1.0)
+    assert row(town)["expires_at_ms"] == pytest.approx(town.world.instant.utc_ms + granted_s * 1000, abs=2000)
+
+
+def test_registration_that_is_granted_no_time_is_none() -> None:
+    town, first = registering_town()
+    first.grant_s = 0
+    town.world.run(1.0)
+    assert row(town)["registration"] == "refused 200"
+
+
+def test_route_without_a_listener_of_its_transport_stays_unregistered() -> None:
+    town, first = registering_town(hop=Hop("TCP", "198.51.100.1", 5060), ping_s=5.0)
+    town.world.run(60.0)
+    assert row(town)["registration"] == "silent"
+    assert not first.requests

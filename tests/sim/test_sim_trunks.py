@@ -79,6 +79,29 @@ def test_ping_refused_is_an_answer(status: int) -> None:
     assert states(town) == ["up", "up"]
 
 
+def test_ping_that_is_answered_503_is_a_failure() -> None:
+    town = carrier_town(a={"ping_s": 10.0})
+    carriers(town)[0].options_status = 503
+    town.world.run(30.0)
+    assert (states(town), route(town)["last_failure"]) == (["down", "up"], "503")
+
+
+def test_ping_that_cannot_be_sent_is_a_failure() -> None:
+    town = carrier_town(a={"ping_s": 10.0})
+    world = town.world
+    send = world.send
+
+    def failing(data: bytes, source: Any, to: Any) -> None:
+        send(data, source, to)
+        key = next((key for key, client in world.engine.desk.transactions.clients.items() if client.request.raw == data), None)
+        if source == PROXY and key is not None:
+            world.after(0.0, lambda: world.perform(world.engine.transport_failed(("c", key), world.instant)))
+
+    world.send = failing  # type: ignore[method-assign]
+    world.run(25.0)
+    assert (states(town), route(town)["last_failure"]) == (["down", "up"], "transport")
+
+
 def test_ping_is_a_sound_options_request_without_a_user() -> None:
     town = carrier_town(a={"ping_s": 10.0})
     town.world.run(1.0)
