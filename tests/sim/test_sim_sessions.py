@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from sipproxy.sip.build import write_response
 from sipproxy.sip.message import Request, Response, parse_message
 from tests.sim.agent import Agent
 from tests.sim.conftest import PSAP, TRUNK_A, Town, make_town
 from tests.sim.world import PROXY, World, account, line, snapshot, trunk
 
 if TYPE_CHECKING:
+    from sipproxy.engine.transactions import Server
     from tests.sim.agent import AgentCall
 
 TIMER = ((b"Supported", b"timer"),)
@@ -215,6 +217,88 @@ def test_emergency_call_outlives_a_caller_whose_signalling_is_lost_but_not_both(
     world.run(PROBE_S + 72.0)
     assert [r.end_reason for r in world.records] == ["session_expired"]
     assert byes(world) == {town.alice.address, PSAP}
+
+
+def test_session_that_the_parties_of_an_emergency_call_agreed_on_does_not_end_it() -> None:
+    town = short_town()
+    answer = town.psap._respond
+
+    def respond(server: Server, status: int, tag: bytes = b"", *, contact: bool = False) -> None:
+        answer_with_timer(town.psap, server, status, tag)
+
+    town.psap._respond = respond  # type: ignore[method-assign]
+    call = town.alice.call(b"112", headers=TIMER)
+    town.world.run(5.0)
+    town.psap._respond = answer  # type: ignore[method-assign]
+    assert call.final is not None
+    assert call.final.first(b"session-expires") == b"90;refresher=uac"
+    town.world.run(600.0)
+    assert not town.world.records
+
+
+def answer_with_timer(agent: Agent, server: Server, status: int, tag: bytes) -> None:
+    headers = [(b"Record-Route", route.raw) for route in server.request.record_routes]
+    headers += [(b"Contact", b"<sip:psap@%s:%d>" % (PSAP[0].encode(), PSAP[1])), (b"Session-Expires", b"90;refresher=uac")]
+    agent._tx.respond(server, status, write_response(server.request, status, to_tag=tag, headers=headers), agent.world.now)
+    agent._flush()
+
+
+def test_hop_that_cannot_be_reached_is_asked_again_before_the_party_counts_as_gone() -> None:
+    """A connection may be on its way back: one failure of the transport proves nothing."""
+    town = short_town()
+    world = town.world
+    town.alice.call(b"03023125001")
+    world.run(PROBE_S - 5.0)
+    vanish(town, town.trunk)
+
+    def fail_probes() -> int:
+        clients = world.engine.desk.transactions.clients
+        keys = [key for key, c in clients.items() if c.request.method == b"OPTIONS" and c.target.host == TRUNK_A[0]]
+        for key in keys:
+            world.perform(world.engine.transport_failed(("c", key), world.instant))
+        return len(keys)
+
+    world.run(7.0)
+    assert fail_probes() == 1
+    world.run(30.0)
+    assert not world.records
+    world.run(3.0)
+    assert fail_probes() == 1
+    assert [r.end_reason for r in world.records] == ["session_expired"]
+
+
+def test_provisional_answer_to_a_probe_is_a_hops_word_and_proves_nothing() -> None:
+    town = short_town()
+    answer = town.trunk._respond
+
+    def respond(server: Server, status: int, tag: bytes = b"", *, contact: bool = False) -> None:
+        answer(server, 100 if server.request.method == b"OPTIONS" else status, tag, contact=contact)
+
+    town.trunk._respond = respond  # type: ignore[method-assign]
+    town.alice.call(b"03023125001")
+    town.world.run(PROBE_S + 40.0)
+    assert [r.end_reason for r in town.world.records] == ["session_expired"]
+
+
+def test_lost_dialog_of_a_forked_call_ends_alone() -> None:
+    """Two 200s, two dialogs: one callee vanishes, the call with the other goes on (RFC 4028 §8.2: an expiration for each)."""
+    town = short_town()
+    second = Agent(town.world, ("203.0.113.4", 5060), "bob")
+    second.register()
+    town.world.run(2.0)
+    for agent in (town.bob, second):
+        agent.behave = lambda call, agent=agent: agent.answer(call)  # type: ignore[misc]
+    town.trunk.call(b"+4920514001")
+    town.world.run(5.0)
+    assert [agent.calls[0].status for agent in (town.bob, second)] == [200, 200]
+    vanish(town, second)
+    town.world.run(PROBE_S + 40.0)
+    assert byes(town.world) == {TRUNK_A, second.address}
+    assert not town.world.records
+    vanish(town, town.bob)
+    town.world.run(PROBE_S + 40.0)
+    assert [r.end_reason for r in town.world.records] == ["session_expired"]
+    town.assert_reconciled()
 
 
 @pytest.mark.parametrize("seed", range(4))
