@@ -97,6 +97,9 @@ class Trunk(Section, frozen=True):
     domain: Text = ""  # of the registered address; "" = the uri's host
     expires_s: Annotated[int, msgspec.Meta(ge=60, le=7 * 86400)] = 3600  # asked for in REGISTER
 
+    def __repr__(self) -> str:
+        return f"Trunk({self.name!r}, {self.uri!r})"  # what shows a configuration does not show passwords
+
 
 class Emergency(Section, frozen=True):
     access_networks: Annotated[tuple[Filled, ...], Many] = ()  # networks from which 110/112 needs no challenge

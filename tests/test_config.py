@@ -206,3 +206,9 @@ def test_load_trunk_credentials_fault_names_the_key_and_never_the_password(
     assert words in caught.value.faults[0].detail
     assert "hidden-1" not in str(caught.value)
     assert "4711" not in str(caught.value)
+
+
+def test_trunk_shown_as_text_hides_its_password(tmp_path: Path) -> None:
+    config = load(written(tmp_path, TRUNK + "user = 'a'\npassword = 'hidden-1'\n"))
+    assert config.trunk[0].password == "hidden-1"
+    assert "hidden-1" not in repr(config)

@@ -97,6 +97,7 @@ class Relay:
         found.dialog.shift.sent(self.server.request.cseq.number, request.cseq.number)
         if found.dialog.sides is not None:
             found.dialog.sides = after_request(found.dialog.sides, request)
+        keep.refreshed(found.call)
         return True
 
     def failed(self, _key: Hashable, /, *, timed_out: bool) -> None:

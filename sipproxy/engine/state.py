@@ -87,10 +87,10 @@ class Desk:
 
         With another target it is a spiral, which is no fault.
         """
-        ours = {listener.sent_by.lower() for listener in self.settings.listeners}
         marked = [via for via in request.vias[1:] if LOOP_MARK in (via.branch or b"")]
         if not marked:
             return False
+        ours = {listener.sent_by.lower() for listener in self.settings.listeners}
         mark = self.loop_mark(request, request.uri)
         return any(loop_mark_of(via.branch) == mark and _sent_by(via) in ours for via in marked)
 

@@ -22,7 +22,8 @@ USER, PASSWORD, CARRIER_REALM = "node-77", "s3cret-pass", "carrier.test"
 class Carrier(Agent):
     """`asks` are the methods that need credentials, `faults` what a strict UAS would have refused.
 
-    `stale` is how many answers are met with another nonce, `also` are further headers of a challenge. `pings` False leaves OPTIONS unanswered. `registers` are the REGISTERs that were let in, `grant_s` what they get.
+    `stale` is how many answers are met with another nonce, `also` are further headers of a challenge. `pings` False leaves
+    OPTIONS unanswered. `registers` are the REGISTERs that were let in, `grant_s` is what they get.
     """
 
     def __init__(self, world: World, address: Address, host: str = "") -> None:

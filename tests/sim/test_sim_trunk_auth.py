@@ -14,6 +14,7 @@ from sipproxy.engine.core import Engine
 from sipproxy.sip.digest import parse_credentials
 from tests.sim.carrier import CARRIER_REALM, CREDENTIALS, PASSWORD, USER, Carrier, carrier_town
 from tests.sim.conftest import town_snapshot
+from tests.sim.restart import Restarts
 from tests.sim.world import PROXY
 
 if TYPE_CHECKING:
@@ -334,3 +335,26 @@ def test_secrets_stand_in_no_note_no_view_and_no_text_of_the_settings() -> None:
     shown = repr(world.notes) + repr(world.engine.desk.trunks.view()) + repr(world.settings) + repr(world.facts)
     assert PASSWORD not in shown
     assert PASSWORD.encode() not in b"".join(data for *_, data in town.world.wire)
+
+
+def test_restart_keeps_the_numbers_that_the_carrier_knows_and_the_places_on_its_route() -> None:
+    town = carrier_town(a={**CREDENTIALS, "calls": 5}, boot="boot-1")
+    first = cast("Carrier", town.trunk)
+    first.asks = frozenset([b"INVITE", b"INFO", b"BYE"])
+    town.register_all()
+    node = Restarts(town.world)
+    call = answered(town)
+    town.alice._in_dialog(call, b"INFO")
+    town.alice._flush()
+    town.world.run(1.0)
+    node.kill()
+    town.world.run(3.0)
+    node.start()
+    assert town.world.engine.desk.trunks.view()[0]["calls"] == 1
+    town.world.run(2.0)
+    town.alice.bye(call)
+    town.world.run(2.0)
+    assert first.calls[0].ended == "remote"
+    assert [fault for fault in first.faults if "OPTIONS" not in fault] == []
+    assert town.world.engine.desk.trunks.view()[0]["calls"] == 0
+    town.assert_reconciled()
