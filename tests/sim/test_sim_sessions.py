@@ -277,7 +277,9 @@ def test_provisional_answer_to_a_probe_is_a_hops_word_and_proves_nothing() -> No
     town.trunk._respond = respond  # type: ignore[method-assign]
     town.alice.call(b"03023125001")
     town.world.run(PROBE_S + 40.0)
-    assert [r.end_reason for r in town.world.records] == ["session_expired"]
+    (record,) = town.world.records
+    assert record.end_reason == "session_expired"
+    assert record.billable_ms < 1000, "the carrier was not heard after its answer"
 
 
 def test_lost_dialog_of_a_forked_call_ends_alone() -> None:
