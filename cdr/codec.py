@@ -52,8 +52,11 @@ class Scanned(msgspec.Struct, frozen=True):
     record: bytes = b""
 
 
-class _AdmitEntry(msgspec.Struct, tag="admit"):
+class _AdmitEntry(msgspec.Struct, tag="admit", omit_defaults=True):
     record: msgspec.Raw
+    boot: str = ""
+    mono_ms: int = 0
+    lines: tuple[str, ...] = ()
 
 
 class _EndEntry(msgspec.Struct, tag="end"):
@@ -73,6 +76,7 @@ _RECORDS = msgspec.msgpack.Decoder(Record)
 _MAPS = msgspec.msgpack.Decoder(dict[str, Any])
 _ENTRIES = msgspec.msgpack.Decoder(_AnyEntry)
 _HEADS = msgspec.msgpack.Decoder(Head)
+_ADMITS = msgspec.msgpack.Decoder(_AdmitEntry)
 _PARTS: msgspec.msgpack.Decoder[Answer | Alive] = msgspec.msgpack.Decoder(Answer | Alive)
 _FAULTS = (msgspec.MsgspecError, ValueError, TypeError, RecursionError, OverflowError)
 
@@ -107,11 +111,11 @@ def decode(data: bytes | memoryview) -> Record:
 
 def encode_fact(fact: Fact) -> bytes:
     """The fact as a MessagePack map. Raises CodecError like `encode`."""
-    if isinstance(fact, Admit):
-        return _ENCODER.encode(_AdmitEntry(msgspec.Raw(encode(fact.record))))
     if isinstance(fact, End):
         return _ENCODER.encode(_EndEntry(msgspec.Raw(encode(fact.record))))
     try:
+        if isinstance(fact, Admit):
+            return _ENCODER.encode(_AdmitEntry(msgspec.Raw(encode(fact.record)), fact.boot, fact.mono_ms, fact.lines))
         return _ENCODER.encode(fact)
     except _FAULTS as error:
         raise CodecError(f"fact cannot be encoded: {error}") from error
@@ -132,7 +136,8 @@ def decode_fact(data: bytes | memoryview) -> Fact:
     try:
         entry = _ENTRIES.decode(data)
         if entry.type == "admit":
-            return Admit(decode(bytes(entry.record)))
+            admit = _ADMITS.decode(data)
+            return Admit(decode(bytes(admit.record)), admit.boot, admit.mono_ms, admit.lines)
         if entry.type == "end":
             return End(decode(bytes(entry.record)))
         return _PARTS.decode(data)

@@ -11,7 +11,20 @@ from typing import Literal
 
 import msgspec
 
-__all__ = ["SCHEMA", "Admit", "Alive", "Answer", "End", "EndReason", "Fact", "Record", "ReleasedBy"]
+__all__ = [
+    "SCHEMA",
+    "Admit",
+    "Alive",
+    "Answer",
+    "Confirmed",
+    "End",
+    "EndReason",
+    "Fact",
+    "PartySide",
+    "Place",
+    "Record",
+    "ReleasedBy",
+]
 
 SCHEMA = 1
 
@@ -25,6 +38,7 @@ EndReason = Literal[
     "maximum",  # longest duration reached
     "session_expired",  # no proof of life within the bound
     "operator",  # ended by an operator's command
+    "fraud_hold",  # its line was put on hold for fraud while it lived
     "node_restart",  # the node died while the call was live; its end was not observed
     "error",  # our own fault
 ]
@@ -90,14 +104,55 @@ class Record(msgspec.Struct, kw_only=True, omit_defaults=True):
     unknown: dict[str, object] = {}
 
 
-class Admit(msgspec.Struct, tag="admit", frozen=True):
-    """The call was let in and its INVITE is about to leave. `record` is the record as far as it is known."""
+class Admit(msgspec.Struct, tag="admit", frozen=True, omit_defaults=True):
+    """The call was let in and its INVITE is about to leave. `record` is the record as far as it is known.
+
+    `mono_ms` is the set-up on the monotonic clock, which means something within the same `boot` of the machine alone;
+    `boot` is "" where that is not known. `lines` are those of which the call holds a slot.
+    """
 
     record: Record
+    boot: str = ""
+    mono_ms: int = 0
+    lines: tuple[str, ...] = ()
 
 
-class Answer(msgspec.Struct, tag="answer", frozen=True):
-    """A 2xx is about to go upstream."""
+class Place(msgspec.Struct, frozen=True, array_like=True):
+    """Where a party is reached: a flow with its listener's index, or, with `listener` -1, a next hop still to be resolved."""
+
+    transport: str
+    host: str
+    port: int
+    listener: int = -1
+
+
+class PartySide(msgspec.Struct, frozen=True, array_like=True):
+    """What changes about one party of a dialog: its remote target, and the last CSeq used towards it."""
+
+    target: bytes
+    cseq: int
+
+
+class Confirmed(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A confirmed dialog as another process needs it to go on: the INVITE as it was sent and the 2xx as it came, both
+    without their bodies and with the header lines alone that a dialog is made of; the target and its place."""
+
+    invite: bytes
+    response: bytes
+    kind: str  # of the target: trunk, psap, binding
+    name: str
+    to: Place
+    caller: PartySide
+    callee: PartySide
+    ended: bool = False
+    shift: tuple[tuple[int, int], ...] = ()  # from which CSeq number on the callee sees one that is higher by how much
+
+
+class Answer(msgspec.Struct, tag="answer", frozen=True, omit_defaults=True):
+    """A 2xx is about to go upstream. Written again, with the stamps of the first, when a dialog comes or changes.
+
+    `source` is the caller's flow; without `dialogs`, as in journals of earlier versions, the call cannot be taken up again.
+    """
 
     id: str
     at_ms: int
@@ -109,14 +164,21 @@ class Answer(msgspec.Struct, tag="answer", frozen=True):
     psap: str
     callee_account: str
     media: list[str]
+    source: Place | None = None
+    dialogs: tuple[Confirmed, ...] = ()
 
 
-class Alive(msgspec.Struct, tag="alive", frozen=True):
-    """Proof of life: a message of an answered call arrived. `after_ms` is since set-up, monotonic."""
+class Alive(msgspec.Struct, tag="alive", frozen=True, omit_defaults=True):
+    """Proof of life: a message of an answered call arrived. `after_ms` is since set-up, monotonic.
+
+    The CSeq numbers are the last ones used towards caller and callee, 0 where they are not known.
+    """
 
     id: str
     at_ms: int
     after_ms: int
+    caller_cseq: int = 0
+    callee_cseq: int = 0
 
 
 class End(msgspec.Struct, tag="end", frozen=True):

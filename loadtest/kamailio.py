@@ -1,6 +1,7 @@
 """Kamailio as the carrier behind a trunk: starts the configuration in `peers/kamailio.cfg` as a subprocess.
 
-What comes from the proxy's address is relayed to a subscriber, everything else to the proxy; OPTIONS are answered.
+What comes from the proxy's address is relayed to a subscriber, everything else to the proxy; OPTIONS are answered. With a
+`password` the proxy's INVITE, BYE and REGISTER are challenged; with a `spare` calls that the subscriber does not take go there.
 Leaves out: TCP, TLS, and every kind of number handling.
 """
 
@@ -27,12 +28,23 @@ class Kamailio:
     Entering raises FileNotFoundError when Kamailio is not installed and RuntimeError, with its log, when it does not start.
     """
 
-    def __init__(self, *, proxy: tuple[str, int], subscriber: tuple[str, int], host: str = "127.0.0.1", port: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        proxy: tuple[str, int],
+        subscriber: tuple[str, int],
+        host: str = "127.0.0.1",
+        port: int = 0,
+        password: str = "",
+        spare: tuple[str, int] | None = None,
+    ) -> None:
         self.host = host
         self.port = port or free_udp_port(host)
         self.pid = 0
         self._proxy = proxy
         self._subscriber = subscriber
+        self._password = password
+        self._spare = spare
         self._directory = Path()
         self._process: asyncio.subprocess.Process | None = None
 
@@ -47,6 +59,10 @@ class Kamailio:
             "PROXY_URI": f'"sip:{self._proxy[0]}:{self._proxy[1]}"',
             "SUBSCRIBER_URI": f'"sip:{self._subscriber[0]}:{self._subscriber[1]}"',
         }
+        if self._password:
+            defines["PASSWORD"] = f'"{self._password}"'
+        if self._spare is not None:
+            defines["SPARE_URI"] = f'"sip:{self._spare[0]}:{self._spare[1]}"'
         command = [program, "-DD", "-E", "-f", str(CONFIG), "-l", f"udp:{self.host}:{self.port}", "-m", "32", "-M", "8"]
         command += ["-Y", str(self._directory), "-P", str(self._directory / "pid")]
         for name, value in defines.items():

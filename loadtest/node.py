@@ -75,12 +75,13 @@ class PsapSpec:
 
 @dataclass(frozen=True, slots=True)
 class TrunkSpec:
-    """One trunk route; without `sources` calls come from exactly `address`."""
+    """One trunk route; without `sources` calls come from exactly `address`. `settings` are further keys of its table."""
 
     name: str
     address: Address
     sources: tuple[str, ...] = ()
     priority: int = 0
+    settings: Mapping[str, object] = field(default_factory=dict)
 
     def table(self) -> dict[str, object]:
         host, port = self.address
@@ -90,6 +91,7 @@ class TrunkSpec:
             "uri": f"sip:{host}:{port};transport=udp",
             "addresses": sources,
             "priority": self.priority,
+            **self.settings,
         }
 
 
@@ -235,7 +237,7 @@ class Node:
         _write_csv(self.directory / "psap.csv", PSAP_COLUMNS, [route.row() for route in psap])
         address = f"{self.host}:{self.port}"
         tables: dict[str, object] = {
-            "node": {"id": self.node_id, "data_dir": "data"},
+            "node": {"id": self.node_id, "data_dir": "data", "drain_s": 1},
             "listen": [{"transport": "udp", "address": address}, {"transport": "tcp", "address": address}],
             "store": {"url": store_url},
             "registrar": {"realm": self.domain, "domains": [self.domain]},

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import json
 import os
-import signal
 import sys
 import time
 from pathlib import Path
@@ -19,8 +18,6 @@ from typing import TYPE_CHECKING
 import structlog
 from redis.exceptions import RedisError
 
-from cdr.assemble import recovered
-from cdr.facts import End
 from cdr.journal import Journal, JournalError
 from cdr.publisher import Publisher
 from policy import profiles
@@ -31,6 +28,7 @@ from sipproxy import policy_cache, policy_files
 from sipproxy.admin.control import ControlServer, socket_path
 from sipproxy.config_file import split_address
 from sipproxy.engine.core import Engine
+from sipproxy.lifecycle import Stop, boot_id, drain, is_healthy, resume, settle
 from sipproxy.log import configure
 from sipproxy.metrics import LoopLag, Metrics, MetricsServer
 from sipproxy.net.resolver import Resolver
@@ -45,11 +43,12 @@ from sipproxy.store.errors import StoreError
 from sipproxy.store.nodes import Heartbeat
 from sipproxy.store.slots import Slots
 from sipproxy.store.traces import Traces
+from sipproxy.systemd import Notifier
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
-    from cdr.facts import Record
+    from cdr.recovery import Recovered
     from policy.model import Snapshot
     from sipproxy.config import Config
     from sipproxy.sip.errors import ParseError
@@ -61,6 +60,7 @@ EXPIRE_S = 1.0  # between two looks at expired bindings
 KEY_BYTES = 32
 SHOWN_ACCOUNTS = 2
 FLUSH_S = 2.0  # for the last records to reach the store before the node leaves
+LEAVE_S = 20.0  # that closing everything may take after that
 CANCEL_EVERY_S = 0.2
 
 
@@ -93,10 +93,8 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
 
 
 async def _run(config: Config, config_path: Path, *, embedded: bool, welcome: bool) -> int:
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    stop = Stop()
+    stop.listen()
     data_dir = Path(config.node.data_dir)
     data_dir.mkdir(parents=True, exist_ok=True)  # noqa: ASYNC240  nothing is served yet
     async with contextlib.AsyncExitStack() as stack:
@@ -115,8 +113,7 @@ async def _run(config: Config, config_path: Path, *, embedded: bool, welcome: bo
         node = Node(config, config_path, journal, server)
         for damage in found.damaged:
             node.log.error("journal_damaged", **damage._asdict())
-        unfinished = [recovered(admit, answer, alive, 0) for admit, answer, alive in found.unfinished]
-        bound = await node.start(stack, unfinished, found.next_seq)
+        bound = await node.start(stack, found)
         if welcome:
             sys.stdout.write(_welcome(config, bound, node.engine.desk.snapshot))
         sys.stdout.write(json.dumps({"event": "ready", "listen": shown(bound)}) + "\n")
@@ -151,12 +148,12 @@ class Node:
             maxlen=config.cdr.stream_max,
             on_state=lambda state, reason: self.log.info("cdr_publisher", state=state, reason=reason),
         )
-        self._tasks: list[Callable[[], object]] = []
+        self._notifier = Notifier()
         self._bindings_loaded = False
 
     # Starting
 
-    async def start(self, stack: contextlib.AsyncExitStack, unfinished: list[Record], next_seq: int) -> list[Bound]:
+    async def start(self, stack: contextlib.AsyncExitStack, found: Recovered) -> list[Bound]:
         """Bring every part up; the addresses that were taken. Raises StartError, and what the parts raise."""
         config = self.config
         await self.store.start()
@@ -174,11 +171,11 @@ class Node:
         bound = self._bind(self._transports)
         stack.push_async_callback(self._transports.close)
         self.engine = Engine(
-            engine_settings(config, bound),
+            engine_settings(config, bound, boot=boot_id()),
             snapshot,
             new_token=os.urandom,
             key=_secret(self.data_dir / "secret.key"),
-            next_seq=self._write_unfinished(unfinished, next_seq),
+            next_seq=found.next_seq,
             nonce_lifetime_s=config.registrar.nonce_lifetime_s,
             max_nonces=config.limits.nonces,
         )
@@ -196,7 +193,12 @@ class Node:
         self.store.on_state(self._on_store_state)
         await self._load_bindings()
         metrics = await self._observe(stack)
+        resume(self.shell, self._journal, found, self._slots)
+        if self.store.state is State.UP:
+            await settle(self._slots)
         await self._transports.start()
+        self.shell.start()
+        self._notifier.tell("READY=1", status=self._status())
         self._lag = LoopLag(metrics)
         self.log.info(
             "ready",
@@ -251,19 +253,6 @@ class Node:
     def _cache_path(self) -> Path:
         return self.data_dir / "policy.snapshot"
 
-    def _write_unfinished(self, unfinished: list[Record], seq: int) -> int:
-        """One final record for each call that was live when the node died; returns the next number."""
-        for record in unfinished:
-            record.seq = seq
-            self._journal.append(End(record))
-            for line in (record.line, record.callee_line):
-                if line and record.verdict != "emergency":
-                    self._slots.release(line, record.id)
-            seq += 1
-        if unfinished:
-            self.log.warning("calls_cut_by_restart", calls=len(unfinished))
-        return seq
-
     async def _load_bindings(self) -> None:
         """Bindings of before the restart; when the store is away they are fetched as soon as it is back."""
         try:
@@ -303,7 +292,7 @@ class Node:
             stack.push_async_callback(server.close)
         control = ControlServer(
             socket_path(self.data_dir),
-            handlers(self.engine, self.store, self._publisher),
+            handlers(self.engine, self.shell, self.store, self._publisher),
             on_error=lambda command, error: self.log.error("control_failed", command=command, error=repr(error)),
         )
         await control.start()
@@ -312,8 +301,8 @@ class Node:
 
     # Running
 
-    async def run(self, stop: asyncio.Event) -> None:
-        """Serve until `stop`."""
+    async def run(self, stop: Stop) -> None:
+        """Serve until `stop`, then let live calls finish; those that are left are for the next start."""
         async with asyncio.TaskGroup() as group:
             heartbeat = Heartbeat(self.store, self.config.node.id, tell=self._heartbeat, on_forgotten=self._on_store_forgot)
             work = [
@@ -325,14 +314,23 @@ class Node:
                 heartbeat.run(),
                 self.shell.run_journal_watch(),
                 self._lag.run(),
+                self._notifier.run(lambda: is_healthy(self.engine), self._status),
             ]
             if self._server is not None:
                 work.append(self._server.run())
             tasks = [group.create_task(coroutine) for coroutine in work]
-            await stop.wait()
+            await stop.wanted.wait()
             self.log.info("stopping", calls=self.engine.calls.live)
+            drain_s = self.config.node.drain_s
+            extend = f"EXTEND_TIMEOUT_USEC={round(1e6 * (drain_s + LEAVE_S))}"
+            self._notifier.tell("STOPPING=1", extend, status=f"draining, {self._status()}")
+            await drain(self.engine, stop, drain_s)
+            self.log.info("leaving", calls=self.engine.calls.live)
             await self._publisher.flush(FLUSH_S)
             await _cancel_all(tasks)
+
+    def _status(self) -> str:
+        return f"{self.engine.calls.live} calls, {self.engine.desk.location.count} registrations"
 
     def _heartbeat(self) -> dict[str, str | int]:
         stats = self._journal.stats
@@ -340,7 +338,7 @@ class Node:
 
     async def _watch_policy(self) -> None:
         def swap(snapshot: Snapshot) -> None:
-            self.engine.swap_snapshot(snapshot)
+            self.shell.swap_snapshot(snapshot)
             self.log.info("policy_snapshot", version=snapshot.version, lines=len(snapshot.lines))
             changed.set()
 

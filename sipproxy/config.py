@@ -43,6 +43,7 @@ class Section(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=T
 class Node(Section, frozen=True):
     id: Name = "node1"
     data_dir: Filled = "data"
+    drain_s: Annotated[int, msgspec.Meta(ge=0, le=86400)] = 60  # that live calls may go on after SIGTERM
 
 
 class Listen(Section, frozen=True):
@@ -88,6 +89,17 @@ class Trunk(Section, frozen=True):
     priority: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 0  # lower first
     weight: Annotated[int, msgspec.Meta(ge=1, le=65535)] = 1
     foreign: bool = False  # calls come from abroad by it
+    ping_s: Annotated[int, msgspec.Meta(ge=0, le=3600)] = 30  # between two OPTIONS; 0 = none
+    calls: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 0  # at once on this node; 0 = unbounded
+    user: Text = ""  # answers the carrier's digest challenges
+    password: Text = ""
+    realm: Text = ""  # of the challenges that are answered; "" = any
+    register: bool = False
+    domain: Text = ""  # of the registered address; "" = the uri's host
+    expires_s: Annotated[int, msgspec.Meta(ge=60, le=7 * 86400)] = 3600  # asked for in REGISTER
+
+    def __repr__(self) -> str:
+        return f"Trunk({self.name!r}, {self.uri!r})"  # what shows a configuration does not show passwords
 
 
 class Emergency(Section, frozen=True):
@@ -100,6 +112,10 @@ class Calls(Section, frozen=True):
     ring_s: Annotated[int, msgspec.Meta(ge=10, le=7200)] = 180  # Timer C; RFC 3261 §16.6 asks for three minutes
     maximum_s: Seconds = 43200
     reap_s: Seconds = 7200  # answered, without a message from either party
+    recovered_reap_s: Annotated[int, msgspec.Meta(ge=10, le=86400)] = 90  # the same, after a restart of the node
+    session_expires_s: Annotated[int, msgspec.Meta(ge=0, le=86400)] = 1800  # RFC 4028 asked for; 0 = not asked
+    min_se_s: Annotated[int, msgspec.Meta(ge=90, le=86400)] = 90  # RFC 4028 §4: at least 90
+    probe_s: Annotated[int, msgspec.Meta(ge=0, le=86400)] = 600  # a party not heard for so long is asked; 0 = never
 
 
 class Limits(Section, frozen=True):

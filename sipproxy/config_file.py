@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from sipproxy.config import Config, Listen, Section, Trunk
+from sipproxy.config import Calls, Config, Listen, Section, Trunk
 
 __all__ = ["ConfigError", "Fault", "key_lines", "load", "split_address"]
 
@@ -225,7 +225,7 @@ class _Reader:
         try:
             return msgspec.convert(value, kind)
         except msgspec.ValidationError as error:
-            self.fault(key, _reason(error, kind, value))
+            self.fault(key, "is a text of at most 255 characters" if key[-1] == "password" else _reason(error, kind, value))
             return None
 
 
@@ -276,10 +276,20 @@ def _check(config: Config, reader: _Reader) -> None:
             ipaddress.ip_network(network)
     if config.calls.route_s > config.calls.setup_s:
         reader.fault(("calls", "route_s"), f"at most setup_s, which is {config.calls.setup_s}")
+    _check_bounds(config.calls, reader)
     for name in ("lines", "psap", "blocks"):
         for index, file in enumerate(getattr(config.policy, name)):
             if not (reader.folder / file).is_file():
                 reader.fault(("policy", name, index), f"there is no file {str(reader.folder / file)!r}")
+
+
+def _check_bounds(calls: Calls, reader: _Reader) -> None:
+    """The bounds of answered calls: a call is not reaped before its parties had the time to prove that they are there."""
+    if 0 < calls.session_expires_s < calls.min_se_s:
+        reader.fault(("calls", "session_expires_s"), f"0, or at least min_se_s, which is {calls.min_se_s}")
+    longest = max(calls.session_expires_s, calls.probe_s)
+    if calls.reap_s <= longest:
+        reader.fault(("calls", "reap_s"), f"above session_expires_s and probe_s, so above {longest}")
 
 
 @contextlib.contextmanager
@@ -325,9 +335,23 @@ def _check_trunks(trunks: tuple[Trunk | None, ...], reader: _Reader) -> None:
             reader.fault(
                 ("trunk", index, "uri"), f"{trunk.uri[:80]!r} is not a next hop such as sip:192.0.2.10:5060;transport=udp"
             )
+        _check_trunk_user(index, trunk, reader)
         for position, address in enumerate(trunk.addresses):
             with _told(reader, ("trunk", index, "addresses", position)):
                 _check_source(address)
+
+
+def _check_trunk_user(index: int, trunk: Trunk, reader: _Reader) -> None:
+    """What a route's credentials and its registration need of each other. A password is never shown."""
+    if trunk.user and not re.fullmatch(r"[A-Za-z0-9._~!$&'()*+,;=%-]+", trunk.user):
+        reader.fault(("trunk", index, "user"), "not the user part of a SIP URI: letters, digits and -._~!$&'()*+,;=%")
+    if trunk.user and not trunk.password:
+        reader.fault(("trunk", index, "user"), "needs 'password' beside it")
+    for name in ("password", "realm", "register", "domain"):
+        if getattr(trunk, name) and not trunk.user:
+            reader.fault(("trunk", index, name), "needs 'user' beside it")
+    if trunk.domain and not re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+)(:[0-9]{1,5})?", trunk.domain):
+        reader.fault(("trunk", index, "domain"), f"{trunk.domain!r} is not host or host:port")
 
 
 def _check_source(text: str) -> None:

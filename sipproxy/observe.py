@@ -5,16 +5,18 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from sipproxy.admin.control import ControlError
 from sipproxy.shell import instant
 from sipproxy.sip.text import text
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from cdr.journal import Journal
     from cdr.publisher import Publisher
     from sipproxy.admin.control import Handler
     from sipproxy.engine.core import Engine
+    from sipproxy.engine.trunks import Health
     from sipproxy.metrics import Metrics
     from sipproxy.net.transports import Transports
     from sipproxy.shell import Shell
@@ -43,6 +45,7 @@ def register(
 ) -> None:
     """Announce every metric of a node. What is read here is read on the event loop, at scrape time."""
     _engine_metrics(metrics, engine)
+    _trunk_metrics(metrics, engine)
     _cdr_metrics(metrics, journal, publisher, shell)
 
     def state() -> dict[tuple[str, ...], float]:
@@ -80,8 +83,13 @@ def _engine_metrics(metrics: Metrics, engine: Engine) -> None:
         "requests_refused": ("requests refused before policy", ("reason",)),
         "responses_dropped": ("responses that belong to nothing", ("reason",)),
         "branch_failures": ("forwarded INVITEs without a final response", ("reason",)),
+        "trunk_failures": ("failures of trunk routes", ("trunk", "reason")),
+        "trunk_full": ("calls that a trunk route had no place for", ("trunk",)),
+        "trunk_challenges": ("digest challenges of trunk routes", ("trunk", "outcome")),
         "calls_ended": ("ended call attempts", ("reason",)),
         "setups_forgotten": ("lines whose started calls the guard against automatic dialling had no room for", ("reason",)),
+        "probes": ("parties of live calls that were asked whether they are there", ("side",)),
+        "parties_lost": ("parties found gone, and sessions that expired", ("how",)),
         "slots_undecided": ("calls decided without the store", ("way",)),
     }
 
@@ -107,6 +115,26 @@ def _engine_metrics(metrics: Metrics, engine: Engine) -> None:
     metrics.gauge("sipproxy_lines", "lines in the snapshot", lambda: len(engine.desk.snapshot.lines))
 
 
+def _trunk_metrics(metrics: Metrics, engine: Engine) -> None:
+    trunks = engine.desk.trunks
+
+    def of(read: Callable[[Health], float | None]) -> dict[tuple[str, ...], float]:
+        return {(health.route.name,): value for health in trunks if (value := read(health)) is not None}
+
+    def registered(health: Health) -> float | None:
+        return None if health.registration is None else float(health.registration.is_valid)
+
+    def ping(health: Health) -> float | None:
+        return None if health.ping_ms is None else health.ping_ms / 1000
+
+    label = ("trunk",)
+    metrics.gauge("sipproxy_trunk_up", "0 while the route is down", lambda: of(lambda h: float(h.state != "down")), label)
+    metrics.gauge("sipproxy_trunk_calls", "calls on the route", lambda: of(lambda h: len(h.calls)), label)
+    metrics.gauge("sipproxy_trunk_limit", "calls that it may have; 0 for no limit", lambda: of(lambda h: h.route.calls), label)
+    metrics.gauge("sipproxy_trunk_registered", "1 while the carrier holds our binding", lambda: of(registered), label)
+    metrics.gauge("sipproxy_trunk_ping_seconds", "round trip of the last answered OPTIONS", lambda: of(ping), label)
+
+
 def _cdr_metrics(metrics: Metrics, journal: Journal, publisher: Publisher, shell: Shell) -> None:
     def journal_values() -> Mapping[str, float]:
         stats = journal.stats
@@ -124,7 +152,7 @@ def _cdr_metrics(metrics: Metrics, journal: Journal, publisher: Publisher, shell
     )
 
 
-def handlers(engine: Engine, store: Store, publisher: Publisher) -> dict[str, Handler]:
+def handlers(engine: Engine, shell: Shell, store: Store, publisher: Publisher) -> dict[str, Handler]:
     """What the control socket answers."""
 
     def calls(_: Row) -> Row:
@@ -158,4 +186,16 @@ def handlers(engine: Engine, store: Store, publisher: Publisher) -> dict[str, Ha
             "cdr": {"state": stats.state, "backlog": stats.backlog, "behind_ms": stats.behind_ms},
         }
 
-    return {"calls": calls, "registrations": registrations, "status": status}
+    def trunks(_: Row) -> Row:
+        return {"trunks": engine.desk.trunks.view()}
+
+    def end(request: Row) -> Row:
+        call, emergency = request.get("call"), request.get("emergency") is True
+        state = shell.end_call(call, emergency_too=emergency) if isinstance(call, str) else "unknown"
+        if state == "unknown":
+            raise ControlError(f"there is no live call {str(call)[:80]!r} on this node")
+        if state == "emergency":
+            raise ControlError(f"{call} is an emergency call; --emergency ends it all the same")
+        return {"id": call, "state": state}
+
+    return {"calls": calls, "end": end, "registrations": registrations, "status": status, "trunks": trunks}

@@ -20,8 +20,11 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Bound = tuple[str, str, int]  # transport, IP, port
 
 
-def engine_settings(config: Config, bound: Sequence[Bound]) -> Settings:
-    """Settings for listeners bound as given, in the order of the configuration. The configuration has been checked."""
+def engine_settings(config: Config, bound: Sequence[Bound], *, boot: str = "") -> Settings:
+    """Settings for listeners bound as given, in the order of the configuration. The configuration has been checked.
+
+    `boot` names the boot of the machine, "" when it is not known.
+    """
     registrar, calls, limits = config.registrar, config.calls, config.limits
     domains = frozenset(name.lower() for name in (registrar.realm, *registrar.domains))
     listeners = tuple(
@@ -45,6 +48,11 @@ def engine_settings(config: Config, bound: Sequence[Bound]) -> Settings:
         ring_s=calls.ring_s,
         maximum_s=calls.maximum_s,
         reap_s=calls.reap_s,
+        recovered_reap_s=calls.recovered_reap_s,
+        boot=boot,
+        session_expires_s=calls.session_expires_s,
+        min_se_s=calls.min_se_s,
+        probe_s=calls.probe_s,
         slots=config.store.slots,
         max_headers=limits.headers,
         max_transactions=limits.transactions,
@@ -68,8 +76,22 @@ def _listener(index: int, advertised: str, bound: Bound, domains: frozenset[str]
 def _trunk(trunk: Trunk) -> TrunkRoute:
     hop = parse_hop(trunk.uri.encode())
     sources = trunk.addresses or ((hop.host,) if _is_literal(hop.host) else ())
-    networks = tuple(_source(source) for source in sources)
-    return TrunkRoute(trunk.name, hop, networks, trunk.priority, trunk.weight, trunk.foreign)
+    return TrunkRoute(
+        trunk.name,
+        hop,
+        tuple(_source(source) for source in sources),
+        trunk.priority,
+        trunk.weight,
+        trunk.foreign,
+        ping_s=trunk.ping_s,
+        calls=trunk.calls,
+        user=trunk.user,
+        password=trunk.password,
+        realm=trunk.realm,
+        register=trunk.register,
+        domain=trunk.domain,
+        expires_s=trunk.expires_s,
+    )
 
 
 def _is_literal(host: str) -> bool:

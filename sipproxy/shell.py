@@ -29,12 +29,14 @@ from sipproxy.engine.actions import (
 from sipproxy.engine.actions import Journal as JournalFact
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Hashable, Sequence
 
     from cdr.facts import Fact
     from cdr.journal import Journal
     from cdr.publisher import Publisher
+    from policy.model import Snapshot
     from sipproxy.engine.core import Engine
+    from sipproxy.engine.recover import Unfinished
     from sipproxy.net.transports import Transports
     from sipproxy.sip.errors import ParseError
     from sipproxy.sip.flow import Flow
@@ -84,6 +86,10 @@ class Shell:
         self._log = structlog.get_logger("engine")
         self.facts_lost = 0
 
+    def start(self) -> None:
+        """Have the engine do what it does unasked, such as pings; messages may be sent from now on."""
+        self._arm()
+
     # Events
 
     def message(self, data: bytes, flow: Flow) -> None:
@@ -104,6 +110,21 @@ class Shell:
     def _fire(self) -> None:
         self._timer = None
         self._perform(self.engine.fire(instant()))
+
+    def swap_snapshot(self, snapshot: Snapshot) -> None:
+        """Decide with this snapshot from now on."""
+        self._perform(self.engine.swap_snapshot(snapshot, instant()))
+
+    def end_call(self, call: str, *, emergency_too: bool) -> str:
+        """End a call for an operator; what `Engine.end_call` says."""
+        state, actions = self.engine.end_call(call, instant(), emergency_too=emergency_too)
+        self._perform(actions)
+        return state
+
+    def recover(self, unfinished: Sequence[Unfinished]) -> None:
+        """Take up the calls that the journal has no end of; their timers run from `start` on."""
+        self._line.extend(self.engine.recover(unfinished, instant()))
+        self._drain()
 
     def refresh_leases(self) -> None:
         """Re-assert the slot of every live call."""

@@ -101,6 +101,10 @@ address = "here"
         (TRUNK + "addresses = ['192.0.2.0/24', '192.0.2.1/24']\n", 4, "trunk[1].addresses[2]", ""),
         ("[emergency]\naccess_networks = ['10.0.0.1/8']\n", 2, "emergency.access_networks[1]", "host bits"),
         ("[calls]\nroute_s = 61\n", 2, "calls.route_s", "at most setup_s"),
+        ("[calls]\nsession_expires_s = 89\n", 2, "calls.session_expires_s", "at least min_se_s, which is 90"),
+        ("[calls]\nmin_se_s = 89\n", 2, "calls.min_se_s", "90"),
+        ("[calls]\nprobe_s = 7200\n", 1, "calls.reap_s", "above 7200"),
+        ("[calls]\nprobe_s = 0\nreap_s = 1800\n", 3, "calls.reap_s", "above 1800"),
         ("[registrar]\ndefault_expires_s = 30\n", 2, "registrar.default_expires_s", "min_expires_s = 60"),
         ("[registrar]\nrealm = 'a\"b'\n", 2, "registrar.realm", "quote"),
         ("[registrar]\nalgorithms = ['MD5', 'MD5']\n", 2, "registrar.algorithms", "twice"),
@@ -179,3 +183,32 @@ def test_split_address_invalid_is_refused(text: str) -> None:
 @given(st.text(max_size=200))
 def test_key_lines_any_text_never_raises(text: str) -> None:
     assert all(1 <= line <= text.count("\n") + 1 for line in key_lines(text).values())
+
+
+@pytest.mark.parametrize(
+    ("keys", "key", "words"),
+    [
+        ("user = 'a'\n", "trunk[1].user", "password"),
+        ("password = 'hidden-1'\n", "trunk[1].password", "user"),
+        ("password = 4711\nuser = 'a'\n", "trunk[1].password", "text"),
+        ("register = true\n", "trunk[1].register", "user"),
+        ("user = 'a b'\npassword = 'hidden-1'\n", "trunk[1].user", "user part"),
+        ("user = 'a'\npassword = 'hidden-1'\ndomain = 'x y'\n", "trunk[1].domain", "host"),
+        ("ping_s = -1\n", "trunk[1].ping_s", ""),
+    ],
+)
+def test_load_trunk_credentials_fault_names_the_key_and_never_the_password(
+    tmp_path: Path, keys: str, key: str, words: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(written(tmp_path, TRUNK + keys))
+    assert [fault.key for fault in caught.value.faults] == [key]
+    assert words in caught.value.faults[0].detail
+    assert "hidden-1" not in str(caught.value)
+    assert "4711" not in str(caught.value)
+
+
+def test_trunk_shown_as_text_hides_its_password(tmp_path: Path) -> None:
+    config = load(written(tmp_path, TRUNK + "user = 'a'\npassword = 'hidden-1'\n"))
+    assert config.trunk[0].password == "hidden-1"
+    assert "hidden-1" not in repr(config)

@@ -22,6 +22,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "sipproxy.config_file": ("sipproxy.config",),
     "sipproxy.policy_files": ("sipproxy.config", "policy"),
     "sipproxy.log": (),
+    "sipproxy.systemd": (),
     "sipproxy.metrics": ("sipproxy.config_file",),
     "sipproxy.engine": ("sipproxy.sip", "policy", "cdr.facts", "cdr.assemble"),
     "sipproxy.net": ("sipproxy.sip", "sipproxy.engine"),
@@ -30,6 +31,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "sipproxy.policy_cache": ("policy",),
     # The composition root and what it is made of.
     "sipproxy.app": ("sipproxy", "policy", "cdr"),
+    "sipproxy.lifecycle": ("sipproxy", "cdr"),
     "sipproxy.observe": ("sipproxy", "policy", "cdr"),
     "sipproxy.settings": ("sipproxy", "policy", "cdr"),
     "sipproxy.shell": ("sipproxy", "policy", "cdr"),
@@ -39,7 +41,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "loadtest": ("sipproxy", "policy", "cdr"),
 }
 # Imported by their like alone.
-TOP = tuple(f"sipproxy.{name}" for name in ("app", "observe", "settings", "shell", "cli", "commands", "__main__"))
+TOP = tuple(f"sipproxy.{name}" for name in ("app", "lifecycle", "observe", "settings", "shell", "cli", "commands", "__main__"))
 
 CORE = ("sipproxy.sip", "sipproxy.engine", "policy", "cdr.facts", "cdr.assemble", "cdr.codec")
 SHELL_OF_CORE = ("policy.store",)

@@ -31,6 +31,8 @@ app.add_typer(psap.app, name="psap")
 app.add_typer(block.app, name="block")
 app.add_typer(trace_app, name="trace")
 app.add_typer(cdr_app, name="cdr")
+calls_app = typer.Typer(help="Calls that the running node holds; `end` ends one.", invoke_without_command=True)
+app.add_typer(calls_app, name="calls")
 
 
 @app.command()
@@ -66,12 +68,34 @@ def check(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) ->
     output.run(lambda out: node.check(config, out), as_json=as_json)
 
 
-@app.command()
-def calls(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
-    """Calls that the running node holds."""
+@calls_app.callback()
+def calls(ctx: typer.Context, config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
+    """Calls that the running node holds.
+
+    Without a command they are listed.
+    """
+    if ctx.invoked_subcommand is not None:
+        ctx.default_map = {ctx.invoked_subcommand: {"config": config, "as_json": as_json}}
+        return
     from sipproxy.commands import node, output
 
     output.run(lambda out: node.calls(config, out), as_json=as_json)
+
+
+@calls_app.command("end")
+def calls_end(
+    call: Annotated[str, typer.Argument(metavar="ID", help="The call's id, as `sipproxy calls` shows it.")],
+    emergency: Annotated[bool, typer.Option("--emergency", help="End it even if it is a call to 110 or 112.")] = False,
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: JsonOption = False,
+) -> None:
+    """End a call.
+
+    Both parties get a BYE, or the ringing ones a CANCEL; its record says that an operator ended it.
+    """
+    from sipproxy.commands import live_calls, output
+
+    output.run(lambda out: live_calls.end(config, call, out, emergency=emergency), as_json=as_json)
 
 
 @app.command()
@@ -80,6 +104,21 @@ def registrations(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = F
     from sipproxy.commands import node, output
 
     output.run(lambda out: node.registrations(config, out), as_json=as_json)
+
+
+@app.command()
+def trunks(
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Again every two seconds, until interrupted.")] = False,
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: JsonOption = False,
+) -> None:
+    """Trunk routes of the running node.
+
+    State and since when, calls and their limit, the last ping and failure, and the registration at the carrier.
+    """
+    from sipproxy.commands import output, trunk_routes
+
+    output.run(lambda out: trunk_routes.show(config, out, watch=watch), as_json=as_json)
 
 
 @app.command()

@@ -10,36 +10,38 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from dataclasses import replace as change
 from enum import StrEnum
+from functools import partial
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
 from cdr.assemble import final
-from cdr.facts import Admit, Alive, Answer, End, EndReason, Record, ReleasedBy
+from cdr.facts import Answer, End, EndReason, Record, ReleasedBy
+from sipproxy.engine import carrier, keep, liveness, session
 from sipproxy.engine.actions import Journal, Note, Now, ReleaseSlot
-from sipproxy.engine.causes import NORMAL_CLEARING, cause_of
+from sipproxy.engine.causes import NO_CHANNEL, NORMAL_CLEARING, NORMAL_UNSPECIFIED, cause_of
+from sipproxy.engine.cseq import Shift
 from sipproxy.engine.forward import Target, forward_request, is_ours, next_hop, via_of
 from sipproxy.engine.privacy import PLAIN, Face, Faces, forward_response
 from sipproxy.engine.response_context import Branch, Progress, ResponseContext
 from sipproxy.engine.state import Headers, reason_header
-from sipproxy.engine.transactions import Ignored
 from sipproxy.sip.build import Editor
 from sipproxy.sip.dialog import DialogSide, from_invite_2xx, write_bye
 from sipproxy.sip.matching import client_key
 from sipproxy.sip.message import Request, Response, parse_message
-from sipproxy.sip.sdp import media_kinds
-from sipproxy.sip.text import text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
+    from sipproxy.engine.recover import Resumed
     from sipproxy.engine.state import Desk
-    from sipproxy.engine.transactions import Server
+    from sipproxy.engine.transactions import ClientUser, Server
     from sipproxy.sip.flow import Flow, Hop
 
 __all__ = ["Call", "Dialog", "Phase"]
 
 EARLY_DIALOGS = 32  # To tags remembered for one call; a forking UAS beyond that is refused its early requests
+STOPPED: tuple[EndReason, ...] = ("operator", "fraud_hold")  # ends that were ordered, not a bound that was reached
 
 
 class Phase(StrEnum):
@@ -59,6 +61,9 @@ class Dialog:
     confirmed: bool = False
     ended: bool = False
     sides: tuple[DialogSide, DialogSide] | None = None  # caller and callee, once confirmed: what a BYE of ours needs
+    watch: liveness.Watch | None = None  # whether both are there, once confirmed
+    kept: tuple[bytes, bytes] | None = None  # INVITE and 2xx as the journal has them
+    shift: Shift = field(default_factory=Shift)  # of what the customer sends towards a trunk
 
 
 @dataclass(eq=False)
@@ -84,8 +89,12 @@ class Call:
     answer: Answer | None = None
     ringing_at_ms: int | None = None
     last_seen: Now | None = None
+    proof: Now | None = None  # when both parties of the answered call were last known to be there
+    resumed: Resumed | None = None  # taken up again after a restart
+    asked: session.Asked | None = None  # the session timer that our INVITE asks for
     gave_up: EndReason | None = None  # why we cancelled the branches ourselves
     was_cancelled: bool = False
+    met_full: bool = False  # a trunk route had no place for this call
     context: ResponseContext[Target] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -103,14 +112,24 @@ class Call:
         """How the caller looks to this target."""
         return self.faces.to(target.kind) if self.faces is not None else PLAIN
 
+    @property
+    def is_answered(self) -> bool:
+        """Whether the call is between its answer and its end."""
+        return self.phase is Phase.ANSWERED
+
     # Set-up
 
     def proceed(self) -> None:
         """Journal the admission and send the INVITE to the first group of targets."""
         desk = self.desk
+        if not self.is_emergency and session.is_too_short(self.request, desk.settings.session_terms):
+            headers = [session.refusal(desk.settings.session_terms)]
+            self.refuse(422, NORMAL_UNSPECIFIED, end_reason="refused", headers=headers)
+            return
         self.phase = Phase.PROCEEDING
+        carrier.arrived(self)
         self.context = ResponseContext(list(self.groups), self.retry_on)
-        desk.out.append(Journal(Admit(self.record)))
+        desk.out.append(Journal(keep.admission(self)))
         settings = desk.settings
         desk.queue.set(("call", self.id, "setup"), desk.now.mono + settings.setup_s)
         self._try_next()
@@ -119,7 +138,7 @@ class Call:
         desk = self.desk
         while True:
             if not self.context.groups:
-                self._finish()
+                self._go_on(self.context.progress())  # a branch that is overdue may still be answered
                 return
             sent = [self._send(target) for target in self.context.next_group()]
             if any(sent):
@@ -132,9 +151,14 @@ class Call:
             desk.queue.cancel(("call", self.id, "route"))
 
     def _send(self, target: Target) -> bool:
+        if not carrier.enter(self, target):
+            self.met_full = True
+            return False
         editor = Editor(self.request)
         editor.request_uri(target.uri)
         change = self.edit
+        if not self.is_emergency:
+            self.asked = session.ask(self.request, editor, self.desk.settings.session_terms)
         built = forward_request(
             self.desk,
             self.request,
@@ -160,19 +184,24 @@ class Call:
         if branch is None:
             return
         self.seen()
-        if response.status < 200:
+        status = carrier.status_of(self, branch, response)
+        if not status:
+            return
+        final = response if status == response.status else None
+        if status < 200:
             self._provisional(branch, response)
-        elif response.status < 300:
+        elif status < 300:
             self._success(branch, response)
-        elif (progress := self.context.final(key, response.status, response)) is not Progress.WAIT:
+        elif (progress := self.context.final(key, status, final)) is not Progress.WAIT:
             self._go_on(progress)
-        elif response.status >= 600:
+        elif status >= 600:
             self._cancel_branches()
 
     def failed(self, key: Hashable, /, *, timed_out: bool) -> None:
         """A branch timed out (like 408) or could not be sent (like 503), §16.9."""
         if key in self.context.branches:
             self.desk.count("branch_failures", "timeout" if timed_out else "transport")
+            carrier.failed(self, self.context.branches[key], timed_out=timed_out)
             self._go_on(self.context.final(key, 408 if timed_out else 503, None))
 
     def _go_on(self, progress: Progress) -> None:
@@ -215,7 +244,13 @@ class Call:
             self._confirm(dialog, branch, response)
         if first:
             self._answered(branch, response)
-        data = self._upstream(response, branch.target)
+        else:
+            keep.refreshed(self)  # a forked call's further dialog
+        agreed = session.agreed(response, self.asked)
+        data = self._upstream(response, branch.target, edit=partial(session.tell, response, agreed))
+        if dialog is not None and dialog.watch is None and dialog.sides is not None:
+            liveness.watch(self, dialog)
+            liveness.refreshed(self, dialog, agreed)
         desk.transactions.respond(self.server, response.status, data, desk.now.mono)
 
     def _answered(self, branch: Branch[Target], response: Response) -> None:
@@ -223,22 +258,13 @@ class Call:
         self.phase = Phase.ANSWERED
         for kind in ("setup", "route", "ring"):
             desk.queue.cancel(("call", self.id, kind))
-        desk.queue.set(("call", self.id, "maximum"), desk.now.mono + desk.settings.maximum_s)
+        if not self.is_emergency:  # whoever called for help is not cut off by a bound that guards against charges
+            desk.queue.set(("call", self.id, "maximum"), desk.now.mono + desk.settings.maximum_s)
         desk.queue.set(("call", self.id, "reap"), desk.now.mono + desk.settings.reap_s)
-        target = branch.target
-        media = media_kinds(response.body, response.first(b"content-type") or b"")
-        self.answer = Answer(
-            id=self.id,
-            at_ms=desk.now.utc_ms,
-            after_ms=self.after_ms(desk.now),
-            ringing_at_ms=self.ringing_at_ms,
-            status=response.status,
-            to_tag=text(response.to.tag),
-            trunk=target.name if target.kind == "trunk" else "",
-            psap=target.name if target.kind == "psap" else "",
-            callee_account=target.name if target.kind == "binding" else "",
-            media=media,
-        )
+        if self.gave_up in STOPPED:
+            # The answer crossed our CANCEL. RFC 3261 §15: no BYE to the caller before it has acknowledged the 2xx.
+            desk.queue.set(("call", self.id, "stop"), desk.now.mono + 4 * desk.settings.timers.t1)
+        self.answer = keep.answer(self, branch.target, response)
         desk.out.append(Journal(self.answer))
         desk.count("responses", "INVITE", str(response.status))
         self._cancel_branches()
@@ -249,7 +275,7 @@ class Call:
             return None
         dialog = self.dialogs.get(tag)
         if dialog is None and len(self.dialogs) < EARLY_DIALOGS:
-            dialog = self.dialogs[tag] = Dialog(tag, branch.target, branch.target.to)
+            dialog = self.dialogs[tag] = Dialog(tag, branch.target, branch.target.to, shift=carrier.shift_of(self))
         return dialog
 
     def _confirm(self, dialog: Dialog, branch: Branch[Target], response: Response) -> None:
@@ -264,6 +290,9 @@ class Call:
             # The callee's messages name the caller by the face that he has there; to himself he is who he said.
             caller = change(caller, remote=self.request.first(b"from") or b"", remote_target=self.contact)
         dialog.sides = caller, callee
+        if self.face(dialog.target) == PLAIN:
+            # What a hidden caller's mask is made of is not journalled, and without it a restart would take it off.
+            dialog.kept = (keep.reduced(sent), keep.reduced(response))
 
     @property
     def contact(self) -> bytes:
@@ -271,7 +300,7 @@ class Call:
         contacts = self.request.contacts
         return contacts[0].uri.raw if contacts and not contacts[0].is_star else self.request.from_.uri.raw
 
-    def _upstream(self, response: Response, target: Target) -> bytes:
+    def _upstream(self, response: Response, target: Target, *, edit: Callable[[Editor], None] | None = None) -> bytes:
         """The response of a branch as the caller gets it."""
         return forward_response(
             response,
@@ -281,6 +310,7 @@ class Call:
             self.server.target,
             from_customer=target.is_customer,
             to_customer=self.from_customer,
+            edit=edit,
         )
 
     def _finish(self) -> None:
@@ -288,10 +318,15 @@ class Call:
         best = self.context.best()
         status = best.status if best is not None else 480
         response = best.final if best is not None else None
-        if self.gave_up is not None:
+        if self.gave_up in STOPPED:
+            self.refuse(480, NORMAL_UNSPECIFIED, end_reason=self.gave_up)
+        elif self.gave_up is not None:
             self.refuse(408 if status == 487 else status, 102, end_reason=self.gave_up)
         elif self.was_cancelled:
             self.refuse(487, NORMAL_CLEARING, end_reason="cancelled", released_by="caller")
+        elif best is None and self.met_full:
+            self.record.verdict, self.record.rule = "deny", carrier.FULL
+            self.refuse(480, NO_CHANNEL, end_reason="refused")
         elif response is None:
             # 503 would tell the caller that this proxy is overloaded (§16.7 step 6): no route left is our 500.
             unreachable = status in (503, 480)
@@ -346,6 +381,15 @@ class Call:
             self.gave_up = reason
             self._stop()
 
+    def stop(self, reason: EndReason) -> None:
+        """Somebody with the right to it ends the call, whatever phase it is in."""
+        if self.phase is Phase.ADMITTING:
+            self.refuse(480, NORMAL_UNSPECIFIED, end_reason=reason)
+        elif self.phase is Phase.PROCEEDING:
+            self.give_up(reason)
+        else:
+            self.hang_up(reason, cause=NORMAL_UNSPECIFIED)
+
     def _stop(self) -> None:
         self.context.stopped = True
         self._cancel_branches()
@@ -357,6 +401,8 @@ class Call:
             return
         for branch in self.context.branches.values():
             if not branch.status and not branch.provisional:
+                if not branch.overdue:
+                    carrier.overdue(self, branch)
                 branch.overdue = True
                 self.desk.note("warning", "route_overdue", call=self.id, target=branch.target.name)
         self._go_on(self.context.progress())
@@ -390,7 +436,9 @@ class Call:
         desk = self.desk
         self.phase = Phase.ENDED
         # An end that nobody observed is the last proof of life (design: invariant 4).
-        at = desk.now if certain or self.last_seen is None else self.last_seen
+        at = desk.now if certain else self.proof or self.last_seen or desk.now
+        if certain and self.resumed is not None:
+            at, certain = self.resumed.end(at, self.proof or at, by_us=released_by == "proxy")
         record = final(
             replace(self.record, ringing_at_ms=self.ringing_at_ms),
             answer=self.answer,
@@ -407,8 +455,11 @@ class Call:
         desk.out.append(Journal(End(record)))
         for line in self.lines:
             desk.out.append(ReleaseSlot(line, self.id))
-        for kind in ("setup", "route", "ring", "maximum", "reap"):
+        desk.trunks.release(self.id)
+        for kind in ("setup", "route", "ring", "maximum", "reap", "stop"):
             desk.queue.cancel(("call", self.id, kind))
+        for dialog in self.dialogs.values():
+            liveness.stop(self, dialog)
         desk.count("calls_ended", reason)
         level = "warning" if self.is_emergency and self.answer is None and reason != "cancelled" else "info"
         desk.out.append(Note(level, "call_ended", {"call": self.id, "reason": reason, "status": record.status}))
@@ -416,39 +467,53 @@ class Call:
         desk.queue.set(("call", self.id, "forget"), desk.now.mono + 64 * desk.settings.timers.t1)
         self.on_end(self)
 
-    def hang_up(self, reason: EndReason, *, cause: int, certain: bool = True) -> None:
-        """End an answered call ourselves: a BYE to both parties of each of its dialogs (design §5, step 5)."""
+    def hang_up(self, reason: EndReason, *, cause: int, certain: bool = True, only: Dialog | None = None) -> None:
+        """End an answered call ourselves: a BYE to both parties of each of its dialogs (design §5, step 5).
+
+        With `only` that dialog alone is ended, and the call with it unless a forked call has another one up.
+        """
         if self.phase is not Phase.ANSWERED:
             return
-        for dialog in self.dialogs.values():
+        for dialog in self.dialogs.values() if only is None else (only,):
             if dialog.sides is not None and not dialog.ended:
                 dialog.ended = True
-                caller, callee = dialog.sides
-                self._send_bye(caller, self.flow, cause, is_customer=self.from_customer)
-                self._send_bye(callee, dialog.to, cause, is_customer=dialog.target.is_customer)
+                for side in liveness.Side:
+                    user = carrier.bye_user(self, dialog, to_caller=side is liveness.Side.CALLER)
+                    self._send_bye(dialog.sides[side], self.reach(dialog, side), cause, user)
+        if only is not None and any(d.confirmed and not d.ended for d in self.dialogs.values()):
+            return
         self.end(reason, released_by="proxy", cause=cause, certain=certain)
 
-    def _send_bye(self, side: DialogSide, known: Flow | Hop, cause: int, *, is_customer: bool) -> None:
+    def reach(self, dialog: Dialog, side: liveness.Side) -> Flow | Hop:
+        """Where a request of our own to that party goes: a customer's flow, else what its route set or target names."""
+        caller = side is liveness.Side.CALLER
+        known = self.flow if caller else dialog.to
+        if dialog.sides is None or (self.from_customer if caller else dialog.target.is_customer):
+            return known
+        return next_hop(self.desk.settings, dialog.sides[side].next_hop, known)
+
+    def _send_bye(self, side: DialogSide, to: Flow | Hop, cause: int, user: ClientUser) -> None:
         desk = self.desk
-        to = known if is_customer else next_hop(desk.settings, side.next_hop, known)
         via = via_of(desk, to)
         if via is None:
             return
         value, branch = via
         bye = parse_message(write_bye(side, value, headers=reason_header(cause)))
         assert isinstance(bye, Request)
-        desk.transactions.new_client(bye, branch, to, Ignored(), desk.now.mono)
+        desk.transactions.new_client(bye, branch, to, user, desk.now.mono)
 
     def seen(self) -> None:
         """A message of this call arrived."""
         self.last_seen = self.desk.now
 
-    def alive(self) -> None:
-        """A message of the answered call arrived: proof of life, which the journal keeps for a crash."""
+    def alive(self, proof: Now) -> None:
+        """A message of the answered call arrived. Where it moves the proof that both parties are there, that is journalled."""
         self.seen()
         desk = self.desk
         if self.phase is Phase.ANSWERED:
-            desk.out.append(Journal(Alive(self.id, desk.now.utc_ms, self.after_ms(desk.now))))
+            if self.proof is None or proof > self.proof:
+                self.proof = proof
+                desk.out.append(Journal(keep.proof_of_life(self, proof)))
             desk.queue.set(("call", self.id, "reap"), desk.now.mono + desk.settings.reap_s)
 
     def after_ms(self, at: Now) -> int:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from sipproxy.sip.message import Message
 
-__all__ = ["NORMAL_CLEARING", "NORMAL_UNSPECIFIED", "TIMER_EXPIRY", "cause_of"]
+__all__ = ["NORMAL_CLEARING", "NORMAL_UNSPECIFIED", "NO_CHANNEL", "TIMER_EXPIRY", "cause_of"]
 
+NO_CHANNEL = 34  # no circuit or channel available
 NORMAL_CLEARING = 16
 NORMAL_UNSPECIFIED = 31
 TIMER_EXPIRY = 102  # recovery on timer expiry

@@ -9,10 +9,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from policy.emergency import service_of
+from policy.model import LineStatus
+from sipproxy.engine import liveness
 from sipproxy.engine.authenticate import Authenticator, Proven
-from sipproxy.engine.call import Call
+from sipproxy.engine.call import Call, Phase
 from sipproxy.engine.calls import Calls
 from sipproxy.engine.causes import NORMAL_UNSPECIFIED, TIMER_EXPIRY
+from sipproxy.engine.recover import recover
 from sipproxy.engine.registrar import Registrar
 from sipproxy.engine.relay import IN_DIALOG, Relay, Relays
 from sipproxy.engine.setup import Setup
@@ -24,11 +27,12 @@ from sipproxy.sip.message import Request, Response, check_message, parse_message
 from sipproxy.sip.text import text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
+    from collections.abc import Callable, Hashable, Sequence
 
     from policy.model import Snapshot
     from sipproxy.engine.actions import Action, Now
     from sipproxy.engine.location import Binding
+    from sipproxy.engine.recover import Unfinished
     from sipproxy.engine.settings import Settings
     from sipproxy.sip.flow import Flow
 
@@ -88,8 +92,12 @@ class Engine:
                 desk.transactions.fire(key, now.mono)
             elif key[0] == "call":
                 self._call_timer(key[1], key[2])
+            elif key[0] == "session":
+                self._session_timer(key[1], key[2])
             elif key[0] == "relay":
                 self._relay_timer(key[1])
+            elif key[0] == "trunk":
+                desk.trunks.fire(key[1], key[2])
         return desk.take_actions()
 
     @property
@@ -109,6 +117,22 @@ class Engine:
         self.desk.transactions.transport_failed(key, now.mono)
         return self.desk.take_actions()
 
+    def end_call(self, call_id: str, now: Now, *, emergency_too: bool = False) -> tuple[str, list[Action]]:
+        """End a call for an operator: the phase that it was in, `unknown` where none is live, `emergency` where it is refused.
+
+        Whoever called for help is cut off only by somebody who says that this is meant.
+        """
+        self.desk.now = now
+        call = self.calls.by_id.get(call_id)
+        if call is None or call.phase is Phase.ENDED:
+            return "unknown", []
+        if call.is_emergency and not emergency_too:
+            return "emergency", []
+        state = str(call.phase)
+        call.stop("operator")
+        self.desk.note("warning", "call_ended_by_operator", call=call_id, state=state)
+        return state, self.desk.take_actions()
+
     def close(self, reason: str) -> None:
         """Take no new calls but emergencies, for this reason: they get 503. Others may have closed for reasons of their own."""
         self.desk.closed.add(reason)
@@ -123,9 +147,23 @@ class Engine:
         self._salvage(head, flow, fault)
         return self.desk.take_actions()
 
-    def swap_snapshot(self, snapshot: Snapshot) -> None:
-        """From the next event on, decisions are made with this snapshot."""
-        self.desk.snapshot = snapshot
+    def recover(self, unfinished: Sequence[Unfinished], now: Now) -> list[Action]:
+        """Take up the calls that the journal has no end of. To be called once, before the first message."""
+        self.desk.now = now
+        recover(self.desk, self.calls, unfinished)
+        return self.desk.take_actions()
+
+    def swap_snapshot(self, snapshot: Snapshot, now: Now) -> list[Action]:
+        """Decide with this snapshot from now on. What a line has going out ends when the line is put on hold for fraud."""
+        desk = self.desk
+        before, desk.snapshot, desk.now = desk.snapshot, snapshot, now
+        for call in list(self.calls.by_id.values()):
+            if call.phase is Phase.ENDED or call.is_emergency or call.record.direction == "incoming":
+                continue
+            if _is_held(snapshot, call.record.line) and not _is_held(before, call.record.line):
+                desk.note("warning", "call_ended_by_fraud_hold", call=call.id, line=call.record.line)
+                call.stop("fraud_hold")
+        return desk.take_actions()
 
     def restore_bindings(self, bindings: list[tuple[str, Binding]]) -> None:
         """Bindings that the store kept over a restart."""
@@ -192,6 +230,9 @@ class Engine:
             desk.reply(request, flow, 483)  # §16.3 step 3
         elif method == b"REGISTER":
             self._register(request, flow)
+        elif method == b"INVITE" and desk.has_looped(request) and not service_of(request.uri):
+            desk.count("requests_refused", "loop")
+            desk.reply(request, flow, 482)  # §16.3 step 4
         elif method == b"INVITE":
             self._setup.invite(request, flow)
         else:
@@ -262,10 +303,23 @@ class Engine:
             call.give_up("no_answer")
         elif kind == "maximum":
             call.hang_up("maximum", cause=NORMAL_UNSPECIFIED)
+        elif kind == "stop":
+            call.hang_up(call.gave_up or "error", cause=NORMAL_UNSPECIFIED)
         elif kind == "reap":
             call.hang_up("session_expired", cause=TIMER_EXPIRY, certain=False)
+
+    def _session_timer(self, call_id: str, to_tag: bytes) -> None:
+        call = self.calls.by_id.get(call_id)
+        dialog = call.dialogs.get(to_tag) if call is not None else None
+        if call is not None and dialog is not None:
+            liveness.check(call, dialog)
 
     def _relay_timer(self, key: Hashable) -> None:
         client = self.desk.transactions.clients.get(key)
         if client is not None and isinstance(client.user, Relay):
             client.user.cancel()
+
+
+def _is_held(snapshot: Snapshot, line: str) -> bool:
+    found = snapshot.lines.get(line)
+    return found is not None and found.status is LineStatus.FRAUD_HOLD

@@ -28,8 +28,10 @@ __all__ = [
     "Target",
     "forward_request",
     "hop_of",
+    "hop_uri",
     "is_ours",
     "listener_of",
+    "loop_mark_of",
     "loosen",
     "next_hop",
     "strip_trust",
@@ -38,6 +40,7 @@ __all__ = [
 
 CALL_PARAM = b"c"  # in our Record-Route URI: our call id
 BRANCH = b"z9hG4bK"  # RFC 3261 §8.1.1.7
+LOOP_MARK = b".l"  # in a branch of ours: what follows tells where the request was going
 MAX_FORWARDS = 70  # RFC 3261 §16.6 step 3
 
 TRUSTED_ONLY = (
@@ -187,10 +190,18 @@ def forward_request(
         branch = BRANCH + hashlib.sha256(seed).hexdigest()[:24].encode()  # §16.11: the same for a retransmission
     else:
         branch = BRANCH + desk.token().encode()
+        if isinstance(target, Target):
+            branch += desk.loop_mark(request, target.uri)
     editor.push(b"Via", _via(listener, branch))
     sent = parse_message(editor.to_bytes(), max_headers=desk.settings.max_headers + 16)
     assert isinstance(sent, Request)
     return sent, branch
+
+
+def loop_mark_of(branch: bytes | None) -> bytes:
+    """The part of a branch of ours that loops are known by; b"" when it has none."""
+    _, found, mark = (branch or b"").partition(LOOP_MARK)
+    return found + mark
 
 
 def via_of(desk: Desk, to: Flow | Hop) -> tuple[bytes, bytes] | None:
@@ -234,10 +245,15 @@ def strict_next(editor: Editor, routes: list[NameAddr], uri: bytes) -> Uri | Non
 
 def uri_at(user: str, to: Hop) -> bytes:
     """A SIP URI for a number at a next hop."""
+    return hop_uri(to, f"{user}@") + b";user=phone"
+
+
+def hop_uri(to: Hop, user: str = "") -> bytes:
+    """The SIP URI of a next hop itself; `user`, when given, ends in "@"."""
     host = f"[{to.host}]" if ":" in to.host else to.host
     port = f":{to.port}" if to.port else ""
     transport = "" if to.transport == "UDP" else f";transport={to.transport.lower()}"
-    return f"sip:{user}@{host}{port}{transport};user=phone".encode()
+    return f"sip:{user}{host}{port}{transport}".encode()
 
 
 def parse_hop(uri: bytes) -> Hop:

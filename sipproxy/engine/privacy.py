@@ -26,6 +26,7 @@ from policy.identity import (
     same_number,
 )
 from policy.model import Verdict
+from sipproxy.engine.cseq import restore
 from sipproxy.engine.forward import TRUSTED_ONLY, is_ours, listener_of, strip_trust
 from sipproxy.sip.build import Editor, via_values
 from sipproxy.sip.errors import ParseError
@@ -34,6 +35,8 @@ from sipproxy.sip.text import text
 from sipproxy.sip.uri import parse_uri
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from policy.model import Decision
     from sipproxy.engine.settings import Settings
     from sipproxy.sip.flow import Flow, Hop
@@ -339,6 +342,7 @@ def forward_response(
     from_customer: bool,
     to_customer: bool,
     from_caller: bool = False,
+    edit: Callable[[Editor], None] | None = None,
 ) -> bytes:
     """The response as it goes upstream to who sent `request`: our Via is taken off (RFC 3261 §16.7 step 3), and it can stand in
     a stream (§18.3).
@@ -347,6 +351,7 @@ def forward_response(
     """
     editor = Editor(response)
     editor.pop(b"via")
+    restore(editor, response, request)
     if to.transport != "UDP" and not response.has(b"content-length"):
         editor.append(b"Content-Length", b"%d" % len(response.body))
     if from_customer:
@@ -360,4 +365,6 @@ def forward_response(
         editor.remove(b"via")
         for value in reversed(via_values(request)):
             editor.push(b"Via", value)
+    if edit is not None:
+        edit(editor)
     return editor.to_bytes()

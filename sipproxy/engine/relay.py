@@ -6,13 +6,17 @@ Pure. A request without a live dialog of ours is answered 481 and goes nowhere (
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
+from sipproxy.engine import carrier, keep, liveness, session
 from sipproxy.engine.actions import SendTo
 from sipproxy.engine.call import Phase
 from sipproxy.engine.causes import cause_of
 from sipproxy.engine.forward import forward_request, loosen, next_hop, strict_next, strip_trust
 from sipproxy.engine.privacy import forward_in_dialog, forward_response, is_mask, strip_for_customer
+from sipproxy.engine.recover import follow
+from sipproxy.engine.trunk_auth import answer_challenge
 from sipproxy.sip.build import Editor
 from sipproxy.sip.dialog import after_2xx, after_request
 
@@ -39,37 +43,71 @@ class Relay:
     desk: Desk
     server: Server
     found: Found
+    asked: session.Asked | None = None  # the session timer that the forwarded request asks for
+    route: str = ""  # the trunk route that it goes to
     key: Hashable = None
     provisional: bool = False
     cancelled: bool = False
     done: bool = False
 
     def response(self, _key: Hashable, response: Response, /) -> None:
+        if response.status in (401, 407) and self._authenticate(response):
+            return
         self.provisional = True
         if self.cancelled and response.status < 200:
             self._send_cancel()
         if response.status == 100:
             return
+        found = self.found
+        if response.status not in liveness.GONE:
+            liveness.heard(found.call, found.dialog, liveness.Side.CALLEE if found.from_caller else liveness.Side.CALLER)
         if response.status >= 200 and not self.done:
             self.done = True
             self.desk.queue.cancel(("relay", self.key))
-        found, dialog = self.found, self.found.dialog
-        if response.is_success and dialog.sides is not None:
-            dialog.sides = after_2xx(dialog.sides, self.server.request, response)
-        if response.status == 503:
-            self.desk.answer(self.server, 500)  # §16.7 step 6: a 503 speaks of the hop that sent it, not of us
+        if response.is_success and found.dialog.sides is not None:
+            found.dialog.sides = after_2xx(found.dialog.sides, self.server.request, response)
+            keep.refreshed(found.call)
+        if response.status == 503 or (response.status in (401, 407) and self.desk.trunks.has_credentials(self.route)):
+            # §16.7 step 6: a 503 speaks of the hop that sent it, not of us. A challenge to us is no business of the sender's.
+            self.desk.answer(self.server, 500)
             return
+        edit = None
+        if response.is_success and self.server.request.method in session.REFRESHES:
+            agreed = session.agreed(response, self.asked)
+            liveness.refreshed(found.call, found.dialog, agreed)
+            edit = partial(session.tell, response, agreed)
         data = forward_response(
             response,
             self.server.request,
-            found.call.face(dialog.target),
+            found.call.face(found.dialog.target),
             self.desk.settings,
             self.server.target,
             from_customer=found.to_customer,
             to_customer=found.from_customer,
             from_caller=not found.from_caller,
+            edit=edit,
         )
         self.desk.transactions.respond(self.server, response.status, data, self.desk.now.mono)
+
+    def _authenticate(self, response: Response) -> bool:
+        """Answer a carrier's challenge with its route's credentials: True when the request is on its way again."""
+        found, desk = self.found, self.desk
+        answered = None
+        if not self.done and not self.cancelled and self.route:
+            answered = answer_challenge(desk, self.route, response, self)
+        if answered is None:
+            return False
+        request = answered.request
+        if request.method == b"INVITE":
+            desk.queue.cancel(("relay", self.key))
+            desk.queue.set(("relay", answered.key), desk.now.mono + desk.settings.ring_s)
+            found.dialog.shift.credentials = (answered.credentials,)
+        self.key, self.provisional = answered.key, False
+        found.dialog.shift.sent(self.server.request.cseq.number, request.cseq.number)
+        if found.dialog.sides is not None:
+            found.dialog.sides = after_request(found.dialog.sides, request)
+        keep.refreshed(found.call)
+        return True
 
     def failed(self, _key: Hashable, /, *, timed_out: bool) -> None:
         if not self.done:
@@ -117,7 +155,10 @@ class Relays:
         uri = self._unmask(editor, found, uri)
         to = self._next(found, strict_next(editor, routes, uri), uri)
         self._present(editor, request, found, to)
+        follow(found, flow)
         self._observe(found, request)
+        if found.from_customer and not found.to_customer:
+            found.dialog.shift.apply(editor, request)
         if request.method == b"ACK":
             built = forward_request(desk, request, to, editor=editor, call=found.call.id, stateless=True)
             if built is not None:
@@ -128,8 +169,14 @@ class Relays:
     def _forward(self, request: Request, flow: Flow, editor: Editor, found: Found, to: Flow | Hop) -> None:
         desk = self._desk
         server = desk.transactions.new_server(request, desk.reply_target(request, flow), desk.now.mono)
-        relay = Relay(desk, server, found)
+        relay = Relay(desk, server, found, route=carrier.route_of(found.call, found.dialog, to_caller=not found.from_caller))
         server.user = relay
+        if found.call.phase is Phase.ANSWERED and not found.call.is_emergency:
+            terms = desk.settings.session_terms
+            if session.is_too_short(request, terms):
+                desk.answer(server, 422, headers=[session.refusal(terms)])
+                return
+            relay.asked = session.ask(request, editor, terms)
         record_route = flow if request.method in (b"INVITE", b"UPDATE") else None
         built = forward_request(desk, request, to, editor=editor, call=found.call.id, received_on=record_route)
         if built is None:
@@ -140,6 +187,8 @@ class Relays:
             desk.answer(server, 100)
             desk.queue.set(("relay", (branch, b"INVITE")), desk.now.mono + desk.settings.ring_s)  # Timer C
         relay.key = (branch, request.method)
+        if found.dialog.sides is not None:
+            found.dialog.sides = after_request(found.dialog.sides, sent)  # with the number that the peer sees
         desk.transactions.new_client(sent, branch, to, relay, desk.now.mono)
 
     def _unmask(self, editor: Editor, found: Found, uri: bytes) -> bytes:
@@ -174,12 +223,16 @@ class Relays:
     def _observe(self, found: Found, request: Request) -> None:
         """What the request says about the call: proof of life, or its end."""
         call, dialog = found.call, found.dialog
-        call.alive()
+        side = liveness.Side.CALLER if found.from_caller else liveness.Side.CALLEE
+        if request.method == b"BYE" and call.resumed is not None and dialog.watch is not None:
+            call.resumed.leaving(dialog.watch.proofs[side], self._desk.now, repeated_s=64 * self._desk.settings.timers.t1)
+        liveness.heard(call, dialog, side)
         if dialog.sides is not None:
             dialog.sides = after_request(dialog.sides, request)
         if request.method != b"BYE" or call.phase is not Phase.ANSWERED:
             return
         dialog.ended = True
         if any(d.confirmed and not d.ended for d in call.dialogs.values()):
+            keep.refreshed(call)
             return  # a forked call with a second dialog still up
         call.end("normal", released_by="caller" if found.from_caller else "callee", cause=cause_of(request, 200))

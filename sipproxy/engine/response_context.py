@@ -56,6 +56,12 @@ class ResponseContext(Generic[T]):
         branch = self.branches[key] = Branch(key, target)
         return branch
 
+    def rekey(self, branch: Branch[T], key: Hashable) -> None:
+        """The branch goes on as another transaction, of which nothing was heard yet."""
+        del self.branches[branch.key]
+        branch.key, branch.provisional = key, False
+        self.branches[key] = branch
+
     def next_group(self) -> Sequence[T]:
         return self.groups.pop(0)
 

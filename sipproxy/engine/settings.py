@@ -6,6 +6,7 @@ import ipaddress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from sipproxy.engine.session import Terms
 from sipproxy.sip.timers import Timers
 
 if TYPE_CHECKING:
@@ -36,6 +37,14 @@ class TrunkRoute:
     priority: int = 0
     weight: int = 1
     foreign: bool = False  # calls come from abroad by it: German numbers are hidden, § 120(4) TKG
+    ping_s: float = 0.0  # between two OPTIONS; 0: none are sent
+    calls: int = 0  # calls at once of this node; 0: unbounded
+    user: str = ""  # "": challenges are not answered
+    password: str = field(default="", repr=False)
+    realm: str = ""  # "": whatever realm the challenge names
+    register: bool = False
+    domain: str = ""  # of the address that is registered; "": the hop
+    expires_s: int = 3600
 
     def matches(self, flow: Flow) -> bool:
         address = ipaddress.ip_address(flow.host)
@@ -62,12 +71,21 @@ class Settings:
     ring_s: float = 180.0
     maximum_s: float = 43200.0
     reap_s: float = 7200.0
+    recovered_reap_s: float = 90.0
+    boot: str = ""  # which boot of the machine this is, "" where that is not known
+    session_expires_s: int = 1800
+    min_se_s: int = 90
+    probe_s: float = 600.0
     slots: str = "local"
     max_headers: int = 200
     max_transactions: int = 200_000
     max_calls: int = 50_000
     max_bindings: int = 200_000
     timers: Timers = field(default_factory=Timers)
+
+    @property
+    def session_terms(self) -> Terms:
+        return Terms(self.session_expires_s, self.min_se_s)
 
     def is_ours(self, host: str, port: int | None) -> bool:
         """Whether host and port of a URI name one of our listeners."""

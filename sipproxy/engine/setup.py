@@ -15,6 +15,7 @@ from policy.model import CallAttempt, Direction, Verdict
 from sipproxy.engine.actions import KeepTrace, MaliciousCall, ReleaseSlot, TakeSlot
 from sipproxy.engine.authenticate import Proven
 from sipproxy.engine.call import Call, Phase
+from sipproxy.engine.carrier import called
 from sipproxy.engine.draft import draft
 from sipproxy.engine.privacy import Faces, said_by, unsupported_privacy
 from sipproxy.engine.targets import binding_groups, emergency_groups, incoming_edit, outgoing_edit, trunk_groups
@@ -163,7 +164,7 @@ class Setup:
         said = said_by(request, from_customer=False)
         attempt = CallAttempt(
             Direction.INCOMING,
-            request.uri,
+            called(request, trunk),
             caller=said.given,
             network=said.network,
             privacy=said.hides,

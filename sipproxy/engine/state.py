@@ -12,8 +12,10 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from sipproxy.engine.actions import Action, Note, Now, SendTo
+from sipproxy.engine.forward import LOOP_MARK, loop_mark_of
 from sipproxy.engine.location import Location
 from sipproxy.engine.transactions import Server, Transactions
+from sipproxy.engine.trunks import Trunks
 from sipproxy.sip.build import write_response
 from sipproxy.sip.timers import TimerQueue
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from policy.model import Snapshot
     from sipproxy.engine.settings import Settings
     from sipproxy.sip.flow import Flow
+    from sipproxy.sip.headers import Via
     from sipproxy.sip.message import Request
 
 __all__ = ["Desk", "reason_header"]
@@ -49,6 +52,8 @@ class Desk:
         self.transactions = Transactions(
             settings.timers, limit=settings.max_transactions, emit=self.out.append, queue=self.queue
         )
+        self._loop_key = hashlib.sha256(b"loop" + key).digest()
+        self.trunks = Trunks(self)
         self._tag_key = hashlib.sha256(b"to-tag" + key).digest()
 
     def take_actions(self) -> list[Action]:
@@ -70,6 +75,24 @@ class Desk:
         """A To tag that is the same for each retransmission of the request (RFC 3261 §8.2.7)."""
         seed = b"\0".join((request.call_id, request.from_.tag or b"", request.via.branch or request.via.raw))
         return hmac.new(self._tag_key, seed, hashlib.sha256).hexdigest()[:16].encode()
+
+    def loop_mark(self, request: Request, uri: bytes) -> bytes:
+        """What the branch of a request of this dialog carries that goes to `uri`: one for one target (RFC 5393 §4.2)."""
+        user = uri.partition(b";")[0].rpartition(b"@")[0].partition(b":")[2] or uri  # the host is rewritten by every hop
+        seed = b"\0".join((request.call_id, request.from_.tag or b"", user))
+        return LOOP_MARK + hmac.new(self._loop_key, seed, hashlib.sha256).hexdigest()[:16].encode()
+
+    def has_looped(self, request: Request) -> bool:
+        """Whether we sent this request to this very target before: one of its Via values is ours and says so (§16.3 step 4).
+
+        With another target it is a spiral, which is no fault.
+        """
+        marked = [via for via in request.vias[1:] if LOOP_MARK in (via.branch or b"")]
+        if not marked:
+            return False
+        ours = {listener.sent_by.lower() for listener in self.settings.listeners}
+        mark = self.loop_mark(request, request.uri)
+        return any(loop_mark_of(via.branch) == mark and _sent_by(via) in ours for via in marked)
 
     def reply_target(self, request: Request, flow: Flow) -> Flow:
         """Where responses go: the connection, or for UDP the source address and, without `rport`, the sent-by port.
@@ -97,6 +120,10 @@ class Desk:
         self.transactions.respond(server, status, data, self.now.mono)
         if status > 100:
             self.count("responses", request_label(server.request), str(status))
+
+
+def _sent_by(via: Via) -> bytes:
+    return via.host.lower() + (b":%d" % (via.port or 5060))
 
 
 KNOWN_METHODS = frozenset(

@@ -26,8 +26,9 @@ Groups = list[list[Target]]
 Edit = Callable[["Editor", Target], None]
 
 
-def trunk_groups(desk: Desk, user: str) -> Groups:
-    """Every trunk route by itself, with `user` in the Request-URI: by priority, then at random by weight (as RFC 2782)."""
+def trunk_groups(desk: Desk, user: str, *, probe: bool = True) -> Groups:
+    """Every trunk route by itself, with `user` in the Request-URI: by priority, then at random by weight (as RFC 2782); those
+    that are down last."""
     groups: Groups = []
     left = list(desk.settings.trunks)
     while left:
@@ -35,7 +36,7 @@ def trunk_groups(desk: Desk, user: str) -> Groups:
         chosen = first[0] if len(first) == 1 else _weighted(first, int.from_bytes(desk.new_token(4), "big") / 2**32)
         left.remove(chosen)
         groups.append([_via_trunk(chosen, user)])
-    return groups
+    return desk.trunks.arrange(groups, lambda target: target.name, probe=probe)
 
 
 def _weighted(trunks: list[TrunkRoute], at: float) -> TrunkRoute:
@@ -60,7 +61,7 @@ def emergency_groups(desk: Desk, decision: Decision) -> Groups:
             groups.append([Target(route.uri.encode(), parse_hop(route.uri.encode()), "psap", route.uri)])
         except ParseError:
             desk.note("error", "psap_route_unusable", location=route.location, uri=route.uri)
-    return groups + trunk_groups(desk, decision.destination.service)
+    return groups + trunk_groups(desk, decision.destination.service, probe=False)
 
 
 def binding_groups(desk: Desk, user: str) -> Groups:

@@ -66,6 +66,7 @@ class Client:
     request: Request
     target: Flow | Hop
     user: ClientUser
+    challenged: int = 0  # challenges that this request is the answer to
 
 
 class Ignored:
@@ -88,6 +89,7 @@ class Transactions:
         self._queue = queue
         self.servers: dict[Hashable, Server] = {}
         self.clients: dict[Hashable, Client] = {}
+        self.told: Client | None = None  # whose response its user is being told; over TCP it has left the table by then
 
     @property
     def is_full(self) -> bool:
@@ -106,6 +108,17 @@ class Transactions:
         self.servers[server.key] = server
         self._arm_server(server)
         return server
+
+    def accepted_server(self, request: Request, target: Flow) -> Server:
+        """An INVITE's server transaction that was answered with a 2xx before; in no table yet."""
+        machine = InviteServer(request, timers=self._timers, reliable=target.transport in RELIABLE, now=0.0)
+        return Server(server_key(request), machine, request, target)
+
+    def put_server(self, server: Server, now: float) -> None:
+        """Let an accepted server transaction absorb and pass on what still arrives for it (RFC 6026 §7.1)."""
+        server.machine.respond(200, b"", now)  # without sending: the 2xx is the UAS's to repeat
+        self.servers[server.key] = server
+        self._arm_server(server)
 
     def receive_request(self, server: Server, request: Request, now: float) -> Request | None:
         """Feed a retransmission or an ACK. Returns an ACK that is the transaction user's (RFC 6026 §7.1)."""
@@ -135,15 +148,25 @@ class Transactions:
 
     # Client side
 
-    def new_client(self, request: Request, branch: bytes, target: Flow | Hop, user: ClientUser, now: float) -> Hashable:
+    def new_client(
+        self, request: Request, branch: bytes, target: Flow | Hop, user: ClientUser, now: float, *, challenged: int = 0
+    ) -> Hashable:
         """Start a client transaction with the request as it is to be sent; its key is returned."""
         kind = InviteClient if request.method == b"INVITE" else NonInviteClient
         machine = kind(request, timers=self._timers, reliable=target.transport in RELIABLE)
         key = client_key(branch, request.method)
-        client = Client(key, machine, request, target, user)
+        client = Client(key, machine, request, target, user, challenged)
         self.clients[key] = client
         self._perform(client, machine.start(now))
         return key
+
+    def accepted_client(self, request: Request, branch: bytes, target: Flow | Hop, user: ClientUser, now: float) -> None:
+        """An INVITE's client transaction that got a 2xx before: repetitions of it go to `user` (RFC 6026 §7.2)."""
+        machine = InviteClient(request, timers=self._timers, reliable=target.transport in RELIABLE)
+        machine.accept(now)
+        client = Client(client_key(branch, request.method), machine, request, target, user)
+        self.clients[client.key] = client
+        self._perform(client, [])
 
     def cancel(self, client: Client, now: float) -> None:
         """Send a CANCEL for a pending INVITE, which then ends within 64*T1 whatever the peer does (§9.1)."""
@@ -200,6 +223,7 @@ class Transactions:
                 self._emit(SendTo(client.target, action.data, ("c", client.key)))
             elif isinstance(action, PassUp):
                 if isinstance(action.message, Response):
+                    self.told = client
                     client.user.response(client.key, action.message)
             else:
                 client.user.failed(client.key, timed_out=isinstance(action, TimedOut))

@@ -1,5 +1,5 @@
 """The two sides of an answered call, as a proxy between them needs to know them to end it with a BYE of its own
-(RFC 3261 §12.1, §12.2).
+(RFC 3261 §12.1, §12.2), and to ask whether they still know of it.
 
 Pure values. A request that we make up goes to one party and looks as if it came from the other, because that is the only peer
 the dialog has. Left out: early dialogs, the ACK, and who may ask for such a BYE.
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sipproxy.sip.headers import NameAddr
     from sipproxy.sip.message import Message, Request, Response
 
-__all__ = ["DialogSide", "after_2xx", "after_request", "dialog_id", "from_invite_2xx", "write_bye"]
+__all__ = ["DialogSide", "after_2xx", "after_request", "dialog_id", "from_invite_2xx", "write_bye", "write_probe"]
 
 MAX_CSEQ = 2**31 - 1  # §8.1.1.5
 
@@ -124,15 +124,30 @@ def write_bye(side: DialogSide, via: bytes, *, headers: Sequence[tuple[bytes, by
 
     `headers` are added before Content-Length, such as a Reason.
     """
+    cseq = side.cseq + 1 if side.cseq < MAX_CSEQ else 1
+    return _write(side, b"%d BYE" % cseq, via, headers=headers, max_forwards=max_forwards)
+
+
+def write_probe(side: DialogSide, via: bytes, *, max_forwards: int = 70) -> bytes:
+    """An OPTIONS within the dialog to the party that `side` describes (§11, §12.2): whoever has the dialog answers it.
+
+    It bears the number that was used last. The next one belongs to the party in whose place we write: had we taken it, that
+    party's next request would be out of order and refused with 500 (§12.2.2). An equal number is no such fault; a party that
+    thinks it is refuses the probe, which is an answer all the same.
+    """
+    accept = [(b"Accept", b"application/sdp")]  # RFC 3261 §11.1 SHOULD
+    return _write(side, b"%d OPTIONS" % side.cseq, via, headers=accept, max_forwards=max_forwards)
+
+
+def _write(side: DialogSide, cseq: bytes, via: bytes, *, headers: Sequence[tuple[bytes, bytes]], max_forwards: int) -> bytes:
     uri, routes = side.remote_target, [route.raw for route in side.route_set]
     if routes and side.route_set[0].uri.param(b"lr") is None:
         # §12.2.1.1, strict routing: the first route is the Request-URI, stripped of what that may not hold, and the remote
         # target goes to the end of the Route values.
         uri = _as_request_uri(side.route_set[0])
         routes = [*routes[1:], b"<" + side.remote_target + b">"]
-    cseq = side.cseq + 1 if side.cseq < MAX_CSEQ else 1
     return write_request(
-        b"BYE",
+        cseq.rpartition(b" ")[2],
         uri,
         [
             (b"Via", via),
@@ -141,7 +156,7 @@ def write_bye(side: DialogSide, via: bytes, *, headers: Sequence[tuple[bytes, by
             (b"From", side.local),
             (b"To", side.remote),
             (b"Call-ID", side.call_id),
-            (b"CSeq", b"%d BYE" % cseq),
+            (b"CSeq", cseq),
             *headers,
         ],
     )

@@ -144,6 +144,11 @@ class InviteClient(_Machine):
             self._at[Timer.A] = now + self._interval  # §17.1.1.2: Timer A only over an unreliable transport.
         return [Send(self.request.raw)]
 
+    def accept(self, now: float) -> None:
+        """Begin in Accepted: a transaction of before a restart, whose INVITE was answered with a 2xx then."""
+        self._started = True
+        self._linger(State.ACCEPTED, Timer.M, now + self._timers.m)
+
     def receive(self, response: Response, now: float) -> list[Action]:
         """Take a response that matched this transaction."""
         status, state = response.status, self.state

@@ -7,7 +7,7 @@ import typing
 import msgspec
 from hypothesis import strategies as st
 
-from cdr.facts import Admit, Alive, Answer, End, EndReason, Fact, Record, ReleasedBy
+from cdr.facts import Admit, Alive, Answer, Confirmed, End, EndReason, Fact, PartySide, Place, Record, ReleasedBy
 
 SETUP_AT_MS = 1_790_000_000_000
 
@@ -36,6 +36,12 @@ FIELDS = frozenset(Record.__struct_fields__) - {"unknown"}
 UNKNOWN = st.dictionaries(TEXTS.filter(lambda name: name not in FIELDS), TREES, max_size=3)
 
 
+PLACES = st.builds(Place, TEXTS, TEXTS, INTEGERS, INTEGERS)
+SIDES = st.builds(PartySide, st.binary(max_size=30), INTEGERS)
+SHIFTS = st.lists(st.tuples(INTEGERS, INTEGERS), max_size=2).map(tuple)
+DIALOGS = st.builds(Confirmed, st.binary(), st.binary(), TEXTS, TEXTS, PLACES, SIDES, SIDES, st.booleans(), SHIFTS)
+
+
 def _values(annotation: object) -> st.SearchStrategy[object]:
     if typing.get_origin(annotation) is typing.Literal:
         return st.sampled_from(typing.get_args(annotation))
@@ -48,6 +54,8 @@ def _values(annotation: object) -> st.SearchStrategy[object]:
         EndReason: st.sampled_from(typing.get_args(EndReason)),
         ReleasedBy: st.sampled_from(typing.get_args(ReleasedBy)),
         dict[str, object]: UNKNOWN,
+        Place | None: st.none() | PLACES,
+        tuple[Confirmed, ...]: st.lists(DIALOGS, max_size=2).map(tuple),
     }[annotation]
 
 
@@ -61,4 +69,5 @@ def facts() -> st.SearchStrategy[Fact]:
         kind: st.builds(kind, **{name: _values(hint) for name, hint in typing.get_type_hints(kind).items()})
         for kind in (Answer, Alive)
     }
-    return st.builds(Admit, records()) | st.builds(End, records()) | parts[Answer] | parts[Alive]
+    admits = st.builds(Admit, records(), TEXTS, INTEGERS, st.lists(TEXTS, max_size=2).map(tuple))
+    return admits | st.builds(End, records()) | parts[Answer] | parts[Alive]

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import resource
+import signal
 import subprocess
 import sys
 import threading
@@ -18,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from sipproxy.admin.control import ControlServer, Handler
+from sipproxy.admin.control import ControlError, ControlServer, Handler
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 LINES = "line,profile,status,channels,location,area_code,account,kind,password,number\n"
@@ -27,7 +28,9 @@ COMMANDS = (
     ["serve"],
     ["check"],
     ["calls"],
+    ["calls", "end"],
     ["registrations"],
+    ["trunks"],
     ["demo"],
     ["explain"],
     ["reseed"],
@@ -290,7 +293,7 @@ def test_explain_batch_faulty_file_names_row_and_column(tmp_path: Path) -> None:
 
 
 def test_calls_without_a_node_says_how_to_start_one(config: Path) -> None:
-    for command in ("calls", "registrations"):
+    for command in ("calls", "registrations", "trunks"):
         done = run(command, "-c", config)
         assert done.returncode == 3
         assert "no node answers" in done.stderr
@@ -309,6 +312,50 @@ def test_calls_and_registrations_of_a_running_node_are_shown(config: Path, node:
     assert re.split(r"\s{2,}", table[1].strip())[:1] == ["v1001-1"]
     node["calls"] = lambda _: {"calls": []}
     assert run("calls", "-c", config).stdout == "no calls\n"
+
+
+def test_trunks_of_a_running_node_are_shown_once_or_again_and_again(config: Path, node: dict[str, Handler]) -> None:
+    row = {
+        "trunk": "carrier",
+        "state": "down",
+        "since_ms": 1_790_000_000_000,
+        "calls": 3,
+        "limit": 30,
+        "ping_ms": 12,
+        "last_failure": "no_ping",
+        "last_failure_at_ms": 1_790_000_000_000,
+        "registration": "refused 403",
+        "expires_at_ms": None,
+    }
+    node["trunks"] = lambda _: {"trunks": [row]}
+    assert answer("trunks", "-c", config) == [row]
+    cells = re.split(r"\s{2,}", run("trunks", "-c", config).stdout.splitlines()[1].strip())
+    assert (cells[0], cells[1], cells[3], cells[4], cells[6]) == ("carrier", "down", "3/30", "12 ms", "refused 403")
+    command = [sys.executable, "-m", "sipproxy", "trunks", "--watch", "--json", "-c", str(config)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as watching:
+        assert watching.stdout is not None
+        assert [json.loads(watching.stdout.readline()) for _ in range(2)] == [[row], [row]]
+        watching.send_signal(signal.SIGINT)
+        assert watching.wait(20) == 130
+    node["trunks"] = lambda _: {"trunks": []}
+    assert run("trunks", "-c", config).stdout == "no trunk routes\n"
+
+
+def test_calls_end_tells_what_became_of_the_call(config: Path, node: dict[str, Handler]) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def end(request: dict[str, Any]) -> dict[str, Any]:
+        asked.append(request)
+        if request["call"] == "gone":
+            raise ControlError("there is no live call 'gone' on this node")
+        return {"id": request["call"], "state": "answered"}
+
+    node["end"] = end
+    assert answer("calls", "-c", config, "end", "c1") == {"id": "c1", "state": "answered"}
+    assert run("calls", "end", "c2", "--emergency", "-c", config).stdout == "c2: ended: a BYE went to both parties\n"
+    assert asked == [{"call": "c1", "emergency": False}, {"call": "c2", "emergency": True}]
+    done = run("calls", "end", "gone", "-c", config)
+    assert (done.returncode, done.stderr) == (1, "there is no live call 'gone' on this node\n")
 
 
 def test_calls_node_that_refuses_exits_1(config: Path, node: dict[str, Handler]) -> None:

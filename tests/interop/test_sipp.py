@@ -75,6 +75,16 @@ async def test_authenticated_call_is_answered_by_the_trunk_and_ended_with_bye(ne
     assert await network.slots("b2001", 0) == 0
 
 
+async def test_session_timer_is_told_refreshed_and_refused_when_too_short(network: Network) -> None:
+    """RFC 4028 §8: the carrier knows no timers, so the proxy speaks for it; SIPp checks what it is told."""
+    run = await call(network, "session", FIXED, calls=3, rate=2, hold_ms=150)
+    result = (await run.wait(30)).check(3)
+    records = await network.records(3)
+    assert compare(result.call_ids, records).ok, compare(result.call_ids, records)
+    assert {(r.status, r.released_by, r.end_reason) for r in records} == {(200, "caller", "normal")}
+    assert network.trunk.received["UPDATE"] == 3
+
+
 async def test_blocked_call_gets_403_and_a_record_and_never_reaches_the_trunk(network: Network) -> None:
     result = (await (await call(network, "refused", "09001234567")).wait(15)).check(1)
     records = await network.records(1)

@@ -260,6 +260,7 @@ class Agent:
         ]
         if method in (b"INVITE", b"UPDATE"):
             headers.append((b"Contact", b"<sip:%s@%s>" % (self.contact_user.encode(), self._sent_by)))
+            headers += [(b"Supported", value) for value in call.invite.lines(b"supported") if call.outgoing]
         data = write_request(method, call.remote_target, headers + self.chatter)
         to = PROXY if call.routes else call.peer
         if method == b"ACK":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from transaction_samples import make_request, make_response
 
-from sipproxy.sip.dialog import DialogSide, after_2xx, after_request, dialog_id, from_invite_2xx, write_bye
+from sipproxy.sip.dialog import DialogSide, after_2xx, after_request, dialog_id, from_invite_2xx, write_bye, write_probe
 from sipproxy.sip.message import Request, Response, check_message, parse_message
 
 VIA = b"SIP/2.0/UDP 192.0.2.1:5060;branch=z9hG4bKours"
@@ -177,3 +177,20 @@ def test_target_stays_when_a_refresh_brings_no_contact() -> None:
 def test_bye_bears_the_headers_asked_for() -> None:
     request = bye(call()[0], headers=[(b"Reason", b"Q.850;cause=31")], max_forwards=7)
     assert (request.first(b"reason"), request.max_forwards) == (b"Q.850;cause=31", 7)
+
+
+def test_probe_goes_the_way_of_a_bye_and_uses_up_no_number() -> None:
+    """RFC 3261 §12.2.2: the next number stays the other party's, so that its next request is not out of order."""
+    for side in call():
+        found = parse_message(write_probe(side, VIA))
+        assert isinstance(found, Request)
+        check_message(found)
+        last = bye(side)
+        assert (found.method, found.uri, routes(found)) == (b"OPTIONS", last.uri, routes(last))
+        assert (found.first(b"from"), found.first(b"to"), found.call_id) == (
+            last.first(b"from"),
+            last.first(b"to"),
+            last.call_id,
+        )
+        assert found.cseq == (side.cseq, b"OPTIONS")
+        assert last.cseq.number == side.cseq + 1

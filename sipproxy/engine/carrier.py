@@ -1,0 +1,108 @@
+"""What a call has to do with its trunk routes: a place on each, what their answers say about them, and their challenges.
+
+Pure. Functions over a call and its branches; the routes' state is in trunks.py, the answer to a challenge in trunk_auth.py.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sipproxy.engine.cseq import Shift
+from sipproxy.engine.transactions import Ignored
+from sipproxy.engine.trunk_auth import AuthenticatedBye, answer_challenge
+
+if TYPE_CHECKING:
+    from sipproxy.engine.call import Call, Dialog
+    from sipproxy.engine.forward import Target
+    from sipproxy.engine.response_context import Branch
+    from sipproxy.engine.settings import TrunkRoute
+    from sipproxy.engine.transactions import Client, ClientUser
+    from sipproxy.sip.message import Request, Response
+
+__all__ = ["FULL", "arrived", "bye_user", "called", "enter", "failed", "overdue", "route_of", "shift_of", "status_of"]
+
+FULL = "trunk.calls"  # the rule that a call is refused by when every route has all its calls
+REFUSED = 503  # what a route counts as that does not take our credentials: the next one is tried
+
+
+def enter(call: Call, target: Target) -> bool:
+    """Take a place for the call on its target's route; False when the route is full. Emergency calls are never refused."""
+    return target.kind != "trunk" or call.desk.trunks.take(target.name, call.id, even_if_full=call.is_emergency)
+
+
+def called(request: Request, route: TrunkRoute) -> bytes:
+    """What a call from the route is for: its Request-URI, or its To where the carrier calls the address that we registered."""
+    user = request.parsed_uri.user if route.register else None
+    return request.to.uri.raw if user is not None and user == route.user.encode() else request.uri
+
+
+def arrived(call: Call) -> None:
+    """Count a call that came from a trunk on its route, full or not: it is there already."""
+    if not call.from_customer and call.record.trunk:
+        call.desk.trunks.take(call.record.trunk, call.id, even_if_full=True)
+
+
+def status_of(call: Call, branch: Branch[Target], response: Response) -> int:
+    """What a branch's response counts as: its status, 0 for a challenge that is answered now.
+
+    What it says about the trunk route is noted. A challenge of a route with credentials never goes further: the customer is not
+    the one who is asked (RFC 3261 §22.2).
+    """
+    target = branch.target
+    if target.kind != "trunk":
+        return response.status
+    desk, status = call.desk, response.status
+    desk.trunks.heard(target.name, status, retry_after=response.first(b"retry-after"))
+    if status in (401, 407) and desk.trunks.has_credentials(target.name):
+        answered = None
+        if not branch.cancelled and not call.context.stopped:
+            answered = answer_challenge(desk, target.name, response, call)
+        if answered is not None:
+            call.context.rekey(branch, answered.key)
+            return 0
+        status = REFUSED
+    if status >= 300:
+        desk.trunks.leave(target.name, call.id)
+    return status
+
+
+def failed(call: Call, branch: Branch[Target], *, timed_out: bool) -> None:
+    """The branch had no answer, or could not be sent. Silence that was noted as overdue is not noted twice."""
+    if branch.target.kind == "trunk":
+        call.desk.trunks.leave(branch.target.name, call.id)
+        if not (timed_out and (branch.overdue or branch.provisional)):
+            call.desk.trunks.failed(branch.target.name, "timeout" if timed_out else "transport")
+
+
+def overdue(call: Call, branch: Branch[Target]) -> None:
+    """The branch's route gave no sign of life within its bound."""
+    if branch.target.kind == "trunk":
+        call.desk.trunks.failed(branch.target.name, "timeout")
+
+
+def shift_of(call: Call) -> Shift:
+    """The numbers of a new dialog, made by the response that the call is being told of."""
+    shift, client = Shift(), call.desk.transactions.told
+    if client is not None and client.challenged:
+        shift.sent(call.request.cseq.number, client.request.cseq.number)
+        shift.credentials = credentials_of(client)
+    return shift
+
+
+def credentials_of(client: Client) -> tuple[tuple[bytes, bytes], ...]:
+    """The credential lines of a request that answers a challenge."""
+    names = ((b"authorization", b"Authorization"), (b"proxy-authorization", b"Proxy-Authorization"))
+    return tuple((header, value) for name, header in names for value in client.request.lines(name))
+
+
+def route_of(call: Call, dialog: Dialog, *, to_caller: bool) -> str:
+    """The trunk route behind which that party of the dialog is; "" for none."""
+    if to_caller:
+        return "" if call.from_customer else call.record.trunk
+    return dialog.target.name if dialog.target.kind == "trunk" else ""
+
+
+def bye_user(call: Call, dialog: Dialog, *, to_caller: bool) -> ClientUser:
+    """Who is told of the answers to a BYE of ours."""
+    name = route_of(call, dialog, to_caller=to_caller)
+    return AuthenticatedBye(call.desk, name) if name else Ignored()

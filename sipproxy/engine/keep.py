@@ -1,0 +1,113 @@
+"""What the journal keeps of a call, so that another process can take it up again (design: invariant 3, and §5 on restarts).
+
+Pure. Bodies and header lines that no dialog is made of are left out. `recover` is the other half.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
+
+from cdr.facts import Admit, Alive, Answer, Confirmed, PartySide, Place
+from sipproxy.engine.actions import Journal
+from sipproxy.sip.build import Editor
+from sipproxy.sip.flow import Flow, Hop
+from sipproxy.sip.message import Request
+from sipproxy.sip.sdp import media_kinds
+from sipproxy.sip.text import text
+
+if TYPE_CHECKING:
+    from sipproxy.engine.actions import Now
+    from sipproxy.engine.call import Call, Dialog
+    from sipproxy.engine.forward import Target
+    from sipproxy.sip.message import Response
+
+__all__ = ["admission", "answer", "proof_of_life", "reduced", "refreshed"]
+
+KEPT = frozenset(b"from to call-id cseq contact record-route".split())  # RFC 3261 §12.1: what a dialog is made of
+
+
+def reduced(message: Request | Response) -> bytes:
+    """The message without its body and without the header lines that no dialog needs.
+
+    The INVITE keeps its Via values: its transactions are matched by them (§17.1.3, §17.2.3).
+    """
+    editor = Editor(message)
+    for name in message.first_line:
+        if name and name not in KEPT and not (name == b"via" and isinstance(message, Request)):
+            editor.remove(name)
+    data = editor.to_bytes()
+    return data[: len(data) - len(message.body)]
+
+
+def admission(call: Call) -> Admit:
+    """The ADMIT fact."""
+    return Admit(call.record, call.desk.settings.boot, round(call.started.mono * 1000), tuple(call.lines))
+
+
+def answer(call: Call, target: Target, response: Response) -> Answer:
+    """The ANSWER fact: the first 2xx came now, from this target."""
+    now = call.desk.now
+    return Answer(
+        id=call.id,
+        at_ms=now.utc_ms,
+        after_ms=call.after_ms(now),
+        ringing_at_ms=call.ringing_at_ms,
+        status=response.status,
+        to_tag=text(response.to.tag),
+        trunk=target.name if target.kind == "trunk" else "",
+        psap=target.name if target.kind == "psap" else "",
+        callee_account=target.name if target.kind == "binding" else "",
+        media=media_kinds(response.body, response.first(b"content-type") or b""),
+        source=_place(call.flow),
+        dialogs=_dialogs(call),
+    )
+
+
+def refreshed(call: Call) -> None:
+    """Journal the ANSWER again when a dialog came, ended or has a new remote target; CSeq numbers go with proofs of life."""
+    if call.answer is None or not call.is_answered:
+        return
+    dialogs = _dialogs(call)
+    if [_lasting(d) for d in dialogs] != [_lasting(d) for d in call.answer.dialogs]:
+        call.answer = replace(call.answer, dialogs=dialogs)
+        call.desk.out.append(Journal(call.answer))
+
+
+def proof_of_life(call: Call, proof: Now) -> Alive:
+    """The ALIVE fact. Of a call with several dialogs the CSeq numbers are those of the first that has not ended."""
+    sides = next((d.sides for d in call.dialogs.values() if d.sides is not None and not d.ended), None)
+    caller, callee = (sides[0].cseq, sides[1].cseq) if sides is not None else (0, 0)
+    return Alive(call.id, proof.utc_ms, call.after_ms(proof), caller, callee)
+
+
+def _lasting(dialog: Confirmed) -> tuple[object, ...]:
+    return dialog.response, dialog.caller.target, dialog.callee.target, dialog.ended, dialog.shift
+
+
+def _place(to: Flow | Hop) -> Place:
+    """A flow without its connection, which does not outlive the process, or a hop."""
+    return Place(to.transport, to.host, to.port, to.listener if isinstance(to, Flow) else -1)
+
+
+def _dialogs(call: Call) -> tuple[Confirmed, ...]:
+    return tuple(found for dialog in call.dialogs.values() if (found := _confirmed(dialog)) is not None)
+
+
+def _confirmed(dialog: Dialog) -> Confirmed | None:
+    if dialog.kept is None or dialog.sides is None:
+        return None
+    caller, callee = dialog.sides
+    invite, response = dialog.kept
+    return Confirmed(
+        invite=invite,
+        response=response,
+        kind=dialog.target.kind,
+        name=dialog.target.name,
+        to=_place(dialog.to),
+        caller=PartySide(caller.remote_target, caller.cseq),
+        callee=PartySide(callee.remote_target, callee.cseq),
+        ended=dialog.ended,
+        shift=tuple(dialog.shift.steps),
+    )

@@ -1,0 +1,211 @@
+"""Whether the parties of an answered call are still there (design: invariants 2 and 4; RFC 4028 §8.3, RFC 3261 §12.2.1.2).
+
+Where a session interval no longer than ours was agreed, its refreshes are the proof: without one the session is over. Elsewhere
+each party that was not heard for `probe_s` is asked by an OPTIONS within the dialog: 481, 408 and silence mean that it is
+gone, any other answer that it lives. A call whose party is gone is ended with a BYE to both. An emergency call is ended only
+when both are gone, whatever interval was agreed: the caller may still speak where its signalling is lost.
+
+Pure. `Watch` keeps one dialog's deadlines and proofs; the functions below it act on the call.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+from math import inf
+from typing import TYPE_CHECKING
+
+from sipproxy.engine.causes import TIMER_EXPIRY
+from sipproxy.engine.forward import via_of
+from sipproxy.sip.dialog import write_probe
+from sipproxy.sip.message import Request, parse_message
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+    from sipproxy.engine.actions import Now
+    from sipproxy.engine.call import Call, Dialog
+    from sipproxy.engine.session import Agreed
+    from sipproxy.sip.message import Response
+
+__all__ = ["GONE", "Side", "Watch", "check", "heard", "refreshed", "stop", "watch"]
+
+GONE = frozenset([481, 408])  # RFC 3261 §12.2.1.2: after these a dialog is over
+FAILURES = 2  # a transport that failed once may be a connection that is being renewed
+
+
+class Side(IntEnum):
+    CALLER = 0
+    CALLEE = 1
+
+
+@dataclass(slots=True)
+class Watch:
+    """One confirmed dialog. Bounds in seconds, 0 for never; `_at` in monotonic seconds."""
+
+    probe_s: float  # of silence until a side is asked
+    longest_s: float  # an agreed interval above it does not replace probes
+    proofs: list[Now]  # of each side, the last message from it
+    expires_at: float = inf
+    gone: set[Side] = field(default_factory=set)
+    _probe_at: list[float] = field(default_factory=lambda: [inf, inf])
+    _failures: list[int] = field(default_factory=lambda: [0, 0])
+
+    @classmethod
+    def start(cls, now: Now, *, probe_s: float, longest_s: float) -> Watch:
+        """A dialog that is confirmed now, or found again after a restart."""
+        watch = cls(probe_s, longest_s, [now, now])
+        for side in Side:
+            watch.heard(side, now)
+        return watch
+
+    @property
+    def proof(self) -> Now:
+        """The last instant at which both parties are known to have been there."""
+        return min(self.proofs)
+
+    @property
+    def next_at(self) -> float:
+        """The earliest deadline, infinite when there is none."""
+        return self.expires_at if self.expires_at < inf else min(self._probe_at)
+
+    def heard(self, side: Side, now: Now) -> None:
+        """A message of that side arrived."""
+        self.proofs[side] = now
+        self.gone.discard(side)
+        self._failures[side] = 0
+        self._probe_at[side] = now.mono + self.probe_s if self.probe_s else inf
+
+    def refreshed(self, interval_s: int | None, now: Now) -> None:
+        """A 2xx to a session refresh request passed with this interval, None for a session without one."""
+        counts = interval_s is not None and interval_s <= self.longest_s
+        self.expires_at = now.mono + (interval_s or 0) if counts else inf
+
+    def due(self, now: float) -> list[Side]:
+        """The sides to be asked now. Each is asked once until `heard` or `failed` tells what came of it."""
+        if self.expires_at < inf:
+            return []
+        sides = [side for side in Side if self._probe_at[side] <= now]
+        for side in sides:
+            self._probe_at[side] = inf
+        return sides
+
+    def failed(self, side: Side, now: float, *, again_s: float) -> bool:
+        """A probe got no answer that proves life; whether the side is gone. `again_s` is 0 when there is no doubt about it."""
+        self._failures[side] += 1
+        doubt = again_s > 0 and self._failures[side] < FAILURES
+        self._probe_at[side] = now + (again_s if doubt else self.probe_s or inf)
+        if not doubt:
+            self.gone.add(side)
+        return not doubt
+
+
+@dataclass(eq=False, slots=True)
+class Probe:
+    """User of the transaction that asks one side."""
+
+    call: Call
+    dialog: Dialog
+    side: Side
+
+    def response(self, _key: Hashable, response: Response, /) -> None:
+        if response.status < 200:
+            return  # a hop's word, not the party's
+        if response.status in GONE:
+            _lost(self, again_s=0)
+        else:
+            heard(self.call, self.dialog, self.side)
+
+    def failed(self, _key: Hashable, /, *, timed_out: bool) -> None:
+        _lost(self, again_s=0 if timed_out else 64 * self.call.desk.settings.timers.t1)
+
+
+def watch(call: Call, dialog: Dialog) -> None:
+    """Begin to watch over a dialog with known sides."""
+    settings = call.desk.settings
+    now = call.desk.now
+    dialog.watch = Watch.start(now, probe_s=settings.probe_s, longest_s=settings.session_expires_s)
+    call.proof = now if call.proof is None else max(call.proof, now)
+    _arm(call, dialog)
+
+
+def refreshed(call: Call, dialog: Dialog, agreed: Agreed | None) -> None:
+    """A 2xx to INVITE or UPDATE went upstream: its interval replaces what held before (RFC 4028 §8.2)."""
+    if dialog.watch is not None and not call.is_emergency:
+        dialog.watch.refreshed(agreed.interval_s if agreed is not None else None, call.desk.now)
+        _arm(call, dialog)
+
+
+def heard(call: Call, dialog: Dialog, side: Side) -> None:
+    """A message of that side arrived: proof of life."""
+    if dialog.watch is None or dialog.ended or not call.is_answered:
+        call.seen()
+        return
+    dialog.watch.heard(side, call.desk.now)
+    call.alive(dialog.watch.proof)
+    _arm(call, dialog)
+
+
+def check(call: Call, dialog: Dialog) -> None:
+    """A deadline of the dialog's watch may be due. Early and repeated calls are harmless."""
+    found, now = dialog.watch, call.desk.now.mono
+    if found is None or dialog.ended or not call.is_answered:
+        return
+    if found.expires_at <= now:
+        call.desk.count("parties_lost", "expired")
+        _end(call, dialog)
+        return
+    for side in found.due(now):
+        _send(call, dialog, side)
+    _arm(call, dialog)
+
+
+def stop(call: Call, dialog: Dialog) -> None:
+    """The dialog is over."""
+    call.desk.queue.cancel(("session", call.id, dialog.to_tag))
+
+
+def _arm(call: Call, dialog: Dialog) -> None:
+    assert dialog.watch is not None
+    at = dialog.watch.next_at
+    if dialog.ended or not call.is_answered or at == inf:
+        stop(call, dialog)
+    else:
+        call.desk.queue.set(("session", call.id, dialog.to_tag), at)
+
+
+def _send(call: Call, dialog: Dialog, side: Side) -> None:
+    if dialog.sides is None:
+        return
+    desk, party = call.desk, dialog.sides[side]
+    desk.count("probes", side.name.lower())
+    probe = Probe(call, dialog, side)
+    to = call.reach(dialog, side)
+    via = via_of(desk, to)
+    if via is None:
+        probe.failed(None, timed_out=False)  # no listener of ours leads there any more
+        return
+    value, branch = via
+    request = parse_message(write_probe(party, value))
+    assert isinstance(request, Request)
+    desk.transactions.new_client(request, branch, to, probe, desk.now.mono)
+
+
+def _lost(probe: Probe, *, again_s: float) -> None:
+    call, dialog = probe.call, probe.dialog
+    if dialog.watch is None or dialog.ended or not call.is_answered:
+        return
+    if not dialog.watch.failed(probe.side, call.desk.now.mono, again_s=again_s):
+        _arm(call, dialog)
+        return
+    call.desk.count("parties_lost", probe.side.name.lower())
+    if call.is_emergency and len(dialog.watch.gone) < len(Side):
+        _arm(call, dialog)
+        return
+    _end(call, dialog)
+
+
+def _end(call: Call, dialog: Dialog) -> None:
+    # DEVIATION: RFC 4028 §8.3, a proxy MUST NOT send a BYE for a session that expired, we do: otherwise the party that is left
+    # would hold its channel, and could talk without being recorded.
+    call.hang_up("session_expired", cause=TIMER_EXPIRY, certain=False, only=dialog)

@@ -1,0 +1,261 @@
+"""Calls that lived when the node died, taken up again from their facts in the journal (design: invariants 2 to 4).
+
+An answered call whose dialogs the journal has is a call again: requests within it are forwarded, its slot is held, its bounds
+run on from its answer. Its parties are asked soon whether they are still there, because what they said meanwhile is lost. Any
+other call ends here, as its INVITE's transactions are gone; its end was not observed, and its record says so.
+
+Pure. Left out: flows over streams, whose connections died with the process; a customer behind one is followed to the connection
+that its next request comes by.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple, cast
+
+from cdr.assemble import recovered
+from cdr.facts import End
+from sipproxy.engine import carrier, liveness
+from sipproxy.engine.actions import Journal, Now, ReleaseSlot
+from sipproxy.engine.call import Call, Dialog, Phase
+from sipproxy.engine.forward import Target, is_ours
+from sipproxy.engine.response_context import ResponseContext
+from sipproxy.sip.build import Editor
+from sipproxy.sip.dialog import from_invite_2xx
+from sipproxy.sip.errors import ParseError
+from sipproxy.sip.flow import Flow, Hop
+from sipproxy.sip.matching import client_key
+from sipproxy.sip.message import Request, Response, check_message, parse_message
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Literal
+
+    from cdr.facts import Admit, Alive, Answer, Confirmed, Place
+    from sipproxy.engine.calls import Calls, Found
+    from sipproxy.engine.state import Desk
+
+__all__ = ["Resumed", "Unfinished", "follow", "recover"]
+
+Unfinished = tuple["Admit", "Answer | None", "Alive | None"]
+
+ASK_MARGIN_S = 1.0  # after T2 of RFC 3261 §17.1.2.1: a BYE that was sent meanwhile has been repeated by then, and tells more
+ASKED_PER_S = 500  # dialogs whose parties are asked in one second
+
+
+@dataclass(slots=True)
+class Resumed:
+    """That and when a call was taken up again, and what follows for the honesty of its end.
+
+    `measured` is whether the monotonic clock ran on since the set-up: not over a reboot, after which the wall clock has to do.
+    """
+
+    at: Now
+    measured: bool
+    left_at: Now | None = None
+
+    def leaving(self, proof: Now, now: Now, *, repeated_s: float) -> None:
+        """A party hangs up whose last proof of life is `proof`. `repeated_s` is for how long a BYE is repeated.
+
+        When it was not heard since the restart, its BYE may be the repetition of one that nobody was there to take. The call
+        then lasted at least until the first one can have been sent.
+        """
+        if proof.mono >= self.at.mono or now.mono >= self.at.mono + repeated_s:
+            return
+        earliest = Now(now.mono - repeated_s, now.utc_ms - round(1000 * repeated_s))
+        self.left_at = max(proof, earliest)
+
+    def end(self, now: Now, proof: Now, *, by_us: bool) -> tuple[Now, bool]:
+        """When the call ended that a party, or we, end now, and whether that is certain."""
+        if self.left_at is not None:
+            return self.left_at, False
+        if by_us and proof.mono < self.at.mono:
+            return proof, False  # nobody was heard since the restart: the call may have been over before it
+        return now, self.measured
+
+
+class Outcome(NamedTuple):
+    """How many calls live again, and how many ended with the node."""
+
+    resumed: int
+    cut: int
+
+
+def recover(desk: Desk, calls: Calls, unfinished: Sequence[Unfinished]) -> Outcome:
+    """Take up what can be taken up, and end the rest. To be called once, before the first message."""
+    resumed = 0
+    for admit, answer, alive in unfinished:
+        call = _call(desk, calls, admit, answer, alive)
+        if call is None:
+            _cut(desk, calls, admit, answer, alive)
+        else:
+            _start(call, resumed)
+            resumed += 1
+    return Outcome(resumed, len(unfinished) - resumed)
+
+
+def follow(found: Found, flow: Flow) -> None:
+    """A request came by `flow` from a customer whose connection died with the process before: it is reached there now."""
+    if found.call.resumed is None or not found.from_customer or flow.transport == "UDP":
+        return
+    if found.from_caller:
+        if found.call.flow.connection == 0:
+            found.call.flow = flow
+    elif isinstance(found.dialog.to, Flow) and found.dialog.to.connection == 0:
+        found.dialog.to = flow
+
+
+def _cut(desk: Desk, calls: Calls, admit: Admit, answer: Answer | None, alive: Alive | None) -> None:
+    record = recovered(admit, answer, alive, calls.number())
+    desk.out.append(Journal(End(record)))
+    desk.count("calls_ended", record.end_reason)
+    # Facts of an earlier version do not name the slots: the lines of the record had them, if any had.
+    held = admit.lines or (() if record.verdict == "emergency" else (record.line, record.callee_line))
+    for line in held:
+        if line:
+            desk.out.append(ReleaseSlot(line, record.id))
+
+
+def _call(desk: Desk, calls: Calls, admit: Admit, answer: Answer | None, alive: Alive | None) -> Call | None:
+    """The call as it was, in the table of calls; None when its facts do not make one."""
+    if answer is None or answer.source is None or not answer.dialogs:
+        return None
+    flow = _flow(desk, answer.source)
+    if not isinstance(flow, Flow):
+        return None
+    try:
+        dialogs = [_dialog(desk, confirmed, alive) for confirmed in answer.dialogs]
+        request = _received(desk, answer.dialogs[0], admit.record.dialled)
+    except (ParseError, ValueError):
+        desk.note("error", "call_not_resumed", call=admit.record.id)
+        return None
+    if any(dialog is None for dialog in dialogs):
+        return None
+    resumed, started, proof = _clock(desk, admit, answer, alive)
+    server = desk.transactions.accepted_server(request, desk.reply_target(request, flow))
+    from_customer = admit.record.direction != "incoming"
+    call = Call(desk, admit.record.id, server, flow, from_customer, admit.record, started, calls.ended, calls.number)
+    server.user = call
+    call.phase, call.answer, call.ringing_at_ms = Phase.ANSWERED, answer, answer.ringing_at_ms
+    call.resumed, call.last_seen, call.proof = resumed, proof, proof
+    call.context = ResponseContext([])
+    for dialog in dialogs:
+        assert dialog is not None
+        call.dialogs[dialog.to_tag] = dialog
+    calls.add(call)
+    carrier.arrived(call)
+    if answer.trunk:
+        desk.trunks.take(answer.trunk, call.id, even_if_full=True)
+    for line in admit.lines:
+        calls.hold(call, line)
+    return call
+
+
+def _start(call: Call, number: int) -> None:
+    """Let the call's bounds run, and its transactions where messages of its set-up can still arrive (RFC 6026 §7)."""
+    desk, answer = call.desk, call.answer
+    assert answer is not None
+    settings, now = desk.settings, desk.now
+    answered_at = call.started.mono + answer.after_ms / 1000
+    if not call.is_emergency:
+        desk.queue.set(("call", call.id, "maximum"), answered_at + settings.maximum_s)
+    # Whoever called for help may still speak where the signalling is lost: only the usual bound is for them.
+    reap_s = settings.reap_s if call.is_emergency else min(settings.recovered_reap_s, settings.reap_s)
+    desk.queue.set(("call", call.id, "reap"), now.mono + reap_s)
+    young = now.mono < answered_at + 64 * settings.timers.t1
+    if young:
+        desk.transactions.put_server(call.server, now.mono)
+    ask_after_s = settings.timers.t2 + ASK_MARGIN_S + number / ASKED_PER_S
+    for dialog in call.dialogs.values():
+        if young and dialog.kept is not None:
+            _expect_2xx(call, dialog)
+        _watch(call, dialog, ask_after_s)
+
+
+def _expect_2xx(call: Call, dialog: Dialog) -> None:
+    """A callee that has not got its ACK repeats its 2xx, which the caller then acknowledges."""
+    assert dialog.kept is not None
+    sent = parse_message(dialog.kept[0])
+    assert isinstance(sent, Request)
+    assert sent.via.branch is not None
+    key = client_key(sent.via.branch, b"INVITE")
+    if key not in call.context.branches:
+        call.context.add(key, dialog.target)
+        call.context.answered(key, 200)
+        call.desk.transactions.accepted_client(sent, sent.via.branch, dialog.to, call, call.desk.now.mono)
+
+
+def _watch(call: Call, dialog: Dialog, ask_after_s: float) -> None:
+    """Ask both parties once, also where that is otherwise off; the session interval counts again from its next refresh on."""
+    if dialog.ended:
+        return
+    settings, now = call.desk.settings, call.desk.now
+    assert call.proof is not None
+    watch = liveness.Watch.start(now, probe_s=ask_after_s, longest_s=settings.session_expires_s)
+    watch.probe_s = settings.probe_s
+    watch.proofs = [call.proof, call.proof]
+    dialog.watch = watch
+    call.desk.queue.set(("session", call.id, dialog.to_tag), watch.next_at)
+
+
+def _clock(desk: Desk, admit: Admit, answer: Answer, alive: Alive | None) -> tuple[Resumed, Now, Now]:
+    """How the call goes on, its set-up on our clock, and its last proof of life.
+
+    Within one boot of the machine the monotonic clock has run on. After another the wall clock tells how long the node was
+    away: it may have been set meanwhile, so that no duration over the gap is certain.
+    """
+    now = desk.now
+    after_ms, at_ms = max((answer.after_ms, answer.at_ms), (alive.after_ms, alive.at_ms) if alive is not None else (0, 0))
+    boot = desk.settings.boot
+    measured = bool(boot) and boot == admit.boot and admit.mono_ms + after_ms <= now.mono * 1000
+    begun = admit.mono_ms / 1000 if measured else now.mono - (after_ms + max(0, now.utc_ms - at_ms)) / 1000
+    return Resumed(now, measured), Now(begun, admit.record.setup_at_ms), Now(begun + after_ms / 1000, at_ms)
+
+
+def _dialog(desk: Desk, fact: Confirmed, alive: Alive | None) -> Dialog | None:
+    """The dialog; None when it leads to a listener that is no more. Raises ParseError."""
+    sent, response = parse_message(fact.invite), parse_message(fact.response)
+    to = _flow(desk, fact.to)
+    if not isinstance(sent, Request) or not isinstance(response, Response) or to is None:
+        return None
+    check_message(sent)
+    own = sum(is_ours(route.uri, desk.settings) for route in sent.record_routes)
+    caller, callee = from_invite_2xx(sent, response, own_routes=own)
+    heard = (alive.caller_cseq, alive.callee_cseq) if alive is not None else (0, 0)
+    sides = (
+        replace(caller, remote_target=fact.caller.target, cseq=max(fact.caller.cseq, heard[0])),
+        replace(callee, remote_target=fact.callee.target, cseq=max(fact.callee.cseq, heard[1])),
+    )
+    kind = cast("Literal['trunk', 'psap', 'binding']", fact.kind)
+    target = Target(sent.uri, to, kind, fact.name)
+    kept = (fact.invite, fact.response)
+    dialog = Dialog(response.to.tag or b"", target, to, confirmed=True, ended=fact.ended, sides=sides, kept=kept)
+    dialog.shift.steps = list(fact.shift)
+    return dialog
+
+
+def _received(desk: Desk, fact: Confirmed, dialled: str) -> Request:
+    """The INVITE as it came, as far as a dialog and its transaction need it. Raises ParseError and ValueError."""
+    sent = parse_message(fact.invite)
+    editor = Editor(sent)
+    editor.pop(b"via")
+    for _ in range(sum(is_ours(route.uri, desk.settings) for route in sent.record_routes)):
+        editor.pop(b"record-route")
+    editor.request_uri(dialled.encode())
+    number = sent.cseq.number
+    own = next((first for first, ahead in fact.shift if first + ahead == number), number)
+    editor.set(b"CSeq", b"%d INVITE" % own)
+    request = parse_message(editor.to_bytes())
+    check_message(request)
+    assert isinstance(request, Request)
+    return request
+
+
+def _flow(desk: Desk, place: Place) -> Flow | Hop | None:
+    """The place with today's listeners; None when none speaks its transport."""
+    if place.listener < 0:
+        return Hop(place.transport, place.host, place.port)
+    listeners = desk.settings.listeners
+    same = place.listener < len(listeners) and listeners[place.listener].transport == place.transport
+    listener = listeners[place.listener] if same else desk.settings.listener_for(place.transport)
+    return Flow(place.transport, listener.index, place.host, place.port) if listener is not None else None

@@ -1,0 +1,119 @@
+"""How a node comes back and how it leaves: calls of before a crash are taken up again, SIGTERM lets the live ones finish."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import structlog
+
+from sipproxy.sip.transaction import State
+
+if TYPE_CHECKING:
+    from cdr.journal import Journal
+    from cdr.recovery import Recovered
+    from sipproxy.engine.core import Engine
+    from sipproxy.shell import Shell
+    from sipproxy.store.slots import Slots
+
+__all__ = ["Stop", "boot_id", "drain", "is_healthy", "resume", "settle"]
+
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # random(4): drawn anew at each boot
+TIME_NAMESPACE = "/proc/self/ns/time"  # time_namespaces(7): another one may count the monotonic clock otherwise
+ENDED_LATELY = 10_000  # ended calls whose slots are released again at start; at 100 calls a second those of one lease
+SETTLE_S = 1.0  # for the store to take the slots of live calls before new calls come
+POLL_S = 0.05
+LAST_WORDS_S = 5.0  # for the answers to the last BYEs
+OVERDUE_S = 5.0  # a deadline that is missed by so much: the engine does not run
+PENDING = (State.TRYING, State.CALLING, State.PROCEEDING)
+UNASKED = (b"OPTIONS", b"REGISTER")  # of our own: nobody waits for their answers
+
+
+class Stop:
+    """What signals asked for: a first SIGTERM to drain, SIGINT or a second SIGTERM to end at once."""
+
+    def __init__(self) -> None:
+        self.wanted = asyncio.Event()
+        self.at_once = asyncio.Event()
+
+    def listen(self) -> None:
+        """Take the signals of the process from now on."""
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self.terminate)
+        loop.add_signal_handler(signal.SIGINT, self.interrupt)
+
+    def terminate(self) -> None:
+        if self.wanted.is_set():
+            self.at_once.set()
+        self.wanted.set()
+
+    def interrupt(self) -> None:
+        self.at_once.set()
+        self.wanted.set()
+
+
+def boot_id() -> str:
+    """A name of this run of the machine's monotonic clock, "" where there is none to be had."""
+    try:
+        return BOOT_ID.read_text().strip() + ":" + os.readlink(TIME_NAMESPACE)  # noqa: PTH115  not a path
+    except OSError:
+        return ""
+
+
+def resume(shell: Shell, journal: Journal, found: Recovered, slots: Slots) -> None:
+    """Take up the calls that the journal has no end of, and set the slots right: before the first message.
+
+    Calls that ended just before the node died may have left a slot that nobody gave back any more.
+    """
+    for record in journal.records_from(max(1, journal.last_seq + 1 - ENDED_LATELY)):
+        if record.slots_used is not None:
+            for line in (record.line, record.callee_line):
+                if line:
+                    slots.release(line, record.id)
+    shell.recover(found.unfinished)
+    shell.refresh_leases()
+    live = shell.engine.calls.live
+    if found.unfinished:
+        log = structlog.get_logger("node")
+        log.warning("calls_after_restart", resumed=live, cut=len(found.unfinished) - live)
+
+
+async def settle(slots: Slots) -> None:
+    """Wait until the store has the slots of the calls that were taken up, for a second at most."""
+    until = time.monotonic() + SETTLE_S
+    while slots.owed and time.monotonic() < until:  # noqa: ASYNC110  once, at start
+        await asyncio.sleep(POLL_S / 10)
+
+
+async def drain(engine: Engine, stop: Stop, bound_s: float) -> None:
+    """Take no new calls but emergencies, and return when the live ones have ended, at the bound, or when it is enough."""
+    engine.close("draining")
+    until = time.monotonic() + bound_s
+    while engine.calls.live and time.monotonic() < until and not stop.at_once.is_set():
+        await _wait(stop.at_once)
+    until = min(until, time.monotonic() + LAST_WORDS_S)
+    while _is_waiting(engine) and time.monotonic() < until and not stop.at_once.is_set():
+        await _wait(stop.at_once)
+
+
+async def _wait(event: asyncio.Event) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(POLL_S):
+            await event.wait()
+
+
+def _is_waiting(engine: Engine) -> bool:
+    """Whether somebody still waits for the answer to a request that we forwarded."""
+    clients = engine.desk.transactions.clients.values()
+    return any(client.machine.state in PENDING and client.request.method not in UNASKED for client in clients)
+
+
+def is_healthy(engine: Engine) -> bool:
+    """Whether the engine meets its deadlines. That this is asked at all says that the event loop runs."""
+    at = engine.next_at
+    return at is None or time.monotonic() - at < OVERDUE_S

@@ -1,0 +1,78 @@
+"""engine.recover: what a restart means for the end of a call, and for connections that died with the process."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from sipproxy.engine.actions import Now
+from sipproxy.engine.calls import Found
+from sipproxy.engine.recover import Resumed, follow
+from sipproxy.sip.flow import Flow, Hop
+
+AT = Now(1000.0, 1_000_000)
+OLD = Flow("TCP", 0, "203.0.113.1", 5060)  # without its connection, as the journal keeps it
+NEW = Flow("TCP", 0, "203.0.113.1", 40_000, 7)
+
+
+def seconds(after: float) -> Now:
+    return Now(AT.mono + after, AT.utc_ms + round(1000 * after))
+
+
+@pytest.mark.parametrize(
+    ("heard", "bye", "ended", "certain"),
+    [
+        (-300.0, 2.0, -30.0, False),  # perhaps the repetition of a BYE of 32 s before
+        (-10.0, 2.0, -10.0, False),  # heard later than that: it lived then
+        (-300.0, 31.9, -0.1, False),
+        (-300.0, 32.1, 32.1, True),  # no BYE is repeated for longer
+        (1.0, 2.0, 2.0, True),  # it answered after the restart: it hung up after that
+    ],
+)
+def test_bye_after_a_restart_ends_the_call_when_it_certainly_still_lived(
+    heard: float, bye: float, ended: float, *, certain: bool
+) -> None:
+    resumed = Resumed(AT, measured=True)
+    resumed.leaving(seconds(heard), seconds(bye), repeated_s=32.0)
+    at, is_certain = resumed.end(seconds(bye), seconds(heard), by_us=False)
+    assert at.mono == pytest.approx(AT.mono + ended)
+    assert is_certain is certain
+
+
+@pytest.mark.parametrize(("heard", "ended", "certain"), [(-5.0, -5.0, False), (5.0, 60.0, True)])
+def test_end_of_ours_counts_only_when_somebody_was_heard_since(heard: float, ended: float, *, certain: bool) -> None:
+    assert Resumed(AT, measured=True).end(seconds(60.0), seconds(heard), by_us=True) == (seconds(ended), certain)
+
+
+def test_end_after_a_reboot_is_never_certain() -> None:
+    assert Resumed(AT, measured=False).end(seconds(60.0), seconds(50.0), by_us=False) == (seconds(60.0), False)
+
+
+def found(*, from_caller: bool, known: Flow | Hop, resumed: bool = True, customer: bool = True) -> Found:
+    call: Any = SimpleNamespace(resumed=Resumed(AT, measured=True) if resumed else None, from_customer=customer, flow=known)
+    dialog: Any = SimpleNamespace(to=known, target=SimpleNamespace(is_customer=customer))
+    return Found(call, dialog, from_caller)
+
+
+@pytest.mark.parametrize("from_caller", [True, False])
+def test_customer_behind_a_dead_connection_is_followed_to_the_new_one(from_caller: bool) -> None:
+    here = found(from_caller=from_caller, known=OLD)
+    follow(here, NEW)
+    assert (here.call.flow if from_caller else here.dialog.to) == NEW
+
+
+@pytest.mark.parametrize("from_caller", [True, False])
+def test_nobody_else_is_followed(from_caller: bool) -> None:
+    alive = OLD._replace(connection=3)
+    for here in (
+        found(from_caller=from_caller, known=alive),
+        found(from_caller=from_caller, known=OLD, resumed=False),
+        found(from_caller=from_caller, known=OLD, customer=False),
+    ):
+        follow(here, NEW)
+        assert NEW not in (here.call.flow, here.dialog.to)
+    datagrams = found(from_caller=from_caller, known=OLD._replace(transport="UDP"))
+    follow(datagrams, NEW._replace(transport="UDP"))
+    assert datagrams.call.flow == datagrams.dialog.to == OLD._replace(transport="UDP")

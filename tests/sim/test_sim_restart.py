@@ -1,0 +1,331 @@
+"""kill -9 on the virtual clock: calls that live go on, calls that ended meanwhile are found, every call has one record."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from cdr import codec
+from cdr.facts import Admit, Answer
+from tests.sim.conftest import Town, make_town
+from tests.sim.restart import Restarts, expire, forgets_ended_dialogs, unfinished
+from tests.sim.test_sim_calls import behave_at_random, call_at_random
+
+if TYPE_CHECKING:
+    from tests.sim.agent import Agent, AgentCall
+
+BOOT = "boot-1"
+WIRE_MS = 40  # two deliveries
+
+
+def a_town(**options: object) -> tuple[Town, Restarts]:
+    town = make_town(boot=BOOT, **options)
+    for agent in agents_of(town):
+        forgets_ended_dialogs(agent)
+    town.register_all()
+    return town, Restarts(town.world)
+
+
+def agents_of(town: Town) -> tuple[Agent, ...]:
+    return (town.alice, town.andrea, town.bob, town.trunk, town.trunk_b, town.psap)
+
+
+def answered_call(town: Town, target: bytes = b"03023125001") -> AgentCall:
+    call = town.alice.call(target)
+    town.world.run(5.0)
+    assert call.status == 200
+    return call
+
+
+def answered(agent: Agent) -> AgentCall:
+    return agent.calls[-1]
+
+
+@pytest.mark.parametrize("leaver", ["caller", "callee"])
+def test_bye_after_the_restart_ends_the_call_for_both_and_is_certain(leaver: str) -> None:
+    town, node = a_town()
+    call = answered_call(town)
+    node.kill()
+    town.world.run(5.0)
+    node.start()
+    assert town.world.store.all() == town.world.live_slots() != set()
+    town.world.run(60.0)
+    (town.alice if leaver == "caller" else town.trunk).bye(call if leaver == "caller" else answered(town.trunk))
+    town.world.run(1.0)
+    assert {call.ended, answered(town.trunk).ended} == {"local", "remote"}
+    (record,) = town.world.records
+    assert (record.end_reason, record.released_by, record.duration_certain) == ("normal", leaver, True)
+    assert abs(record.billable_ms - 65_000) < 5_000
+    ended_at = max(call.ended_at, answered(town.trunk).ended_at)
+    assert abs(record.billable_ms - 1000 * (ended_at - call.answered_at)) < WIRE_MS
+    town.assert_reconciled()
+
+
+def test_reinvite_of_either_party_passes_after_the_restart() -> None:
+    town, node = a_town()
+    call = answered_call(town)
+    node.kill()
+    node.start()
+    statuses: list[int] = []
+    for agent, own in ((town.alice, call), (town.trunk, answered(town.trunk))):
+        agent.reinvite(own, lambda r: statuses.append(r.status if r else 0))
+        town.world.run(2.0)
+    assert [status for status in statuses if status >= 200] == [200, 200]
+    assert len(town.world.store.all()) == 1
+
+
+def test_internal_call_goes_on_with_both_slots() -> None:
+    town, node = a_town()
+    call = answered_call(town, b"020514001")
+    assert len(town.world.store.all()) == 2
+    node.kill()
+    town.world.store.lines.clear()  # the leases ran out while it was away
+    node.start()
+    assert len(town.world.store.all()) == 2
+    town.world.run(30.0)
+    town.bob.bye(answered(town.bob))
+    town.world.run(2.0)
+    assert call.ended == "remote"
+    town.assert_reconciled()
+
+
+def test_bye_sent_while_the_node_was_away_is_uncertain_and_not_later_than_the_truth() -> None:
+    town, node = a_town()
+    call = answered_call(town)
+    town.world.run(600.0)
+    node.kill()
+    town.world.run(1.0)
+    town.alice.bye(call)
+    town.world.run(4.0)
+    node.start()
+    town.world.run(10.0)
+    (record,) = town.world.records
+    assert (record.end_reason, record.released_by, record.duration_certain) == ("normal", "caller", False)
+    true_ms = 1000 * (call.ended_at - call.answered_at)
+    assert true_ms - 32_000 <= record.billable_ms <= true_ms
+    assert answered(town.trunk).ended == "remote"
+    town.assert_reconciled()
+
+
+def test_parties_that_hung_up_and_gave_up_meanwhile_are_found_by_asking() -> None:
+    town, node = a_town()
+    call = answered_call(town)
+    node.kill()
+    town.alice.bye(call)
+    town.world.run(40.0)
+    node.start()
+    town.world.run(10.0)
+    (record,) = town.world.records
+    assert (record.end_reason, record.duration_certain) == ("session_expired", False)
+    assert record.billable_ms <= 1000 * (call.ended_at - call.answered_at)
+    assert answered(town.trunk).ended == "remote", "a BYE to the one who stayed"
+    town.assert_reconciled()
+
+
+@pytest.mark.parametrize("probe_s", [0, 600])
+def test_parties_that_vanished_are_reaped_within_the_bound(probe_s: int) -> None:
+    town, node = a_town(probe_s=probe_s)
+    answered_call(town)
+    node.kill()
+    for agent in (town.alice, town.trunk):
+        del town.world.agents[agent.address]
+    node.start()
+    town.world.run(town.world.settings.recovered_reap_s + 1)
+    (record,) = town.world.records
+    assert (record.end_reason, record.duration_certain) == ("session_expired", False)
+    assert town.world.store.all() == set()
+
+
+@pytest.mark.parametrize("probe_s", [0, 600])
+def test_parties_that_live_are_not_cut_by_the_bound(probe_s: int) -> None:
+    town, node = a_town(probe_s=probe_s, session_expires_s=0)
+    call = answered_call(town)
+    node.kill()
+    node.start()
+    town.world.run(1000.0)
+    assert (call.ended, town.world.records) == ("", [])
+
+
+def test_bye_of_ours_after_the_restart_comes_after_what_the_parties_sent() -> None:
+    """RFC 3261 §12.2.1.1: CSeq counts up, also when requests of before the crash are known from the journal alone."""
+    town, node = a_town(maximum_s=100.0)
+    call = answered_call(town)
+    for _ in range(3):
+        town.alice.reinvite(call, lambda _: None)
+        town.world.run(2.0)
+    node.kill()
+    node.start()
+    town.world.run(120.0)
+    byes = [request for request in town.trunk.requests if request.method == b"BYE"]
+    assert [bye.cseq.number > call.cseq for bye in byes] == [True]
+    (record,) = town.world.records
+    assert (record.end_reason, record.duration_certain, record.billable_ms) == ("maximum", True, 100_000)
+
+
+def test_ringing_call_ends_with_the_node() -> None:
+    town, node = a_town()
+    town.trunk.behave = lambda call: town.trunk.progress(call, 180)
+    town.alice.call(b"03023125001")
+    town.world.run(3.0)
+    node.kill()
+    node.start()
+    (record,) = town.world.records
+    assert (record.end_reason, record.duration_certain, record.billable_ms) == ("node_restart", False, 0)
+    assert town.world.store.all() == set()
+
+
+def test_emergency_call_goes_on() -> None:
+    town, node = a_town()
+    call = answered_call(town, b"112")
+    node.kill()
+    node.start()
+    town.world.run(20.0)
+    town.psap.bye(answered(town.psap))
+    town.world.run(1.0)
+    assert call.ended == "remote"
+    (record,) = town.world.records
+    assert (record.verdict, record.end_reason, record.duration_certain) == ("emergency", "normal", True)
+
+
+def test_answer_that_the_node_died_with_reaches_the_caller_after_the_restart() -> None:
+    """ANSWER is journalled and the 200 is not out: the callee repeats it, and the caller's ACK ends that."""
+    town, node = a_town()
+    call = town.alice.call(b"03023125001")
+    world = town.world
+    world.run_until(lambda: any(agent.status for agent in town.trunk.calls))
+    while not any(isinstance(fact, Answer) for fact in world.facts):
+        node.kill_after(1, lambda: None)
+        world.run(0.001)
+        if node.is_away:
+            break
+    assert not call.status
+    node.start()
+    world.run(5.0)
+    assert (call.status, answered(town.trunk).acked) == (200, True)
+    world.run(40.0)
+    town.alice.bye(call)
+    world.run(1.0)
+    assert answered(town.trunk).ended == "remote"
+    town.assert_reconciled()
+
+
+def test_second_crash_before_anything_was_heard_loses_nothing() -> None:
+    town, node = a_town()
+    call = answered_call(town)
+    for _ in range(3):
+        node.kill()
+        town.world.run(2.0)
+        node.start()
+    town.world.run(50.0)
+    town.alice.bye(call)
+    town.world.run(1.0)
+    (record,) = town.world.records
+    assert abs(record.billable_ms - 1000 * (call.ended_at - call.answered_at)) < WIRE_MS
+    assert record.duration_certain
+
+
+def test_reboot_is_measured_by_the_wall_clock_and_never_certain() -> None:
+    town, node = a_town()
+    call = answered_call(town)
+    node.kill()
+    town.world.run(30.0)
+    node.start(boot="boot-2")
+    town.world.run(60.0)
+    town.alice.bye(call)
+    town.world.run(1.0)
+    (record,) = town.world.records
+    assert abs(record.billable_ms - 1000 * (call.ended_at - call.answered_at)) < WIRE_MS
+    assert not record.duration_certain
+
+
+def test_facts_of_an_earlier_version_end_with_the_node() -> None:
+    """They have no dialogs: the call cannot be taken up, its record and its slot are as they were before."""
+    town, node = a_town()
+    answered_call(town)
+    world = town.world
+    world.facts = [
+        Admit(fact.record)
+        if isinstance(fact, Admit)
+        else Answer(*(getattr(fact, name) for name in Answer.__struct_fields__[:10]))
+        if isinstance(fact, Answer)
+        else fact
+        for fact in world.facts
+    ]
+    node.kill()
+    node.start()
+    (record,) = world.records
+    assert (record.end_reason, record.status, record.duration_certain) == ("node_restart", 200, False)
+    assert world.store.all() == set()
+
+
+def test_listener_that_is_no_more_ends_its_calls() -> None:
+    town, node = a_town()
+    answered_call(town)
+    node.kill()
+    listener = town.world.settings.listeners[0]
+    node.start(listeners=(type(listener)(0, "TCP", listener.sent_by, listener.hosts),))
+    assert [record.end_reason for record in town.world.records] == ["node_restart"]
+
+
+def test_facts_of_one_call_stay_small() -> None:
+    town, _ = a_town()
+    call = answered_call(town)
+    town.alice.reinvite(call, lambda _: None)
+    town.world.run(1.0)
+    sizes = {codec.kind_of(fact): len(codec.encode_fact(fact)) for fact in town.world.facts}
+    assert sizes["answer"] < 2000
+    assert sizes["alive"] < 120
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_kills_at_random_points_of_random_calls_leave_one_record_each_and_no_slot(seed: int) -> None:
+    """Design, invariants 2 to 4, with 3 % loss: the node dies between any two actions and is away for up to 40 s."""
+    town, node = a_town(seed=seed, delay=(0.001, 0.1), probe_s=60, session_expires_s=0)
+    world, choose = town.world, town.world.random
+    world.loss = 0.03
+    for agent in agents_of(town):
+        behave_at_random(agent)
+
+    def die() -> None:
+        world.after(choose.choice([0.01, 1.0, 5.0, 40.0]), node.start)
+        world.after(choose.uniform(45, 120), lambda: node.kill_after(choose.randint(1, 20), die))
+
+    node.kill_after(choose.randint(1, 50), die)
+    for _ in range(80):
+        call_at_random(town)
+        world.run(choose.uniform(0.1, 15))
+        for name, limit in (("L1", 2), ("L2", 3)):
+            assert sum(1 for line, _ in world.store.all() if line == name) <= limit
+    for agent in agents_of(town):
+        for call in agent.calls:
+            agent.bye(call)
+    node.is_over = True
+    node.kill_after(0, die)
+    world.run(541.0)
+    assert node.kills >= 5
+    assert node.resumed >= 3
+    expire(world)
+    assert world.store.all() == world.live_slots() == set()
+    assert unfinished(world.facts) == []
+    ids = [record.id for record in world.records]
+    assert len(ids) == len(set(ids))
+    assert {record.id for record in world.admitted} <= set(ids)
+    assert [record.seq for record in world.records] == list(range(1, len(ids) + 1))
+    assert_honest(town)
+
+
+def assert_honest(town: Town) -> None:
+    """No record is longer than its call, by more than what the wire and repetitions explain."""
+    truths: dict[str, list[AgentCall]] = {}
+    for agent in agents_of(town):
+        for call in agent.calls:
+            truths.setdefault(call.call_id.decode(), []).append(call)
+    for record in town.world.records:
+        if record.answer_at_ms is None:
+            continue
+        parties = truths[record.call_id]
+        ends = [call.ended_at for call in parties if call.ended == "local"]
+        if ends and not record.duration_certain:
+            begun = min(call.answered_at for call in parties if call.answered_at)
+            assert record.billable_ms <= 1000 * (min(ends) - begun) + WIRE_MS + 200, record
