@@ -161,11 +161,12 @@ def _start(call: Call, number: int) -> None:
         desk.queue.set(("call", call.id, "maximum"), answered_at + settings.maximum_s)
     # Whoever called for help may still speak where the signalling is lost: only the usual bound is for them.
     reap_s = settings.reap_s if call.is_emergency else min(settings.recovered_reap_s, settings.reap_s)
-    desk.queue.set(("call", call.id, "reap"), now.mono + reap_s)
+    late_s = number / ASKED_PER_S
+    desk.queue.set(("call", call.id, "reap"), now.mono + late_s + reap_s)
     young = now.mono < answered_at + 64 * settings.timers.t1
     if young:
         desk.transactions.put_server(call.server, now.mono)
-    ask_after_s = settings.timers.t2 + ASK_MARGIN_S + number / ASKED_PER_S
+    ask_after_s = settings.timers.t2 + ASK_MARGIN_S + late_s
     for dialog in call.dialogs.values():
         if young and dialog.kept is not None:
             _expect_2xx(call, dialog)

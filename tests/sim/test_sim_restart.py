@@ -11,6 +11,7 @@ from cdr.facts import Admit, Answer
 from tests.sim.conftest import Town, make_town
 from tests.sim.restart import Restarts, expire, forgets_ended_dialogs, unfinished
 from tests.sim.test_sim_calls import behave_at_random, call_at_random
+from tests.sim.world import PROXY
 
 if TYPE_CHECKING:
     from tests.sim.agent import Agent, AgentCall
@@ -208,6 +209,31 @@ def test_answer_that_the_node_died_with_reaches_the_caller_after_the_restart() -
     world.run(1.0)
     assert answered(town.trunk).ended == "remote"
     town.assert_reconciled()
+
+
+def test_invite_repeated_across_the_restart_is_no_new_call() -> None:
+    town, node = a_town()
+    call = answered_call(town)
+    node.kill()
+    node.start()
+    assert call.invite is not None
+    town.world.send(call.invite.raw, town.alice.address, PROXY)
+    town.world.run(3.0)
+    assert (len(town.trunk.calls), town.world.engine.calls.live, town.world.records) == (1, 1, [])
+
+
+def test_remote_target_of_a_reinvite_is_known_after_the_restart() -> None:
+    """RFC 3261 §12.2: a re-INVITE's Contact is where the party is reached from then on."""
+    town, node = a_town(maximum_s=100.0)
+    answered_call(town)
+    town.trunk.user = "moved"
+    town.trunk.reinvite(answered(town.trunk), lambda _: None)
+    town.world.run(2.0)
+    node.kill()
+    node.start()
+    town.world.run(120.0)
+    (bye,) = [request for request in town.trunk.requests if request.method == b"BYE"]
+    assert bye.uri.startswith(b"sip:moved@")
 
 
 def test_second_crash_before_anything_was_heard_loses_nothing() -> None:
