@@ -146,6 +146,7 @@ class Confirmed(msgspec.Struct, frozen=True, omit_defaults=True):
     callee: PartySide
     ended: bool = False
     shift: tuple[tuple[int, int], ...] = ()  # from which CSeq number on the callee sees one that is higher by how much
+    own_from: bytes = b""  # the caller's From value as it came, where the callee was shown another
 
 
 class Answer(msgspec.Struct, tag="answer", frozen=True, omit_defaults=True):

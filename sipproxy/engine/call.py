@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from dataclasses import replace as change
-from enum import StrEnum
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -20,10 +19,10 @@ from cdr.facts import Answer, End, EndReason, Record, ReleasedBy
 from sipproxy.engine import carrier, keep, liveness, session
 from sipproxy.engine.actions import Journal, Note, Now, ReleaseSlot
 from sipproxy.engine.causes import NO_CHANNEL, NORMAL_CLEARING, NORMAL_UNSPECIFIED, cause_of
-from sipproxy.engine.cseq import Shift
+from sipproxy.engine.dialogs import Dialog, Phase
 from sipproxy.engine.forward import Target, forward_request, is_ours, next_hop, via_of
-from sipproxy.engine.privacy import PLAIN, Face, Faces, forward_response
-from sipproxy.engine.response_context import Branch, Progress, ResponseContext
+from sipproxy.engine.privacy import PLAIN, Face, Faces, KnownFace, contact_of, forward_response
+from sipproxy.engine.response_context import Branch, Progress, ResponseContext, with_all_challenges
 from sipproxy.engine.state import Headers, reason_header
 from sipproxy.sip.build import Editor
 from sipproxy.sip.dialog import DialogSide, from_invite_2xx, write_bye
@@ -44,28 +43,6 @@ EARLY_DIALOGS = 32  # To tags remembered for one call; a forking UAS beyond that
 STOPPED: tuple[EndReason, ...] = ("operator", "fraud_hold")  # ends that were ordered, not a bound that was reached
 
 
-class Phase(StrEnum):
-    ADMITTING = "admitting"  # a slot is being taken
-    PROCEEDING = "proceeding"  # the INVITE was forwarded
-    ANSWERED = "answered"
-    ENDED = "ended"
-
-
-@dataclass(slots=True)
-class Dialog:
-    """The callee's side of one dialog of the call (RFC 3261 §12): early until a 2xx confirms it."""
-
-    to_tag: bytes
-    target: Target
-    to: Flow | Hop  # where in-dialog requests for the callee go
-    confirmed: bool = False
-    ended: bool = False
-    sides: tuple[DialogSide, DialogSide] | None = None  # caller and callee, once confirmed: what a BYE of ours needs
-    watch: liveness.Watch | None = None  # whether both are there, once confirmed
-    kept: tuple[bytes, bytes] | None = None  # INVITE and 2xx as the journal has them
-    shift: Shift = field(default_factory=Shift)  # of what the customer sends towards a trunk
-
-
 @dataclass(eq=False)
 class Call:
     """See the module. `record` is the CDR as far as it is known; `on_end` is told once that the call is over."""
@@ -82,7 +59,7 @@ class Call:
     groups: list[list[Target]] = field(default_factory=list)
     retry_on: frozenset[int] | None = None
     edit: Callable[[Editor, Target], None] | None = None
-    faces: Faces | None = None  # how the caller looks to whom; None: as he says
+    faces: Faces | KnownFace | None = None  # how the caller looks to whom; None: as he says
     phase: Phase = Phase.ADMITTING
     lines: list[str] = field(default_factory=list)  # of which this call holds a slot
     dialogs: dict[bytes, Dialog] = field(default_factory=dict)
@@ -288,17 +265,11 @@ class Call:
         caller, callee = from_invite_2xx(sent, response, own_routes=own)
         if self.face(dialog.target).address:
             # The callee's messages name the caller by the face that he has there; to himself he is who he said.
-            caller = change(caller, remote=self.request.first(b"from") or b"", remote_target=self.contact)
+            caller = change(caller, remote=self.request.first(b"from") or b"", remote_target=contact_of(self.request))
         dialog.sides = caller, callee
-        if self.face(dialog.target) == PLAIN:
+        if not self.face(dialog.target).hidden:
             # What a hidden caller's mask is made of is not journalled, and without it a restart would take it off.
             dialog.kept = (keep.reduced(sent), keep.reduced(response))
-
-    @property
-    def contact(self) -> bytes:
-        """The caller's own Contact, as his INVITE had it; his From where a broken one has none."""
-        contacts = self.request.contacts
-        return contacts[0].uri.raw if contacts and not contacts[0].is_star else self.request.from_.uri.raw
 
     def _upstream(self, response: Response, target: Target, *, edit: Callable[[Editor], None] | None = None) -> bytes:
         """The response of a branch as the caller gets it."""
@@ -347,23 +318,10 @@ class Call:
         self.end("rejected", released_by="callee", status=status, cause=cause)
         data = self._upstream(response, target)
         if status in (401, 407):
-            data = self._with_all_challenges(response, data)
+            data = with_all_challenges(self.context, response, data)
         desk = self.desk
         desk.transactions.respond(self.server, status, data, desk.now.mono)
         desk.count("responses", "INVITE", str(status))
-
-    def _with_all_challenges(self, response: Response, data: bytes) -> bytes:
-        """§16.7 step 7: the challenges of every 401 and 407 go upstream together, in `response`, which leaves as `data`."""
-        upstream = parse_message(data)
-        assert isinstance(upstream, Response)
-        editor = Editor(upstream)
-        for branch in self.context.branches.values():
-            if branch.final is None or branch.final is response or branch.status not in (401, 407):
-                continue
-            for name, header in ((b"www-authenticate", b"WWW-Authenticate"), (b"proxy-authenticate", b"Proxy-Authenticate")):
-                for value in branch.final.lines(name)[:8]:
-                    editor.append(header, value)
-        return editor.to_bytes()
 
     # Ending
 

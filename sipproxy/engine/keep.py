@@ -92,10 +92,10 @@ def _place(to: Flow | Hop) -> Place:
 
 
 def _dialogs(call: Call) -> tuple[Confirmed, ...]:
-    return tuple(found for dialog in call.dialogs.values() if (found := _confirmed(dialog)) is not None)
+    return tuple(found for dialog in call.dialogs.values() if (found := _confirmed(call, dialog)) is not None)
 
 
-def _confirmed(dialog: Dialog) -> Confirmed | None:
+def _confirmed(call: Call, dialog: Dialog) -> Confirmed | None:
     if dialog.kept is None or dialog.sides is None:
         return None
     caller, callee = dialog.sides
@@ -110,4 +110,5 @@ def _confirmed(dialog: Dialog) -> Confirmed | None:
         callee=PartySide(callee.remote_target, callee.cseq),
         ended=dialog.ended,
         shift=tuple(dialog.shift.steps),
+        own_from=(call.request.first(b"from") or b"") if call.face(dialog.target).address else b"",
     )

@@ -47,7 +47,9 @@ __all__ = [
     "PLAIN",
     "Face",
     "Faces",
+    "KnownFace",
     "Said",
+    "contact_of",
     "forward_in_dialog",
     "forward_response",
     "is_mask",
@@ -150,6 +152,16 @@ class Face:
 
 
 PLAIN = Face()
+
+
+class KnownFace:
+    """One face for every target: that of a call which another process set up."""
+
+    def __init__(self, face: Face) -> None:
+        self._face = face
+
+    def to(self, kind: str) -> Face:  # noqa: ARG002  as `Faces`
+        return self._face
 
 
 class Faces:
@@ -330,6 +342,12 @@ def strip_for_customer(editor: Editor, message: Request | Response) -> None:
             strip_trust(editor, message)
         elif "history" in values and message.has(b"history-info"):
             editor.remove(b"history-info")
+
+
+def contact_of(request: Request) -> bytes:
+    """The caller's own remote target, as his INVITE had it: its Contact, or From where a broken one has none."""
+    contacts = request.contacts
+    return contacts[0].uri.raw if contacts and not contacts[0].is_star else request.from_.uri.raw
 
 
 def forward_response(

@@ -19,6 +19,7 @@ from sipproxy.engine import carrier, liveness
 from sipproxy.engine.actions import Journal, Now, ReleaseSlot
 from sipproxy.engine.call import Call, Dialog, Phase
 from sipproxy.engine.forward import Target, is_ours
+from sipproxy.engine.privacy import Face, KnownFace
 from sipproxy.engine.response_context import ResponseContext
 from sipproxy.sip.build import Editor
 from sipproxy.sip.dialog import from_invite_2xx
@@ -136,6 +137,7 @@ def _call(desk: Desk, calls: Calls, admit: Admit, answer: Answer | None, alive: 
     from_customer = admit.record.direction != "incoming"
     call = Call(desk, admit.record.id, server, flow, from_customer, admit.record, started, calls.ended, calls.number)
     server.user = call
+    call.faces = _faces(answer.dialogs[0])
     call.phase, call.answer, call.ringing_at_ms = Phase.ANSWERED, answer, answer.ringing_at_ms
     call.resumed, call.last_seen, call.proof = resumed, proof, proof
     call.context = ResponseContext([])
@@ -223,6 +225,8 @@ def _dialog(desk: Desk, fact: Confirmed, alive: Alive | None) -> Dialog | None:
     own = sum(is_ours(route.uri, desk.settings) for route in sent.record_routes)
     caller, callee = from_invite_2xx(sent, response, own_routes=own)
     heard = (alive.caller_cseq, alive.callee_cseq) if alive is not None else (0, 0)
+    if fact.own_from:
+        caller = replace(caller, remote=fact.own_from)
     sides = (
         replace(caller, remote_target=fact.caller.target, cseq=max(fact.caller.cseq, heard[0])),
         replace(callee, remote_target=fact.callee.target, cseq=max(fact.callee.cseq, heard[1])),
@@ -233,6 +237,14 @@ def _dialog(desk: Desk, fact: Confirmed, alive: Alive | None) -> Dialog | None:
     dialog = Dialog(response.to.tag or b"", target, to, confirmed=True, ended=fact.ended, sides=sides, kept=kept)
     dialog.shift.steps = list(fact.shift)
     return dialog
+
+
+def _faces(fact: Confirmed) -> KnownFace | None:
+    """How the caller looked to the callee, where he did not look as he said."""
+    if not fact.own_from:
+        return None
+    shown = parse_message(fact.invite).from_
+    return KnownFace(Face(shown.raw.rpartition(b";tag=")[0] if shown.tag is not None else shown.raw))
 
 
 def _received(desk: Desk, fact: Confirmed, dialled: str) -> Request:
@@ -246,6 +258,8 @@ def _received(desk: Desk, fact: Confirmed, dialled: str) -> Request:
     number = sent.cseq.number
     own = next((first for first, ahead in fact.shift if first + ahead == number), number)
     editor.set(b"CSeq", b"%d INVITE" % own)
+    if fact.own_from:
+        editor.set(b"From", fact.own_from)
     request = parse_message(editor.to_bytes())
     check_message(request)
     assert isinstance(request, Request)

@@ -14,7 +14,7 @@ from sipproxy.engine.actions import SendTo
 from sipproxy.engine.call import Phase
 from sipproxy.engine.causes import cause_of
 from sipproxy.engine.forward import forward_request, loosen, next_hop, strict_next, strip_trust
-from sipproxy.engine.privacy import forward_in_dialog, forward_response, is_mask, strip_for_customer
+from sipproxy.engine.privacy import contact_of, forward_in_dialog, forward_response, is_mask, strip_for_customer
 from sipproxy.engine.recover import follow
 from sipproxy.engine.trunk_auth import answer_challenge
 from sipproxy.sip.build import Editor
@@ -196,7 +196,7 @@ class Relays:
         call, dialog = found.call, found.dialog
         if found.from_caller or not call.face(dialog.target).hidden or not is_mask(uri, self._desk.settings):
             return uri
-        target = dialog.sides[0].remote_target if dialog.sides is not None else call.contact
+        target = dialog.sides[0].remote_target if dialog.sides is not None else contact_of(call.request)
         editor.request_uri(target)
         return target
 

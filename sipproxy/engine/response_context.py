@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+from sipproxy.sip.build import Editor
+from sipproxy.sip.message import Response, parse_message
+
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
 
-    from sipproxy.sip.message import Response
-
-__all__ = ["Branch", "Progress", "ResponseContext", "best_of"]
+__all__ = ["Branch", "Progress", "ResponseContext", "best_of", "with_all_challenges"]
 
 T = TypeVar("T")
 
@@ -132,3 +133,17 @@ def best_of(ended: Sequence[Branch[T]]) -> Branch[T] | None:
     of_class = [b for b in ended if b.status // 100 == lowest]
     # What a peer said outranks what we made up for its silence.
     return min(of_class, key=lambda b: (b.status not in PREFERRED, b.final is None, b.status == 503))
+
+
+def with_all_challenges(context: ResponseContext[T], response: Response, data: bytes) -> bytes:
+    """§16.7 step 7: the challenges of every 401 and 407 go upstream together, in `response`, which leaves as `data`."""
+    upstream = parse_message(data)
+    assert isinstance(upstream, Response)
+    editor = Editor(upstream)
+    for branch in context.branches.values():
+        if branch.final is None or branch.final is response or branch.status not in (401, 407):
+            continue
+        for name, header in ((b"www-authenticate", b"WWW-Authenticate"), (b"proxy-authenticate", b"Proxy-Authenticate")):
+            for value in branch.final.lines(name)[:8]:
+                editor.append(header, value)
+    return editor.to_bytes()

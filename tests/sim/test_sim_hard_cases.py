@@ -194,5 +194,5 @@ def test_account_is_offered_only_what_its_hashes_can_verify(hashes: tuple[str, .
     snapshot = desk.engine.desk.snapshot
     alice = snapshot.accounts["alice"]
     alice = replace(alice, ha1={name: value for name, value in alice.ha1.items() if name in hashes})
-    desk.engine.swap_snapshot(replace(snapshot, accounts={**snapshot.accounts, "alice": alice}))
+    desk.engine.swap_snapshot(replace(snapshot, accounts={**snapshot.accounts, "alice": alice}), desk.now)
     assert len(desk.answer(desk.request()).lines(b"www-authenticate")) == offered

@@ -49,7 +49,7 @@ def with_line(name: str, **fields: object) -> Town:
     town = make_town()
     snapshot = town.world.engine.desk.snapshot
     lines = {**snapshot.lines, name: replace(snapshot.lines[name], **fields)}  # type: ignore[arg-type]
-    town.world.engine.swap_snapshot(replace(snapshot, lines=lines))
+    town.world.engine.swap_snapshot(replace(snapshot, lines=lines), town.world.instant)
     return town
 
 
@@ -128,7 +128,7 @@ def test_display_name_that_shows_another_number_is_taken_out(town: Town, display
 def test_profile_that_refuses_others_numbers_says_403(town: Town) -> None:
     snapshot = town.world.engine.desk.snapshot
     profiles = {name: replace(profile, screening=Screening.REFUSE) for name, profile in snapshot.profiles.items()}
-    town.world.engine.swap_snapshot(replace(snapshot, profiles=profiles))
+    town.world.engine.swap_snapshot(replace(snapshot, profiles=profiles), town.world.instant)
     call = outgoing(town, user="+49301234567")
     assert call.final is not None
     assert (call.status, call.final.first(b"reason")) == (403, b"Q.850;cause=21")

@@ -20,7 +20,7 @@ def test_rate_line_that_dials_by_machine_is_refused_and_counted_but_reaches_help
     town = make_town()
     town.register_all()
     world = town.world
-    world.engine.swap_snapshot(dataclasses.replace(town_snapshot(), **guarded()))
+    world.engine.swap_snapshot(dataclasses.replace(town_snapshot(), **guarded()), world.instant)
     for agent in (town.trunk, town.trunk_b):
         agent.behave = lambda call, agent=agent: agent.reject(call, 486)
     calls = []
@@ -47,7 +47,7 @@ def test_rate_refused_attempts_and_emergency_calls_are_not_counted() -> None:
     town = make_town()
     town.register_all()
     world = town.world
-    world.engine.swap_snapshot(dataclasses.replace(town_snapshot(), **guarded(calls=1)))
+    world.engine.swap_snapshot(dataclasses.replace(town_snapshot(), **guarded(calls=1)), world.instant)
     for _ in range(4):
         blocked, emergency = town.alice.call(b"sip:09001123456@sip.test"), town.alice.call(b"sip:110@sip.test")
         world.run(2.0)

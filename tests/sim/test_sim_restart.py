@@ -226,7 +226,7 @@ def test_remote_target_of_a_reinvite_is_known_after_the_restart() -> None:
     """RFC 3261 §12.2: a re-INVITE's Contact is where the party is reached from then on."""
     town, node = a_town(maximum_s=100.0)
     answered_call(town)
-    town.trunk.user = "moved"
+    town.trunk.contact_user = "moved"
     town.trunk.reinvite(answered(town.trunk), lambda _: None)
     town.world.run(2.0)
     node.kill()
@@ -355,3 +355,40 @@ def assert_honest(town: Town) -> None:
         if ends and not record.duration_certain:
             begun = min(call.answered_at for call in parties if call.answered_at)
             assert record.billable_ms <= 1000 * (min(ends) - begun) + WIRE_MS + 200, record
+
+
+def test_caller_whose_name_was_replaced_is_the_same_to_both_after_the_restart() -> None:
+    """Towards a customer an account name in From is replaced by the number, and put back on the way to the caller."""
+    town, node = a_town()
+    town.alice.call(b"020514001")
+    town.world.run(5.0)
+    at_bob = town.bob.calls[0]
+    assert at_bob.invite is not None
+    shown = at_bob.invite.from_.uri.raw
+    assert shown != b"sip:alice@sip.test"
+    node.kill()
+    node.start()
+    call = town.alice.calls[-1]
+    town.alice._in_dialog(call, b"INFO")
+    town.world.run(1.0)
+    town.bob._in_dialog(at_bob, b"INFO")
+    town.world.run(1.0)
+    to_bob, to_alice = ([r for r in a.requests if r.method == b"INFO"][-1] for a in (town.bob, town.alice))
+    assert to_bob.from_.uri.raw == shown
+    assert to_alice.to.uri.raw == b"sip:alice@sip.test"
+
+
+def test_hidden_caller_is_not_uncovered_by_a_restart() -> None:
+    """Design, invariant 11: what his mask was made of is not journalled, so his call is not taken up again."""
+    town, node = a_town()
+    town.trunk.call(b"+4920514001", headers=((b"Privacy", b"id"),), from_user="+4989123456")
+    town.world.run(5.0)
+    node.kill()
+    before = len(town.world.wire)
+    node.start()
+    town.trunk.bye(town.trunk.calls[-1])
+    town.bob.bye(town.bob.calls[0])
+    town.world.run(40.0)
+    assert not any(b"89123456" in data for _, _, to, data in town.world.wire[before:] if to == town.bob.address)
+    assert [r.end_reason for r in town.world.records] == ["node_restart"]
+    town.assert_reconciled()

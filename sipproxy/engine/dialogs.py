@@ -1,0 +1,39 @@
+"""What a call's parts say of it: its phase, and the callee's side of each of its dialogs (RFC 3261 §12). Pure values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from sipproxy.engine.cseq import Shift
+
+if TYPE_CHECKING:
+    from sipproxy.engine.forward import Target
+    from sipproxy.engine.liveness import Watch
+    from sipproxy.sip.dialog import DialogSide
+    from sipproxy.sip.flow import Flow, Hop
+
+__all__ = ["Dialog", "Phase"]
+
+
+class Phase(StrEnum):
+    ADMITTING = "admitting"  # a slot is being taken
+    PROCEEDING = "proceeding"  # the INVITE was forwarded
+    ANSWERED = "answered"
+    ENDED = "ended"
+
+
+@dataclass(slots=True)
+class Dialog:
+    """The callee's side of one dialog of the call (RFC 3261 §12): early until a 2xx confirms it."""
+
+    to_tag: bytes
+    target: Target
+    to: Flow | Hop  # where in-dialog requests for the callee go
+    confirmed: bool = False
+    ended: bool = False
+    sides: tuple[DialogSide, DialogSide] | None = None  # caller and callee, once confirmed: what a BYE of ours needs
+    watch: Watch | None = None  # whether both are there, once confirmed
+    kept: tuple[bytes, bytes] | None = None  # INVITE and 2xx as the journal has them
+    shift: Shift = field(default_factory=Shift)  # of what the customer sends towards a trunk
