@@ -350,6 +350,8 @@ class Node:
         return {"calls": self.engine.calls.live, "seq": stats.last_seq, "confirmed": stats.confirmed_seq}
 
     async def _watch_policy(self) -> None:
+        settled = False
+
         def swap(snapshot: Snapshot) -> None:
             nonlocal settled
             self.shell.swap_snapshot(snapshot)
@@ -363,7 +365,6 @@ class Node:
             if text:
                 self.log.warning("policy_watch", problem=text)
 
-        settled = False
         changed = asyncio.Event()
         keep = asyncio.create_task(self._keep_snapshots(changed))
         try:
