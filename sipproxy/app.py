@@ -101,7 +101,7 @@ def _settle() -> None:
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(10_000, 20, 50)
+    gc.set_threshold(10_000, 10, 10)
 
 
 async def _run(config: Config, config_path: Path, *, embedded: bool, welcome: bool) -> int:

@@ -141,6 +141,7 @@ class Transactions:
         if server.machine.state is State.TERMINATED:
             self.servers.pop(server.key, None)
             self._queue.cancel(("s", server.key))
+            server.user = None  # which refers back to it: memory is free at once, without the garbage collector
         elif (at := server.machine.next_at) is not None:
             self._queue.set(("s", server.key), at)
         else:
