@@ -20,10 +20,30 @@ from sipproxy.cli.options import (
 
 __all__ = ["app"]
 
+MAX_PASSWORD = 1024  # characters; three HA1 values take 200
+
 app = typer.Typer(help="Lines: customers' connections.", no_args_is_help=True)
 LineArgument = Annotated[str, typer.Argument(metavar="LINE-or-NUMBER", help="The line, or one of its numbers.")]
 ReasonOption = Annotated[str, typer.Option("--reason", help="Kept in the line, with the time: why it has this status.")]
+PasswordOption = Annotated[
+    typer.FileText | None,
+    typer.Option(
+        "--password-file", metavar="FILE", help="Its first line is the password, or ha1: values; - for standard input."
+    ),
+]
 AtOption = Annotated[str, typer.Option("--at", metavar="TIME", help="Since when, such as 2026-01-31T08:00; now by default.")]
+
+
+def password_of(file: typer.FileText | None) -> str:
+    """What a password file says; "" where there is none, so that one is made."""
+    if file is None:
+        return ""
+    text = file.readline(MAX_PASSWORD + 2).rstrip("\r\n")
+    if not text or len(text) > MAX_PASSWORD:
+        raise typer.BadParameter(
+            f"its first line has no password of 1 to {MAX_PASSWORD} characters", param_hint="--password-file"
+        )
+    return text
 
 
 @app.command("import")
@@ -64,7 +84,7 @@ def export_lines(
 
     kind = form_of(form, file)
     output.run(
-        lambda out: commands.export(config, out, lines or [], form=kind, file=file, secrets=with_secrets), as_json=as_json
+        lambda out: commands.export(config, out, lines or [], form=kind, file=file, with_secrets=with_secrets), as_json=as_json
     )
 
 
@@ -82,6 +102,62 @@ def show_line(line: LineArgument, config: ConfigOption = DEFAULT_CONFIG, as_json
     from sipproxy.commands import output, policy_data
 
     output.run(lambda out: policy_data.show_line(line, config, out), as_json=as_json)
+
+
+@app.command("add")
+def add_line(
+    line: Annotated[str, typer.Argument(metavar="LINE", help="Id of a new line, or of one that gets another account.")],
+    account: Annotated[str, typer.Option(help="SIP user name.")],
+    number: Annotated[list[str], typer.Option(help="With + or 0; a range ends in *. May be repeated.")],
+    kind: Annotated[str, typer.Option(metavar="single|trunk", help="A trunk has all numbers of its line.")] = "",
+    profile: Annotated[str, typer.Option(help="Product; for a new line.")] = "",
+    location: Annotated[str, typer.Option(help="Registered place, by which 110 and 112 are routed; for a new line.")] = "",
+    area_code: Annotated[str, typer.Option(help="With its 0; for a new line.")] = "",
+    channels: Annotated[str, typer.Option(help="Calls at once; the profile's by default.")] = "",
+    password_file: PasswordOption = None,
+    why: WhyOption = "",
+    dry_run: DryRunOption = False,
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: JsonOption = False,
+) -> None:
+    """Add a line, an account or numbers.
+
+    A line that there is gets the account, an account that there is the numbers. A new account's password is made and told once.
+    """
+    from sipproxy.commands import lines as commands
+    from sipproxy.commands import output
+
+    cells = {
+        "line": line,
+        "account": account,
+        "kind": kind,
+        "profile": profile,
+        "location": location,
+        "area_code": area_code,
+        "channels": channels,
+        "password": password_of(password_file),
+    }
+    output.run(lambda out: commands.add(config, out, cells, number, why=why, dry_run=dry_run), as_json=as_json)
+
+
+@app.command()
+def password(
+    account: Annotated[str, typer.Argument(metavar="ACCOUNT", help="SIP user name.")],
+    password_file: PasswordOption = None,
+    why: WhyOption = "",
+    dry_run: DryRunOption = False,
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: JsonOption = False,
+) -> None:
+    """Give an account another password.
+
+    Its router registers with the new one from the next challenge on. A rollback cannot bring the former one back.
+    """
+    from sipproxy.commands import lines as commands
+    from sipproxy.commands import output
+
+    given = password_of(password_file)
+    output.run(lambda out: commands.set_password(config, out, account, given, why=why, dry_run=dry_run), as_json=as_json)
 
 
 @app.command("set")

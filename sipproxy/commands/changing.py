@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from policy.model import Snapshot
     from policy.store import Outcome
 
-__all__ = ["Kind", "Make", "change_data", "export_text", "import_file", "operator", "write_out"]
+__all__ = ["Kind", "Make", "change_data", "export_text", "import_file", "operator", "submit", "tell", "write_out"]
 
 Kind = Literal["lines", "psap", "blocks"]
 Make = Callable[["Snapshot"], Change]

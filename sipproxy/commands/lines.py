@@ -1,10 +1,12 @@
-"""Commands on single lines: set, bar, unbar, remove, export."""
+"""Commands on single lines: add, set, bar, unbar, remove, export."""
 
 from __future__ import annotations
 
 import csv
 import io
+import secrets
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,37 +14,105 @@ from policy import profiles
 from policy.change import OUT_BARRED, Change
 from policy.export import write_lines
 from policy.model import LineStatus
-from policy.parse import read_lines
+from policy.parse import LINE_COLUMNS, read_lines
+from policy.secret import secret_of
 from policy.stamp import parse_stamp, write_stamp
 from policy.table import Fault, PolicyError
-from sipproxy.commands.changing import change_data, export_text
+from sipproxy.commands.changing import change_data, export_text, submit, tell
 from sipproxy.commands.output import USAGE, CommandError, Output
 from sipproxy.commands.policy_data import find_line
+from sipproxy.config import load
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from policy.model import Line, Snapshot
+    from policy.parse import LinesImport
+    from sipproxy.commands.changing import Make
+    from sipproxy.config import Config
 
-__all__ = ["bar", "export", "remove", "set_fields", "unbar"]
+__all__ = ["add", "bar", "export", "remove", "set_fields", "set_password", "unbar"]
 
+PASSWORD_BYTES = 15  # of chance: 20 characters, which a person can type into a router once
 _EVERYTHING = "the options"  # what stands for a file in the faults of an option
 
 
-def _changed(snapshot: Snapshot, line: Line, cells: Mapping[str, str]) -> Line:
-    """The line with other cells, read as a file would be. Raises PolicyError with the option's name."""
-    rows = list(csv.DictReader(io.StringIO(write_lines(snapshot, [line], form="csv"), newline="")))
-    if not rows:
-        raise PolicyError((Fault(f"line {line.id}", 0, "", "has no number; import it again"),))
-    rows[0].update(cells)
+def _cells(snapshot: Snapshot, line: Line) -> list[dict[str, str]]:
+    """The rows of a line file that the line is."""
+    return list(csv.DictReader(io.StringIO(write_lines(snapshot, [line], form="csv"), newline="")))
+
+
+def _read(line: str, rows: Sequence[Mapping[str, str]], realm: str = "") -> LinesImport:
+    """Rows of one line, read as a file would be. Raises PolicyError with the option's name."""
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, rows[0].keys())
+    writer = csv.DictWriter(text, LINE_COLUMNS, restval="")
     writer.writeheader()
     writer.writerows(rows)
     try:
-        return read_lines(text.getvalue(), file=_EVERYTHING, realm="", profiles=profiles.load(), keep_secrets=True).lines[0]
+        return read_lines(text.getvalue(), file=_EVERYTHING, realm=realm, profiles=profiles.load(), keep_secrets=True)
     except PolicyError as error:
-        raise PolicyError(tuple(Fault(f"line {line.id}", 0, fault.column, fault.reason) for fault in error.faults)) from None
+        faults = dict.fromkeys(Fault(f"line {line[:80]}", 0, fault.column, fault.reason) for fault in error.faults)
+        raise PolicyError(tuple(faults)) from None
+
+
+def _changed(snapshot: Snapshot, line: Line, cells: Mapping[str, str]) -> Line:
+    """The line with other cells, as of its first row. Raises PolicyError with the option's name."""
+    rows = _cells(snapshot, line)
+    if not rows:
+        raise PolicyError((Fault(f"line {line.id}", 0, "", "has no number; import it again"),))
+    rows[0].update(cells)
+    return _read(line.id, rows).lines[0]
+
+
+def add(path: Path, output: Output, cells: Mapping[str, str], numbers: Sequence[str], *, why: str, dry_run: bool) -> int:
+    """Add a line, an account to a line that there is, or numbers to an account.
+
+    `cells` are those of a line file's rows, but for the number. A new account without a password gets one, told this once.
+    """
+    config = load(path)
+    line, user = cells["line"], cells["account"]
+    made: list[str] = []
+
+    def make(snapshot: Snapshot) -> Change:
+        known = snapshot.accounts.get(user)
+        if known is not None and cells["password"]:
+            raise CommandError(f"account {user} has a password; `sipproxy line password {user}` gives it another one")
+        made[:] = [] if known is not None or cells["password"] else [secrets.token_urlsafe(PASSWORD_BYTES)]
+        row = {**cells, "password": cells["password"] or "".join(made)}
+        rows = _cells(snapshot, snapshot.lines[line]) if line in snapshot.lines else []
+        found = _read(line, [*rows, *({**row, "number": number} for number in numbers)], config.registrar.realm)
+        return Change(lines=found.lines, accounts=found.accounts)
+
+    words = f"line {line}: account {user} with {', '.join(numbers)}"
+    return _with_password(output, config, make, made, user, words, why=why, dry_run=dry_run)
+
+
+def set_password(path: Path, output: Output, user: str, password: str, *, why: str, dry_run: bool) -> int:
+    """Give an account another password: that one, or one that is made and told this once."""
+    config = load(path)
+    made = [] if password else [secrets.token_urlsafe(PASSWORD_BYTES)]
+    ha1, fault = secret_of(password or made[0], user=user, realm=config.registrar.realm)
+    if fault:
+        raise CommandError(f"password of {user[:80]}: {fault}")
+
+    def make(snapshot: Snapshot) -> Change:
+        if user not in snapshot.accounts:
+            raise CommandError(f"there is no account {user[:80]!r}; `sipproxy line show LINE` shows a line's accounts")
+        return Change(accounts=(replace(snapshot.accounts[user], ha1=ha1),))
+
+    return _with_password(output, config, make, made, user, f"account {user}: another password", why=why, dry_run=dry_run)
+
+
+def _with_password(  # noqa: PLR0917 - a change and what is told of it
+    output: Output, config: Config, make: Make, made: list[str], user: str, words: str, *, why: str, dry_run: bool
+) -> int:
+    """Make the change; a password that was `made` for it is told when it was."""
+    outcome = submit(config, make, why=why or words, dry_run=dry_run)
+    told = {"password": made[0]} if made and not dry_run else None
+    result = tell(output, outcome, words, dry_run=dry_run, more=told)
+    if told:
+        output.line(f"password of {user}, told this once: {made[0]}")
+    return result
 
 
 def set_fields(path: Path, output: Output, line: str, cells: Mapping[str, str], *, why: str, dry_run: bool) -> int:
@@ -119,13 +189,13 @@ def remove(path: Path, output: Output, lines: Sequence[str], *, why: str, dry_ru
     return change_data(path, output, make, why=why or f"removal of {', '.join(lines)}", dry_run=dry_run, done=done)
 
 
-def export(path: Path, output: Output, lines: Sequence[str], *, form: str, file: Path | None, secrets: bool) -> int:
+def export(path: Path, output: Output, lines: Sequence[str], *, form: str, file: Path | None, with_secrets: bool) -> int:
     """Lines as a file that `line import` takes."""
-    if secrets and file is None:
+    if with_secrets and file is None:
         raise CommandError("--with-secrets needs --output FILE: HA1 values are never printed", code=USAGE)
 
     def make(snapshot: Snapshot) -> str:
         wanted = [find_line(snapshot, line)[0] for line in lines] or list(snapshot.lines.values())
-        return write_lines(snapshot, sorted(wanted, key=lambda line: line.id), form=form, secrets=secrets)
+        return write_lines(snapshot, sorted(wanted, key=lambda line: line.id), form=form, secrets=with_secrets)
 
-    return export_text(path, output, file, make, private=secrets)
+    return export_text(path, output, file, make, private=with_secrets)

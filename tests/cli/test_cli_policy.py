@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import csv
+import hashlib
 import io
 import json
 import re
@@ -106,6 +107,66 @@ def test_line_bar_unbar_and_set_say_what_they_did_and_keep_reason_and_date(opera
     assert "say what to set" in operator.refused("line", "set", "V1001", code=2)
     assert "--reason" in operator.refused("line", "bar", "V1001", code=2)
     assert "no line" in operator.refused("line", "bar", "V9", "--reason", "x")
+
+
+def test_line_add_makes_a_line_then_an_account_then_numbers_and_tells_a_password_once(
+    operator: Operator, tmp_path: Path
+) -> None:
+    new = ("--profile", "velbert", "--location", "velbert", "--area-code", "02051")
+    operator.ok("line", "add", "V9", "--account", "v9", "--number", "02051555901", *new, "--dry-run")
+    assert "no line" in operator.refused("line", "show", "V9")
+    made = operator.json("line", "add", "V9", "--account", "v9", "--number", "02051555901", *new)
+    assert len(made["password"]) == 20
+    shown = operator.json("line", "show", "V9")
+    assert (shown["status"], shown["channels"], shown["numbers"]) == ("active", 3, ["+492051555901"])
+    assert made["password"] not in json.dumps(shown)
+    secret = tmp_path / "password"
+    secret.write_text("of-the-second-account\n")
+    second = operator.ok("line", "add", "V9", "--account", "v9b", "--number", "02051555902", "--password-file", secret)
+    assert "password" not in second
+    exported = tmp_path / "lines.csv"
+    operator.ok("line", "export", "V9", "--with-secrets", "-o", exported)
+    before = {row["account"]: row["password"] for row in csv.DictReader(io.StringIO(exported.read_text()))}
+    expected = hashlib.md5(b"v9b:sip.example:of-the-second-account").hexdigest()
+    assert f"ha1:MD5:{expected}" in before["v9b"]
+
+    operator.ok("line", "add", "T9", "--account", "t9", "--kind", "trunk", "--number", "02051666*", *new)
+    operator.ok("line", "add", "T9", "--account", "t9", "--number", "02051667*", "--number", "02051668001")
+    assert operator.json("line", "show", "T9")["numbers"] == ["+492051666*", "+492051667*", "+492051668001"]
+
+    told = operator.ok("line", "password", "v9")
+    assert "told this once: " in told
+    operator.ok("line", "export", "V9", "--with-secrets", "-o", exported)
+    after = {row["account"]: row["password"] for row in csv.DictReader(io.StringIO(exported.read_text()))}
+    password = told.rsplit(": ", 1)[1].strip()
+    assert hashlib.md5(f"v9:sip.example:{password}".encode()).hexdigest() in after["v9"]
+    assert after["v9b"] == before["v9b"]
+
+
+def test_line_add_that_cannot_be_changes_nothing_and_says_why(operator: Operator, tmp_path: Path) -> None:
+    before = operator.version()
+    new = ("--profile", "velbert", "--location", "velbert", "--area-code", "02051")
+    add = ("line", "add", "V9", "--account", "v9", "--number")
+    assert "profile: unknown profile" in operator.refused(*add, "02051555901")
+    assert "V1001" in operator.refused(*add, "02051555101", *new)  # another line's number
+    assert "V1001" in operator.refused("line", "add", "V9", "--account", "v1001-1", "--number", "02051555901", *new)
+    assert "channels: '7' differs" in operator.refused(
+        "line", "add", "V1001", "--account", "v9", "--number", "02051555901", "--channels", "7"
+    )
+    assert "a single account has one number" in operator.refused(
+        "line", "add", "V1001", "--account", "v1001-1", "--number", "02051555901"
+    )
+    secret = tmp_path / "password"
+    secret.write_text("\n")
+    assert "no password" in operator.refused(*add, "02051555901", *new, "--password-file", secret, code=2)
+    secret.write_text("ha1:zz\n")
+    assert "32 hex digits" in operator.refused(*add, "02051555901", *new, "--password-file", secret)
+    assert "32 hex digits" in operator.refused("line", "password", "v1001-1", "--password-file", secret)
+    assert "line password v1001-1" in operator.refused(
+        "line", "add", "V1001", "--account", "v1001-1", "--number", "02051555901", "--password-file", secret
+    )
+    assert "no account 'v9'" in operator.refused("line", "password", "v9")
+    assert operator.version() == before
 
 
 def test_line_is_not_activated_where_110_and_112_lead_nowhere(operator: Operator, tmp_path: Path) -> None:
