@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import random
 import secrets
 import time
@@ -28,10 +27,10 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 import msgspec
-from redis.exceptions import InvalidResponse, NoScriptError, RedisError, ResponseError
+from redis.exceptions import InvalidResponse, RedisError, ResponseError
 
 from cdr.journal import JournalError
-from cdr.wire import Link, name_of
+from cdr.wire import Link, Script, name_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,7 +52,7 @@ LOOK_S = 1.0  # how often the journal is looked at without being woken
 INLINE_BYTES = 64 * 1024  # so much is read faster than a thread is asked to
 
 # Returns {appended, mark}; {-1, run} when a later run has written the mark; {-2, mark} when the store has lost what was sent.
-SCRIPT = """
+SCRIPT = Script("""
 local mark = redis.call('HMGET', KEYS[2], 'seq', 'run', 'token')
 local last, run = tonumber(mark[1] or '0'), tonumber(mark[2] or '0')
 local node, my_run, token = ARGV[1], tonumber(ARGV[2]), ARGV[3]
@@ -87,8 +86,7 @@ for i = 7, #ARGV, 5 do
 end
 redis.call('HSET', KEYS[2], 'seq', string.format('%d', last), 'run', string.format('%d', my_run), 'token', token)
 return failed or {added, last}
-"""
-SCRIPT_SHA = hashlib.sha1(SCRIPT.encode(), usedforsecurity=False).hexdigest()
+""")
 
 
 def mark_key(stream: str, node: str) -> str:
@@ -267,11 +265,7 @@ class Publisher:
         return True
 
     async def _evaluate(self, *arguments: str | int | bytes) -> tuple[int, int]:
-        try:
-            reply = await self._link.call("EVALSHA", SCRIPT_SHA, len(self._keys), *self._keys, *arguments)
-        except NoScriptError:
-            reply = await self._link.call("EVAL", SCRIPT, len(self._keys), *self._keys, *arguments)
-        return _two(reply)
+        return _two(await SCRIPT.run(self._link, self._keys, *arguments))
 
     async def _confirm(self) -> None:
         """Wait until the store has what was sent on its disk, where it can tell, and let the journal know."""

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 from typing import TYPE_CHECKING, Any
 
 from redis import exceptions
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import ResponseError
+from redis.exceptions import NoScriptError, ResponseError
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
 
-__all__ = ["Link", "name_of"]
+__all__ = ["Link", "Script", "name_of"]
 
 _BY_CLASS: tuple[tuple[type[BaseException], str], ...] = (
     (exceptions.BusyLoadingError, "loading"),
@@ -103,3 +104,18 @@ class Link:
         if connection is not None:
             with contextlib.suppress(Exception):
                 await connection.disconnect(nowait=True)
+
+
+class Script:
+    """A Lua script that the store keeps under its digest; it is sent whole only where the store does not have it."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+
+    async def run(self, link: Link, keys: tuple[str, ...], *arguments: str | int | bytes) -> Any:
+        """The script's reply. Raises what `Link.call` does."""
+        try:
+            return await link.call("EVALSHA", self._sha, len(keys), *keys, *arguments)
+        except NoScriptError:
+            return await link.call("EVAL", self._text, len(keys), *keys, *arguments)
