@@ -43,7 +43,18 @@ ALLOWED: dict[str, tuple[str, ...]] = {
 # Imported by their like alone.
 TOP = tuple(f"sipproxy.{name}" for name in ("app", "lifecycle", "observe", "settings", "shell", "cli", "commands", "__main__"))
 
-CORE = ("sipproxy.sip", "sipproxy.engine", "policy", "cdr.facts", "cdr.assemble", "cdr.codec")
+CORE = (
+    "sipproxy.sip",
+    "sipproxy.engine",
+    "policy",
+    "cdr.facts",
+    "cdr.assemble",
+    "cdr.codec",
+    "cdr.columns",
+    "cdr.export",
+    "cdr.neutral",
+    "cdr.skip",
+)
 SHELL_OF_CORE = ("policy.store",)
 # Whatever does I/O, keeps time, draws random numbers, waits, runs code beside ours, or logs.
 # fmt: off
