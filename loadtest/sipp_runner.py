@@ -22,6 +22,7 @@ __all__ = ["Credentials", "SippError", "SippResult", "SippRun", "run_sipp", "sce
 
 SCENARIOS = Path(__file__).with_name("sipp")
 TAIL = 6_000  # characters of a log that an error message shows
+STATISTICS_S = 1  # how often SIPp writes its statistics (-fd)
 STOP_S = 3.0  # SIPp leaves within this after SIGTERM, or is killed
 
 
@@ -102,12 +103,25 @@ class SippRun:
             await self._end(signal.SIGKILL)
         return self._collect()
 
-    async def stop(self) -> SippResult:
-        """End a scenario that would go on for ever (`answer`). Its exit status says nothing then and is given as 0."""
+    async def stop(self, *, successful: int = 0, timeout_s: float = 30.0) -> SippResult:
+        """End a scenario that would go on for ever (`answer`). Its exit status says nothing then and is given as 0.
+
+        SIPp counts a call some time after it has sent the last message of it, and a call that is not counted when it is told
+        to leave is lost to its statistics: it is told once it says itself that `successful` calls were, or after `timeout_s`
+        seconds, when the result shows that they were not.
+        """
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        while self._successful() < successful and self.process.returncode is None:
+            if asyncio.get_running_loop().time() > deadline:
+                break
+            await asyncio.sleep(STATISTICS_S / 10)
         if self.process.returncode is None:
             await self._end(signal.SIGUSR1)  # SIPp: finish the calls, then leave
         result = self._collect()
         return SippResult(**{**{name: getattr(result, name) for name in SippResult.__slots__}, "exit_status": 0})
+
+    def _successful(self) -> int:
+        return int(_last_row(self._directory / "stat.csv").get("SuccessfulCall(C)", 0))
 
     async def _end(self, first: signal.Signals) -> None:
         for sign in (first, signal.SIGTERM, signal.SIGKILL):
@@ -126,7 +140,7 @@ class SippRun:
             scenario=self.name,
             exit_status=status,
             created=created,
-            successful=int(last.get("SuccessfulCall(C)", 0)),
+            successful=self._successful(),
             failed=int(last.get("FailedCall(C)", 0)),
             retransmissions=int(last.get("Retransmissions(C)", 0)),
             seconds=seconds,
@@ -169,7 +183,7 @@ async def start_sipp(
     cid = f"{name}-{directory.name}-%u@{host}"
     command = [program, "-sf", str(scenario_path(name)), "-nostdin", "-t", "u1", "-i", host, "-mi", host, "-p", str(port)]
     command += ["-mp", str(_even(free_udp_port(host))), "-cid_str", cid, "-r", str(rate), "-d", str(hold_ms)]
-    command += ["-trace_err", "-error_file", "errors.log", "-trace_stat", "-stf", "stat.csv", "-fd", "1"]
+    command += ["-trace_err", "-error_file", "errors.log", "-trace_stat", "-stf", "stat.csv", "-fd", str(STATISTICS_S)]
     command += ["-trace_rtt", "-rtt_freq", "1" if trace else "200", "-buff_size", str(4 * 1024 * 1024)]
     if target is not None:
         command += ["-recv_timeout", str(receive_timeout_ms)]
@@ -219,12 +233,13 @@ def _text(path: Path, *, only_if: bool = True) -> str:
 
 
 def _last_row(path: Path) -> dict[str, str]:
+    """The last whole row of a statistics file that may be in the middle of being written; empty before there is one."""
     if not path.exists():
         return {}
-    with path.open(newline="") as file:
-        last: dict[str, str] = {}
-        for row in csv.DictReader(file, delimiter=";"):
-            last = row
+    whole = path.read_text("utf-8", "replace").rpartition("\n")[0]
+    last: dict[str, str] = {}
+    for row in csv.DictReader(whole.splitlines(), delimiter=";"):
+        last = row
     return last
 
 

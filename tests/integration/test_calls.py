@@ -93,7 +93,7 @@ async def test_reinvite_is_no_other_call(network: Network) -> None:
     call = await (await router.call(FIXED)).answered()
     assert await network.slots("b2001", 1) == 1
     client = router.begin(call.write(b"INVITE", [SDP_TYPE], sdp_of(router.host)), call.next_hop)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while (response := await client.responses.get()).status < 200:
             pass
     assert response.status == 200

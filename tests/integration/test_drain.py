@@ -41,7 +41,7 @@ async def left(network: Network, timeout_s: float = 5.0) -> int:
 
 
 async def draining(network: Network) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while '"stopping"' not in network.node.log():  # noqa: ASYNC110  the log is a file
             await asyncio.sleep(0.02)
 
@@ -102,7 +102,7 @@ async def test_node_tells_systemd_that_it_is_ready_lives_and_stops(
         network: Network = await start_network(many_lines(1), settings=drain_for(1))
 
         async def heard(word: bytes) -> bytes:
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(30):
                 while True:
                     data = await asyncio.get_running_loop().sock_recv(words, 1000)
                     if word in data:

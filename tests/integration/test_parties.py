@@ -35,7 +35,7 @@ async def test_call_answered_and_hung_up_leaves_the_same_truth_on_both_sides(pai
     call = await trunk.call("112", at(psap))
     await call.answered()
     other = await next_call(psap)
-    await asyncio.wait_for(other.acked.wait(), 2)
+    await asyncio.wait_for(other.acked.wait(), 20)
     await asyncio.sleep(0.1)
     assert await call.hang_up() == 200
     await other.wait_ended()
@@ -87,7 +87,7 @@ async def test_ack_lost_makes_the_answer_repeat_and_the_ack_again(pair: tuple[Tr
     await call.answered()
     assert not other.acked.is_set()
     psap.silent = False
-    await asyncio.wait_for(other.acked.wait(), 3)
+    await asyncio.wait_for(other.acked.wait(), 20)
 
 
 def test_toml_of_nested_values_reads_back() -> None:

@@ -54,7 +54,7 @@ class BaresipParty:
             await process.wait()
         self._trace.close()
 
-    async def expect(self, *names: str, timeout_s: float = 10.0) -> dict[str, Any]:
+    async def expect(self, *names: str, timeout_s: float = 30.0) -> dict[str, Any]:
         """The next event that has one of these names; others wait for their turn. Fails on a time-out with the SIP trace."""
         for event in self._unseen:
             if event["event"] in names:
@@ -80,7 +80,7 @@ class BaresipParty:
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps({"do": command, **fields}).encode() + b"\n")
         await self._process.stdin.drain()
-        return await self.expect("ok", "error", timeout_s=12)
+        return await self.expect("ok", "error", timeout_s=40)
 
     def log(self) -> str:
         self._trace.flush()

@@ -78,13 +78,13 @@ class Party:
     async def perform(self, command: dict[str, Any]) -> None:
         match command["do"]:
             case "register":
-                await self.agent.register(timeout=8)
+                await self.agent.register(timeout=30)
             case "unregister":
-                await self.agent.unregister(timeout=8)
+                await self.agent.unregister(timeout=30)
             case "dial":
                 call = await self.agent.dial(command["uri"])
                 self.follow(call)
-                await call.wait_established(timeout=8)
+                await call.wait_established(timeout=30)
             case "hangup":
                 assert self.call is not None
                 await self.call.hangup()

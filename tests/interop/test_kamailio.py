@@ -60,7 +60,7 @@ async def test_call_through_the_carrier_is_answered_and_ended_by_the_caller(netw
     records, result = await network.reconciled()
     assert result.ok, result
     assert [r.trunk for r in records] == ["carrier"] * 3
-    assert (await subscriber.stop()).successful == 3
+    (await subscriber.stop(successful=3)).check(3)
     assert await network.slots("b2001", 0) == 0
 
 

@@ -6,12 +6,14 @@ SIPp knows MD5 alone and writes `sip:HOST:PORT` as the digest's uri.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 import pytest_asyncio
 
-from loadtest.network import Network, md5_only
+from loadtest.agents import Router, RouterAccount
+from loadtest.network import DOMAIN, Network, md5_only
 from loadtest.node import LineSpec
 from loadtest.reconcile import compare
 from loadtest.sipp_runner import Credentials, SippRun, run_sipp, start_sipp
@@ -47,6 +49,19 @@ async def register(network: Network, *, contact_port: int, port: int = 0) -> Any
 
 async def call(network: Network, name: str, dialled: str, **options: Any) -> SippRun:
     return await start_sipp(name, target=network.node.address, accounts=[ACCOUNT], keys={"dialled": dialled}, **options)
+
+
+@asynccontextmanager
+async def full_line(network: Network) -> AsyncIterator[list[str]]:
+    """Both channels of the line in use, for as long as the block takes; the Call-IDs."""
+    holder = Router("holder", network.ledger, RouterAccount(LINE.user, LINE.password, DOMAIN), network.node.address)
+    network.routers.append(holder)
+    await holder.open()
+    held = [await (await holder.call(FIXED)).answered() for _ in range(2)]
+    assert await network.slots("b2001", 2) == 2
+    yield [call.call_id for call in held]
+    for one in held:
+        assert await one.hang_up() == 200
 
 
 async def test_register_with_md5_is_answered_200_and_stored(network: Network) -> None:
@@ -95,13 +110,11 @@ async def test_blocked_call_gets_403_and_a_record_and_never_reaches_the_trunk(ne
 
 
 async def test_third_call_of_a_line_with_two_channels_gets_403(network: Network) -> None:
-    held = await call(network, "call", FIXED, calls=2, rate=20, hold_ms=2500)
-    assert await network.slots("b2001", 2, timeout_s=3) == 2
-    refused = (await (await call(network, "refused", FIXED)).wait(15)).check(1)
-    first = (await held.wait(15)).check(2)
+    async with full_line(network) as held:
+        refused = (await (await call(network, "refused", FIXED)).wait(30)).check(1)
     assert network.trunk.received["INVITE"] == 2
     records = await network.records(3)
-    assert compare([*first.call_ids, *refused.call_ids], records).ok
+    assert compare([*held, *refused.call_ids], records).ok
     third = next(r for r in records if r.call_id == refused.call_ids[0])
     assert (third.verdict, third.status, third.cause) == ("deny", 403, 34)
     assert await network.slots("b2001", 0) == 0
@@ -121,18 +134,16 @@ async def test_emergency_call_from_a_live_binding_needs_no_challenge(network: Ne
 
 async def test_emergency_call_while_the_line_is_full_is_connected(network: Network) -> None:
     port = await _registered_port(network)
-    held = await call(network, "call", FIXED, calls=2, rate=20, hold_ms=2500)
-    assert await network.slots("b2001", 2, timeout_s=3) == 2
-    (await (await call(network, "emergency", "112", port=port)).wait(15)).check(1)
-    assert await network.slots("b2001", 2) == 2
-    (await held.wait(15)).check(2)
+    async with full_line(network):
+        (await (await call(network, "emergency", "112", port=port)).wait(30)).check(1)
+        assert await network.slots("b2001", 2) == 2
 
 
 async def test_incoming_call_reaches_the_registered_router(network: Network, router: SippRun) -> None:
     keys = {"dialled": NUMBER, "caller": CALLER}
     result = await run_sipp("trunk_call", target=network.node.address, host="127.0.0.2", calls=3, rate=2, keys=keys)
     result.check(3)
-    assert (await router.stop()).successful == 3
+    assert (await router.stop(successful=3)).successful == 3
     records = await network.records(3)
     assert compare(result.call_ids, records).ok
     assert {(r.direction, r.line, r.status, r.canonical) for r in records} == {("incoming", "B2001", 200, NUMBER)}
@@ -140,11 +151,9 @@ async def test_incoming_call_reaches_the_registered_router(network: Network, rou
 
 
 async def test_incoming_call_to_a_full_line_gets_486(network: Network, router: SippRun) -> None:
-    held = await call(network, "call", FIXED, calls=2, rate=20, hold_ms=2500)
-    assert await network.slots("b2001", 2, timeout_s=3) == 2
     keys = {"dialled": NUMBER, "caller": CALLER}
-    (await run_sipp("trunk_call_busy", target=network.node.address, host="127.0.0.2", keys=keys)).check(1)
-    (await held.wait(15)).check(2)
+    async with full_line(network):
+        (await run_sipp("trunk_call_busy", target=network.node.address, host="127.0.0.2", keys=keys)).check(1)
     assert (await router.stop()).successful == 0
 
 

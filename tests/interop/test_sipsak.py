@@ -24,6 +24,6 @@ async def test_options_from_sipsak_is_answered_200(start_network: Callable[..., 
     process = await asyncio.create_subprocess_exec(
         program, "-vv", "-s", f"sip:{host}:{port}", stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
     )
-    output, _ = await asyncio.wait_for(process.communicate(), 10)
+    output, _ = await asyncio.wait_for(process.communicate(), 60)
     assert process.returncode == 0, output.decode()
     assert b"SIP/2.0 200 OK" in output
