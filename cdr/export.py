@@ -1,7 +1,7 @@
 """Records as JSON Lines, CSV or MessagePack, in a profile's columns.
 
 Pure: a writer makes bytes. Texts are neutralised in JSON Lines and CSV (`neutral`) and intact in MessagePack. `read` is the way
-back from the native profile, whichever form it has. Left out: files (`export_files`), Parquet (`parquet`).
+back from the native profile, whichever form it has. Left out: files (`files`), Parquet (`parquet`).
 
 - JSON Lines: one object a line, UTF-8, every column in each.
 - CSV: UTF-8, RFC 4180 with CR LF; an empty cell for "not there", lists and maps as JSON, booleans as true and false. Only
@@ -41,7 +41,7 @@ class ExportError(ValueError):
 
 
 class Writer:
-    """Makes the bytes of one file: `head` once, then `row` for each record. `ending` is the file name's."""
+    """Makes the bytes of one file: `head`, `row` for each record, `foot`. `ending` is the file name's."""
 
     def __init__(self, form: str = "jsonl", columns: str = "native") -> None:
         """Raises ExportError for a form or profile that does not exist, and for a pair that makes no sense."""
@@ -75,6 +75,10 @@ class Writer:
         if self.form == "jsonl":
             return _json({column.name: _plain(column.value(record)) for column in self.profile.columns}) + b"\n"
         return self._line([_cell(column.value(record)) for column in self.profile.columns])
+
+    def foot(self) -> bytes:
+        """What a file ends with."""
+        return b""
 
     def _line(self, cells: list[Any]) -> bytes:
         self._buffer.seek(0)

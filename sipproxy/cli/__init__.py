@@ -1,7 +1,7 @@
 """The program `sipproxy`: its commands, options and help. What a command does is in sipproxy/commands, imported when it runs.
 
-Commands on policy data are in `line`, `psap` and `block`. Leaves out everything that takes time to import, so that --help and
-short commands answer at once.
+Commands on policy data are in `line`, `psap` and `block`, those on records in `cdr`. Leaves out everything that takes time to
+import, so that --help and short commands answer at once.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from sipproxy.cli import block, line, psap
+from sipproxy.cli import block, cdr, line, psap
 from sipproxy.cli.options import DEFAULT_CONFIG, ConfigOption, DryRunOption, JsonOption, WhyOption
 
 __all__ = ["main"]
@@ -25,12 +25,11 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 trace_app = typer.Typer(help="Records of malicious calls, by order of a line.", no_args_is_help=True)
-cdr_app = typer.Typer(help="Call detail records.", no_args_is_help=True)
 app.add_typer(line.app, name="line")
 app.add_typer(psap.app, name="psap")
 app.add_typer(block.app, name="block")
 app.add_typer(trace_app, name="trace")
-app.add_typer(cdr_app, name="cdr")
+app.add_typer(cdr.app, name="cdr")
 calls_app = typer.Typer(help="Calls that the running node holds; `end` ends one.", invoke_without_command=True)
 app.add_typer(calls_app, name="calls")
 
@@ -208,19 +207,6 @@ def trace_accesses(
     from sipproxy.commands import output, traces
 
     output.run(lambda out: traces.list_accesses(config, out, count=count), as_json=as_json)
-
-
-@cdr_app.command("tail")
-def cdr_tail(
-    count: Annotated[int, typer.Option("--count", "-n", min=0, max=1_000_000, help="Records to begin with.")] = 10,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with new ones until interrupted.")] = False,
-    config: ConfigOption = DEFAULT_CONFIG,
-    as_json: JsonOption = False,
-) -> None:
-    """The newest call detail records; with --json one object a line."""
-    from sipproxy.commands import cdrs, output
-
-    output.run(lambda out: cdrs.tail(config, out, count=count, follow=follow), as_json=as_json)
 
 
 def main() -> None:
