@@ -32,6 +32,7 @@ from sipproxy.engine.core import Engine
 from sipproxy.lifecycle import Stop, boot_id, drain, is_healthy, resume, settle
 from sipproxy.log import configure
 from sipproxy.metrics import LoopLag, Metrics, MetricsServer
+from sipproxy.neighbours import Neighbours
 from sipproxy.net.resolver import Resolver
 from sipproxy.net.transports import Transports
 from sipproxy.observe import handlers, register
@@ -151,7 +152,7 @@ class Node:
         )
         self._slots = Slots(self.store)
         self._traces = Traces(self.store)
-        self._bindings = Bindings(self.store, limit=config.limits.bindings)
+        self._bindings = Bindings(self.store, node=config.node.id, limit=config.limits.bindings)
         self._publisher = Publisher(
             self.store.client,
             journal,
@@ -162,7 +163,6 @@ class Node:
             on_state=lambda state, reason: self.log.info("cdr_publisher", state=state, reason=reason),
         )
         self._notifier = Notifier()
-        self._bindings_loaded = False
 
     # Starting
 
@@ -204,7 +204,11 @@ class Node:
         )
         self.shell.transports = self._transports
         self.store.on_state(self._on_store_state)
-        await self._load_bindings()
+        self.neighbours = Neighbours(self.store, self._bindings, self.shell, self._journal, [host for _, host, _ in bound])
+        try:
+            await self.neighbours.follower.step()
+        except StoreError as error:
+            self.log.warning("bindings_not_loaded", error=str(error))  # they are fetched as soon as the store is back
         metrics = await self._observe(stack)
         resume(self.shell, self._journal, found, self._slots)
         if self.store.state is State.UP:
@@ -266,19 +270,6 @@ class Node:
     def _cache_path(self) -> Path:
         return self.data_dir / "policy.snapshot"
 
-    async def _load_bindings(self) -> None:
-        """Bindings of before the restart; when the store is away they are fetched as soon as it is back."""
-        try:
-            found = await self._bindings.load_all()
-        except StoreError as error:
-            self.log.warning("bindings_not_loaded", error=str(error))
-            return
-        now_ms = instant().utc_ms
-        held = {(user, binding.key) for user, binding in self.engine.desk.location.items() if binding.expires_at_ms > now_ms}
-        self.engine.restore_bindings([(user, b) for user, b in found if (user, b.key) not in held])
-        self._bindings_loaded = True
-        self.log.info("bindings_loaded", count=len(found))
-
     async def _observe(self, stack: contextlib.AsyncExitStack) -> Metrics:
         metrics = Metrics()
         register(
@@ -292,6 +283,7 @@ class Node:
             slots=self._slots,
             bindings=self._bindings,
             traces=self._traces,
+            neighbours=self.neighbours,
         )
         self._metrics_address = ""
         if self.config.metrics.address:
@@ -305,7 +297,7 @@ class Node:
             stack.push_async_callback(server.close)
         control = ControlServer(
             socket_path(self.data_dir),
-            handlers(self.engine, self.shell, self.store, self._publisher),
+            handlers(self.engine, self.shell, self.store, self._publisher, self.neighbours),
             on_error=lambda command, error: self.log.error("control_failed", command=command, error=repr(error)),
         )
         await control.start()
@@ -317,7 +309,9 @@ class Node:
     async def run(self, stop: Stop) -> None:
         """Serve until `stop`, then let live calls finish; those that are left are for the next start."""
         async with asyncio.TaskGroup() as group:
-            heartbeat = Heartbeat(self.store, self.config.node.id, tell=self._heartbeat, on_forgotten=self._on_store_forgot)
+            heartbeat = Heartbeat(
+                self.store, self.config.node.id, tell=self.neighbours.told, on_forgotten=self._on_store_forgot
+            )
             work = [
                 self.store.run(),
                 self._publisher.run(),
@@ -325,6 +319,7 @@ class Node:
                 self._refresh_slots(),
                 self._expire_bindings(),
                 heartbeat.run(),
+                *self.neighbours.tasks(),
                 self.shell.run_journal_watch(),
                 self._lag.run(),
                 self._notifier.run(lambda: is_healthy(self.engine), self._status),
@@ -343,11 +338,8 @@ class Node:
             await _cancel_all(tasks)
 
     def _status(self) -> str:
-        return f"{self.engine.calls.live} calls, {self.engine.desk.location.count} registrations"
-
-    def _heartbeat(self) -> dict[str, str | int]:
-        stats = self._journal.stats
-        return {"calls": self.engine.calls.live, "seq": stats.last_seq, "confirmed": stats.confirmed_seq}
+        location = self.engine.desk.location
+        return f"{self.engine.calls.live} calls, {location.count - location.elsewhere} registrations"
 
     async def _watch_policy(self) -> None:
         settled = False
@@ -400,13 +392,14 @@ class Node:
         self.log.log(20 if state is State.UP else 30, "store", state=state.value, reason=reason)
         if state is State.UP:
             self.shell.refresh_leases()  # after an outage the node re-asserts its live calls (design §8)
-            if not self._bindings_loaded:
-                asyncio.get_running_loop().create_task(self._load_bindings())
+            self.neighbours.follower.reread("outage")
 
     def _on_store_forgot(self) -> None:
         """The store was emptied or fell back to an old copy: what memory holds is written again."""
         self.log.warning("store_forgot")
-        self._bindings.save_all(list(self.engine.desk.location.items()))
+        location = self.engine.desk.location
+        self._bindings.save_all([(user, binding) for user, binding in location.items() if location.is_own(binding)])
+        self.neighbours.follower.reread("flushed")
         self.shell.refresh_leases()
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sipproxy.engine.core import Engine
     from sipproxy.engine.trunks import Health
     from sipproxy.metrics import Metrics
+    from sipproxy.neighbours import Neighbours
     from sipproxy.net.transports import Transports
     from sipproxy.shell import Shell
     from sipproxy.store.bindings import Bindings
@@ -42,6 +43,7 @@ def register(
     slots: Slots,
     bindings: Bindings,
     traces: Traces,
+    neighbours: Neighbours,
 ) -> None:
     """Announce every metric of a node. What is read here is read on the event loop, at scrape time."""
     _engine_metrics(metrics, engine)
@@ -67,6 +69,7 @@ def register(
         "sipproxy_traces_unwritten", "records of malicious calls that the store has not confirmed", lambda: traces.unwritten
     )
     metrics.counter("sipproxy_traces_dropped", "records of malicious calls that were lost", lambda: traces.dropped, ("reason",))
+    _binding_metrics(metrics, engine, bindings, neighbours)
     metrics.gauge("sipproxy_bindings_unwritten", "bindings that the store has not confirmed", lambda: bindings.unwritten)
     metrics.counter("sipproxy_transport", "what the listeners counted", transports.counters, ("transport", "what"))
     metrics.counter("sipproxy_send_failures", "messages that could not be sent", lambda: transports.failures, ("reason",))
@@ -88,6 +91,10 @@ def _engine_metrics(metrics: Metrics, engine: Engine) -> None:
         "trunk_challenges": ("digest challenges of trunk routes", ("trunk", "outcome")),
         "calls_ended": ("ended call attempts", ("reason",)),
         "setups_forgotten": ("lines whose started calls the guard against automatic dialling had no room for", ("reason",)),
+        "edge_requests": ("requests that passed through for another node's call", ("direction",)),
+        "edge_refused": ("requests with another node's token that were not taken as such", ("reason",)),
+        "edge_unreachable": ("bindings of other nodes that could not be tried", ("reason",)),
+        "bindings_refused": ("bindings of other nodes that were not taken", ("reason",)),
         "probes": ("parties of live calls that were asked whether they are there", ("side",)),
         "parties_lost": ("parties found gone, and sessions that expired", ("how",)),
         "slots_undecided": ("calls decided without the store", ("way",)),
@@ -109,10 +116,35 @@ def _engine_metrics(metrics: Metrics, engine: Engine) -> None:
         lambda: {"server": len(transactions.servers), "client": len(transactions.clients)},
         ("side",),
     )
-    metrics.gauge("sipproxy_registrations", "unexpired bindings", lambda: engine.desk.location.count)
     metrics.gauge("sipproxy_slots_held", "slots of this node's live calls", lambda: len(engine.calls.leases()))
     metrics.gauge("sipproxy_policy_version", "version of the snapshot in use", lambda: engine.desk.snapshot.version)
     metrics.gauge("sipproxy_lines", "lines in the snapshot", lambda: len(engine.desk.snapshot.lines))
+
+
+def _binding_metrics(metrics: Metrics, engine: Engine, bindings: Bindings, neighbours: Neighbours) -> None:
+    location, follower = engine.desk.location, neighbours.follower
+    metrics.gauge(
+        "sipproxy_registrations", "unexpired bindings over this node's flows", lambda: location.count - location.elsewhere
+    )
+    metrics.gauge("sipproxy_registrations_elsewhere", "unexpired bindings of other nodes", lambda: location.elsewhere)
+    metrics.gauge("sipproxy_bindings_followed", "1 while the log of bindings is followed", lambda: float(follower.is_following))
+    metrics.gauge("sipproxy_bindings_behind_seconds", "since the log was read last", lambda: follower.behind_s)
+    metrics.gauge(
+        "sipproxy_bindings_lag_seconds", "from another node's write to our reading it", lambda: follower.lag_ms / 1000
+    )
+    metrics.counter("sipproxy_bindings_applied", "changes taken from other nodes", lambda: follower.applied)
+    metrics.counter(
+        "sipproxy_bindings_undecodable",
+        "bindings and log entries that could not be read",
+        lambda: bindings.undecodable + follower.undecodable,
+    )
+    metrics.counter(
+        "sipproxy_bindings_rereads",
+        "times that all bindings were read",
+        lambda: dict(follower.rereads),
+        ("reason",),
+    )
+    metrics.gauge("sipproxy_nodes", "nodes with a sign of life, this one included", lambda: len(neighbours.watch.nodes))
 
 
 def _trunk_metrics(metrics: Metrics, engine: Engine) -> None:
@@ -152,7 +184,7 @@ def _cdr_metrics(metrics: Metrics, journal: Journal, publisher: Publisher, shell
     )
 
 
-def handlers(engine: Engine, shell: Shell, store: Store, publisher: Publisher) -> dict[str, Handler]:
+def handlers(engine: Engine, shell: Shell, store: Store, publisher: Publisher, neighbours: Neighbours) -> dict[str, Handler]:
     """What the control socket answers."""
 
     def calls(_: Row) -> Row:
@@ -166,6 +198,7 @@ def handlers(engine: Engine, shell: Shell, store: Store, publisher: Publisher) -
                 "account": user,
                 "line": desk.snapshot.accounts[user].line if user in desk.snapshot.accounts else "",
                 "contact": text(binding.contact.encode("latin-1")),
+                "node": binding.node or desk.settings.node,
                 "flow": str(binding.flow),
                 "expires_at_ms": binding.expires_at_ms,
                 "user_agent": binding.user_agent,
@@ -173,14 +206,18 @@ def handlers(engine: Engine, shell: Shell, store: Store, publisher: Publisher) -
             for user, binding in desk.location.items()
             if binding.expires_at_ms > now_ms
         ]
-        return {"registrations": sorted(rows, key=lambda row: (row["account"], row["contact"]))}
+        rows.sort(key=lambda row: (row["account"], row["contact"]))
+        return {"registrations": rows, "store": {"state": store.state.value, "reason": store.reason}}
+
+    def nodes(_: Row) -> Row:
+        return neighbours.view()
 
     def status(_: Row) -> Row:
         stats = publisher.stats
         return {
             "node": engine.desk.settings.node,
             "calls": engine.calls.live,
-            "registrations": engine.desk.location.count,
+            "registrations": engine.desk.location.count - engine.desk.location.elsewhere,
             "policy_version": engine.desk.snapshot.version,
             "store": {"state": store.state.value, "reason": store.reason},
             "cdr": {"state": stats.state, "backlog": stats.backlog, "behind_ms": stats.behind_ms},
@@ -198,4 +235,4 @@ def handlers(engine: Engine, shell: Shell, store: Store, publisher: Publisher) -
             raise ControlError(f"{call} is an emergency call; --emergency ends it all the same")
         return {"id": call, "state": state}
 
-    return {"calls": calls, "end": end, "registrations": registrations, "status": status, "trunks": trunks}
+    return {"calls": calls, "end": end, "nodes": nodes, "registrations": registrations, "status": status, "trunks": trunks}

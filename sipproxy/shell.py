@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from cdr.publisher import Publisher
     from policy.model import Snapshot
     from sipproxy.engine.core import Engine
+    from sipproxy.engine.location import Binding
     from sipproxy.engine.recover import Unfinished
     from sipproxy.net.transports import Transports
     from sipproxy.sip.errors import ParseError
@@ -125,6 +126,20 @@ class Shell:
         """Take up the calls that the journal has no end of; their timers run from `start` on."""
         self._line.extend(self.engine.recover(unfinished, instant()))
         self._drain()
+
+    def bindings_read(self, bindings: Sequence[tuple[str, Binding]], *, own_too: bool) -> bool:
+        """All bindings of the store; what `Engine.bindings_read` says."""
+        lacking, actions = self.engine.bindings_read(bindings, instant(), own_too=own_too)
+        self._perform(actions)
+        return lacking
+
+    def binding_seen(self, user: str, binding: Binding) -> None:
+        """Another node registered this."""
+        self._perform(self.engine.binding_seen(user, binding, instant()))
+
+    def binding_gone(self, user: str, key: str, at_ms: int) -> None:
+        """Another node removed this binding."""
+        self._perform(self.engine.binding_gone(user, key, at_ms, instant()))
 
     def refresh_leases(self) -> None:
         """Re-assert the slot of every live call."""

@@ -32,6 +32,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     # The composition root and what it is made of.
     "sipproxy.app": ("sipproxy", "policy", "cdr"),
     "sipproxy.lifecycle": ("sipproxy", "cdr"),
+    "sipproxy.neighbours": ("sipproxy", "cdr"),
     "sipproxy.observe": ("sipproxy", "policy", "cdr"),
     "sipproxy.settings": ("sipproxy", "policy", "cdr"),
     "sipproxy.shell": ("sipproxy", "policy", "cdr"),
@@ -41,7 +42,10 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "loadtest": ("sipproxy", "policy", "cdr"),
 }
 # Imported by their like alone.
-TOP = tuple(f"sipproxy.{name}" for name in ("app", "lifecycle", "observe", "settings", "shell", "cli", "commands", "__main__"))
+TOP = tuple(
+    f"sipproxy.{name}"
+    for name in ("app", "lifecycle", "neighbours", "observe", "settings", "shell", "cli", "commands", "__main__")
+)
 
 CORE = (
     "sipproxy.sip",

@@ -15,6 +15,7 @@ from typing import get_args, get_type_hints
 import msgspec
 import pytest
 
+import sipproxy
 from sipproxy.config import Config, Section, load
 from sipproxy.config_file import key_lines
 from sipproxy.sip.digest import ha1
@@ -139,6 +140,10 @@ def test_document_links_lead_to_files(document: str) -> None:
     file = ROOT / document
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", file.read_text()):
         assert (file.parent / target).exists(), f"{document} links to {target}"
+
+
+def test_version_that_a_node_tells_is_that_of_the_project() -> None:
+    assert sipproxy.__version__ == PROJECT["version"]
 
 
 def test_changelog_has_a_section_for_the_version_or_unreleased_changes() -> None:

@@ -99,10 +99,25 @@ def calls_end(
 
 @app.command()
 def registrations(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
-    """Contacts registered at the running node."""
+    """Contacts that the running node knows.
+
+    Its own and those of the other nodes on the store, each with the node that has its flow.
+    """
     from sipproxy.commands import node, output
 
     output.run(lambda out: node.registrations(config, out), as_json=as_json)
+
+
+@app.command()
+def nodes(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
+    """Nodes on the store, as the running one sees them.
+
+    Addresses, version, uptime, calls, registrations, the age of the last sign of life, and how far the journal's records are
+    numbered and safe in the store.
+    """
+    from sipproxy.commands import node, output
+
+    output.run(lambda out: node.nodes(config, out), as_json=as_json)
 
 
 @app.command()

@@ -1,7 +1,11 @@
-"""Commands that start a node, check its configuration, or ask a running one: up, serve, check, calls, registrations, demo."""
+"""Commands that start a node, check its configuration, or ask a running one.
+
+up, serve, check, demo, calls, registrations, nodes.
+"""
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +15,7 @@ from sipproxy.commands.output import REFUSED, CommandError, Output
 from sipproxy.config import Config, load
 from sipproxy.config_file import ConfigError
 
-__all__ = ["calls", "check", "demo", "registrations", "serve"]
+__all__ = ["calls", "check", "demo", "nodes", "registrations", "serve"]
 
 Row = dict[str, Any]
 
@@ -72,27 +76,61 @@ def calls(path: Path, output: Output) -> int:
 
 
 def registrations(path: Path, output: Output) -> int:
-    """The bindings of the running node."""
-    rows = _ask(load(path), "registrations", "registrations")
+    """The bindings that the running node knows: its own and those of the other nodes."""
+    reply = _reply(load(path), "registrations")
+    rows: list[Row] = reply["registrations"]
     output.value(rows)
     now_ms = time.time_ns() // 1_000_000
     for row in rows:
         if "expires_at_ms" in row:
             row["expires_s"] = max(0, (row["expires_at_ms"] - now_ms) // 1000)
-    columns = ("account", "line", "contact", "flow", "expires_s", "user_agent")
+    columns = ("account", "line", "contact", "node", "flow", "expires_s", "user_agent")
     output.table(columns, _cells(rows, columns), empty="no registrations")
+    tell_store(reply["store"], "other nodes' registrations are as of then")
     return 0
 
 
+def nodes(path: Path, output: Output) -> int:
+    """The nodes on the store, as the running one sees them."""
+    reply = _reply(load(path), "nodes")
+    rows: list[Row] = reply["nodes"]
+    output.value(reply)
+    columns = (
+        "node",
+        "state",
+        "listen",
+        "version",
+        "uptime_s",
+        "calls",
+        "registrations",
+        "heartbeat_age_ms",
+        "seq",
+        "confirmed",
+    )
+    output.table(columns, _cells([{**row, "listen": ", ".join(row["listen"])} for row in rows], columns), empty="no nodes")
+    tell_store(reply["store"], "what is said of other nodes is as of then")
+    return 0
+
+
+def tell_store(store: Row, consequence: str) -> None:
+    """Say that the store is away, if it is, and what that means for what was shown."""
+    if store["state"] != "up":
+        sys.stderr.write(f"the store is {store['state']} ({store['reason']}): {consequence}\n")
+
+
 def _ask(config: Config, command: str, field: str) -> list[Row]:
+    rows: list[Row] = _reply(config, command)[field]
+    return rows
+
+
+def _reply(config: Config, command: str) -> Row:
     from sipproxy.admin import control
 
     socket = control.socket_path(config.node.data_dir)
     try:
-        rows: list[Row] = control.ask(socket, command)[field]
+        return control.ask(socket, command)
     except control.NodeAwayError as error:
         raise control.NodeAwayError(f"{error}; start one with `sipproxy up`, or name its configuration with -c") from None
-    return rows
 
 
 def _cells(rows: Sequence[Row], columns: Sequence[str]) -> list[list[object]]:

@@ -117,6 +117,7 @@ class Authenticator:
         offered = [a for a in desk.settings.algorithms if account is None or a in account.ha1]
         nonce = self._nonces.issue(desk.now.utc_ms // 1000, desk.new_token(8))
         name = b"Proxy-Authenticate" if proxy else b"WWW-Authenticate"
-        stale = why in ("stale", "replayed")
+        # RFC 7616 §3.3: the digest was right and only its nonce is not ours, as of a router that comes from another node.
+        stale = why in ("stale", "replayed", "forged")
         headers = [(name, write_challenge(desk.settings.realm, nonce, a, stale=stale)) for a in offered]
         return Challenged(407 if proxy else 401, headers, why)

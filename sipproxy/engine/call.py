@@ -18,8 +18,9 @@ from cdr.assemble import final
 from cdr.facts import Answer, End, EndReason, Record, ReleasedBy
 from sipproxy.engine import carrier, keep, liveness, session
 from sipproxy.engine.actions import Journal, Note, Now, ReleaseSlot
-from sipproxy.engine.causes import NO_CHANNEL, NORMAL_CLEARING, NORMAL_UNSPECIFIED, cause_of
+from sipproxy.engine.causes import NO_CHANNEL, NORMAL_CLEARING, NORMAL_UNSPECIFIED, SUBSCRIBER_ABSENT, cause_of
 from sipproxy.engine.dialogs import Dialog, Phase
+from sipproxy.engine.edge import SILENT_S
 from sipproxy.engine.forward import Target, forward_request, is_ours, next_hop, via_of
 from sipproxy.engine.privacy import PLAIN, Face, Faces, KnownFace, contact_of, forward_response
 from sipproxy.engine.response_context import Branch, Progress, ResponseContext, with_all_challenges
@@ -120,6 +121,8 @@ class Call:
             sent = [self._send(target) for target in self.context.next_group()]
             if any(sent):
                 break
+        if any(branch.target.route for branch in self.context.branches.values()):
+            desk.queue.set(("call", self.id, "edge"), desk.now.mono + SILENT_S)
         # Once a branch is under way the ring bound runs for the whole call (§16.6 step 11, Timer C).
         desk.queue.set(("call", self.id, "ring"), desk.now.mono + desk.settings.ring_s)
         if self.context.groups:
@@ -178,8 +181,8 @@ class Call:
         """A branch timed out (like 408) or could not be sent (like 503), §16.9."""
         if key in self.context.branches:
             self.desk.count("branch_failures", "timeout" if timed_out else "transport")
-            carrier.failed(self, self.context.branches[key], timed_out=timed_out)
-            self._go_on(self.context.final(key, 408 if timed_out else 503, None))
+            status = carrier.failed(self, self.context.branches[key], timed_out=timed_out)
+            self._go_on(self.context.final(key, status, None))
 
     def _go_on(self, progress: Progress) -> None:
         if self.phase is not Phase.PROCEEDING:
@@ -300,10 +303,10 @@ class Call:
             self.refuse(480, NO_CHANNEL, end_reason="refused")
         elif response is None:
             # 503 would tell the caller that this proxy is overloaded (§16.7 step 6): no route left is our 500.
-            unreachable = status in (503, 480)
+            unreachable, absent = status in (503, 480), best is not None and status == carrier.UNAVAILABLE
             self.refuse(
-                (480 if self.is_emergency or best is None else 500) if unreachable else status,
-                (41 if self.is_emergency else 38) if unreachable else 102,
+                (480 if self.is_emergency or best is None or absent else 500) if unreachable else status,
+                (41 if self.is_emergency else SUBSCRIBER_ABSENT if absent else 38) if unreachable else 102,
                 end_reason="unreachable" if unreachable else "no_answer",
             )
         else:
@@ -365,6 +368,16 @@ class Call:
                 self.desk.note("warning", "route_overdue", call=self.id, target=branch.target.name)
         self._go_on(self.context.progress())
 
+    def edge_silent(self) -> None:
+        """A node with a binding's flow that gave no sign of life is not there: its bindings are not reached (as 480)."""
+        desk = self.desk
+        for branch in list(self.context.branches.values()):
+            client = desk.transactions.clients.get(branch.key)
+            if branch.target.route and not branch.provisional and not branch.status and client is not None:
+                desk.count("branch_failures", "node_silent")
+                desk.transactions.cancel(client, desk.now.mono)  # should it have heard the INVITE after all
+                self._go_on(self.context.final(branch.key, carrier.UNAVAILABLE, None))
+
     def _cancel_branches(self) -> None:
         desk = self.desk
         for branch in self.context.to_cancel():
@@ -414,7 +427,7 @@ class Call:
         for line in self.lines:
             desk.out.append(ReleaseSlot(line, self.id))
         desk.trunks.release(self.id)
-        for kind in ("setup", "route", "ring", "maximum", "reap", "stop"):
+        for kind in ("setup", "route", "edge", "ring", "maximum", "reap", "stop"):
             desk.queue.cancel(("call", self.id, kind))
         for dialog in self.dialogs.values():
             liveness.stop(self, dialog)

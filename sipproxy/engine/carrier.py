@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sipproxy.engine.cseq import Shift
+from sipproxy.engine.edge import ABSENT
 from sipproxy.engine.transactions import Ignored
 from sipproxy.engine.trunk_auth import AuthenticatedBye, answer_challenge
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["FULL", "arrived", "bye_user", "called", "enter", "failed", "overdue", "route_of", "shift_of", "status_of"]
 
 FULL = "trunk.calls"  # the rule that a call is refused by when every route has all its calls
+UNAVAILABLE = 480  # what a binding behind another node counts as that the node cannot reach
 REFUSED = 503  # what a route counts as that does not take our credentials: the next one is tried
 
 
@@ -49,6 +51,8 @@ def status_of(call: Call, branch: Branch[Target], response: Response) -> int:
     the one who is asked (RFC 3261 §22.2).
     """
     target = branch.target
+    if target.route and response.status in ABSENT:
+        return UNAVAILABLE
     if target.kind != "trunk":
         return response.status
     desk, status = call.desk, response.status
@@ -66,12 +70,18 @@ def status_of(call: Call, branch: Branch[Target], response: Response) -> int:
     return status
 
 
-def failed(call: Call, branch: Branch[Target], *, timed_out: bool) -> None:
-    """The branch had no answer, or could not be sent. Silence that was noted as overdue is not noted twice."""
+def failed(call: Call, branch: Branch[Target], *, timed_out: bool) -> int:
+    """What a branch counts as that had no answer (408), or could not be sent (503, RFC 3261 §16.9).
+
+    Silence that was noted as overdue is not noted twice.
+    """
+    if branch.target.route:
+        return UNAVAILABLE
     if branch.target.kind == "trunk":
         call.desk.trunks.leave(branch.target.name, call.id)
         if not (timed_out and (branch.overdue or branch.provisional)):
             call.desk.trunks.failed(branch.target.name, "timeout" if timed_out else "transport")
+    return 408 if timed_out else 503
 
 
 def overdue(call: Call, branch: Branch[Target]) -> None:

@@ -15,9 +15,11 @@ from sipproxy.engine.authenticate import Authenticator, Proven
 from sipproxy.engine.call import Call, Phase
 from sipproxy.engine.calls import Calls
 from sipproxy.engine.causes import NORMAL_UNSPECIFIED, TIMER_EXPIRY
+from sipproxy.engine.edge import Edges, Passage
 from sipproxy.engine.recover import recover
 from sipproxy.engine.registrar import Registrar
 from sipproxy.engine.relay import IN_DIALOG, Relay, Relays
+from sipproxy.engine.replicas import Replicas
 from sipproxy.engine.setup import Setup
 from sipproxy.engine.state import KNOWN_METHODS, Desk, request_label
 from sipproxy.sip.digest import NonceSource
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from policy.model import Snapshot
     from sipproxy.engine.actions import Action, Now
     from sipproxy.engine.location import Binding
+    from sipproxy.engine.peers import Peer
     from sipproxy.engine.recover import Unfinished
     from sipproxy.engine.settings import Settings
     from sipproxy.sip.flow import Flow
@@ -64,6 +67,8 @@ class Engine:
         self._registrar = Registrar(self.desk)
         self._setup = Setup(self.desk, self.calls, self._auth)
         self._relays = Relays(self.desk, self.calls)
+        self._edges = Edges(self.desk, IN_DIALOG)
+        self._replicas = Replicas(self.desk)
 
     # Events
 
@@ -96,6 +101,8 @@ class Engine:
                 self._session_timer(key[1], key[2])
             elif key[0] == "relay":
                 self._relay_timer(key[1])
+            elif key[0] == "edge":
+                self._edges.timer(key[1])
             elif key[0] == "trunk":
                 desk.trunks.fire(key[1], key[2])
         return desk.take_actions()
@@ -165,10 +172,31 @@ class Engine:
                 call.stop("fraud_hold")
         return desk.take_actions()
 
-    def restore_bindings(self, bindings: list[tuple[str, Binding]]) -> None:
-        """Bindings that the store kept over a restart."""
-        for user, binding in bindings:
-            self.desk.location.put(user, binding)
+    # Other nodes
+
+    def peers_seen(self, peers: Sequence[Peer]) -> None:
+        """The nodes that show a sign of life."""
+        self.desk.peers.heard(peers)
+
+    def bindings_read(self, bindings: Sequence[tuple[str, Binding]], now: Now, *, own_too: bool) -> tuple[bool, list[Action]]:
+        """All bindings that the store has; with `own_too` this node's own are taken back, as after a restart.
+
+        True when the store lacks bindings of other nodes that are known here: read again later to see whether they are gone.
+        """
+        self.desk.now = now
+        return self._replicas.all_seen(bindings, own_too=own_too), self.desk.take_actions()
+
+    def binding_seen(self, user: str, binding: Binding, now: Now) -> list[Action]:
+        """Another node registered this."""
+        self.desk.now = now
+        self._replicas.seen(user, binding)
+        return self.desk.take_actions()
+
+    def binding_gone(self, user: str, key: str, at_ms: int, now: Now) -> list[Action]:
+        """Another node removed this binding, at `at_ms` (UTC)."""
+        self.desk.now = now
+        self._replicas.gone(user, key, at_ms)
+        return self.desk.take_actions()
 
     def expire_bindings(self, now: Now) -> int:
         """Drop bindings whose time is over; how many."""
@@ -189,7 +217,7 @@ class Engine:
         server = desk.transactions.find_server(request)
         if server is not None:
             passed = desk.transactions.receive_request(server, request, desk.now.mono)
-            if passed is not None:
+            if passed is not None and not self._edges.take(passed, flow):
                 self._relays.request(passed, flow)
             return
         try:
@@ -218,6 +246,8 @@ class Engine:
         desk, method = self.desk, request.method
         if method == b"CANCEL":
             self._cancel(request, flow)
+        elif self._edges.take(request, flow):
+            return
         elif request.to.tag is not None and method != b"REGISTER":
             self._relays.request(request, flow)
         elif method == b"ACK":
@@ -255,7 +285,7 @@ class Engine:
             desk.reply(request, flow, 481)
             return
         desk.reply(request, flow, 200)
-        if isinstance(target.user, (Call, Relay)) and not target.is_final:
+        if isinstance(target.user, (Call, Passage, Relay)) and not target.is_final:
             target.user.cancel()
 
     def _register(self, request: Request, flow: Flow) -> None:
@@ -297,6 +327,8 @@ class Engine:
             return
         if kind == "forget":
             self.calls.remove(call)
+        elif kind == "edge":
+            call.edge_silent()
         elif kind == "route":
             call.route_overdue()
         elif kind in ("setup", "ring"):

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sipproxy.sip.headers import NameAddr
 
 __all__ = [
+    "EDGE_PARAM",
     "TRUSTED_ONLY",
     "Target",
     "forward_request",
@@ -39,6 +40,7 @@ __all__ = [
 ]
 
 CALL_PARAM = b"c"  # in our Record-Route URI: our call id
+EDGE_PARAM = b"e"  # in the URI of a node with a customer's flow: its token
 BRANCH = b"z9hG4bK"  # RFC 3261 §8.1.1.7
 LOOP_MARK = b".l"  # in a branch of ours: what follows tells where the request was going
 MAX_FORWARDS = 70  # RFC 3261 §16.6 step 3
@@ -71,6 +73,7 @@ class Target:
     to: Flow | Hop
     kind: Literal["trunk", "psap", "binding"]
     name: str = ""  # trunk route's name, PSAP route's URI, account user
+    route: bytes = b""  # Route value of the node with the flow, where that is another one
 
     @property
     def is_customer(self) -> bool:
@@ -96,9 +99,10 @@ def listener_of(settings: Settings, to: Flow | Hop) -> Listener | None:
     return settings.listener_for(to.transport)
 
 
-def record_route_uri(listener: Listener, call: str) -> bytes:
+def record_route_uri(listener: Listener, mark: bytes) -> bytes:
+    """A Record-Route value with `mark`, a parameter and its value."""
     transport = b"" if listener.transport == "UDP" else b";transport=" + listener.transport.lower().encode()
-    return b"<sip:%s%s;lr;%s=%s>" % (listener.sent_by, transport, CALL_PARAM, call.encode())
+    return b"<sip:%s%s;lr;%s>" % (listener.sent_by, transport, mark)
 
 
 def strip_trust(editor: Editor, message: Request | Response) -> None:
@@ -162,12 +166,13 @@ def forward_request(
     call: str = "",
     received_on: Flow | None = None,
     stateless: bool = False,
+    edge: bytes = b"",
     edit: Callable[[Editor], None] | None = None,
 ) -> tuple[Request, bytes] | None:
     """Finish the copy of `request` that goes to `target` (§16.6 steps 3 to 8): the request as sent, and its branch.
 
-    `editor` may hold changes already. With `received_on` the request may create a dialog: Record-Route is put in. None when
-    no listener of ours speaks the target's transport.
+    `editor` may hold changes already. With `received_on` the request may create a dialog: Record-Route is put in, with our call
+    id, or with `edge` for a call of another node. None when no listener of ours speaks the target's transport.
     """
     to = target.to if isinstance(target, Target) else target
     listener = listener_of(desk.settings, to)
@@ -177,9 +182,12 @@ def forward_request(
     editor.set(b"Max-Forwards", b"%d" % (hops - 1 if hops is not None else MAX_FORWARDS))
     if received_on is not None:
         inner = desk.settings.listeners[received_on.listener]
-        editor.push(b"Record-Route", record_route_uri(inner, call))
+        mark = EDGE_PARAM + b"=" + edge if edge else CALL_PARAM + b"=" + call.encode()
+        editor.push(b"Record-Route", record_route_uri(inner, mark))
         if inner is not listener:
-            editor.push(b"Record-Route", record_route_uri(listener, call))  # RFC 5658: one for each side
+            editor.push(b"Record-Route", record_route_uri(listener, mark))  # RFC 5658: one for each side
+    if isinstance(target, Target) and target.route:
+        editor.push(b"Route", target.route)
     consume_credentials(editor, request, desk.settings.realm)
     if to.transport != "UDP" and not request.has(b"content-length"):
         editor.append(b"Content-Length", b"%d" % len(request.body))  # §18.3: a stream needs it, a datagram may leave it out

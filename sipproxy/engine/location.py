@@ -1,7 +1,8 @@
 """Location service: the bindings of each account, in memory, with their flows (RFC 3261 §10.3, RFC 5626 §3).
 
-Pure. The node's memory is what calls are routed by; the store keeps a copy for the next start. Times are UTC milliseconds,
-because a binding outlives the process whose monotonic clock stamped it.
+Pure. The node's memory is what calls are routed by: its own bindings and those of the other nodes, whose flows are theirs.
+The store keeps a copy for the next start. Times are UTC milliseconds, because a binding outlives the process whose monotonic
+clock stamped it.
 """
 
 from __future__ import annotations
@@ -16,14 +17,15 @@ from sipproxy.sip.flow import Flow  # noqa: TC001  msgspec reads the annotations
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Binding", "Location"]
+__all__ = ["Binding", "Location", "supersedes"]
 
 
 class Binding(msgspec.Struct, frozen=True):
     """One contact of an account.
 
     `contact` is the URI's bytes as Latin-1, which loses none of them; `q` is in thousandths; `key` identifies the binding
-    within its account.
+    within its account. `node` is whose flow it is; `token` is what that node knows the flow by when another one brings a call
+    for it; `at_ms` is when the REGISTER came.
     """
 
     key: str
@@ -38,17 +40,39 @@ class Binding(msgspec.Struct, frozen=True):
     instance: str = ""
     reg_id: int = 0
     node: str = ""
+    token: str = ""
+    at_ms: int = 0
+
+
+def supersedes(new: Binding, old: Binding) -> bool:
+    """Whether a binding of any node takes the place of another: within one Call-ID the CSeq decides (RFC 3261 §10.3 step 7),
+    else the later REGISTER. `store.bindings` has the same rule in its script."""
+    if new.call_id == old.call_id and new.cseq != old.cseq:
+        return new.cseq > old.cseq
+    return new.at_ms >= old.at_ms
 
 
 class Location:
-    """Bindings by account and by flow. At most `limit` bindings in all; `put` refuses what would exceed it."""
+    """Bindings by account and by flow. At most `limit` bindings in all; `put` refuses what would exceed it.
 
-    def __init__(self, limit: int) -> None:
+    `node` is the one whose location service this is.
+    """
+
+    def __init__(self, limit: int, node: str = "") -> None:
         self._limit = limit
+        self._node = node
         self._by_user: dict[str, dict[str, Binding]] = {}
         self._by_flow: dict[Flow, set[str]] = {}
         self._expiries: list[tuple[int, str, str]] = []  # heap; stale entries are skipped when due
         self.count = 0
+        self.elsewhere = 0  # of them, those with a flow of another node
+
+    def is_own(self, binding: Binding) -> bool:
+        """Whether the binding's flow is one of this node."""
+        return binding.node in (self._node, "")
+
+    def get(self, user: str, key: str) -> Binding | None:
+        return self._by_user.get(user, {}).get(key)
 
     @property
     def is_full(self) -> bool:
@@ -60,12 +84,19 @@ class Location:
         return found if len(found) < 2 else sorted(found, key=lambda b: -b.q)
 
     def users_at(self, flow: Flow, now_ms: int) -> list[str]:
-        """The accounts with an unexpired binding over this very flow."""
+        """The accounts with an unexpired binding over this very flow; over UDP also one that another node holds."""
         return [
             user
             for user in self._by_flow.get(flow, ())
-            if any(b.flow == flow and b.expires_at_ms > now_ms for b in self._by_user.get(user, {}).values())
+            if any(
+                b.flow == flow and b.expires_at_ms > now_ms and self._is_indexed(b)
+                for b in self._by_user.get(user, {}).values()
+            )
         ]
+
+    def _is_indexed(self, binding: Binding) -> bool:
+        """A connection's number means something at its own node alone."""
+        return self.is_own(binding) or binding.flow.transport == "UDP"
 
     def put(self, user: str, binding: Binding) -> bool:
         """Add or replace the binding. False when the table is full and the binding is new."""
@@ -77,10 +108,14 @@ class Location:
             return False
         if old is None:
             self.count += 1
+        elif not self.is_own(old):
+            self.elsewhere -= 1
+        self.elsewhere += not self.is_own(binding)
         of_user[binding.key] = binding
         if old is not None and old.flow != binding.flow:
             self._forget_flow(user, old.flow)
-        self._by_flow.setdefault(binding.flow, set()).add(user)
+        if self._is_indexed(binding):
+            self._by_flow.setdefault(binding.flow, set()).add(user)
         heapq.heappush(self._expiries, (binding.expires_at_ms, user, binding.key))
         if len(self._expiries) > 2 * self.count + 1024:
             self._expiries = [(b.expires_at_ms, u, b.key) for u, b in self.items()]
@@ -93,6 +128,7 @@ class Location:
             return False
         old = of_user.pop(key)
         self.count -= 1
+        self.elsewhere -= not self.is_own(old)
         if not of_user:
             del self._by_user[user]
         self._forget_flow(user, old.flow)

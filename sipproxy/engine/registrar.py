@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sipproxy.engine.actions import RemoveBinding, SaveBinding
+from sipproxy.engine.edge import flow_token
 from sipproxy.engine.location import Binding
 from sipproxy.sip.errors import ParseError
 from sipproxy.sip.uri import parse_uri, uris_equal
@@ -67,7 +68,7 @@ class Registrar:
             return [self._expired(self._in_order(request, old)) for old in held]
         changes: dict[str, Binding] = {}
         for contact in contacts:
-            binding = self._binding(request, contact, held, flow)
+            binding = self._binding(request, contact, held, account.user, flow)
             changes[binding.key] = binding
         kept = {b.key for b in held} | {b.key for b in changes.values() if b.expires_at_ms > desk.now.utc_ms}
         new = kept - {b.key for b in held}
@@ -86,7 +87,7 @@ class Registrar:
         owner = self._desk.snapshot.account_of(user) if user.startswith("+") else None
         return owner is not None and owner.user == account.user
 
-    def _binding(self, request: Request, contact: NameAddr, held: list[Binding], flow: Flow) -> Binding:
+    def _binding(self, request: Request, contact: NameAddr, held: list[Binding], user: str, flow: Flow) -> Binding:
         raw = contact.uri.raw
         if len(raw) > MAX_CONTACT_BYTES or not contact.uri.is_sip:
             raise _RefusedError(400, b"Bad Contact")
@@ -96,6 +97,7 @@ class Registrar:
             self._in_order(request, old)
         expires = self._expires(request, contact)
         key = old.key if old is not None else raw.decode("latin-1")
+        expires_at_ms = self._desk.now.utc_ms + expires * 1000
         return Binding(
             key=key,
             contact=raw.decode("latin-1"),
@@ -103,11 +105,13 @@ class Registrar:
             path=(),
             call_id=request.call_id.decode("utf-8", "replace"),
             cseq=request.cseq.number,
-            expires_at_ms=self._desk.now.utc_ms + expires * 1000,
+            expires_at_ms=expires_at_ms,
             user_agent=(request.first(b"user-agent") or b"").decode("utf-8", "replace")[:200],
             q=_q(contact.param(b"q")),
             instance=instance,
             node=self._desk.settings.node,
+            token=flow_token(self._desk, user, flow, expires_at_ms),
+            at_ms=self._desk.now.utc_ms,
         )
 
     def _same(self, contact: NameAddr, instance: str, held: list[Binding]) -> Binding | None:

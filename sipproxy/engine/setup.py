@@ -16,6 +16,7 @@ from sipproxy.engine.actions import KeepTrace, MaliciousCall, ReleaseSlot, TakeS
 from sipproxy.engine.authenticate import Proven
 from sipproxy.engine.call import Call, Phase
 from sipproxy.engine.carrier import called
+from sipproxy.engine.causes import SUBSCRIBER_ABSENT
 from sipproxy.engine.draft import draft
 from sipproxy.engine.privacy import Faces, said_by, unsupported_privacy
 from sipproxy.engine.targets import binding_groups, emergency_groups, incoming_edit, outgoing_edit, trunk_groups
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 __all__ = ["Setup"]
 
 FAIL_OVER = frozenset([408, 503])  # design §5 step 4: after these the next trunk route is tried
-SUBSCRIBER_ABSENT = 20  # Q.850: no binding
 TEMPORARY_FAILURE = 41  # Q.850
 NOT_IMPLEMENTED = 79  # Q.850: service or option not implemented
 MAX_TRACED = 512  # characters of a header that the record of a malicious call keeps

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 from sipproxy.engine.actions import Action, Note, Now, SendTo
 from sipproxy.engine.forward import LOOP_MARK, loop_mark_of
 from sipproxy.engine.location import Location
+from sipproxy.engine.peers import Peers
+from sipproxy.engine.tokens import Tokens
 from sipproxy.engine.transactions import Server, Transactions
 from sipproxy.engine.trunks import Trunks
 from sipproxy.sip.build import write_response
@@ -48,7 +50,9 @@ class Desk:
         self.counters: Counter[tuple[str, ...]] = Counter()
         self.queue = TimerQueue()
         self.closed: set[str] = set()  # reasons for taking no new calls but emergencies
-        self.location = Location(settings.max_bindings)
+        self.location = Location(settings.max_bindings, settings.node)
+        self.peers = Peers(settings)
+        self.tokens = Tokens(key)
         self.transactions = Transactions(
             settings.timers, limit=settings.max_transactions, emit=self.out.append, queue=self.queue
         )

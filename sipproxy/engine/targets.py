@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from policy.model import Decision, Verdict
+from sipproxy.engine.edge import target_at
 from sipproxy.engine.forward import Target, parse_hop, strip_trust, uri_at
 from sipproxy.engine.privacy import set_privacy, strip_for_customer
 from sipproxy.sip.errors import ParseError
@@ -65,9 +66,14 @@ def emergency_groups(desk: Desk, decision: Decision) -> Groups:
 
 
 def binding_groups(desk: Desk, user: str) -> Groups:
-    """All bindings of the account at once (parallel forking); no group when it is not registered."""
-    bindings = desk.location.bindings(user, desk.now.utc_ms)
-    group = [Target(b.contact.encode("latin-1"), b.flow, "binding", user) for b in bindings]
+    """All bindings of the account at once (parallel forking), those of other nodes through them; no group when it has none that
+    can be reached."""
+    group = []
+    for binding in desk.location.bindings(user, desk.now.utc_ms):
+        if desk.location.is_own(binding):
+            group.append(Target(binding.contact.encode("latin-1"), binding.flow, "binding", user))
+        elif (target := target_at(desk, user, binding)) is not None:
+            group.append(target)
     return [group] if group else []
 
 

@@ -1,10 +1,13 @@
-"""The store's copy of the location service, for the next start and for other nodes (design §6, §8).
+"""The store's copy of the location service, for the next start and for the other nodes (design §6, §8).
 
 One hash per account, binding key -> msgpack of `engine.location.Binding` with field names, so that fields may be added.
 Written behind: a REGISTER is answered from memory, and its binding follows. While the store is away the latest state of
 each binding waits, at most `limit` of them, and is written when it is back. A hash lives until its last binding is dead.
 
-Leaves out: expiry and the rules of RFC 3261 §10.3, which are the engine's; bindings are read at the start, not per call.
+Several nodes write. The latest REGISTER stays, whoever's write comes last (the rule is `engine.location.supersedes`), and each
+change is told in a log by the same script, which `store.following` reads.
+
+Leaves out: expiry and the other rules of RFC 3261 §10.3, which are the engine's; bindings are read at the start, not per call.
 """
 
 from __future__ import annotations
@@ -31,13 +34,34 @@ __all__ = ["Bindings"]
 _PAGE = 1000  # keys per SCAN, and hashes per pipeline
 _GRACE_MS = 60_000  # a hash outlives its last binding by this, for clocks that differ
 
-# KEYS[1] the account's bindings; ARGV binding key, binding, ms from now until it is dead. The hash never dies earlier.
-_SAVE = b"""
-redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
-if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[3]) then redis.call('PEXPIRE', KEYS[1], ARGV[3]) end
+_LOGGED = 20_000  # entries of the log: minutes of a network whose 200,000 contacts are refreshed twice an hour
+
+# KEYS the account's bindings, the log; ARGV binding key, writing node, account, log length, UTC ms of the change, and for a
+# binding itself, its Call-ID, its CSeq, ms from now until it is dead. The hash never dies earlier. 0: what is there is newer.
+_WRITE = b"""
+local held, at = redis.call('HGET', KEYS[1], ARGV[1]), tonumber(ARGV[5])
+if held then
+  local read, was = pcall(cmsgpack.unpack, held)
+  if read and type(was) == 'table' then
+    local newer = (tonumber(was.at_ms) or 0) > at
+    if ARGV[6] and was.call_id == ARGV[7] and was.cseq ~= tonumber(ARGV[8]) then newer = was.cseq > tonumber(ARGV[8]) end
+    if newer then return 0 end
+  end
+end
+local told = {'node', ARGV[2], 'user', ARGV[3], 'key', ARGV[1]}
+if ARGV[6] then
+  redis.call('HSET', KEYS[1], ARGV[1], ARGV[6])
+  if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[9]) then redis.call('PEXPIRE', KEYS[1], ARGV[9]) end
+  if held == ARGV[6] then return 1 end
+  told[7], told[8] = 'b', ARGV[6]
+else
+  if redis.call('HDEL', KEYS[1], ARGV[1]) == 0 then return 1 end
+  told[7], told[8] = 'gone', ARGV[5]
+end
+redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[4], '*', unpack(told))
 return 1
 """
-_SAVE_SHA = hashlib.sha1(_SAVE, usedforsecurity=False).hexdigest().encode()
+_WRITE_SHA = hashlib.sha1(_WRITE, usedforsecurity=False).hexdigest().encode()
 # Removes a dead binding unless somebody has written another in its place meanwhile.
 _PRUNE = b"if redis.call('HGET', KEYS[1], ARGV[1]) == ARGV[2] then return redis.call('HDEL', KEYS[1], ARGV[1]) end return 0"
 
@@ -48,12 +72,23 @@ _decode = msgspec.msgpack.Decoder(Binding).decode
 class Bindings:
     """See the module. To be used from the event loop's thread."""
 
-    def __init__(self, store: Store, *, limit: int = 200_000, utc_ms: Callable[[], int] | None = None) -> None:
-        """`limit` bounds the bindings that wait for the store; `utc_ms` is the clock that expiries are compared with."""
+    def __init__(
+        self,
+        store: Store,
+        *,
+        node: str = "",
+        limit: int = 200_000,
+        logged: int = _LOGGED,
+        utc_ms: Callable[[], int] | None = None,
+    ) -> None:
+        """`node` is who writes. `limit` bounds the bindings that wait for the store, `logged` the entries of the log; `utc_ms`
+        is the clock that expiries are compared with."""
         self._store = store
+        self._node = keys.encoded(node)
+        self._logged = logged
         self._utc_ms = utc_ms or (lambda: time.time_ns() // 1_000_000)
         self._script_known = False
-        self._backlog: Backlog[tuple[str, str], Binding | None] = Backlog(
+        self._backlog: Backlog[tuple[str, str], Binding | int] = Backlog(
             store, self._command, limit=limit, observe=self._observe
         )
         self.undecodable = 0
@@ -81,7 +116,7 @@ class Bindings:
 
     def remove(self, user: str, binding_key: str) -> None:
         """Remove the binding from the store when it allows."""
-        self._backlog.put((user, binding_key), None)
+        self._backlog.put((user, binding_key), self._utc_ms())
 
     async def load_all(self) -> list[tuple[str, Binding]]:
         """Return all unexpired bindings of all accounts and clean up the others. Raises StoreError."""
@@ -116,19 +151,23 @@ class Bindings:
                 self._store.submit((b"EVAL", _PRUNE, 1, key, name, value))
         return alive
 
-    def _command(self, ident: tuple[str, str], binding: Binding | None) -> Command:
-        key, field = keys.bindings(ident[0]), keys.encoded(ident[1])
-        left_ms = binding.expires_at_ms - self._utc_ms() if binding is not None else 0
-        if binding is None or left_ms <= 0:  # it may have died while it waited
-            return (b"HDEL", key, field)
-        head: Command = (b"EVALSHA", _SAVE_SHA) if self._script_known else (b"EVAL", _SAVE)
-        return (*head, 1, key, field, _encode(binding), left_ms + _GRACE_MS)
+    def _command(self, ident: tuple[str, str], wish: Binding | int) -> Command:
+        """Write the binding, or remove what was registered until then (UTC ms)."""
+        user, field = keys.encoded(ident[0]), keys.encoded(ident[1])
+        head: Command = (b"EVALSHA", _WRITE_SHA) if self._script_known else (b"EVAL", _WRITE)
+        head = (*head, 2, keys.bindings(ident[0]), keys.BINDINGS_LOG, field, self._node, user, self._logged)
+        if isinstance(wish, int):
+            return (*head, wish)
+        left_ms = wish.expires_at_ms - self._utc_ms()
+        if left_ms <= 0:  # it died while it waited
+            return (*head, wish.at_ms)
+        return (*head, wish.at_ms, _encode(wish), keys.encoded(wish.call_id), wish.cseq, left_ms + _GRACE_MS)
 
-    def _observe(self, binding: Binding | None, reply: object) -> None:
+    def _observe(self, _: Binding | int, reply: object) -> None:
         if isinstance(reply, StoreError):
             self._script_known = self._script_known and reply.name != "NOSCRIPT"
-        elif binding is not None:
-            self._script_known = True  # after an HDEL in its place: at worst one NOSCRIPT
+        else:
+            self._script_known = True
 
     def _on_state(self, state: State, reason: str) -> None:
         del reason

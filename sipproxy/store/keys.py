@@ -5,6 +5,8 @@ them in Redis Cluster. Values are msgpack (msgspec structs as maps) where not sa
 
 - `sp:{line:<id>}:slots` (ZSET, store.slots): call id -> lease expiry in ms of Redis TIME. Lives until the last lease ends.
 - `sp:{acct:<user>}:bindings` (HASH, store.bindings): binding key -> engine.location.Binding. Lives until the last is dead.
+- `sp:bindings:log` (STREAM, store.bindings): every change of a binding, in the script that makes it: `node` who wrote, `user`,
+  `key`, and `b` (the binding) or `gone` (UTC ms). Bounded by number: who has missed some reads all bindings again.
 - `sp:node:<id>` (HASH, store.nodes): heartbeat, as text: `beat` (a counter), `at_ms` (UTC) and what the node tells of itself,
   such as its journal's watermark. Lives for three beats.
 - `sp:probe` (STRING, store.connection): nothing of use, written to learn whether writing is possible. Lives for a minute.
@@ -20,6 +22,7 @@ Leaves out: how the policy and CDR keys are built; those packages own them and i
 from __future__ import annotations
 
 __all__ = [
+    "BINDINGS_LOG",
     "BINDINGS_PATTERN",
     "NODE_PATTERN",
     "PROBE",
@@ -35,6 +38,7 @@ __all__ = [
 ]
 
 PROBE = b"sp:probe"
+BINDINGS_LOG = b"sp:bindings:log"
 TRACES = b"sp:trace"
 TRACE_ACCESS = b"sp:trace:access"
 BINDINGS_PATTERN = b"sp:{acct:*}:bindings"

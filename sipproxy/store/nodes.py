@@ -4,7 +4,7 @@ The beat is a counter that only this node raises. A reply that is not higher tha
 lost what it held: it was flushed, restored from an old copy, or the node was away for longer than its heartbeat lives.
 Then `on_forgotten` is called, and whoever holds the truth in memory writes it again (bindings, slots of live calls).
 
-Leaves out: deciding anything from another node's silence.
+`NodeWatch` reads the others' signs of life. Leaves out: deciding anything from another node's silence.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from sipproxy.store.connection import Store
 
-__all__ = ["Heartbeat", "NodeSeen", "nodes_seen"]
+__all__ = ["Heartbeat", "NodeSeen", "NodeWatch", "nodes_seen"]
 
 _OURS = (b"beat", b"at_ms")
 
@@ -79,6 +79,29 @@ class Heartbeat:
         if forgotten:
             self.forgotten += 1
             self._on_forgotten()
+
+
+class NodeWatch:
+    """Reads every node's heartbeat again and again; `run` belongs to a TaskGroup.
+
+    `nodes` is what was read last, `read_at_ms` when (UTC, 0 for never): while the store is away both stay.
+    """
+
+    def __init__(self, store: Store, on_nodes: Callable[[list[NodeSeen]], None], *, interval_s: float = 2.0) -> None:
+        self._store, self._on_nodes, self._interval_s = store, on_nodes, interval_s
+        self.nodes: list[NodeSeen] = []
+        self.read_at_ms = 0
+
+    async def run(self) -> None:
+        while not self._store.closed:
+            try:
+                self.nodes = await nodes_seen(self._store)
+            except StoreError:
+                pass  # the store's state tells of it
+            else:
+                self.read_at_ms = time.time_ns() // 1_000_000
+                self._on_nodes(self.nodes)
+            await asyncio.sleep(self._interval_s)
 
 
 async def nodes_seen(store: Store) -> list[NodeSeen]:

@@ -29,6 +29,7 @@ COMMANDS = (
     ["calls"],
     ["calls", "end"],
     ["registrations"],
+    ["nodes"],
     ["trunks"],
     ["demo"],
     ["explain"],

@@ -52,6 +52,7 @@ class Agent:
     def __init__(self, world: World, address: Address, user: str = "", host: str = "") -> None:
         self.world, self.address, self.user = world, address, user or "carrier"
         self.host = host or REALM
+        self.proxy = PROXY  # where it registers and calls
         self.calls: list[AgentCall] = []
         self.by_call_id: dict[tuple[bytes, bytes], AgentCall] = {}
         self.requests: list[Request] = []
@@ -154,7 +155,7 @@ class Agent:
                 *credentials,
             ]
             data = write_request(b"REGISTER", b"sip:" + REALM.encode(), headers)
-            self._send_request(data, PROXY, lambda r: done(r, retried=bool(credentials)), branch)
+            self._send_request(data, self.proxy, lambda r: done(r, retried=bool(credentials)), branch)
 
         def done(response: Response | None, *, retried: bool) -> None:
             if response is None or response.status < 200:
@@ -212,7 +213,7 @@ class Agent:
                 self._invite_response(call, response)
 
         assert call.invite is not None
-        call.client_key = self._send_request(call.invite.raw, PROXY, on_response, branch)
+        call.client_key = self._send_request(call.invite.raw, self.proxy, on_response, branch)
 
     def _invite_response(self, call: AgentCall, response: Response) -> None:
         if response.status < 200:
@@ -241,7 +242,7 @@ class Agent:
         call.cancel_wanted = False
         data = write_cancel(call.invite)
         branch = call.invite.via.branch or b""
-        self._send_request(data, PROXY, lambda _: None, branch)
+        self._send_request(data, self.proxy, lambda _: None, branch)
 
     def _in_dialog(self, call: AgentCall, method: bytes, on_response: Callable[[Response | None], None] | None = None) -> None:
         branch = b"z9hG4bK" + self._token()
@@ -262,7 +263,7 @@ class Agent:
             headers.append((b"Contact", b"<sip:%s@%s>" % (self.contact_user.encode(), self._sent_by)))
             headers += [(b"Supported", value) for value in call.invite.lines(b"supported") if call.outgoing]
         data = write_request(method, call.remote_target, headers + self.chatter)
-        to = PROXY if call.routes else call.peer
+        to = self.proxy if call.routes else call.peer
         if method == b"ACK":
             self.world.send(data, self.address, to)
         else:

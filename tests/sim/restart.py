@@ -103,7 +103,8 @@ class Restarts:
         world.settings = replace(world.settings, **settings)
         seq = max((record.seq for record in world.records), default=0) + 1
         world.engine = Engine(world.settings, self._snapshot, new_token=world.random.randbytes, key=b"k" * 32, next_seq=seq)
-        world.engine.restore_bindings([(user, binding) for (user, _), binding in world.bindings.items()])
+        kept = [(user, binding) for (user, _), binding in world.bindings.items()]
+        world.engine.bindings_read(kept, world.instant, own_too=True)
         found = unfinished(world.facts)
         for record in world.records:  # what `lifecycle.resume` does for those that ended just before
             for line in (record.line, record.callee_line):

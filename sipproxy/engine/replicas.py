@@ -1,0 +1,73 @@
+"""Bindings that other nodes wrote, taken into this node's location service (design §6).
+
+Pure. The latest REGISTER wins, wherever it came: a router that registers again at another node has moved there. What a node
+holds itself it does not give up for another's word that is older.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sipproxy.engine.actions import RemoveBinding
+from sipproxy.engine.location import supersedes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sipproxy.engine.location import Binding
+    from sipproxy.engine.state import Desk
+
+__all__ = ["Replicas"]
+
+
+class Replicas:
+    """See the module."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._missing: set[tuple[str, str]] = set()  # bindings of others that the store did not have when all were read last
+
+    def seen(self, user: str, binding: Binding) -> None:
+        """A node registered or refreshed this binding."""
+        desk, location = self._desk, self._desk.location
+        if binding.expires_at_ms <= desk.now.utc_ms:
+            return
+        held = location.get(user, binding.key)
+        if held is not None and not supersedes(binding, held):
+            return
+        for other in location.bindings(user, desk.now.utc_ms) if binding.instance else ():
+            if other.key != binding.key and other.instance == binding.instance:
+                if not supersedes(binding, other):
+                    return
+                self._moved(user, other)  # RFC 5626 §6: the same device by another contact
+        if not location.put(user, binding):
+            desk.count("bindings_refused", "full")
+
+    def _moved(self, user: str, old: Binding) -> None:
+        location = self._desk.location
+        location.remove(user, old.key)
+        if location.is_own(old):
+            self._desk.out.append(RemoveBinding(user, old.key))
+
+    def gone(self, user: str, key: str, at_ms: int) -> None:
+        """A node removed this binding at `at_ms`; one that was registered later stays."""
+        held = self._desk.location.get(user, key)
+        if held is not None and held.at_ms <= at_ms:
+            self._desk.location.remove(user, key)
+
+    def all_seen(self, bindings: Sequence[tuple[str, Binding]], *, own_too: bool) -> bool:
+        """Every binding that the store has. True when it lacks some of other nodes that are known here.
+
+        Those go when the store lacks them the next time as well: after a flush their nodes have to write them again first.
+        `own_too` takes this node's own ones as well, of before its restart; later its memory is the truth about them.
+        """
+        location = self._desk.location
+        found = {(user, binding.key) for user, binding in bindings}
+        for user, binding in bindings:
+            if own_too or not location.is_own(binding):
+                self.seen(user, binding)
+        lacking = {(user, b.key) for user, b in location.items() if not location.is_own(b)} - found
+        for user, key in lacking & self._missing:
+            location.remove(user, key)
+        self._missing = lacking - self._missing
+        return bool(self._missing)
