@@ -27,6 +27,7 @@ from policy.build import snapshot_of
 from policy.table import PolicyError
 from sipproxy import policy_cache, policy_files
 from sipproxy.admin.control import ControlServer, socket_path
+from sipproxy.certificates import renew, tls_of
 from sipproxy.config_file import split_address
 from sipproxy.engine.core import Engine
 from sipproxy.lifecycle import Stop, boot_id, drain, is_healthy, resume, settle
@@ -34,6 +35,7 @@ from sipproxy.log import configure
 from sipproxy.metrics import LoopLag, Metrics, MetricsServer
 from sipproxy.neighbours import Neighbours
 from sipproxy.net.resolver import Resolver
+from sipproxy.net.tls import TlsError
 from sipproxy.net.transports import Transports
 from sipproxy.observe import handlers, register
 from sipproxy.settings import engine_settings
@@ -79,7 +81,7 @@ def main(config: Config, *, config_path: Path, embedded: bool, welcome: bool = F
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             return runner.run(_run(config, config_path, embedded=embedded, welcome=welcome))
-    except (StartError, EmbeddedError, JournalError, PolicyError) as error:
+    except (StartError, EmbeddedError, JournalError, PolicyError, TlsError) as error:
         print(f"sipproxy: {error}", file=sys.stderr)  # noqa: T201  the log may be JSON; a person reads this
         return 1
     finally:
@@ -174,12 +176,14 @@ class Node:
         snapshot = await self._first_snapshot()
         self._resolver = Resolver()
         stack.push_async_callback(self._resolver.close)
+        self._tls = tls_of(config)
         self._transports = Transports(
             self._resolver,
             self._on_message,
             self._on_failed,
             self._on_refused,
             message_bytes=config.limits.message_bytes,
+            tls=self._tls,
         )
         bound = self._bind(self._transports)
         stack.push_async_callback(self._transports.close)
@@ -318,6 +322,7 @@ class Node:
                 self._watch_policy(),
                 self._refresh_slots(),
                 self._expire_bindings(),
+                renew(self._tls, self.log),
                 heartbeat.run(),
                 *self.neighbours.tasks(),
                 self.shell.run_journal_watch(),

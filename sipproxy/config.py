@@ -24,6 +24,7 @@ __all__ = [
     "Registrar",
     "Section",
     "Store",
+    "Tls",
     "Trunk",
     "load",
 ]
@@ -47,9 +48,16 @@ class Node(Section, frozen=True):
 
 
 class Listen(Section, frozen=True):
-    transport: Literal["udp", "tcp"] = "udp"
+    transport: Literal["udp", "tcp", "tls"] = "udp"
     address: Filled = "127.0.0.1:5060"
     advertised: Text = ""  # host[:port] for Via, Record-Route and Contact; "" = address
+
+
+class Tls(Section, frozen=True):
+    certificate: Text = ""  # PEM file; needed by a listener of transport "tls"
+    key: Text = ""  # PEM file without a passphrase; "" = in the certificate's file
+    ca: Text = ""  # PEM file of the authorities that prove peers; "" = the system's
+    clients: Literal["none", "optional", "required"] = "none"  # whether who connects has to show a certificate
 
 
 class Store(Section, frozen=True):
@@ -86,6 +94,7 @@ class Trunk(Section, frozen=True):
     addresses: Annotated[
         tuple[Filled, ...], Many
     ] = ()  # sources of incoming calls: IP, IP:port or network; default: the uri's host
+    names: Annotated[tuple[Filled, ...], Many] = ()  # SIP domains of the carrier's certificate; then no other source over TLS
     priority: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 0  # lower first
     weight: Annotated[int, msgspec.Meta(ge=1, le=65535)] = 1
     foreign: bool = False  # calls come from abroad by it
@@ -150,6 +159,7 @@ class Config(Section, frozen=True):
 
     node: Node = Node()
     listen: Annotated[tuple[Listen, ...], msgspec.Meta(min_length=1, max_length=32)] = (Listen(),)
+    tls: Tls = Tls()
     store: Store = Store()
     registrar: Registrar = Registrar()
     policy: Policy = Policy()

@@ -260,6 +260,7 @@ def _section_of_array(kind: Any) -> type[Section] | None:
 
 def _check(config: Config, reader: _Reader) -> None:
     _check_listen(config.listen, reader)
+    _check_tls(config, reader)
     _check_trunks(config.trunk, reader)
     _check_registrar(config, reader)
     store = config.store
@@ -323,6 +324,22 @@ def _check_listen(listens: tuple[Listen | None, ...], reader: _Reader) -> None:
             reader.fault(("listen", index, "advertised"), f"{listen.advertised!r} is not host or host:port")
 
 
+def _check_tls(config: Config, reader: _Reader) -> None:
+    secure = [index for index, listen in enumerate(config.listen) if listen is not None and listen.transport == "tls"]
+    if secure and not config.tls.certificate:
+        reader.fault(("listen", secure[0], "transport"), "tls needs 'certificate' in [tls]")
+    for name in ("certificate", "key", "ca"):
+        file = getattr(config.tls, name)
+        if file and not (reader.folder / file).is_file():
+            reader.fault(("tls", name), f"there is no file {str(reader.folder / file)!r}")
+    listens = {listen.transport for listen in config.listen if listen is not None}
+    for index, trunk in enumerate(config.trunk):
+        found = re.search(r";transport=([A-Za-z]+)", trunk.uri) if trunk is not None else None
+        transport = found[1].lower() if found is not None else "udp"
+        if trunk is not None and listens and transport not in listens:
+            reader.fault(("trunk", index, "uri"), f'needs a [[listen]] with transport = "{transport}"')
+
+
 def _check_trunks(trunks: tuple[Trunk | None, ...], reader: _Reader) -> None:
     names: set[str] = set()
     for index, trunk in enumerate(trunks):
@@ -376,8 +393,10 @@ def _check_registrar(config: Config, reader: _Reader) -> None:
 
 def _absolute(config: Config, folder: Path) -> Config:
     files = {name: tuple(str(folder / file) for file in getattr(config.policy, name)) for name in ("lines", "psap", "blocks")}
+    secrets = {name: getattr(config.tls, name) for name in ("certificate", "key", "ca")}
     return msgspec.structs.replace(
         config,
         node=msgspec.structs.replace(config.node, data_dir=str(folder / config.node.data_dir)),
         policy=msgspec.structs.replace(config.policy, **files),
+        tls=msgspec.structs.replace(config.tls, **{name: str(folder / file) for name, file in secrets.items() if file}),
     )

@@ -31,6 +31,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "sipproxy.policy_cache": ("policy",),
     # The composition root and what it is made of.
     "sipproxy.app": ("sipproxy", "policy", "cdr"),
+    "sipproxy.certificates": ("sipproxy.net", "sipproxy.config"),
     "sipproxy.lifecycle": ("sipproxy", "cdr"),
     "sipproxy.neighbours": ("sipproxy", "cdr"),
     "sipproxy.observe": ("sipproxy", "policy", "cdr"),
@@ -44,7 +45,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
 # Imported by their like alone.
 TOP = tuple(
     f"sipproxy.{name}"
-    for name in ("app", "lifecycle", "neighbours", "observe", "settings", "shell", "cli", "commands", "__main__")
+    for name in ("app", "certificates", "lifecycle", "neighbours", "observe", "settings", "shell", "cli", "commands", "__main__")
 )
 
 CORE = (

@@ -36,6 +36,7 @@ class TrunkRoute:
     networks: tuple[tuple[Network, int], ...]  # (network, source port or 0 for any)
     priority: int = 0
     weight: int = 1
+    names: tuple[str, ...] = ()  # domains that its certificate proves, for calls over TLS; lower case
     foreign: bool = False  # calls come from abroad by it: German numbers are hidden, § 120(4) TKG
     ping_s: float = 0.0  # between two OPTIONS; 0: none are sent
     calls: int = 0  # calls at once of this node; 0: unbounded
@@ -47,6 +48,11 @@ class TrunkRoute:
     expires_s: int = 3600
 
     def matches(self, flow: Flow) -> bool:
+        """Whether a message that came on this flow is the carrier's (RFC 5922 §7.3 over TLS, else by its address)."""
+        if flow.transport == "TLS" and self.names:
+            return any(name in flow.names for name in self.names)
+        if self.hop.transport == "TLS" and flow.transport == "UDP":
+            return False  # its address alone would do, which anybody can write into a datagram
         address = ipaddress.ip_address(flow.host)
         return any(address in network and port in (0, flow.port) for network, port in self.networks)
 

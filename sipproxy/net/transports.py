@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
 
     from sipproxy.net.resolver import Resolver
+    from sipproxy.net.tls import Tls
     from sipproxy.sip.errors import ParseError
 
 __all__ = ["Transports"]
@@ -41,12 +42,15 @@ class Transports:
         on_refused: Callable[[bytes, ParseError, Flow], None],
         *,
         message_bytes: int = 65535,
+        tls: Tls | None = None,
     ) -> None:
+        """`tls` is needed where a listener's transport is TLS."""
         self._resolver = resolver
         self._on_message = on_message
         self._on_failed = on_failed
         self._on_refused = on_refused
         self._message_bytes = message_bytes
+        self._tls = tls
         self._listeners: list[UdpListener | StreamListener] = []
         self._by_transport: dict[str, int] = {}
         self._lookups: set[asyncio.Task[None]] = set()
@@ -86,20 +90,25 @@ class Transports:
                 host, port, datagram, on_failed=lambda key, _: self._on_failed(key), max_datagram=self._message_bytes
             )
 
+        def flow_of(source: str, source_port: int, connection: int) -> Flow:
+            return Flow(transport, index, source, source_port, connection, stream.names(connection))
+
         def message(data: bytes, source: str, source_port: int, connection: int) -> None:
-            on_message(data, Flow("TCP", index, source, source_port, connection))
+            on_message(data, flow_of(source, source_port, connection))
 
         def refused(head: bytes, fault: ParseError, source: str, source_port: int, connection: int) -> None:
-            self._on_refused(head, fault, Flow("TCP", index, source, source_port, connection))
+            self._on_refused(head, fault, flow_of(source, source_port, connection))
 
-        return StreamListener(
+        stream = StreamListener(
             host,
             port,
             message,
             on_failed=lambda key, _: self._on_failed(key),
             on_refused=refused,
             limits=StreamLimits(message_bytes=self._message_bytes),
+            tls=self._tls if transport == "TLS" else None,
         )
+        return stream
 
     async def start(self) -> None:
         """Deliver messages from now on."""
@@ -131,7 +140,7 @@ class Transports:
             return
         found = self._resolver.literal(target.host, target.port, target.transport)
         if found:
-            self._transmit(Flow(target.transport, index, *found[0]), data, key)
+            self._transmit(Flow(target.transport, index, *found[0]), data, key, target.host)
         elif len(self._lookups) >= MAX_LOOKUPS:
             self._fail("too_many_lookups", key)
         else:
@@ -142,14 +151,14 @@ class Transports:
     async def _look_up(self, index: int, target: Hop, data: bytes, key: Hashable | None) -> None:
         found = await self._resolver.resolve(target.host, target.port, target.transport)
         if found:
-            self._transmit(Flow(target.transport, index, *found[0]), data, key)
+            self._transmit(Flow(target.transport, index, *found[0]), data, key, target.host)
         else:
             self._fail("unresolved", key)
 
-    def _transmit(self, to: Flow, data: bytes, key: Hashable | None) -> None:
+    def _transmit(self, to: Flow, data: bytes, key: Hashable | None, domain: str = "") -> None:
         listener = self._listeners[to.listener]
         if isinstance(listener, StreamListener):
-            listener.send(data, to.host, to.port, to.connection, key=key)
+            listener.send(data, to.host, to.port, to.connection, domain=domain, key=key)
             return
         try:
             listener.send(data, to.host, to.port, key=key)
@@ -172,7 +181,7 @@ class Transports:
             else:
                 rows = {**listener.counters, **{f"closed_{k}": v for k, v in listener.closed.items()}}
                 rows.update({f"failed_{k}": v for k, v in listener.failed.items()})
-                transport = "TCP"
+                transport = "TCP" if listener.tls is None else "TLS"
             for name, value in rows.items():
                 totals[transport, name] = totals.get((transport, name), 0) + value
         return totals

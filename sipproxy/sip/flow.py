@@ -11,7 +11,8 @@ class Flow(NamedTuple):
     """One 5-tuple towards a peer, as seen by the listener that received from it.
 
     `transport` is "UDP", "TCP" or "TLS"; `listener` the index of our listener in the configuration; `host` an IP literal
-    without brackets; `connection` the stream connection's number, 0 for UDP.
+    without brackets; `connection` the stream connection's number, 0 for UDP; `names` the SIP domains that the peer's
+    certificate has proved (RFC 5922 §7.1).
     """
 
     transport: str
@@ -19,6 +20,7 @@ class Flow(NamedTuple):
     host: str
     port: int
     connection: int = 0
+    names: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
