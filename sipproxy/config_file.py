@@ -333,10 +333,15 @@ def _check_tls(config: Config, reader: _Reader) -> None:
         if file and not (reader.folder / file).is_file():
             reader.fault(("tls", name), f"there is no file {str(reader.folder / file)!r}")
     listens = {listen.transport for listen in config.listen if listen is not None}
-    for index, trunk in enumerate(config.trunk):
-        found = re.search(r";transport=([A-Za-z]+)", trunk.uri) if trunk is not None else None
+    trunks: tuple[Trunk | None, ...] = config.trunk
+    for index, trunk in enumerate(trunks):
+        if trunk is None:
+            continue
+        if trunk.names and config.tls.clients == "none":
+            reader.fault(("trunk", index, "names"), 'needs clients = "optional" or "required" in [tls]')
+        found = re.search(r";transport=([A-Za-z]+)", trunk.uri)
         transport = found[1].lower() if found is not None else "udp"
-        if trunk is not None and listens and transport not in listens:
+        if listens and transport not in listens:
             reader.fault(("trunk", index, "uri"), f'needs a [[listen]] with transport = "{transport}"')
 
 

@@ -212,3 +212,16 @@ def test_trunk_shown_as_text_hides_its_password(tmp_path: Path) -> None:
     config = load(written(tmp_path, TRUNK + "user = 'a'\npassword = 'hidden-1'\n"))
     assert config.trunk[0].password == "hidden-1"
     assert "hidden-1" not in repr(config)
+
+
+def test_load_tls_tells_what_it_lacks(tmp_path: Path) -> None:
+    listen = '[[listen]]\ntransport = "tls"\naddress = "127.0.0.1:5061"\n'
+    assert faults_of(tmp_path, listen) == [(2, "listen[1].transport")]
+    assert faults_of(tmp_path, listen + '[tls]\ncertificate = "gone.pem"\n') == [(5, "tls.certificate")]
+    (tmp_path / "node.pem").write_text("")
+    tls = listen + '[tls]\ncertificate = "node.pem"\n'
+    assert load(written(tmp_path, tls)).tls.certificate == str(tmp_path / "node.pem")
+    trunk = '[[trunk]]\nname = "a"\nuri = "sip:a.example;transport=tls"\nnames = ["a.example"]\n'
+    assert faults_of(tmp_path, tls + trunk) == [(9, "trunk[1].names")]
+    assert faults_of(tmp_path, trunk.replace('names = ["a.example"]\n', "")) == [(3, "trunk[1].uri")]
+    assert load(written(tmp_path, tls + 'clients = "optional"\n' + trunk)).trunk[0].names == ("a.example",)
