@@ -45,7 +45,18 @@ ALLOWED: dict[str, tuple[str, ...]] = {
 # Imported by their like alone.
 TOP = tuple(
     f"sipproxy.{name}"
-    for name in ("app", "certificates", "lifecycle", "neighbours", "observe", "settings", "shell", "cli", "commands", "__main__")
+    for name in (
+        "app",
+        "certificates",
+        "lifecycle",
+        "neighbours",
+        "observe",
+        "settings",
+        "shell",
+        "cli",
+        "commands",
+        "__main__",
+    )
 )
 
 CORE = (
