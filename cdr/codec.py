@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from cdr.facts import Admit, Alive, Answer, End, Fact, Record
+from cdr.facts import Admit, Alive, Answer, End, Fact, LineSlot, Record
 
 __all__ = [
     "CodecError",
@@ -57,6 +57,7 @@ class _AdmitEntry(msgspec.Struct, tag="admit", omit_defaults=True):
     boot: str = ""
     mono_ms: int = 0
     lines: tuple[str, ...] = ()
+    slots: tuple[LineSlot, ...] = ()
 
 
 class _EndEntry(msgspec.Struct, tag="end"):
@@ -115,7 +116,8 @@ def encode_fact(fact: Fact) -> bytes:
         return _ENCODER.encode(_EndEntry(msgspec.Raw(encode(fact.record))))
     try:
         if isinstance(fact, Admit):
-            return _ENCODER.encode(_AdmitEntry(msgspec.Raw(encode(fact.record)), fact.boot, fact.mono_ms, fact.lines))
+            record = msgspec.Raw(encode(fact.record))
+            return _ENCODER.encode(_AdmitEntry(record, fact.boot, fact.mono_ms, fact.lines, fact.slots))
         return _ENCODER.encode(fact)
     except _FAULTS as error:
         raise CodecError(f"fact cannot be encoded: {error}") from error
@@ -137,7 +139,7 @@ def decode_fact(data: bytes | memoryview) -> Fact:
         entry = _ENTRIES.decode(data)
         if entry.type == "admit":
             admit = _ADMITS.decode(data)
-            return Admit(decode(bytes(admit.record)), admit.boot, admit.mono_ms, admit.lines)
+            return Admit(decode(bytes(admit.record)), admit.boot, admit.mono_ms, admit.lines, admit.slots)
         if entry.type == "end":
             return End(decode(bytes(entry.record)))
         return _PARTS.decode(data)

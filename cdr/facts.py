@@ -20,6 +20,7 @@ __all__ = [
     "End",
     "EndReason",
     "Fact",
+    "LineSlot",
     "PartySide",
     "Place",
     "Record",
@@ -104,17 +105,27 @@ class Record(msgspec.Struct, kw_only=True, omit_defaults=True):
     unknown: dict[str, object] = {}
 
 
+class LineSlot(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
+    """A slot that a call holds of a line, and for which account; `role` tells it from the call's first one of that line."""
+
+    line: str
+    account: str = ""
+    role: str = ""
+
+
 class Admit(msgspec.Struct, tag="admit", frozen=True, omit_defaults=True):
     """The call was let in and its INVITE is about to leave. `record` is the record as far as it is known.
 
     `mono_ms` is the set-up on the monotonic clock, which means something within the same `boot` of the machine alone;
-    `boot` is "" where that is not known. `lines` are those of which the call holds a slot.
+    `boot` is "" where that is not known. `slots` are those that the call holds; facts of an earlier version have `lines`, one
+    slot of each.
     """
 
     record: Record
     boot: str = ""
     mono_ms: int = 0
     lines: tuple[str, ...] = ()
+    slots: tuple[LineSlot, ...] = ()
 
 
 class Place(msgspec.Struct, frozen=True, array_like=True):

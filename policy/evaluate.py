@@ -11,6 +11,7 @@ Rule ids, stable; `rule_family` gives the bounded set for counters:
     line.status.<status>    the line's status refuses the call: terminated, barred_out, barred_full, fraud_hold
     line.rate               the line started too many calls within its profile's window
     line.channels           all channels of the line are in use
+    account.channels        the account has a limit of its own, and uses as many
     profile.unknown         the line's profile is not in the snapshot
     caller.<...>            the caller's number refuses the call (`policy.identity`)
     plan.malformed          syntax: 400
@@ -92,7 +93,7 @@ def _outgoing(attempt: CallAttempt, snapshot: Snapshot, now_at_ms: int) -> Decis
         refusal = (
             refusal
             or _too_fast(attempt, snapshot, line, profile.setup_out, steps)
-            or _full(attempt, snapshot, line, profile.channels_out, steps)
+            or _full(attempt, snapshot, line, attempt.account, profile.channels_out, steps)
         )
     if refusal is not None:
         return _deny(snapshot, destination, refusal, steps, line=line, account=attempt.account, caller=caller)
@@ -230,15 +231,25 @@ def _too_fast(attempt: CallAttempt, snapshot: Snapshot, line: Line, answer: tupl
     return ("line.rate", words, *answer)
 
 
-def _full(attempt: CallAttempt, snapshot: Snapshot, line: Line, answer: tuple[int, int], steps: Steps) -> Refusal | None:
+def _full(  # noqa: PLR0917 - a call and the snapshot it is judged by
+    attempt: CallAttempt, snapshot: Snapshot, line: Line, account: Account | None, answer: tuple[int, int], steps: Steps
+) -> Refusal | None:
+    """The line's channels, then the account's own share of them."""
     used = attempt.slots_used
     if used is None:
         return None  # left to the atomic take that follows
     limit = snapshot.channels_of(line)
-    if used < limit:
-        steps.append(("line.channels", f"{used} of {limit} in use"))
+    if used >= limit:
+        return ("line.channels", f"{used} of {limit} channels in use", *answer)
+    steps.append(("line.channels", f"{used} of {limit} in use"))
+    of_account = attempt.account_used
+    if account is None or account.channels is None or of_account is None:
         return None
-    return ("line.channels", f"{used} of {limit} channels in use", *answer)
+    words = f"{account.user} uses {of_account} of its {account.channels} channels"
+    if of_account >= account.channels:
+        return ("account.channels", words, *answer)
+    steps.append(("account.channels", words))
+    return None
 
 
 def _incoming(attempt: CallAttempt, snapshot: Snapshot, now_at_ms: int) -> Decision:
@@ -252,7 +263,7 @@ def _incoming(attempt: CallAttempt, snapshot: Snapshot, now_at_ms: int) -> Decis
         return _deny(snapshot, destination, ("number.unassigned", "number is not assigned", 404, 1), steps)
     steps.append(("number", f"{account.user} of line {line.id}"))
     caller = incoming_caller(snapshot, attempt, line, now_at_ms)
-    refusal, exception = _refused_incoming(attempt, snapshot, line, caller, steps, now_at_ms)
+    refusal, exception = _refused_incoming(attempt, snapshot, line, account, caller, steps, now_at_ms)
     if refusal is not None:
         return _deny(snapshot, destination, refusal, steps, line=line, account=account, caller=caller)
     rule, reason = _allowance(exception, "number is assigned")
@@ -275,7 +286,7 @@ def _incoming(attempt: CallAttempt, snapshot: Snapshot, now_at_ms: int) -> Decis
 
 
 def _refused_incoming(  # noqa: PLR0917 - a call and the snapshot it is judged by
-    attempt: CallAttempt, snapshot: Snapshot, line: Line, caller: Caller, steps: Steps, now_at_ms: int
+    attempt: CallAttempt, snapshot: Snapshot, line: Line, account: Account, caller: Caller, steps: Steps, now_at_ms: int
 ) -> tuple[Refusal | None, BlockRule | None]:
     """What refuses a call to `line`, and the exception that let it in: status, caller's number, block rules, channels."""
     profile = snapshot.profiles.get(line.profile)
@@ -290,7 +301,7 @@ def _refused_incoming(  # noqa: PLR0917 - a call and the snapshot it is judged b
     if refusal is not None:
         return refusal, None
     refusal, exception = _blocked_caller(snapshot, line, profile, caller, steps, now_at_ms)
-    return refusal or _full(attempt, snapshot, line, profile.channels_in, steps), exception
+    return refusal or _full(attempt, snapshot, line, account, profile.channels_in, steps), exception
 
 
 def _blocked_caller(  # noqa: PLR0917 - a call and the snapshot it is judged by

@@ -135,6 +135,7 @@ class Account:
     kind: AccountKind
     ha1: Mapping[str, str] = field(repr=False)
     numbers: tuple[str, ...]  # +E.164 each; a range ends in "*" (trunk accounts): "+492051988*"
+    channels: int | None = None  # of the line's, how many this account may use at once; None: no limit of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,6 +263,7 @@ class CallAttempt:
     `target` is the Request-URI (or a bare dialled string) in bytes as received. For an outgoing attempt `line` is the
     caller's; for an incoming one it is None and found from the target. `slots_used` is what the line holds before this
     call; None leaves the channel rule to the atomic take that follows, whose refusal is evaluated again with the count.
+    `account_used` is the same of the line's slots that the account holds, for an account with a limit of its own.
     `setups` is how many calls the line started within its profile's window before this one; None leaves that rule out.
     """
 
@@ -277,6 +279,7 @@ class CallAttempt:
     network: str = ""  # number that the trunk asserts (P-Asserted-Identity), as received; "" from a customer
     abroad: bool = False  # came in over a route from abroad
     preferred: str = ""  # the one of several that the caller wants vouched for (P-Preferred-Identity), as received
+    account_used: int | None = None
 
 
 class Caller(NamedTuple):

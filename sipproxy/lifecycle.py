@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from sipproxy.engine.recover import slots_of
 from sipproxy.sip.transaction import State
 
 if TYPE_CHECKING:
@@ -70,11 +71,11 @@ def resume(shell: Shell, journal: Journal, found: Recovered, slots: Slots) -> No
 
     Calls that ended just before the node died may have left a slot that nobody gave back any more.
     """
+    routes, lapsed_ms = shell.engine.desk.settings.trunks, time.time_ns() // 1_000_000 - shell.lease_ms
     for record in journal.records_from(max(1, journal.last_seq + 1 - ENDED_LATELY)):
-        if record.slots_used is not None:
-            for line in (record.line, record.callee_line):
-                if line:
-                    slots.release(line, record.id)
+        if record.slots_used is not None and record.end_at_ms > lapsed_ms:
+            for slot in slots_of(record, routes):
+                slots.release(slot)
     shell.recover(found.unfinished)
     shell.refresh_leases()
     live = shell.engine.calls.live

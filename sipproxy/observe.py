@@ -97,7 +97,11 @@ def _engine_metrics(metrics: Metrics, engine: Engine) -> None:
         "bindings_refused": ("bindings of other nodes that were not taken", ("reason",)),
         "probes": ("parties of live calls that were asked whether they are there", ("side",)),
         "parties_lost": ("parties found gone, and sessions that expired", ("how",)),
-        "slots_undecided": ("calls decided without the store", ("way",)),
+        "slots_undecided": ("slots decided without the store", ("way",)),
+        "slots_refused": (
+            "slots refused, by what was full (line, account, trunk), or store, where none is given without it",
+            ("why",),
+        ),
     }
 
     def of(name: str) -> dict[tuple[str, ...], float]:
@@ -116,7 +120,7 @@ def _engine_metrics(metrics: Metrics, engine: Engine) -> None:
         lambda: {"server": len(transactions.servers), "client": len(transactions.clients)},
         ("side",),
     )
-    metrics.gauge("sipproxy_slots_held", "slots of this node's live calls", lambda: len(engine.calls.leases()))
+    metrics.gauge("sipproxy_slots_held", "slots of this node's live calls", engine.channels.count, ("kind",))
     metrics.gauge("sipproxy_policy_version", "version of the snapshot in use", lambda: engine.desk.snapshot.version)
     metrics.gauge("sipproxy_lines", "lines in the snapshot", lambda: len(engine.desk.snapshot.lines))
 
@@ -161,7 +165,7 @@ def _trunk_metrics(metrics: Metrics, engine: Engine) -> None:
 
     label = ("trunk",)
     metrics.gauge("sipproxy_trunk_up", "0 while the route is down", lambda: of(lambda h: float(h.state != "down")), label)
-    metrics.gauge("sipproxy_trunk_calls", "calls on the route", lambda: of(lambda h: len(h.calls)), label)
+    metrics.gauge("sipproxy_trunk_calls", "calls on the route", lambda: of(lambda h: trunks.calls(h.route.name)), label)
     metrics.gauge("sipproxy_trunk_limit", "calls that it may have; 0 for no limit", lambda: of(lambda h: h.route.calls), label)
     metrics.gauge("sipproxy_trunk_registered", "1 while the carrier holds our binding", lambda: of(registered), label)
     metrics.gauge("sipproxy_trunk_ping_seconds", "round trip of the last answered OPTIONS", lambda: of(ping), label)

@@ -54,6 +54,7 @@ def engine_settings(config: Config, bound: Sequence[Bound], *, boot: str = "") -
         min_se_s=calls.min_se_s,
         probe_s=calls.probe_s,
         slots=config.store.slots,
+        store_wait_s=config.store.deadline_ms / 1000,
         max_headers=limits.headers,
         max_transactions=limits.transactions,
         max_calls=limits.calls,

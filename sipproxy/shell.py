@@ -17,6 +17,7 @@ from cdr.facts import Admit, Alive, Answer
 from cdr.journal import JournalError, UnwritableError
 from sipproxy.engine.actions import (
     Action,
+    HoldSlot,
     KeepTrace,
     Note,
     Now,
@@ -76,7 +77,7 @@ class Shell:
         self.transports: Transports | None = None  # set by the composition root, which needs our callbacks for it
         self._journal, self._publisher = journal, publisher
         self._slots, self._bindings, self._traces = slots, bindings, traces
-        self._lease_ms = lease_ms
+        self.lease_ms = lease_ms
         self._wait_for_disk = wait_for_disk
         self._line: deque[Action] = deque()
         self._draining = False
@@ -106,7 +107,8 @@ class Shell:
         self._perform(self.engine.refuse_stream(head, fault, flow, instant()))
 
     def _slot_result(self, action: TakeSlot, result: SlotResult) -> None:
-        self._perform(self.engine.slot_result(action.call, action.line, taken=result.taken, used=result.used, now=instant()))
+        taken, used, of_account = result
+        self._perform(self.engine.slot_result(action.slot, taken=taken, used=used, of_account=of_account, now=instant()))
 
     def _fire(self) -> None:
         self._timer = None
@@ -143,7 +145,7 @@ class Shell:
 
     def refresh_leases(self) -> None:
         """Re-assert the slot of every live call."""
-        self._slots.refresh(self.engine.calls.leases(), self._lease_ms)
+        self._slots.refresh(self.engine.channels.leases(), self.lease_ms)
 
     @property
     def facts_owed(self) -> int:
@@ -177,11 +179,11 @@ class Shell:
 
     def _other(self, action: Action) -> None:
         if isinstance(action, TakeSlot):
-            self._slots.take(
-                action.line, action.call, action.limit, self._lease_ms, lambda result: self._slot_result(action, result)
-            )
+            self._slots.take(action, self.lease_ms, lambda result: self._slot_result(action, result))
         elif isinstance(action, ReleaseSlot):
-            self._slots.release(action.line, action.call)
+            self._slots.release(action.slot)
+        elif isinstance(action, HoldSlot):
+            self._slots.refresh([(action.slot, action.holder)], self.lease_ms)
         elif isinstance(action, SaveBinding):
             self._bindings.save(action.user, action.binding)
         elif isinstance(action, RemoveBinding):

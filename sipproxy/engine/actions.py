@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import msgspec
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Action",
+    "HoldSlot",
+    "Holder",
     "Journal",
     "KeepTrace",
     "MaliciousCall",
@@ -24,6 +26,7 @@ __all__ = [
     "RemoveBinding",
     "SaveBinding",
     "SendTo",
+    "Slot",
     "TakeSlot",
 ]
 
@@ -43,19 +46,53 @@ class SendTo(NamedTuple):
     key: Hashable | None = None
 
 
-class TakeSlot(NamedTuple):
-    """Take a channel of `line`; the answer comes once, by `Engine.slot_result`."""
+class Slot(NamedTuple):
+    """One slot's identity: whose it is, a line or a trunk route with a limit, and which one. `member` begins with the call's id
+    and goes on with ":" and a role where one call has several slots of one owner (`Channels`)."""
 
-    line: str
-    call: str
+    kind: Literal["line", "trunk"]
+    owner: str
+    member: str
+
+    @property
+    def call(self) -> str:
+        """The id of the call that has it."""
+        return self.member.partition(":")[0]
+
+
+class Holder(NamedTuple):
+    """What the store keeps beside a slot, for limits of accounts and for operators. `since_ms` is UTC."""
+
+    node: str
+    since_ms: int
+    account: str = ""  # of the line; "" on trunk routes
+    direction: str = ""  # of the call, as in its record
+
+
+class TakeSlot(NamedTuple):
+    """Take a slot if its owner, and the holder's account where it has a limit of its own, has one left.
+
+    The answer comes once, after `wait_s` at the latest, by `Engine.slot_result`.
+    """
+
+    slot: Slot
+    holder: Holder
     limit: int
+    account_limit: int | None
+    wait_s: float
+
+
+class HoldSlot(NamedTuple):
+    """Have the store count a slot that is in use whatever the limit says. No answer comes."""
+
+    slot: Slot
+    holder: Holder
 
 
 class ReleaseSlot(NamedTuple):
-    """Give a channel back. Idempotent."""
+    """Give a slot back. Idempotent."""
 
-    line: str
-    call: str
+    slot: Slot
 
 
 class Journal(NamedTuple):
@@ -111,4 +148,4 @@ class Note(NamedTuple):
     fields: dict[str, object]
 
 
-Action = SendTo | TakeSlot | ReleaseSlot | Journal | SaveBinding | RemoveBinding | KeepTrace | Note
+Action = SendTo | TakeSlot | HoldSlot | ReleaseSlot | Journal | SaveBinding | RemoveBinding | KeepTrace | Note

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from cdr.assemble import final
 from cdr.facts import Answer, End, EndReason, Record, ReleasedBy
 from sipproxy.engine import carrier, keep, liveness, session
-from sipproxy.engine.actions import Journal, Note, Now, ReleaseSlot
+from sipproxy.engine.actions import Holder, Journal, Note, Now, Slot
 from sipproxy.engine.causes import NO_CHANNEL, NORMAL_CLEARING, NORMAL_UNSPECIFIED, SUBSCRIBER_ABSENT, cause_of
 from sipproxy.engine.dialogs import Dialog, Phase
 from sipproxy.engine.edge import SILENT_S
@@ -62,7 +62,8 @@ class Call:
     edit: Callable[[Editor, Target], None] | None = None
     faces: Faces | KnownFace | None = None  # how the caller looks to whom; None: as he says
     phase: Phase = Phase.ADMITTING
-    lines: list[str] = field(default_factory=list)  # of which this call holds a slot
+    slots: dict[Slot, Holder] = field(default_factory=dict)  # by `Channels` alone
+    store_wait_s: float = 0.0  # for how much longer it may wait for the store
     dialogs: dict[bytes, Dialog] = field(default_factory=dict)
     answer: Answer | None = None
     ringing_at_ms: int | None = None
@@ -77,6 +78,7 @@ class Call:
 
     def __post_init__(self) -> None:
         self.context = ResponseContext([])
+        self.store_wait_s = self.desk.settings.store_wait_s
 
     @property
     def request(self) -> Request:
@@ -424,9 +426,7 @@ class Call:
             last_seen_at_ms=(self.last_seen or self.started).utc_ms,
         )
         desk.out.append(Journal(End(record)))
-        for line in self.lines:
-            desk.out.append(ReleaseSlot(line, self.id))
-        desk.trunks.release(self.id)
+        desk.channels.give_back(self)
         for kind in ("setup", "route", "edge", "ring", "maximum", "reap", "stop"):
             desk.queue.cancel(("call", self.id, kind))
         for dialog in self.dialogs.values():

@@ -1,4 +1,4 @@
-"""The table of calls: by our call id and by SIP Call-ID, with the slots that this node's calls hold.
+"""The table of calls: by our call id and by SIP Call-ID.
 
 Pure. A call stays findable for 64*T1 after its end, so that retransmissions meet its dialog; it counts as live only until then.
 """
@@ -39,7 +39,6 @@ class Calls:
         self._next_seq = next_seq
         self.by_id: dict[str, Call] = {}
         self._by_call_id: dict[bytes, list[Call]] = {}
-        self._held: dict[str, set[str]] = {}
         self.live = 0
 
     def number(self) -> int:
@@ -54,14 +53,9 @@ class Calls:
         self.live += 1
 
     def ended(self, call: Call) -> None:
-        """The call is over: its slots are no longer counted here."""
+        """The call is over."""
+        del call
         self.live -= 1
-        for line in call.lines:
-            of_line = self._held.get(line)
-            if of_line is not None:
-                of_line.discard(call.id)
-                if not of_line:
-                    del self._held[line]
 
     def remove(self, call: Call) -> None:
         self.by_id.pop(call.id, None)
@@ -89,19 +83,6 @@ class Calls:
                 return Found(found, found.dialogs[from_tag], from_caller=False)
         return None
 
-    # Slots of this node's live calls (design §8: what decides when the store does not answer)
-
-    def hold(self, call: Call, line: str) -> None:
-        call.lines.append(line)
-        self._held.setdefault(line, set()).add(call.id)
-
-    def held(self, line: str) -> int:
-        return len(self._held.get(line, ()))
-
-    def leases(self) -> list[tuple[str, str]]:
-        """Every (line, call id) that a live call of this node holds."""
-        return [(line, call) for line, calls in self._held.items() for call in calls]
-
     def view(self, now: Now) -> list[dict[str, object]]:
         """The live calls for operators."""
         return [
@@ -115,7 +96,10 @@ class Calls:
                 "dialled": call.record.canonical,
                 "trunk": call.answer.trunk if call.answer is not None else call.record.trunk,
                 "verdict": call.record.verdict,
-                "slots": list(call.lines),
+                "slots": [
+                    {"kind": slot.kind, "of": slot.owner, "account": holder.account, "since_ms": holder.since_ms}
+                    for slot, holder in call.slots.items()
+                ],
                 "setup_at_ms": call.record.setup_at_ms,
                 "for_s": call.after_ms(now) // 1000,
             }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sipproxy.engine.channels import trunk_slot
 from sipproxy.engine.cseq import Shift
 from sipproxy.engine.edge import ABSENT
 from sipproxy.engine.transactions import Ignored
@@ -29,7 +30,13 @@ REFUSED = 503  # what a route counts as that does not take our credentials: the 
 
 def enter(call: Call, target: Target) -> bool:
     """Take a place for the call on its target's route; False when the route is full. Emergency calls are never refused."""
-    return target.kind != "trunk" or call.desk.trunks.take(target.name, call.id, even_if_full=call.is_emergency)
+    if target.kind != "trunk":
+        return True
+    if not call.is_emergency and call.desk.trunks.is_full(target.name):
+        call.desk.count("trunk_full", target.name)
+        return False
+    call.desk.channels.occupy(call, trunk_slot(call, target.name))
+    return True
 
 
 def called(request: Request, route: TrunkRoute) -> bytes:
@@ -41,7 +48,7 @@ def called(request: Request, route: TrunkRoute) -> bytes:
 def arrived(call: Call) -> None:
     """Count a call that came from a trunk on its route, full or not: it is there already."""
     if not call.from_customer and call.record.trunk:
-        call.desk.trunks.take(call.record.trunk, call.id, even_if_full=True)
+        call.desk.channels.occupy(call, trunk_slot(call, call.record.trunk, incoming=True))
 
 
 def status_of(call: Call, branch: Branch[Target], response: Response) -> int:
@@ -66,7 +73,7 @@ def status_of(call: Call, branch: Branch[Target], response: Response) -> int:
             return 0
         status = REFUSED
     if status >= 300:
-        desk.trunks.leave(target.name, call.id)
+        desk.channels.leave(call, trunk_slot(call, target.name))
     return status
 
 
@@ -78,7 +85,7 @@ def failed(call: Call, branch: Branch[Target], *, timed_out: bool) -> int:
     if branch.target.route:
         return UNAVAILABLE
     if branch.target.kind == "trunk":
-        call.desk.trunks.leave(branch.target.name, call.id)
+        call.desk.channels.leave(call, trunk_slot(call, branch.target.name))
         if not (timed_out and (branch.overdue or branch.provisional)):
             call.desk.trunks.failed(branch.target.name, "timeout" if timed_out else "transport")
     return 408 if timed_out else 503

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
 
     from policy.model import Snapshot
-    from sipproxy.engine.actions import Action, Now
+    from sipproxy.engine.actions import Action, Now, Slot
     from sipproxy.engine.location import Binding
     from sipproxy.engine.peers import Peer
     from sipproxy.engine.recover import Unfinished
@@ -61,6 +61,7 @@ class Engine:
         """`key` is secret and stays the same over restarts: nonces that a router holds stay good. `next_seq` comes from the
         journal."""
         self.desk = Desk(settings, snapshot, new_token=new_token, key=key)
+        self.channels = self.desk.channels
         self.calls = Calls(next_seq=next_seq)
         nonces = NonceSource(key, lifetime_s=nonce_lifetime_s, max_tracked=max_nonces)
         self._auth = Authenticator(self.desk, nonces)
@@ -112,10 +113,10 @@ class Engine:
         """Monotonic seconds of the earliest deadline."""
         return self.desk.queue.next_at
 
-    def slot_result(self, call: str, line: str, *, taken: bool | None, used: int, now: Now) -> list[Action]:
+    def slot_result(self, slot: Slot, *, taken: bool | None, used: int, of_account: int = 0, now: Now) -> list[Action]:
         """The answer to a `TakeSlot`; `taken` None when the store did not answer within its deadline."""
         self.desk.now = now
-        self._setup.slot_result(call, line, taken=taken, used=used)
+        self.channels.result(slot, taken=taken, used=used, of_account=of_account)
         return self.desk.take_actions()
 
     def transport_failed(self, key: Hashable, now: Now) -> list[Action]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from cdr.facts import Admit, Alive, Answer, Confirmed, PartySide, Place
+from cdr.facts import Admit, Alive, Answer, Confirmed, LineSlot, PartySide, Place
 from sipproxy.engine.actions import Journal
 from sipproxy.sip.build import Editor
 from sipproxy.sip.flow import Flow, Hop
@@ -18,7 +18,7 @@ from sipproxy.sip.sdp import media_kinds
 from sipproxy.sip.text import text
 
 if TYPE_CHECKING:
-    from sipproxy.engine.actions import Now
+    from sipproxy.engine.actions import Holder, Now, Slot
     from sipproxy.engine.call import Call, Dialog
     from sipproxy.engine.forward import Target
     from sipproxy.sip.message import Response
@@ -42,8 +42,13 @@ def reduced(message: Request | Response) -> bytes:
 
 
 def admission(call: Call) -> Admit:
-    """The ADMIT fact."""
-    return Admit(call.record, call.desk.settings.boot, round(call.started.mono * 1000), tuple(call.lines))
+    """The ADMIT fact. Of one that is appended again, because the call took a slot later, the last one counts."""
+    held = tuple(_held(slot, holder) for slot, holder in call.slots.items() if slot.kind == "line")
+    return Admit(call.record, call.desk.settings.boot, round(call.started.mono * 1000), slots=held)
+
+
+def _held(slot: Slot, holder: Holder) -> LineSlot:
+    return LineSlot(slot.owner, holder.account, slot.member.partition(":")[2])
 
 
 def answer(call: Call, target: Target, response: Response) -> Answer:

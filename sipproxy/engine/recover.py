@@ -14,10 +14,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from cdr.assemble import recovered
-from cdr.facts import End
+from cdr.facts import End, LineSlot
 from sipproxy.engine import carrier, liveness
-from sipproxy.engine.actions import Journal, Now, ReleaseSlot
+from sipproxy.engine.actions import Holder, Journal, Now, ReleaseSlot, Slot
 from sipproxy.engine.call import Call, Dialog, Phase
+from sipproxy.engine.channels import FORWARDED, trunk_slot
 from sipproxy.engine.forward import Target, is_ours
 from sipproxy.engine.privacy import Face, KnownFace
 from sipproxy.engine.response_context import ResponseContext
@@ -29,14 +30,15 @@ from sipproxy.sip.matching import client_key
 from sipproxy.sip.message import Request, Response, check_message, parse_message
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from typing import Literal
 
-    from cdr.facts import Admit, Alive, Answer, Confirmed, Place
+    from cdr.facts import Admit, Alive, Answer, Confirmed, Place, Record
     from sipproxy.engine.calls import Calls, Found
+    from sipproxy.engine.settings import TrunkRoute
     from sipproxy.engine.state import Desk
 
-__all__ = ["Resumed", "Unfinished", "follow", "recover"]
+__all__ = ["Resumed", "Unfinished", "follow", "recover", "slots_of"]
 
 Unfinished = tuple["Admit", "Answer | None", "Alive | None"]
 
@@ -110,11 +112,37 @@ def _cut(desk: Desk, calls: Calls, admit: Admit, answer: Answer | None, alive: A
     record = recovered(admit, answer, alive, calls.number())
     desk.out.append(Journal(End(record)))
     desk.count("calls_ended", record.end_reason)
-    # Facts of an earlier version do not name the slots: the lines of the record had them, if any had.
-    held = admit.lines or (() if record.verdict == "emergency" else (record.line, record.callee_line))
-    for line in held:
-        if line:
-            desk.out.append(ReleaseSlot(line, record.id))
+    had = [slot for slot, _ in _slots(desk, admit)]
+    desk.out += [ReleaseSlot(slot) for slot in dict.fromkeys((*had, *slots_of(record, desk.settings.trunks)))]
+
+
+def slots_of(record: Record, routes: Iterable[TrunkRoute]) -> list[Slot]:
+    """Every slot that the call of this record may still have in the store, in case nobody gave it back.
+
+    Which of its slots a call had is in its ADMIT; the record alone does not name the routes that were tried, nor the lines
+    that forwarded the call on.
+    """
+    found = []
+    if record.verdict != "emergency":
+        for line in filter(None, (record.line, record.callee_line)):
+            found += [Slot("line", line, record.id), Slot("line", line, f"{record.id}:{FORWARDED}")]
+    for route in routes:
+        if route.calls:
+            found += [Slot("trunk", route.name, record.id), Slot("trunk", route.name, f"{record.id}:in")]
+    return found
+
+
+def _slots(desk: Desk, admit: Admit) -> list[tuple[Slot, Holder]]:
+    """The line slots that the call had, with their holders."""
+    record = admit.record
+    taken = admit.slots or tuple(LineSlot(line) for line in admit.lines)
+    return [
+        (
+            Slot("line", slot.line, f"{record.id}:{slot.role}" if slot.role else record.id),
+            Holder(desk.settings.node, record.setup_at_ms, slot.account, record.direction),
+        )
+        for slot in taken
+    ]
 
 
 def _call(desk: Desk, calls: Calls, admit: Admit, answer: Answer | None, alive: Alive | None) -> Call | None:
@@ -147,9 +175,9 @@ def _call(desk: Desk, calls: Calls, admit: Admit, answer: Answer | None, alive: 
     calls.add(call)
     carrier.arrived(call)
     if answer.trunk:
-        desk.trunks.take(answer.trunk, call.id, even_if_full=True)
-    for line in admit.lines:
-        calls.hold(call, line)
+        desk.channels.occupy(call, trunk_slot(call, answer.trunk))
+    for slot, holder in _slots(desk, admit):
+        desk.channels.hold(call, slot, holder)
     return call
 
 

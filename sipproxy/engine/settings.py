@@ -83,6 +83,7 @@ class Settings:
     min_se_s: int = 90
     probe_s: float = 600.0
     slots: str = "local"
+    store_wait_s: float = 0.25  # of all that one call may wait for the store
     max_headers: int = 200
     max_transactions: int = 200_000
     max_calls: int = 50_000

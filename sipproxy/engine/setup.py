@@ -6,17 +6,19 @@ Pure. Emergency calls are recognised from their target alone, before anything th
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from policy import evaluate, rule_family
 from policy.emergency import service_of
 from policy.fraud import SetupGuard
 from policy.model import CallAttempt, Direction, Verdict
-from sipproxy.engine.actions import KeepTrace, MaliciousCall, ReleaseSlot, TakeSlot
+from sipproxy.engine.actions import KeepTrace, MaliciousCall
 from sipproxy.engine.authenticate import Proven
-from sipproxy.engine.call import Call, Phase
+from sipproxy.engine.call import Call
 from sipproxy.engine.carrier import called
 from sipproxy.engine.causes import SUBSCRIBER_ABSENT
+from sipproxy.engine.channels import line_slot
 from sipproxy.engine.draft import draft
 from sipproxy.engine.privacy import Faces, said_by, unsupported_privacy
 from sipproxy.engine.targets import binding_groups, emergency_groups, incoming_edit, outgoing_edit, trunk_groups
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from policy.model import Account, Decision, Line
     from sipproxy.engine.authenticate import Authenticator
     from sipproxy.engine.calls import Calls
+    from sipproxy.engine.channels import Grant
     from sipproxy.engine.privacy import Said
     from sipproxy.engine.settings import TrunkRoute
     from sipproxy.engine.state import Desk
@@ -42,9 +45,10 @@ MAX_TRACED = 512  # characters of a header that the record of a malicious call k
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """A channel that a call still has to get: of this line, by this attempt and its decision."""
+    """A channel that a call still has to get: of this line and account, by this attempt and its decision."""
 
     line: Line
+    account: Account
     attempt: CallAttempt
     decision: Decision
 
@@ -60,7 +64,6 @@ class Setup:
         self._desk = desk
         self._calls = calls
         self._auth = auth
-        self._waiting: dict[str, list[Need]] = {}  # by call id
         self._guard = SetupGuard()
 
     def invite(self, request: Request, flow: Flow) -> None:
@@ -132,11 +135,11 @@ class Setup:
         elif decision.verdict is Verdict.DENY or line is None:
             self._decide(call, decision, [])
         elif decision.callee is not None:
-            self._internal(call, Need(line, attempt, decision))
+            self._internal(call, Need(line, account, attempt, decision))
         else:
             call.groups = trunk_groups(desk, decision.destination.canonical.removeprefix("service:"))
             call.retry_on = FAIL_OVER
-            self._decide(call, decision, [Need(line, attempt, decision)])
+            self._decide(call, decision, [Need(line, account, attempt, decision)])
 
     def _started(self, line: Line | None) -> int | None:
         """How many calls the line started within its window; None where there is no limit to them."""
@@ -157,7 +160,7 @@ class Setup:
             return
         call.record.callee_line, call.record.callee_account = decision.line.id, decision.account.user
         call.groups = binding_groups(desk, decision.account.user)
-        self._decide(call, callers.decision, [callers, Need(decision.line, attempt, decision)])
+        self._decide(call, callers.decision, [callers, Need(decision.line, decision.account, attempt, decision)])
 
     def _incoming(self, request: Request, flow: Flow, trunk: TrunkRoute) -> None:
         desk = self._desk
@@ -181,7 +184,7 @@ class Setup:
             return
         needs = []
         if decision.verdict is Verdict.ALLOW and decision.line is not None and decision.account is not None:
-            needs = [Need(decision.line, attempt, decision)]
+            needs = [Need(decision.line, decision.account, attempt, decision)]
             call.groups = binding_groups(desk, decision.account.user)
         self._decide(call, decision, needs)
 
@@ -252,8 +255,7 @@ class Setup:
         if decision.verdict is Verdict.DENY:
             self._deny(call, decision)
         elif needs:
-            self._waiting[call.id] = needs
-            self._take(call)
+            self._take(call, needs)
         else:
             self._go(call)
 
@@ -264,55 +266,39 @@ class Setup:
 
     # Slots
 
-    def _take(self, call: Call) -> None:
-        need = self._waiting[call.id][0]
-        self._desk.out.append(TakeSlot(need.line.id, call.id, need.limit))
-
-    def slot_result(self, call_id: str, line_id: str, *, taken: bool | None, used: int) -> None:
-        """The answer to a `TakeSlot`: granted, refused, or (None) the store did not say in time (design §8).
-
-        `used` counts the line's slots after the take: this call's included when it was granted.
-        """
-        desk = self._desk
-        call, needs = self._calls.by_id.get(call_id), self._waiting.get(call_id)
-        if call is None or needs is None or call.phase is not Phase.ADMITTING:
-            self._waiting.pop(call_id, None)
-            desk.out.append(ReleaseSlot(line_id, call_id))
-            return
+    def _take(self, call: Call, needs: list[Need]) -> None:
+        """Take a slot for each need in turn, then go on."""
         need = needs[0]
-        if taken is None:
-            desk.count("slots_undecided", desk.settings.slots)
-            if desk.settings.slots == "refuse":
-                del self._waiting[call_id]
-                desk.out.append(ReleaseSlot(line_id, call_id))
-                call.record.verdict, call.record.rule = "deny", "store.away"
-                call.refuse(500, TEMPORARY_FAILURE, end_reason="refused")
-                return
-            used = self._calls.held(line_id)
-            taken = used < need.limit
-            used += taken
-        if not taken:
-            del self._waiting[call_id]
-            desk.out.append(ReleaseSlot(line_id, call_id))  # a take whose reply was late or lost may have run
-            self._refuse_full(call, need, used)
-            return
-        self._calls.hold(call, line_id)
-        if call.record.slots_used is None:
-            call.record.slots_used = used
-        needs.pop(0)
-        if needs:
-            self._take(call)
-        else:
-            del self._waiting[call_id]
-            self._go(call)
+        self._desk.channels.ask(
+            call,
+            line_slot(call, need.line.id),
+            partial(self._answered, call, needs),
+            limit=need.limit,
+            account=need.account.user,
+            account_limit=need.account.channels,
+        )
 
-    def _refuse_full(self, call: Call, need: Need, used: int) -> None:
+    def _answered(self, call: Call, needs: list[Need], grant: Grant) -> None:
+        if grant.refusal == "away":
+            call.record.verdict, call.record.rule = "deny", "store.away"
+            call.refuse(500, TEMPORARY_FAILURE, end_reason="refused")
+        elif grant.refusal:
+            self._refuse_full(call, needs[0], grant)
+        else:
+            if call.record.slots_used is None:
+                call.record.slots_used = grant.used
+            if needs[1:]:
+                self._take(call, needs[1:])
+            else:
+                self._go(call)
+
+    def _refuse_full(self, call: Call, need: Need, grant: Grant) -> None:
         """The same evaluation again with every channel in use: policy words the refusal."""
         desk = self._desk
-        attempt = replace(need.attempt, slots_used=max(used, need.limit))
+        attempt = replace(need.attempt, slots_used=grant.used, account_used=grant.of_account)
         full = evaluate(attempt, desk.snapshot, desk.now.utc_ms)
-        if not call.lines:
-            call.record.slots_used = used
+        if not call.slots:
+            call.record.slots_used = grant.used
         desk.count("decisions", full.verdict.value, rule_family(full.rule))
         if full.verdict is Verdict.DENY:
             self._deny(call, full)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from sipproxy.engine.actions import Action, Note, Now, SendTo
+from sipproxy.engine.channels import Channels
 from sipproxy.engine.forward import LOOP_MARK, loop_mark_of
 from sipproxy.engine.location import Location
 from sipproxy.engine.peers import Peers
@@ -57,6 +58,7 @@ class Desk:
             settings.timers, limit=settings.max_transactions, emit=self.out.append, queue=self.queue
         )
         self._loop_key = hashlib.sha256(b"loop" + key).digest()
+        self.channels = Channels(self)
         self.trunks = Trunks(self)
         self._tag_key = hashlib.sha256(b"to-tag" + key).digest()
 

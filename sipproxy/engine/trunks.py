@@ -10,7 +10,7 @@ carrier's to say. An emergency call is counted and never refused.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
@@ -60,11 +60,6 @@ class Health:
     backoff_s: float = FIRST_BACKOFF_S
     pinged_at: float | None = None  # of the ping that is under way
     ping_ms: int | None = None
-    calls: set[str] = field(default_factory=set)
-
-    @property
-    def is_full(self) -> bool:
-        return 0 < self.route.calls <= len(self.calls)
 
 
 class Trunks:
@@ -169,27 +164,14 @@ class Trunks:
         health.backoff_s = min(2 * health.backoff_s, MAX_BACKOFF_S)
         return True
 
-    def take(self, name: str, call: str, *, even_if_full: bool) -> bool:
-        """Count the call on the route; False, and counted as refused, when the route has all the calls that it may have."""
-        health = self._routes.get(name)
-        if health is None or call in health.calls:
-            return True
-        if health.is_full and not even_if_full:
-            self._desk.count("trunk_full", name)
-            return False
-        health.calls.add(call)
-        return True
+    def calls(self, name: str) -> int:
+        """How many of this node's calls are on the route."""
+        return self._desk.channels.held("trunk", name)
 
-    def leave(self, name: str, call: str) -> None:
-        """The call is no longer on the route."""
+    def is_full(self, name: str) -> bool:
+        """Whether the route has all the calls of this node that it may have."""
         health = self._routes.get(name)
-        if health is not None:
-            health.calls.discard(call)
-
-    def release(self, call: str) -> None:
-        """The call is over."""
-        for health in self._routes.values():
-            health.calls.discard(call)
+        return health is not None and 0 < health.route.calls <= self.calls(name)
 
     # Timers and pings
 
@@ -262,7 +244,7 @@ class Trunks:
                 "trunk": health.route.name,
                 "state": str(health.state),
                 "since_ms": health.since_ms,
-                "calls": len(health.calls),
+                "calls": self.calls(health.route.name),
                 "limit": health.route.calls or None,
                 "ping_ms": health.ping_ms,
                 "last_failure": health.failure,

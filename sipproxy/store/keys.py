@@ -4,6 +4,10 @@ All start with `sp:`. Keys of one line, account or stream carry the same hash ta
 them in Redis Cluster. Values are msgpack (msgspec structs as maps) where not said otherwise.
 
 - `sp:{line:<id>}:slots` (ZSET, store.slots): call id -> lease expiry in ms of Redis TIME. Lives until the last lease ends.
+  A call's second slot of the line has a role behind the id (`<id>:fwd`).
+- `sp:{line:<id>}:holders` (HASH, store.slots): the same members -> who has them: account, node, since when (UTC ms) and the
+  call's direction, as text with a line feed between. Lives as long.
+- `sp:{trunk:<name>}:slots`, `sp:{trunk:<name>}:holders`: the same of a trunk route with a limit.
 - `sp:{acct:<user>}:bindings` (HASH, store.bindings): binding key -> engine.location.Binding. Lives until the last is dead.
 - `sp:bindings:log` (STREAM, store.bindings): every change of a binding, in the script that makes it: `node` who wrote, `user`,
   `key`, and `b` (the binding) or `gone` (UTC ms). Bounded by number: who has missed some reads all bindings again.
@@ -32,6 +36,7 @@ __all__ = [
     "bindings_user",
     "decoded",
     "encoded",
+    "holders",
     "node",
     "node_id",
     "slots",
@@ -58,9 +63,14 @@ def decoded(name: bytes) -> str:
     return name.decode("utf-8", "surrogateescape")
 
 
-def slots(line: str) -> bytes:
-    """Return the key of the line's slots."""
-    return b"sp:{line:%b}:slots" % encoded(line)
+def slots(owner: str, kind: str = "line") -> bytes:
+    """Return the key of the slots of a line, or of another kind of owner."""
+    return b"sp:{%b:%b}:slots" % (kind.encode(), encoded(owner))
+
+
+def holders(owner: str, kind: str = "line") -> bytes:
+    """Return the key of who has them."""
+    return b"sp:{%b:%b}:holders" % (kind.encode(), encoded(owner))
 
 
 def bindings(user: str) -> bytes:

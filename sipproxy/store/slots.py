@@ -1,9 +1,11 @@
-"""Slots: the channels of a line in use, as leases in the store, exact over all nodes (design, invariant 2).
+"""Slots: the channels of lines and limited trunk routes, as leases in the store, exact over all nodes (design, invariant 2).
 
-`sp:{line:<id>}:slots` is a sorted set of call ids by lease expiry in ms of the server's clock; so no two nodes' clocks need
-agree. One script drops what has expired, counts, and takes. All three operations may be repeated: taking what one holds
-refreshes it, releasing what is gone does nothing, and refreshing re-asserts a live call whether or not the store still
-knows of it (after a flush, a fail-over or an admission without the store); the limit is not asked then.
+`sp:{line:<id>}:slots` is a sorted set of members, one for each slot, by lease expiry in ms of the server's clock; so no two
+nodes' clocks need agree. `sp:{line:<id>}:holders` says who has each: the account, whose own limit is counted by it, the node,
+since when, and the call's direction. One script drops what has expired, counts, and takes; it also refreshes and releases, so
+that both keys hold the same members. All of it may be repeated: taking what one holds refreshes it, releasing what is gone does
+nothing, and refreshing re-asserts a live call whether or not the store still knows of it (after a flush, a fail-over or an
+admission without the store); the limits are not asked then.
 
 What the caller of `take` has to know: exactly one result comes, at the latest at the deadline. `taken=None` says that the
 store did not answer, not that the slot is free: it may be granted later, by the very command that is still on its way.
@@ -11,24 +13,26 @@ So after None as after True the caller owes a `release` in the end, also when it
 in order, and what a dropped connection may still hold is fenced off (store.connection): the release comes after the take.
 `late_grants` counts these. A release that cannot be sent is kept and sent when the store is back.
 
-Leaves out: which call wants a slot, the decision without the store, and when to refresh.
+Leaves out: which call wants a slot, the decision without the store, when to refresh, and reading (`store.live_slots`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections import deque
+import heapq
 from typing import TYPE_CHECKING, NamedTuple
 
 from sipproxy.store import keys
 from sipproxy.store.backlog import Backlog
 from sipproxy.store.connection import State
 from sipproxy.store.errors import StoreError
+from sipproxy.store.live_slots import write_holder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from sipproxy.engine.actions import Holder, Slot, TakeSlot
     from sipproxy.store.connection import Command, Store
 
 __all__ = ["MAX_OWED", "SlotResult", "Slots"]
@@ -36,48 +40,79 @@ __all__ = ["MAX_OWED", "SlotResult", "Slots"]
 # Leases and releases that wait for the store: four times the calls that a node holds by default.
 MAX_OWED = 200_000
 
-# KEYS[1] the line's slots; ARGV call, limit (-1: re-assert, no limit), lease in ms. Returns {taken, used}.
-# The key lives as long as its last lease: nodes may differ in lease time, so the expiry is taken from the set itself.
+# KEYS the members by lease expiry, and their holders; ARGV member, limit (-1: re-assert, no limit), lease in ms (0: release),
+# holder (the account in its first line), limit of the account or "". Returns {taken, used, used by the account}.
+# The keys live as long as the last lease: nodes may differ in lease time, so the expiry is taken from the set itself.
+# The first write frees, so that a server whose memory is full lets the rest pass.
 _SCRIPT = b"""
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
+local gone = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now)
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
+for _, member in ipairs(gone) do redis.call('HDEL', KEYS[2], member) end
+if ARGV[3] == '0' then
+  redis.call('HDEL', KEYS[2], ARGV[1])
+  return {redis.call('ZREM', KEYS[1], ARGV[1]), redis.call('ZCARD', KEYS[1]), 0}
+end
 local used = redis.call('ZCARD', KEYS[1])
-local held = redis.call('ZSCORE', KEYS[1], ARGV[1])
-local limit = tonumber(ARGV[2])
-if not held then
-  if limit >= 0 and used >= limit then return {0, used} end
+local of_account = 0
+if ARGV[5] ~= '' then
+  local account = string.match(ARGV[4], '^[^\\n]*\\n')
+  for _, member in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
+    local holder = redis.call('HGET', KEYS[2], member)
+    if holder and string.sub(holder, 1, #account) == account then of_account = of_account + 1 end
+  end
+end
+if not redis.call('ZSCORE', KEYS[1], ARGV[1]) then
+  local limit = tonumber(ARGV[2])
+  if limit >= 0 then
+    if used >= limit then return {0, used, of_account} end
+    if ARGV[5] ~= '' and of_account >= tonumber(ARGV[5]) then return {0, used, of_account} end
+  end
   used = used + 1
+  if ARGV[5] ~= '' then of_account = of_account + 1 end
 end
 redis.call('ZADD', KEYS[1], now + ARGV[3], ARGV[1])
-redis.call('PEXPIREAT', KEYS[1], redis.call('ZRANGE', KEYS[1], -1, -1, 'WITHSCORES')[2])
-return {1, used}
+redis.call('HSETNX', KEYS[2], ARGV[1], ARGV[4])
+local last = redis.call('ZRANGE', KEYS[1], -1, -1, 'WITHSCORES')[2]
+redis.call('PEXPIREAT', KEYS[1], last)
+redis.call('PEXPIREAT', KEYS[2], last)
+return {1, used, of_account}
 """
 _SHA = hashlib.sha1(_SCRIPT, usedforsecurity=False).hexdigest().encode()
 _NO_LIMIT = -1
-_RELEASE = 0  # as a wish: instead of a lease in ms
+_RELEASE = 0  # instead of a lease in ms
 
 
 class SlotResult(NamedTuple):
-    """`taken` None: no answer within the deadline. `used` counts the line's slots with this call's, 0 where unknown."""
+    """`taken` None: no answer within the deadline. `used` counts the owner's slots with this one, 0 where unknown, and
+    `of_account` those of the account, where it has a limit of its own."""
 
     taken: bool | None
     used: int
+    of_account: int = 0
+
+
+class _Wish(NamedTuple):
+    """What the backlog sends for a slot; without a holder it is given back."""
+
+    lease_ms: int
+    holder: Holder | None
 
 
 class _Take:
-    __slots__ = ("at", "done", "ident", "lease_ms", "limit", "on_result", "repeat")
+    __slots__ = ("action", "at", "done", "lease_ms", "on_result", "repeat")
 
-    def __init__(
-        self, ident: tuple[str, str], limit: int, lease_ms: int, on_result: Callable[[SlotResult], None], at: float
-    ) -> None:
-        self.ident = ident
-        self.limit = limit
+    def __init__(self, action: TakeSlot, lease_ms: int, on_result: Callable[[SlotResult], None], at: float) -> None:
+        self.action = action
         self.lease_ms = lease_ms
         self.on_result = on_result
         self.at = at
         self.done = False
         self.repeat = True  # whether it may be sent again after NOSCRIPT: not once a release has gone out behind it
+
+    def __lt__(self, other: _Take) -> bool:
+        return self.at < other.at
 
 
 class Slots:
@@ -85,13 +120,13 @@ class Slots:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._script_known = False
-        self._takes: dict[tuple[str, str], _Take] = {}
-        self._deadlines: deque[_Take] = deque()  # all have the same deadline, so the first is the earliest
+        self._is_loaded = False  # the script was sent ahead on this connection
+        self._is_lost = False  # and the server has forgotten it since
+        self._takes: dict[Slot, _Take] = {}
+        self._deadlines: list[_Take] = []  # a heap
         self._timer: asyncio.TimerHandle | None = None
-        self._backlog: Backlog[tuple[str, str], int] = Backlog(
-            store, self._wish_command, limit=MAX_OWED, observe=self._wish_replied
-        )
+        self._timer_at = 0.0
+        self._backlog: Backlog[Slot, _Wish] = Backlog(store, self._wish_command, limit=MAX_OWED, observe=self._wish_replied)
         self.timeouts = 0
         self.unanswered = 0  # results without an answer, for whatever reason
         self.late = 0
@@ -108,54 +143,44 @@ class Slots:
         """Releases and refreshes given up, by reason; what is not released ends with its lease."""
         return self._backlog.dropped
 
-    def take(self, line: str, call: str, limit: int, lease_ms: int, on_result: Callable[[SlotResult], None]) -> None:
-        """Take a slot of `line` for `call` if fewer than `limit` are in use, for `lease_ms`.
+    def take(self, action: TakeSlot, lease_ms: int, on_result: Callable[[SlotResult], None]) -> None:
+        """Take a slot for `lease_ms` if fewer than the limits are in use.
 
-        `on_result` is called exactly once and never before this returns: in the next tick when the store is away.
+        `on_result` is called exactly once and never before this returns: in the next tick when the store is away. It is called
+        within the store's deadline, or within `action.wait_s` where that is shorter.
         """
         loop = asyncio.get_running_loop()
-        ident = (line, call)
-        self._backlog.discard(ident)
-        older = self._takes.get(ident)
+        slot = action.slot
+        self._backlog.discard(slot)
+        older = self._takes.get(slot)
         if older is not None:
             older.repeat = False  # this one is sent for both
-        take = _Take(ident, max(limit, 0), lease_ms, on_result, loop.time() + self._store.deadline_s)
+        take = _Take(action, lease_ms, on_result, loop.time() + max(0.0, min(action.wait_s, self._store.deadline_s)))
         if self._store.state is State.AWAY:
             loop.call_soon(self._finish, take, SlotResult(None, 0))
             return
-        self._takes[ident] = take
-        self._deadlines.append(take)
-        if self._timer is None:
-            self._timer = loop.call_at(self._deadlines[0].at, self._on_deadline)
+        self._takes[slot] = take
+        heapq.heappush(self._deadlines, take)
+        self._arm(loop)
         self._send(take)
 
-    def release(self, line: str, call: str) -> None:
-        """Give the slot back. Idempotent; also for calls whose `take` had no answer."""
-        take = self._takes.get((line, call))
+    def release(self, slot: Slot) -> None:
+        """Give the slot back. Idempotent; also for one whose `take` had no answer."""
+        take = self._takes.get(slot)
         if take is not None:
             take.repeat = False
-        self._backlog.put((line, call), _RELEASE, at_once=True)
+        self._backlog.put(slot, _Wish(_RELEASE, None), at_once=True)
 
-    def refresh(self, leases: Iterable[tuple[str, str]], lease_ms: int) -> None:
-        """Re-assert the slots of live calls, (line, call) each, for another `lease_ms`, in windows behind the takes."""
-        for ident in leases:
-            self._backlog.put(ident, lease_ms)
-
-    async def used(self, line: str) -> list[tuple[str, int]]:
-        """Return the line's slots as (call, lease expiry in ms of the server's clock), earliest first. Raises StoreError."""
-        now, found = await asyncio.gather(
-            self._store.execute("TIME"), self._store.execute("ZRANGE", keys.slots(line), 0, -1, "WITHSCORES")
-        )
-        assert isinstance(now, list)
-        assert isinstance(found, list)
-        now_ms = int(now[0]) * 1000 + int(now[1]) // 1000
-        slots = [(keys.decoded(call), int(at)) for call, at in zip(found[::2], found[1::2], strict=True)]
-        return [slot for slot in slots if slot[1] > now_ms]
+    def refresh(self, leases: Iterable[tuple[Slot, Holder]], lease_ms: int) -> None:
+        """Re-assert the slots of live calls for another `lease_ms`, in windows behind the takes."""
+        for slot, holder in leases:
+            self._backlog.put(slot, _Wish(lease_ms, holder))
 
     # -- takes ---------------------------------------------------------------------------------------------------------
 
     def _send(self, take: _Take) -> None:
-        command = self._script(take.ident, take.limit, take.lease_ms)
+        action = take.action
+        command = self._script(action.slot, take.lease_ms, action.holder, max(action.limit, 0), action.account_limit)
         self._store.submit(command, lambda reply: self._replied(take, reply))
 
     def _replied(self, take: _Take, reply: object) -> None:
@@ -166,15 +191,16 @@ class Slots:
             else:
                 self._finish(take, SlotResult(None, 0))
             return
-        taken, used = _parsed(reply)
+        result = _parsed(reply)
         if take.done:
             self.late += 1
-            self.late_grants += taken
-        self._finish(take, SlotResult(taken, used))
+            self.late_grants += bool(result.taken)
+        self._finish(take, result)
 
     def _finish(self, take: _Take, result: SlotResult) -> None:
-        if self._takes.get(take.ident) is take and (take.done or result.taken is not None):
-            del self._takes[take.ident]
+        slot = take.action.slot
+        if self._takes.get(slot) is take and (take.done or result.taken is not None):
+            del self._takes[slot]
         if take.done:
             return
         take.done = True
@@ -188,42 +214,57 @@ class Slots:
         self._timer = None
         soon = loop.time() + 0.001  # the resolution of the loops' clocks
         while self._deadlines and (self._deadlines[0].done or self._deadlines[0].at <= soon):
-            take = self._deadlines.popleft()
+            take = heapq.heappop(self._deadlines)
             if not take.done:
                 self.timeouts += 1
                 self._finish(take, SlotResult(None, 0))
-        if self._deadlines and self._timer is None:
-            self._timer = loop.call_at(self._deadlines[0].at, self._on_deadline)
+        self._arm(loop)
+
+    def _arm(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Wake at the earliest deadline."""
+        if not self._deadlines or (self._timer is not None and self._timer_at <= self._deadlines[0].at):
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = self._deadlines[0].at
+        self._timer = loop.call_at(self._timer_at, self._on_deadline)
 
     # -- the script ----------------------------------------------------------------------------------------------------
 
-    def _script(self, ident: tuple[str, str], limit: int, lease_ms: int) -> Command:
-        """The first commands of a connection carry the script itself, which the server then keeps; the others its digest."""
-        head: Command = (b"EVALSHA", _SHA) if self._script_known else (b"EVAL", _SCRIPT)
-        return (*head, 1, keys.slots(ident[0]), keys.encoded(ident[1]), limit, lease_ms)
+    def _script(
+        self, slot: Slot, lease_ms: int, holder: Holder | None = None, limit: int = _NO_LIMIT, account_limit: int | None = None
+    ) -> Command:
+        """The script is sent ahead of the first command of a connection, and with each one where the server has lost it."""
+        if not self._is_loaded:
+            self._is_loaded = True
+            self._store.submit((b"SCRIPT", b"LOAD", _SCRIPT))
+        head: Command = (b"EVAL", _SCRIPT) if self._is_lost else (b"EVALSHA", _SHA)
+        names = keys.slots(slot.owner, slot.kind), keys.holders(slot.owner, slot.kind)
+        of_account = b"" if account_limit is None else max(account_limit, 0)
+        who = write_holder(holder) if holder is not None else b""
+        return (*head, 2, *names, keys.encoded(slot.member), limit, lease_ms, who, of_account)
 
     def _learn(self, reply: object) -> None:
         if not isinstance(reply, StoreError):
-            self._script_known = True
+            self._is_lost = False
         elif reply.name == "NOSCRIPT":
-            self._script_known = False
+            self._is_lost = True
 
-    def _wish_command(self, ident: tuple[str, str], lease_ms: int) -> Command:
-        if lease_ms == _RELEASE:
-            return (b"ZREM", keys.slots(ident[0]), keys.encoded(ident[1]))
-        return self._script(ident, _NO_LIMIT, lease_ms)
+    def _wish_command(self, slot: Slot, wish: _Wish) -> Command:
+        return self._script(slot, *wish)
 
-    def _wish_replied(self, lease_ms: int, reply: object) -> None:
-        if lease_ms != _RELEASE:
-            self._learn(reply)
+    def _wish_replied(self, wish: _Wish, reply: object) -> None:
+        del wish
+        self._learn(reply)
 
     def _on_state(self, state: State, reason: str) -> None:
         del reason
         if state is State.AWAY:
-            self._script_known = False  # who comes back may be another server
+            self._is_loaded = self._is_lost = False  # who comes back may be another server
 
 
-def _parsed(reply: object) -> tuple[bool, int]:
-    """Return the script's {taken, used}."""
+def _parsed(reply: object) -> SlotResult:
+    """What the script returns."""
     assert isinstance(reply, list)
-    return bool(reply[0]), int(reply[1])
+    taken, used, of_account = reply
+    return SlotResult(bool(taken), int(used), int(of_account))

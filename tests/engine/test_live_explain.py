@@ -99,11 +99,9 @@ class Live:
             action = actions[done]
             done += 1
             if isinstance(action, TakeSlot):
-                before = used[action.line]
+                before = used[action.slot.owner]
                 taken = before < action.limit
-                more = self.desk.engine.slot_result(
-                    action.call, action.line, taken=taken, used=before + taken, now=self.desk.now
-                )
+                more = self.desk.engine.slot_result(action.slot, taken=taken, used=before + taken, now=self.desk.now)
                 actions = [*actions, *more]
         facts = [action.fact for action in actions if isinstance(action, Journal)]
         found = [fact.record for fact in facts if isinstance(fact, Admit | End)]

@@ -138,7 +138,7 @@ def test_other_realms_credentials_travel_on_and_ours_do_not(desk: Desk) -> None:
     )
     desk.receive(desk.request(b"INVITE", target, headers=headers))
     take = next(a for a in desk.actions if hasattr(a, "limit"))
-    actions = desk.engine.slot_result(take.call, take.line, taken=True, used=1, now=desk.now)
+    actions = desk.engine.slot_result(take.slot, taken=True, used=1, now=desk.now)
     sent = [a.data for a in actions if isinstance(a, SendTo)]
     assert sent[0].count(b"Proxy-Authorization:") == 1
     assert b'realm="carrier.example"' in sent[0]

@@ -43,7 +43,7 @@ def name_of(line: bytes) -> bytes:
 def forwarded(desk: Desk, data: bytes) -> bytes:
     desk.receive(data)
     take = next(a for a in desk.actions if isinstance(a, TakeSlot))
-    actions = desk.engine.slot_result(take.call, take.line, taken=True, used=1, now=desk.now)
+    actions = desk.engine.slot_result(take.slot, taken=True, used=1, now=desk.now)
     return next(a.data for a in actions if isinstance(a, SendTo))
 
 

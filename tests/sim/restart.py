@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, cast
 from cdr import codec
 from cdr.facts import Admit, Alive, Answer, End, Fact, Record
 from sipproxy.engine.core import Engine
-from tests.sim.world import LEASE_S
+from sipproxy.engine.recover import slots_of
 
 if TYPE_CHECKING:
     from policy.model import Snapshot
-    from sipproxy.engine.actions import Action
+    from sipproxy.engine.actions import Action, Holder, Slot
     from sipproxy.engine.recover import Unfinished
     from tests.sim.agent import Agent
     from tests.sim.world import World
@@ -34,7 +34,7 @@ def unfinished(facts: Iterable[Fact]) -> list[Unfinished]:
 
 
 class _NoCalls:
-    def leases(self) -> list[tuple[str, str]]:
+    def leases(self) -> list[tuple[Slot, Holder]]:
         return []
 
 
@@ -42,7 +42,7 @@ class _Nobody:
     """In an engine's place while the node is away: nothing is taken, nothing is sent."""
 
     next_at = None
-    calls = _NoCalls()
+    channels = _NoCalls()
 
     def receive(self, *_: object) -> list[Action]:
         return []
@@ -107,14 +107,13 @@ class Restarts:
         world.engine.bindings_read(kept, world.instant, own_too=True)
         found = unfinished(world.facts)
         for record in world.records:  # what `lifecycle.resume` does for those that ended just before
-            for line in (record.line, record.callee_line):
-                world.store.release(line, record.id)
+            for slot in slots_of(record, world.settings.trunks):
+                world.store.release(slot)
         self._perform(world.engine.recover(found, world.instant))
         live = world.engine.calls.live
         self.resumed += live
         self.cut += len(found) - live
-        for line, call in world.engine.calls.leases():
-            world.store.lines.setdefault(line, {})[call] = world.now + LEASE_S
+        world.reassert()
 
 
 def forgets_ended_dialogs(agent: Agent) -> None:

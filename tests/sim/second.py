@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from sipproxy.engine.actions import Journal, ReleaseSlot, RemoveBinding, SaveBinding, SendTo, TakeSlot
+from sipproxy.engine.actions import HoldSlot, Journal, ReleaseSlot, RemoveBinding, SaveBinding, SendTo, TakeSlot
 from sipproxy.engine.core import Engine
 from sipproxy.engine.peers import Peer
 from sipproxy.engine.settings import Listener
@@ -106,7 +106,9 @@ class Second:
             elif isinstance(action, TakeSlot):
                 world.after(0.001, lambda action=action: self._take(action))  # type: ignore[misc]
             elif isinstance(action, ReleaseSlot):
-                world.store.release(action.line, action.call)
+                world.store.release(action.slot)
+            elif isinstance(action, HoldSlot):
+                world.store.hold(action.slot, action.holder, world.now + LEASE_S)
             elif isinstance(action, Journal):
                 self.facts.append(action.fact)
             elif isinstance(action, SaveBinding):
@@ -121,8 +123,9 @@ class Second:
 
     def _take(self, action: TakeSlot) -> None:
         world = self.world
-        taken, used = world.store.take(action.line, action.call, action.limit, world.now, LEASE_S)
-        self.perform(self.engine.slot_result(action.call, action.line, taken=taken, used=used, now=world.instant))
+        taken, used, of_account = world.store.take(action, world.now, LEASE_S)
+        actions = self.engine.slot_result(action.slot, taken=taken, used=used, of_account=of_account, now=world.instant)
+        self.perform(actions)
 
     def _arm(self) -> None:
         at, world = self.engine.next_at, self.world

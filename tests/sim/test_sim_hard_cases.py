@@ -155,27 +155,27 @@ def test_slot_granted_after_the_caller_gave_up_is_given_back() -> None:
     cancel = desk.request(b"CANCEL", TARGET, call_id=b"one", cseq=invite.cseq.number, branch=invite.via.branch or b"")
     statuses = [m.status for m in desk.receive(cancel) if not isinstance(m, Request)]
     assert sorted(statuses) == [200, 487]
-    actions = desk.engine.slot_result(take.call, take.line, taken=True, used=1, now=desk.now)
-    assert actions == [ReleaseSlot(take.line, take.call)]
-    assert desk.engine.calls.leases() == []
+    actions = desk.engine.slot_result(take.slot, taken=True, used=1, now=desk.now)
+    assert actions == [ReleaseSlot(take.slot)]
+    assert desk.engine.channels.leases() == []
 
 
 def test_refused_slot_is_released_in_case_a_late_take_ran() -> None:
     desk = Desk()
     take = admitted(desk)
-    actions = desk.engine.slot_result(take.call, take.line, taken=False, used=2, now=desk.now)
-    assert ReleaseSlot(take.line, take.call) in actions
+    actions = desk.engine.slot_result(take.slot, taken=False, used=2, now=desk.now)
+    assert ReleaseSlot(take.slot) in actions
 
 
 def test_undecided_slot_counts_this_nodes_own_calls() -> None:
     desk = Desk()
     for expected in (1, 2):
         take = admitted(desk)
-        desk.engine.slot_result(take.call, take.line, taken=None, used=0, now=desk.now)
-        assert desk.engine.calls.by_id[take.call].record.slots_used == expected
+        desk.engine.slot_result(take.slot, taken=None, used=0, now=desk.now)
+        assert desk.engine.calls.by_id[take.slot.call].record.slots_used == expected
     take = admitted(desk)
-    desk.engine.slot_result(take.call, take.line, taken=None, used=0, now=desk.now)
-    assert desk.engine.calls.by_id[take.call].record.rule == "line.channels"
+    desk.engine.slot_result(take.slot, taken=None, used=0, now=desk.now)
+    assert desk.engine.calls.by_id[take.slot.call].record.rule == "line.channels"
 
 
 def test_credentials_for_other_realms_alone_keep_their_place() -> None:

@@ -18,6 +18,8 @@ from policy.model import Account, AccountKind, BlockRule, Line, LineStatus, Psap
 from policy.profiles import load as load_profiles
 from sipproxy.engine.actions import (
     Action,
+    Holder,
+    HoldSlot,
     Journal,
     KeepTrace,
     MaliciousCall,
@@ -27,6 +29,7 @@ from sipproxy.engine.actions import (
     RemoveBinding,
     SaveBinding,
     SendTo,
+    Slot,
     TakeSlot,
 )
 from sipproxy.engine.core import Engine
@@ -47,27 +50,47 @@ Address = tuple[str, int]
 
 
 class SlotStore:
-    """The lease set of each line as the script in the store keeps it."""
+    """The leases as the script in the store keeps them, by owner: a line's id, or "trunk:" and a route's name."""
 
     def __init__(self) -> None:
         self.lines: dict[str, dict[str, float]] = {}
-        self.limits_seen: dict[str, int] = {}
+        self.holders: dict[Slot, Holder] = {}
 
-    def take(self, line: str, call: str, limit: int, now: float, lease: float) -> tuple[bool, int]:
-        held = self.lines.setdefault(line, {})
+    def take(self, action: TakeSlot, now: float, lease: float) -> tuple[bool, int, int]:
+        slot = action.slot
+        held = self.lines.setdefault(owner_of(slot), {})
         for gone in [c for c, at in held.items() if at <= now]:
             del held[gone]
-        if call not in held and len(held) >= limit:
-            return False, len(held)
-        held[call] = now + lease
-        assert len(held) <= limit, "over-admission"
-        return True, len(held)
+            self.holders.pop(slot._replace(member=gone), None)
+        used, of_account = len(held), self._of_account(action)
+        if slot.member in held:
+            held[slot.member] = now + lease
+            return True, used, of_account
+        if used >= action.limit or (action.account_limit is not None and of_account >= action.account_limit):
+            return False, used, of_account
+        self.hold(slot, action.holder, now + lease)
+        assert len(held) <= action.limit, "over-admission"
+        return True, used + 1, of_account + 1
 
-    def release(self, line: str, call: str) -> None:
-        self.lines.get(line, {}).pop(call, None)
+    def _of_account(self, action: TakeSlot) -> int:
+        slot = action.slot
+        same = (self.holders.get(slot._replace(member=member)) for member in self.lines[owner_of(slot)])
+        return sum(holder is not None and holder.account == action.holder.account for holder in same)
+
+    def hold(self, slot: Slot, holder: Holder, until: float) -> None:
+        self.lines.setdefault(owner_of(slot), {})[slot.member] = until
+        self.holders[slot] = holder
+
+    def release(self, slot: Slot) -> None:
+        self.lines.get(owner_of(slot), {}).pop(slot.member, None)
+        self.holders.pop(slot, None)
 
     def all(self) -> set[tuple[str, str]]:
-        return {(line, call) for line, held in self.lines.items() for call in held}
+        return {(owner, member) for owner, held in self.lines.items() for member in held}
+
+
+def owner_of(slot: Slot) -> str:
+    return slot.owner if slot.kind == "line" else f"{slot.kind}:{slot.owner}"
 
 
 @dataclass(order=True)
@@ -150,10 +173,14 @@ class World:
         return Now(self.now, EPOCH_MS + round(self.now * 1000))
 
     def _refresh(self) -> None:
-        for line_id, call in self.engine.calls.leases():
-            if self.store_answers:
-                self.store.lines.setdefault(line_id, {})[call] = self.now + LEASE_S
+        if self.store_answers:
+            self.reassert()
         self.after(REFRESH_S, self._refresh)
+
+    def reassert(self) -> None:
+        """What the node does every now and then, and when the store is back."""
+        for slot, holder in self.engine.channels.leases():
+            self.store.hold(slot, holder, self.now + LEASE_S)
 
     # The wire
 
@@ -182,7 +209,10 @@ class World:
                 self._take(action)
             elif isinstance(action, ReleaseSlot):
                 if self.store_answers:
-                    self.store.release(action.line, action.call)
+                    self.store.release(action.slot)
+            elif isinstance(action, HoldSlot):
+                if self.store_answers:
+                    self.store.hold(action.slot, action.holder, self.now + LEASE_S)
             elif isinstance(action, Journal):
                 self.facts.append(action.fact)
             elif isinstance(action, SaveBinding):
@@ -197,8 +227,8 @@ class World:
 
     def _take(self, action: TakeSlot) -> None:
         def answer() -> None:
-            taken, used = self.store.take(action.line, action.call, action.limit, self.now, LEASE_S)
-            self._slot_result(action, taken=taken, used=used)
+            taken, used, of_account = self.store.take(action, self.now, LEASE_S)
+            self._slot_result(action, taken=taken, used=used, of_account=of_account)
 
         def silence() -> None:
             self._slot_result(action, taken=None, used=0)
@@ -206,10 +236,10 @@ class World:
         if self.store_answers:
             self.after(0.001, answer)
         else:
-            self.after(self.store_deadline, silence)
+            self.after(min(self.store_deadline, action.wait_s), silence)
 
-    def _slot_result(self, action: TakeSlot, *, taken: bool | None, used: int) -> None:
-        self.perform(self.engine.slot_result(action.call, action.line, taken=taken, used=used, now=self.instant))
+    def _slot_result(self, action: TakeSlot, *, taken: bool | None, used: int, of_account: int = 0) -> None:
+        self.perform(self.engine.slot_result(action.slot, taken=taken, used=used, of_account=of_account, now=self.instant))
 
     def _arm(self) -> None:
         at = self.engine.next_at
@@ -236,7 +266,7 @@ class World:
         return [fact for fact in self.facts if isinstance(fact, Answer)]
 
     def live_slots(self) -> set[tuple[str, str]]:
-        return set(self.engine.calls.leases())
+        return {(owner_of(slot), slot.member) for slot, _ in self.engine.channels.leases()}
 
 
 def trunk(name: str, address: Address, priority: int = 0) -> TrunkRoute:

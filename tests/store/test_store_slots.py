@@ -4,28 +4,49 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import pytest
 from store_server import Connect, Relay, Server, eventually, eventually_async
 
+from sipproxy.engine.actions import Holder, Slot, TakeSlot
 from sipproxy.store import keys
 from sipproxy.store.connection import Bounds, State
+from sipproxy.store.live_slots import slots_of
 from sipproxy.store.slots import SlotResult, Slots
 
 LEASE_MS = 60_000
+HOLDER = Holder("n1", 1_790_000_000_000, "alice", "outgoing")
 DEADLINE_MS = 100
+
+
+def slot(line: str, call: str) -> Slot:
+    return Slot("line", line, call)
+
+
+def leases(live: Iterable[tuple[str, str]]) -> list[tuple[Slot, Holder]]:
+    return [(slot(line, call), HOLDER) for line, call in live]
+
+
+def take(slots: Slots, line: str, call: str, limit: int, lease_ms: int, on_result: Callable[[SlotResult], None]) -> None:
+    slots.take(TakeSlot(slot(line, call), HOLDER, limit, None, 9.0), lease_ms, on_result)
+
+
+async def used(slots: Slots, line: str) -> list[tuple[str, int]]:
+    """The line's members, by lease."""
+    found = await slots_of(slots._store.client, "line", [line])
+    return [(live.slot.member, live.lease_ms) for live in sorted(found, key=lambda live: live.lease_ms)]
 
 
 async def taken(slots: Slots, line: str, call: str, limit: int, lease_ms: int = LEASE_MS) -> SlotResult:
     results: list[SlotResult] = []
-    slots.take(line, call, limit, lease_ms, results.append)
+    take(slots, line, call, limit, lease_ms, results.append)
     await eventually(lambda: results)
     return results[0]
 
 
 async def calls(slots: Slots, line: str) -> set[str]:
-    return {call for call, _ in await slots.used(line)}
+    return {call for call, _ in await used(slots, line)}
 
 
 async def settled(slots: Slots) -> None:
@@ -36,7 +57,7 @@ async def test_take_below_at_and_beyond_limit(server: Server, connect: Connect) 
     slots = Slots(await connect(server.url))
     results: list[SlotResult] = []
     for call in ("a", "b", "c"):
-        slots.take("l", call, 2, LEASE_MS, results.append)
+        take(slots, "l", call, 2, LEASE_MS, results.append)
     assert results == []  # never before it has returned
     await eventually(lambda: len(results) == 3)
     assert results == [SlotResult(taken=True, used=1), SlotResult(taken=True, used=2), SlotResult(taken=False, used=2)]
@@ -55,7 +76,7 @@ async def test_take_again_refreshes_and_counts_once_even_at_a_lowered_limit(serv
     await taken(slots, "l", "a", 2, lease_ms=1000)
     await taken(slots, "l", "b", 2, lease_ms=1000)
     assert await taken(slots, "l", "a", 1, lease_ms=30_000) == SlotResult(taken=True, used=2)
-    (_, b_until), (last, a_until) = await slots.used("l")
+    (_, b_until), (last, a_until) = await used(slots, "l")
     assert last == "a"
     assert a_until > b_until + 20_000
 
@@ -70,8 +91,9 @@ async def test_take_with_a_changed_clock_of_the_node_counts_by_the_server(server
     slots = Slots(await connect(server.url))
     seconds, micros = server.ask("TIME")  # type: ignore[misc]
     await taken(slots, "l", "a", 2, lease_ms=5000)
-    ((_, until),) = await slots.used("l")
-    assert 0 <= until - 5000 - (int(seconds) * 1000 + int(micros) // 1000) < 2000
+    until = server.ask("ZSCORE", keys.slots("l"), "a")
+    assert isinstance(until, float)
+    assert 0 <= int(until) - 5000 - (int(seconds) * 1000 + int(micros) // 1000) < 2000
 
 
 async def test_lease_that_ends_frees_its_slot_and_the_key(server: Server, connect: Connect) -> None:
@@ -96,7 +118,7 @@ async def test_release_twice_or_of_nothing_changes_nothing(server: Server, conne
     await taken(slots, "l", "a", 2)
     await taken(slots, "l", "b", 2)
     for call in ("a", "a", "never"):
-        slots.release("l", call)
+        slots.release(slot("l", call))
     await settled(slots)
     assert await calls(slots, "l") == {"b"}
 
@@ -107,7 +129,7 @@ async def test_refresh_reasserts_after_flush_beyond_any_limit(server: Server, co
     for line, call in live:
         await taken(slots, line, call, 9)
     server.ask("FLUSHALL")
-    slots.refresh(live, LEASE_MS)
+    slots.refresh(leases(live), LEASE_MS)
     await settled(slots)
     assert await calls(slots, "l") == {"a", "b"}
     assert await calls(slots, "m") == {"c"}
@@ -118,21 +140,21 @@ async def test_release_right_after_refresh_of_many_wins_and_is_not_delayed(serve
     """The windows of a refresh must neither hold a release back nor bring a released call back."""
     slots = Slots(await connect(server.url))
     live = [(f"l{number}", "call") for number in range(3000)]
-    slots.refresh(live, LEASE_MS)
+    slots.refresh(leases(live), LEASE_MS)
     for line, call in live[::2]:
-        slots.release(line, call)
+        slots.release(slot(line, call))
     results: list[SlotResult] = []
-    slots.take(live[2998][0], "next", 1, LEASE_MS, results.append)
+    take(slots, live[2998][0], "next", 1, LEASE_MS, results.append)
     await eventually(lambda: results)
     assert results == [SlotResult(taken=True, used=1)]
     assert slots.owed > 0  # the refresh is still going on
     await settled(slots)
-    assert len(server.ask("KEYS", "sp:*")) == 1501  # type: ignore[arg-type]
+    assert len(server.ask("KEYS", "sp:*:slots")) == 1501  # type: ignore[arg-type]
 
 
 async def test_refresh_with_ten_thousand_calls_leaves_takes_their_deadline(server: Server, connect: Connect) -> None:
     slots = Slots(await connect(server.url))
-    slots.refresh([(f"l{number}", "call") for number in range(10_000)], LEASE_MS)
+    slots.refresh(leases([(f"l{number}", "call") for number in range(10_000)]), LEASE_MS)
     assert (await taken(slots, "other", "a", 1)).taken is True
     assert slots.owed > 5000
     await settled(slots)
@@ -144,13 +166,13 @@ async def test_script_flushed_is_sent_again_without_losing_takes_or_refreshes(se
     await taken(slots, "l", "a", 2)
     server.ask("SCRIPT", "FLUSH")
     results: list[SlotResult] = []
-    slots.take("l", "b", 2, LEASE_MS, results.append)
-    slots.take("l", "c", 2, LEASE_MS, results.append)
+    take(slots, "l", "b", 2, LEASE_MS, results.append)
+    take(slots, "l", "c", 2, LEASE_MS, results.append)
     await eventually(lambda: len(results) == 2)
     assert [result.taken for result in results] == [True, False]
     assert store.stats.errors["NOSCRIPT"] == 2
     server.ask("SCRIPT", "FLUSH")
-    slots.refresh([("l", "a"), ("m", "x")], LEASE_MS)
+    slots.refresh(leases([("l", "a"), ("m", "x")]), LEASE_MS)
     await settled(slots)
     assert await calls(slots, "l") == {"a", "b"}
     assert await calls(slots, "m") == {"x"}
@@ -161,8 +183,8 @@ async def test_script_flushed_take_released_meanwhile_is_not_repeated(server: Se
     await taken(slots, "l", "a", 2)
     server.ask("SCRIPT", "FLUSH")
     results: list[SlotResult] = []
-    slots.take("l", "b", 2, LEASE_MS, results.append)
-    slots.release("l", "b")
+    take(slots, "l", "b", 2, LEASE_MS, results.append)
+    slots.release(slot("l", "b"))
     await eventually(lambda: results)
     await settled(slots)
     assert results == [SlotResult(taken=None, used=0)]
@@ -175,7 +197,7 @@ async def test_take_with_server_away_is_answered_at_once(doomed: Server, connect
     doomed.kill()
     await eventually(lambda: store.state is State.AWAY)
     results: list[SlotResult] = []
-    slots.take("l", "a", 1, LEASE_MS, results.append)
+    take(slots, "l", "a", 1, LEASE_MS, results.append)
     assert results == []
     await asyncio.sleep(0)
     assert results == [SlotResult(taken=None, used=0)]
@@ -190,13 +212,13 @@ async def test_take_without_answer_is_decided_at_the_deadline_and_the_late_grant
     relay.hold()
     loop = asyncio.get_running_loop()
     asked_at, results = loop.time(), []
-    slots.take("l", "a", 9, LEASE_MS, results.append)
-    slots.take("l", "b", 9, LEASE_MS, results.append)
+    take(slots, "l", "a", 9, LEASE_MS, results.append)
+    take(slots, "l", "b", 9, LEASE_MS, results.append)
     await eventually(lambda: len(results) == 2)
     assert loop.time() - asked_at >= DEADLINE_MS / 1000 - 0.01
     assert results == [SlotResult(taken=None, used=0)] * 2
     await eventually(lambda: store.state is State.SLOW)
-    slots.release("l", "a")  # refused by the caller; b goes on
+    slots.release(slot("l", "a"))  # refused by the caller; b goes on
     relay.let_go()
     await settled(slots)
     await eventually(lambda: slots.late == 2)
@@ -215,7 +237,7 @@ async def test_take_deadlines_are_kept_one_by_one(relay: Relay, connect: Connect
         return lambda _: waited.append(loop.time() - asked_at)
 
     for number in range(8):
-        slots.take("l", f"c{number}", 9, LEASE_MS, noted(loop.time()))
+        take(slots, "l", f"c{number}", 9, LEASE_MS, noted(loop.time()))
         await asyncio.sleep(0.02)
     await eventually(lambda: len(waited) == 8)
     assert min(waited) >= DEADLINE_MS / 1000 - 0.01
@@ -232,14 +254,14 @@ async def test_take_from_within_a_deadline_result_keeps_the_earlier_deadline(rel
 
     def first(_: SlotResult) -> None:
         order.append("first")
-        slots.take("l", "again", 9, LEASE_MS, again.append)
+        take(slots, "l", "again", 9, LEASE_MS, again.append)
 
     def second(_: SlotResult) -> None:
         order.append(f"second {loop.time() - started_at < 2 * DEADLINE_MS / 1000}")
 
-    slots.take("l", "a", 9, LEASE_MS, first)
+    take(slots, "l", "a", 9, LEASE_MS, first)
     await asyncio.sleep(0.03)
-    slots.take("l", "b", 9, LEASE_MS, second)
+    take(slots, "l", "b", 9, LEASE_MS, second)
     await eventually(lambda: again)
     assert order == ["first", "second True"]
     relay.let_go()
@@ -253,9 +275,9 @@ async def test_release_while_away_is_made_up_for(relay: Relay, connect: Connect)
     relay.refusing = True
     relay.cut()
     await eventually(lambda: store.state is State.AWAY)
-    slots.release("l", "a")
-    slots.release("l", "b")
-    slots.refresh([("l", "c"), ("l", "d")], LEASE_MS)  # d was admitted without the store
+    slots.release(slot("l", "a"))
+    slots.release(slot("l", "b"))
+    slots.refresh(leases([("l", "c"), ("l", "d")]), LEASE_MS)  # d was admitted without the store
     assert slots.owed == 4
     relay.refusing = False
     await eventually(lambda: store.state is State.UP)
@@ -268,7 +290,7 @@ async def test_release_whose_reply_is_lost_is_repeated(relay: Relay, connect: Co
     slots = Slots(store)
     await taken(slots, "l", "a", 3)
     relay.delay_requests()  # the request never arrives
-    slots.release("l", "a")
+    slots.release(slot("l", "a"))
     await eventually(lambda: store.stats.connects == 2)
     await settled(slots)
     assert await calls(slots, "l") == set()
@@ -280,7 +302,7 @@ async def test_release_after_a_take_left_in_a_dropped_connection_leaks_nothing(r
     await taken(slots, "l", "x", 3)
     relay.delay_requests()
     assert (await taken(slots, "l", "a", 3)).taken is None
-    slots.release("l", "a")
+    slots.release(slot("l", "a"))
     await eventually(lambda: store.stats.connects == 2)
     await settled(slots)
     await relay.deliver_requests()
@@ -295,7 +317,7 @@ async def test_full_server_goes_on_counting_channels(doomed: Server, connect: Co
     doomed.ask("CONFIG", "SET", "maxmemory", "1")
     assert await taken(slots, "l", "b", 2) == SlotResult(taken=True, used=2)
     assert await taken(slots, "l", "c", 2) == SlotResult(taken=False, used=2)
-    slots.release("l", "a")
+    slots.release(slot("l", "a"))
     await settled(slots)
     assert await calls(slots, "l") == {"b"}
 
@@ -316,8 +338,8 @@ async def test_refusing_server_answers_takes_with_none_and_catches_up(
     await taken(slots, "l", "b", 3)
     doomed.ask(*break_)
     assert await taken(slots, "l", "c", 3) == SlotResult(taken=None, used=0)
-    slots.release("l", "a")
-    slots.refresh([("l", "b"), ("l", "c")], LEASE_MS)
+    slots.release(slot("l", "a"))
+    slots.refresh(leases([("l", "b"), ("l", "c")]), LEASE_MS)
     await eventually(lambda: store.state is not State.UP)
     doomed.ask(*mend)
     await eventually(lambda: store.state is State.UP)
@@ -329,8 +351,8 @@ async def test_wish_for_a_key_of_another_type_is_dropped_by_name(server: Server,
     slots = Slots(await connect(server.url))
     server.ask("SET", keys.slots("l"), "x")
     assert (await taken(slots, "l", "a", 3)).taken is None
-    slots.release("l", "a")
-    slots.refresh([("l", "a"), ("m", "b")], LEASE_MS)
+    slots.release(slot("l", "a"))
+    slots.refresh(leases([("l", "a"), ("m", "b")]), LEASE_MS)
     await settled(slots)
     assert slots.dropped.get("WRONGTYPE") == 1 or sum(slots.dropped.values()) >= 1
     assert await calls(slots, "m") == {"b"}
@@ -352,7 +374,7 @@ async def test_concurrent_takes_of_many_nodes_never_exceed_the_limit(server: Ser
 
     for number in range(400):
         call = f"c{number}"
-        nodes[number % 4].take("l", call, 7, LEASE_MS, noted(call))
+        take(nodes[number % 4], "l", call, 7, LEASE_MS, noted(call))
         if random.random() < 0.1:
             await asyncio.sleep(0)
     await eventually(lambda: len(results) == 400)
@@ -371,7 +393,7 @@ async def test_refusals_beyond_the_backlog_bound_are_counted(
     doomed.kill()
     await eventually(lambda: store.state is State.AWAY)
     for number in range(25):
-        slots.release("l", f"c{number}")
+        slots.release(slot("l", f"c{number}"))
     assert slots.owed == 10
     assert slots.dropped == {"FULL": 15}
     doomed.start()
@@ -382,7 +404,7 @@ async def test_store_full_holds_wishes_and_sends_them_later(relay: Relay, connec
     store = await connect(relay.url, bounds=Bounds(commands=20, stall_ms=10_000))
     slots = Slots(store)
     relay.hold()
-    slots.refresh([(f"l{number}", "c") for number in range(100)], LEASE_MS)
+    slots.refresh(leases([(f"l{number}", "c") for number in range(100)]), LEASE_MS)
     await eventually(lambda: store.stats.errors.get("FULL"))
     refused = store.stats.errors["FULL"]
     await asyncio.sleep(0.05)

@@ -13,17 +13,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from store_server import Relay, Server, eventually
 
+from sipproxy.engine.actions import Holder, Slot, TakeSlot
 from sipproxy.store.connection import Bounds, State, Store
+from sipproxy.store.live_slots import slots_of
 from sipproxy.store.slots import SlotResult, Slots
 
 LEASE_MS = 60_000
 NODES = 3
 LINES = ("l", "m")
 LIMITS = {"l": 1, "m": 3}
+ACCOUNT_LIMITS = {"a0": None, "a1": 1, "a2": 2}
 
 node_numbers = st.integers(0, NODES - 1)
 lines = st.sampled_from(LINES)
-call_names = st.sampled_from([f"c{number}" for number in range(6)])
+call_names = st.sampled_from([f"c{number}" for number in range(9)])  # the account goes by the call's number
 steps = st.lists(
     st.one_of(
         st.tuples(st.just("take"), node_numbers, lines, call_names),
@@ -57,9 +60,32 @@ async def close_nodes(stores: list[Store], tasks: list[asyncio.Task[None]]) -> N
     await asyncio.gather(*tasks)
 
 
+def account_of(call: str) -> str:
+    return f"a{int(call[1:]) % len(ACCOUNT_LIMITS)}" if call[0] == "c" else "a0"
+
+
+def slot(line: str, call: str) -> Slot:
+    return Slot("line", line, call)
+
+
+def holder(call: str) -> Holder:
+    return Holder(f"n{call}", 1, account_of(call), "outgoing")
+
+
+def wanted(line: str, call: str, limit: int) -> TakeSlot:
+    return TakeSlot(slot(line, call), holder(call), limit, ACCOUNT_LIMITS[account_of(call)], 9.0)
+
+
+async def members(slots: Slots, line: str) -> set[str]:
+    """The line's members; each with the holder that it was taken for."""
+    found = await slots_of(slots._store.client, "line", [line])
+    assert all(live.holder == holder(live.slot.member) for live in found), found
+    return {live.slot.member for live in found}
+
+
 async def take(slots: Slots, line: str, call: str) -> SlotResult:
     results: list[SlotResult] = []
-    slots.take(line, call, LIMITS[line], LEASE_MS, results.append)
+    slots.take(wanted(line, call, LIMITS[line]), LEASE_MS, results.append)
     await eventually(lambda: results)
     return results[0]
 
@@ -80,37 +106,40 @@ class Model:
         held, limit = self.held[line], LIMITS[line]
         if kind == "take":
             result = await take(self.nodes[number], line, call)
-            allowed = call in held or len(held) < limit
+            account_limit = ACCOUNT_LIMITS[account_of(call)]
+            of_account = sum(account_of(other) == account_of(call) for other in held)
+            allowed = call in held or (len(held) < limit and (account_limit is None or of_account < account_limit))
+            of_account += allowed and call not in held
             if allowed:
                 held.add(call)
-            assert result == SlotResult(allowed, len(held))
+            assert result == SlotResult(allowed, len(held), 0 if account_limit is None else of_account)
         elif kind == "release":
-            self.nodes[number].release(line, call)
+            self.nodes[number].release(slot(line, call))
             await settled(self.nodes[number])
             held.discard(call)
         elif kind == "refresh":
-            self.nodes[number].refresh([(line, call)], LEASE_MS)
+            self.nodes[number].refresh([(slot(line, call), holder(call))], LEASE_MS)
             await settled(self.nodes[number])
             held.add(call)  # re-asserted whether or not it was there, beyond the limit too
         elif kind == "lapse":  # its owner died: the lease ends by itself
             if call in held:
-                self.nodes[number].refresh([(line, call)], 1)
+                self.nodes[number].refresh([(slot(line, call), holder(call))], 1)
                 await settled(self.nodes[number])
                 await asyncio.sleep(0.004)
                 held.discard(call)
         elif kind == "rush":  # at the same moment from all nodes
             self.rushes += 1
-            wanted = [f"r{self.rushes}.{index}" for index in range(number)]
-            results = await asyncio.gather(*(take(self.nodes[i % NODES], line, call) for i, call in enumerate(wanted)))
-            granted = {call for call, result in zip(wanted, results, strict=True) if result.taken}
-            assert len(granted) == min(len(wanted), max(0, limit - len(held)))
+            rush = [f"r{self.rushes}.{index}" for index in range(number)]
+            results = await asyncio.gather(*(take(self.nodes[i % NODES], line, call) for i, call in enumerate(rush)))
+            granted = {call for call, result in zip(rush, results, strict=True) if result.taken}
+            assert len(granted) == min(len(rush), max(0, limit - len(held)))
             held |= granted
         elif kind == "flush":
             await self.nodes[number]._store.execute("SCRIPT", "FLUSH")
 
     async def check(self) -> None:
         for line, held in self.held.items():
-            assert {call for call, _ in await self.nodes[0].used(line)} == held
+            assert await members(self.nodes[0], line) == held
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -126,9 +155,9 @@ def test_slots_any_interleaving_equals_the_model(server: Server, script: list[tu
                 await model.check()
             for line in LINES:  # every call ends: nothing may be left
                 for call in sorted(model.held[line]):
-                    slots[0].release(line, call)
+                    slots[0].release(slot(line, call))
             await settled(slots[0])
-            assert [await slots[0].used(line) for line in LINES] == [[], []]
+            assert await stores[0].execute("KEYS", "sp:{*") == []
         finally:
             await close_nodes(stores, tasks)
 
@@ -155,17 +184,17 @@ class Traffic:
             if result.taken or (result.taken is None and self.dice.random() < 0.5):
                 self.live.add((node, line, call))
             elif result.taken is None:
-                self.nodes[node].release(line, call)  # what a caller owes after None
+                self.nodes[node].release(slot(line, call))  # what a caller owes after None
 
-        self.nodes[node].take(line, call, 5, LEASE_MS, on_result)
+        self.nodes[node].take(wanted(line, call, 5), LEASE_MS, on_result)
 
     def end_calls(self) -> None:
         for ended in sorted(key for key in self.live if self.dice.random() < 0.15):
             self.live.remove(ended)
-            self.nodes[ended[0]].release(*ended[1:])
+            self.nodes[ended[0]].release(slot(*ended[1:]))
 
     def refresh(self, node: int) -> None:
-        self.nodes[node].refresh(sorted(key[1:] for key in self.live if key[0] == node), LEASE_MS)
+        self.nodes[node].refresh([(slot(*key[1:]), holder(key[2])) for key in sorted(self.live) if key[0] == node], LEASE_MS)
 
     async def disturb(self) -> None:
         match self.dice.randrange(40):
@@ -213,7 +242,7 @@ def test_slots_under_cut_and_delayed_connections_end_as_the_live_calls(server: S
                 traffic.refresh(node)
                 await settled(slots[node])
             for line in LINES:
-                assert {call for call, _ in await slots[0].used(line)} == {key[2] for key in traffic.live if key[1] == line}
+                assert await members(slots[0], line) == {key[2] for key in traffic.live if key[1] == line}
             assert sum(store.stats.connects for store in stores) > NODES
             assert not any(slot.dropped for slot in slots)
         finally:

@@ -1,0 +1,210 @@
+"""The slots of this node's calls: asking for them, holding them, giving them back (design: invariants 2 and 5, §8).
+
+Pure. A slot belongs to a line, or to a trunk route with a limit. The store counts over all nodes; what it does not say in time
+is decided from what this node's own calls hold. All that one call waits for the store, at all its askings together, is bounded
+by `Settings.store_wait_s`. Emergency calls never ask (invariant 1).
+
+A call has one slot of a line, whatever becomes of it, with its id as the member. Where it needs a second one of a line that it
+has one of already, because the customer forwards it and the profile counts that (`slots_of_forwarding`), the member gets a
+role, as in `line_slot(call, line, FORWARDED)`; `ask` for it like for any other. Everything else follows from the slot being in
+`call.slots`: refreshing and re-asserting, the journal (`keep.admission`; append it again once the call has been let in), the
+restart, and the release at the call's end, or before it by `leave`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from sipproxy.engine.actions import Holder, HoldSlot, ReleaseSlot, Slot, TakeSlot
+from sipproxy.engine.dialogs import Phase
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from policy.model import Profile
+    from sipproxy.engine.call import Call
+    from sipproxy.engine.state import Desk
+
+__all__ = ["FORWARDED", "Channels", "Grant", "line_slot", "slots_of_forwarding", "trunk_slot"]
+
+FORWARDED = "fwd"  # role of the slot that the outgoing half of a forwarded call takes of the line that forwards it
+
+
+class Grant(NamedTuple):
+    """The answer to `ask`. `used` counts the owner's slots and `of_account` those of the account, with this one if granted.
+
+    `refusal` is "" when it was granted, else what was full, or `away`: the store did not answer, and without it nothing is
+    admitted.
+    """
+
+    refusal: Literal["", "full", "account", "away"]
+    used: int
+    of_account: int
+
+
+@dataclass(slots=True)
+class _Asked:
+    call: Call
+    slot: Slot
+    holder: Holder
+    limit: int
+    account_limit: int | None
+    done: Callable[[Grant], None]
+    at: float  # monotonic seconds
+
+
+def line_slot(call: Call, line: str, role: str = "") -> Slot:
+    """The call's slot of a line; with a role a further one, such as `FORWARDED`."""
+    return Slot("line", line, f"{call.id}:{role}" if role else call.id)
+
+
+def trunk_slot(call: Call, route: str, *, incoming: bool = False) -> Slot:
+    """The call's slot of a trunk route: a call that comes by a route and leaves by it again has two."""
+    return Slot("trunk", route, f"{call.id}:in" if incoming else call.id)
+
+
+def slots_of_forwarding(profile: Profile) -> int:
+    """How many slots of the forwarding line the outgoing half of a forwarded call takes, beside the one of the incoming half.
+
+    0: the call goes on with the slot that it has. 1: `ask` for `line_slot(call, line, FORWARDED)` before the INVITE goes to
+    where it is forwarded, and refuse the forwarding when that is refused. A call has at most one more, however often it is
+    forwarded by the same line: where the slot is in `call.slots` already there is nothing to ask for.
+    """
+    return min(1, max(0, profile.forwarding_slots))
+
+
+class Channels:
+    """What every call of the node holds, and what was asked for."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._held: dict[tuple[str, str], dict[Slot, Holder]] = {}  # by kind and owner
+        self._asked: dict[Slot, _Asked] = {}
+        self._limited = frozenset(route.name for route in desk.settings.trunks if route.calls)
+
+    # Asking
+
+    def ask(
+        self,
+        call: Call,
+        slot: Slot,
+        done: Callable[[Grant], None],
+        *,
+        limit: int,
+        account: str = "",
+        account_limit: int | None = None,
+    ) -> None:
+        """Ask for a slot; `done` is told once, unless the call ends before, and at once when the call has waited long enough.
+
+        What is granted is the call's from then on. What is refused, or comes for a call that has ended, is given back here.
+        """
+        desk = self._desk
+        holder = Holder(desk.settings.node, desk.now.utc_ms, account, call.record.direction)
+        asked = _Asked(call, slot, holder, limit, account_limit, done, desk.now.mono)
+        if call.store_wait_s <= 0:
+            grant = self._alone(asked)
+            if not grant.refusal:
+                desk.out.append(HoldSlot(slot, holder))
+            self._settle(asked, grant)
+            return
+        self._asked[slot] = asked
+        desk.out.append(TakeSlot(slot, holder, limit, account_limit, call.store_wait_s))
+
+    def result(self, slot: Slot, *, taken: bool | None, used: int, of_account: int = 0) -> None:
+        """The answer to a `TakeSlot`: granted, refused, or (None) the store did not say in time (design §8)."""
+        desk = self._desk
+        asked = self._asked.pop(slot, None)
+        if asked is None or asked.call.phase is Phase.ENDED:
+            desk.out.append(ReleaseSlot(slot))
+            return
+        asked.call.store_wait_s -= desk.now.mono - asked.at
+        if taken is None:
+            grant = self._alone(asked)
+        elif taken:
+            grant = Grant("", used, of_account)
+        else:
+            grant = Grant("full" if used >= asked.limit else "account", used, of_account)
+        if grant.refusal:
+            desk.out.append(ReleaseSlot(slot))  # a take whose reply was late or lost may have run
+        self._settle(asked, grant)
+
+    def _alone(self, asked: _Asked) -> Grant:
+        """Decide without the store, from what this node's calls hold."""
+        slot, way = asked.slot, self._desk.settings.slots
+        self._desk.count("slots_undecided", way)
+        used, of_account = self.held(slot.kind, slot.owner), self.held_by(slot.owner, asked.holder.account)
+        if way == "refuse" and slot.kind == "line":
+            return Grant("away", used, of_account)
+        if used >= asked.limit:
+            return Grant("full", used, of_account)
+        if asked.account_limit is not None and of_account >= asked.account_limit:
+            return Grant("account", used, of_account)
+        return Grant("", used + 1, of_account + 1)
+
+    def _settle(self, asked: _Asked, grant: Grant) -> None:
+        slot = asked.slot
+        if grant.refusal:
+            what = "account" if grant.refusal == "account" else slot.kind
+            self._desk.count("slots_refused", "store" if grant.refusal == "away" else what)
+        else:
+            self.hold(asked.call, slot, asked.holder)
+        asked.done(grant)
+
+    # Holding
+
+    def hold(self, call: Call, slot: Slot, holder: Holder) -> None:
+        """Count the slot as the call's from now on."""
+        call.slots[slot] = holder
+        self._held.setdefault(slot[:2], {})[slot] = holder
+
+    def occupy(self, call: Call, slot: Slot) -> None:
+        """Hold a slot that nobody was asked for, because the call is there whatever the limit says."""
+        desk = self._desk
+        if slot in call.slots:
+            return
+        holder = Holder(desk.settings.node, desk.now.utc_ms, direction=call.record.direction)
+        self.hold(call, slot, holder)
+        if self._is_leased(slot):
+            desk.out.append(HoldSlot(slot, holder))
+
+    def leave(self, call: Call, slot: Slot) -> None:
+        """Give one of the call's slots back. Harmless when it has none such."""
+        if call.slots.pop(slot, None) is None:
+            return
+        of_owner = self._held[slot[:2]]
+        del of_owner[slot]
+        if not of_owner:
+            del self._held[slot[:2]]
+        if self._is_leased(slot):
+            self._desk.out.append(ReleaseSlot(slot))
+
+    def give_back(self, call: Call) -> None:
+        """The call is over: nothing is its any more."""
+        for slot in list(call.slots):
+            self.leave(call, slot)
+
+    def _is_leased(self, slot: Slot) -> bool:
+        """Whether the store counts it: routes without a limit are counted for show, by each node for itself."""
+        return slot.kind == "line" or slot.owner in self._limited
+
+    # What is held here
+
+    def held(self, kind: str, owner: str) -> int:
+        """How many slots of a line or trunk route this node's calls hold."""
+        return len(self._held.get((kind, owner), ()))
+
+    def held_by(self, line: str, account: str) -> int:
+        """How many of a line's slots this node's calls of one account hold."""
+        return sum(holder.account == account for holder in self._held.get(("line", line), {}).values())
+
+    def count(self) -> dict[str, int]:
+        """How many slots this node's calls hold, by kind."""
+        found = {"line": 0, "trunk": 0}
+        for (kind, _), slots in self._held.items():
+            found[kind] += len(slots)
+        return found
+
+    def leases(self) -> list[tuple[Slot, Holder]]:
+        """Every slot that the store counts, with its holder."""
+        return [(slot, holder) for held in self._held.values() for slot, holder in held.items() if self._is_leased(slot)]

@@ -1,0 +1,64 @@
+"""engine.channels: what one call holds, asks for and gives back (design: invariants 2 and 5, §8)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from cdr import codec
+from cdr.facts import Admit, LineSlot
+from policy.profiles import load
+from sipproxy.engine import keep
+from sipproxy.engine.actions import Holder, ReleaseSlot, Slot, TakeSlot
+from sipproxy.engine.channels import FORWARDED, Grant, line_slot, slots_of_forwarding
+from tests.engine.desk import Desk
+
+if TYPE_CHECKING:
+    from sipproxy.engine.call import Call
+
+TARGET = b"sip:03023125001@sip.test"
+
+
+def asked(desk: Desk) -> TakeSlot:
+    """The next thing that the engine wants a slot for: a call of alice, of line L1 with two channels."""
+    value = desk.credentials(b"INVITE", TARGET)
+    contact = (b"Contact", b"<sip:alice@203.0.113.1>")
+    desk.receive(desk.request(b"INVITE", TARGET, call_id=desk.engine.desk.token().encode(), headers=(value, contact)))
+    return next(a for a in desk.actions if isinstance(a, TakeSlot))
+
+
+def live_call(desk: Desk) -> Call:
+    take = asked(desk)
+    desk.engine.slot_result(take.slot, taken=True, used=1, now=desk.now)
+    return desk.engine.calls.by_id[take.slot.call]
+
+
+@pytest.mark.parametrize(("slots", "more"), [(0, 0), (1, 1), (2, 1), (-1, 0)])
+def test_forwarding_takes_at_most_one_slot_more(slots: int, more: int) -> None:
+    assert slots_of_forwarding(replace(load()["velbert"], forwarding_slots=slots)) == more
+
+
+def test_second_slot_of_a_line_is_asked_for_kept_refreshed_journalled_and_given_back() -> None:
+    desk = Desk()
+    call = live_call(desk)
+    grants: list[Grant] = []
+    second = line_slot(call, "L1", FORWARDED)
+    desk.tick(1.0)
+    desk.engine.desk.now = desk.now
+    desk.engine.channels.ask(call, second, grants.append, limit=2, account="alice")
+    take = next(a for a in desk.engine.desk.take_actions() if isinstance(a, TakeSlot))
+    assert (take.slot, take.limit) == (Slot("line", "L1", f"{call.id}:fwd"), 2)
+    assert take.holder == Holder("n1", desk.utc_ms, "alice", "outgoing")
+    desk.engine.slot_result(take.slot, taken=True, used=2, now=desk.now)
+    assert grants == [Grant("", 2, 0)]
+    assert [slot for slot, _ in desk.engine.channels.leases()] == [Slot("line", "L1", call.id), second]
+    assert desk.engine.channels.held("line", "L1") == 2
+    admit = codec.decode_fact(codec.encode_fact(keep.admission(call)))
+    assert isinstance(admit, Admit)
+    assert admit.slots == (LineSlot("L1", "alice"), LineSlot("L1", "alice", FORWARDED))
+    call.refuse(480, 31, end_reason="operator")
+    released = {a.slot for a in desk.engine.desk.take_actions() if isinstance(a, ReleaseSlot)}
+    assert released == {Slot("line", "L1", call.id), second}
+    assert desk.engine.channels.leases() == []
