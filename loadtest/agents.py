@@ -53,8 +53,10 @@ class RouterAccount:
 class Party(UserAgent):
     """A user agent that answers calls as told and places calls without credentials."""
 
-    def __init__(self, name: str, ledger: Ledger, *, host: str = "127.0.0.1", port: int = 0) -> None:
-        super().__init__(name, ledger, host=host, port=port)
+    def __init__(
+        self, name: str, ledger: Ledger, *, host: str = "127.0.0.1", port: int = 0, tcp_to: Address | None = None
+    ) -> None:
+        super().__init__(name, ledger, host=host, port=port, tcp_to=tcp_to)
         self.answering = Answering()
         self.incoming: asyncio.Queue[Call] = asyncio.Queue()
 
@@ -166,8 +168,17 @@ class Psap(Party):
 class Router(Party):
     """A customer's router with one account at one proxy."""
 
-    def __init__(self, name: str, ledger: Ledger, account: RouterAccount, proxy: Address, *, host: str = "127.0.0.1") -> None:
-        super().__init__(name, ledger, host=host)
+    def __init__(
+        self,
+        name: str,
+        ledger: Ledger,
+        account: RouterAccount,
+        proxy: Address,
+        *,
+        host: str = "127.0.0.1",
+        tcp: bool = False,
+    ) -> None:
+        super().__init__(name, ledger, host=host, tcp_to=proxy if tcp else None)
         self.account = account
         self.user = account.user
         self.proxy = proxy

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from loadtest.valkey import Valkey
 from sipproxy.sip.digest import ha1
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from cdr.facts import Record
@@ -49,10 +49,11 @@ class Network:
         trunks: Sequence[TrunkSpec] | None = None,
         psap: Address | None = None,
         embedded: bool = False,
+        store: Valkey | None = None,
     ) -> None:
         self.lines = {line.user: line for line in lines}
         self.ledger = Ledger()
-        self.store = Valkey()
+        self.store = store or Valkey()
         self.trunk = Trunk("trunk", self.ledger, host=TRUNK_HOST)
         self.psap = Psap("psap", self.ledger, host="127.0.0.3")
         self.routers: list[Router] = []
@@ -92,6 +93,20 @@ class Network:
             self._stack = stack.pop_all()
         return self
 
+    @asynccontextmanager
+    async def another_node(self, *, node_id: str = "node2", directory: Path | None = None) -> AsyncIterator[Node]:
+        """One more node on the same store, with the same trunks and settings; it takes its lines from the store."""
+        node = Node(
+            trunks=self.trunks,
+            store_url=self.store.url,
+            domain=DOMAIN,
+            node_id=node_id,
+            settings=self._settings,
+            directory=directory,
+        )
+        async with node:
+            yield node
+
     async def stop_node(self) -> None:
         """End the node; raises AssertionError with its log when it does not leave by itself with status 0."""
         status = await self.node.stop()
@@ -102,10 +117,21 @@ class Network:
             router.close()
         await self._stack.aclose()
 
-    async def router(self, user: str, *, algorithms: tuple[str, ...] = ("SHA-256", "MD5"), register: bool = True) -> Router:
-        """A router with the account `user` of one of the lines, registered when asked. Raises AssertionError when refused."""
+    async def router(
+        self,
+        user: str,
+        *,
+        algorithms: tuple[str, ...] = ("SHA-256", "MD5"),
+        register: bool = True,
+        node: Node | None = None,
+        tcp: bool = False,
+    ) -> Router:
+        """A router with the account `user` of one of the lines, registered when asked, at `node` where it is not the first.
+
+        Raises AssertionError when its registration is refused.
+        """
         account = RouterAccount(user, self.lines[user].password, DOMAIN, algorithms)
-        router = Router(user, self.ledger, account, self.node.address)
+        router = Router(user, self.ledger, account, (node or self.node).address, tcp=tcp)
         await router.open()
         self.routers.append(router)
         if register:

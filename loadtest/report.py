@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from rich.console import Console
 from rich.table import Table
 
-__all__ = ["Report", "show"]
+__all__ = ["Report", "progress_of", "show"]
+
+PROGRESS_EVERY_S = 1.0
 
 
 @dataclass(slots=True)
@@ -37,17 +41,55 @@ class Report:
         return {"title": self.title, "ok": self.ok, "faults": self.faults, **values}
 
 
+def progress_of(title: str) -> Callable[[str], None]:
+    """Something that writes how far a measurement is to standard error, once a second at most."""
+    last = 0.0
+
+    def tell(text: str) -> None:
+        nonlocal last
+        if time.monotonic() - last >= PROGRESS_EVERY_S:
+            last = time.monotonic()
+            sys.stderr.write(f"{title}: {text}\n")
+            sys.stderr.flush()
+
+    return tell
+
+
+def _show_side_by_side(reports: Sequence[Report]) -> None:
+    """Write reports of the same figures as one table, a column each, to standard output."""
+    console = Console()
+    table = Table(box=None, pad_edge=False)
+    table.add_column("")
+    for report in reports:
+        table.add_column(report.title, justify="right", overflow="fold")
+    for index, (_, text, _, unit) in enumerate(reports[0].figures):
+        table.add_row(f"{text} [{unit}]" if unit else text, *(_shown(report.figures[index][2]) for report in reports))
+    if not console.is_terminal:
+        console = Console(width=max(80, console.measure(table).maximum))
+    console.print(table, highlight=False, markup=False)
+    for report in reports:
+        for fault in report.faults:
+            console.print(f"fault, {report.title}: {fault}", highlight=False, markup=False)
+    console.print("ok" if all(report.ok for report in reports) else "not ok", highlight=False)
+
+
+def _shown(value: float | str) -> str:
+    return f"{value:,.3f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
+
+
 def show(reports: list[Report], *, as_json: bool) -> None:
     """Write the reports to standard output."""
     if as_json:
         sys.stdout.write(json.dumps([report.as_dict() for report in reports], indent=2) + "\n")
         return
+    if len(reports) > 1 and len({tuple(key for key, *_ in report.figures) for report in reports}) == 1:
+        _show_side_by_side(reports)
+        return
     console = Console()
     for report in reports:
         table = Table(title=report.title, title_justify="left", show_header=False, show_edge=False)
         for _, text, value, unit in report.figures:
-            shown = f"{value:,.3f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
-            table.add_row(text, shown, unit)
+            table.add_row(text, _shown(value), unit)
         console.print(table, highlight=False)
         for fault in report.faults:
             console.print(f"[red]fault[/red] {fault}", highlight=False)

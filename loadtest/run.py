@@ -19,16 +19,18 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from loadtest.channels import contend
 from loadtest.generate import Load, at_rate, callers_needed, percentile, place_calls
 from loadtest.lateness import OwnLateness, worst_bucket_ms
 from loadtest.network import Network, many_lines, md5_only
 from loadtest.node import NodeError
 from loadtest.outages import kill_during_calls, stall_store
 from loadtest.reconcile import TOLERANCE_MS, compare
-from loadtest.report import Report, show
+from loadtest.report import Report, progress_of, show
 from loadtest.sipp_runner import Credentials, run_sipp, start_sipp
+from loadtest.vanish import MARGIN_S, WAYS, vanish, way_of
 
 if TYPE_CHECKING:
     from loadtest.agents import Router
@@ -93,6 +95,19 @@ def _parser() -> argparse.ArgumentParser:
     kill.add_argument("--away", type=float, default=5.0, help="seconds until it is started again (default %(default)s)")
     kill.set_defaults(run=_run_kill)
 
+    channels = commands.add_parser("channels", parents=[common], help="simultaneous set-ups on one line over two nodes")
+    channels.add_argument("--rounds", type=int, default=100, help="rounds (default %(default)s)")
+    channels.add_argument("--calls", type=int, default=200, help="set-ups of a round (default %(default)s)")
+    channels.add_argument("--channels", type=int, default=2, help="channels of the line (default %(default)s)")
+    channels.set_defaults(run=_run_channels)
+
+    gone = commands.add_parser("vanish", parents=[common], help="answered calls whose parties vanish")
+    gone.add_argument("--calls", type=int, default=500, help="answered calls (default %(default)s)")
+    gone.add_argument("--by", choices=WAYS, action="append", help="how it is noticed; again for several (default: each)")
+    gone.add_argument("--reap", type=int, default=20, help="seconds of silence, calls.reap_s (default %(default)s)")
+    gone.add_argument("--probe", type=int, default=5, help="seconds until a party is asked (default %(default)s)")
+    gone.set_defaults(run=_run_vanish)
+
     for command in (register, calls):
         command.add_argument("--accounts", type=int, default=10_000, help="accounts to register (default %(default)s)")
         command.add_argument("--register-rate", type=float, default=500.0, help="REGISTERs a second (default %(default)s)")
@@ -146,6 +161,74 @@ async def _run_stall(options: argparse.Namespace) -> list[Report]:
     return [report]
 
 
+async def _run_channels(options: argparse.Namespace) -> list[Report]:
+    lines = many_lines(1, channels=options.channels)
+    async with Network(lines, settings=LOAD_SETTINGS) as network, network.another_node() as other:
+        tell = progress_of("channels")
+        found = await contend(network, other, lines[0].user, rounds=options.rounds, calls=options.calls, progress=tell)
+    report = Report(f"{options.calls} simultaneous set-ups on {options.channels} channels over two nodes")
+    report.add("rounds", "rounds", found.rounds)
+    exact = found.admitted[options.channels]
+    report.add("exact", "rounds in which as many as there are channels were admitted", exact)
+    report.add("admitted", "admitted a round, and in how many rounds", _counted(found.admitted))
+    report.add("refused", "refused a round, and in how many rounds", _counted(found.refused))
+    report.add("admitted_ways", "who was admitted", _counted(found.admitted_ways))
+    report.add("statuses", "refused with", _counted(found.statuses))
+    for share, name in ((0.5, "p50"), (0.99, "p99"), (1.0, "max")):
+        value = percentile(found.freed_ms, share)
+        report.add(f"freed_{name}_ms", f"BYE until the channel was in use again at the other node, {name}", value, "ms")
+    report.add("freed_attempts", "set-ups that this took, and how often", _counted(found.freed_attempts))
+    report.add("beyond", "calls admitted when the line was full again", found.beyond)
+    report.add("reconciled", "records", str(found.result))
+    report.expect(exact == options.rounds, f"not exactly {options.channels} were admitted: {_counted(found.admitted)}")
+    report.expect(not found.wrong_statuses, f"wrong refusals: {found.wrong_statuses}")
+    report.expect(len(found.freed_ms) == options.rounds, "a channel was not free again")
+    report.expect(not found.beyond, "more calls than channels")
+    report.expect(not found.slots_wrong, f"slots were not those of the calls: {found.slots_wrong[:3]}")
+    report.expect(found.result.ok, str(found.result))
+    return [report]
+
+
+async def _run_vanish(options: argparse.Namespace) -> list[Report]:
+    return [await _vanish_by(name, options) for name in options.by or WAYS]
+
+
+async def _vanish_by(name: str, options: argparse.Namespace) -> Report:
+    way = way_of(name, reap_s=options.reap, probe_s=options.probe)
+    lines = many_lines(-(-options.calls // CHANNELS), channels=CHANNELS)
+    async with Network(lines, settings={**LOAD_SETTINGS, "calls": way.calls}) as network:
+        routers = await _routers(network, lines, tcp_every=2)
+        found = await vanish(network, routers, options.calls, way, progress=progress_of(f"vanish, {name}"))
+    report = Report(f"by {name}")
+    report.add("calls", "answered calls whose parties vanished", found.calls)
+    report.add("transports", "their routers by", _counted(found.transports))
+    report.add("refreshed", "of them with a sign of life after the answer", found.refreshed)
+    report.add("bound_s", "bound from the last proof of life", found.bound_s, "s")
+    for share, which in ((0.5, "p50"), (0.99, "p99"), (1.0, "max")):
+        report.add(f"bye_{which}_s", f"last proof of life until the BYE, {which}", percentile(found.byes_s, share), "s")
+    report.add("without_bye", "sides that had no BYE", sum(found.without.values()))
+    report.add("slots_before", "slots before", found.slots_before)
+    report.add("slots_left", "slots left", found.slots_left)
+    off = [abs(value) for value in found.ends_off_ms]
+    report.add("end_off_max_ms", "record's end against the last proof of life, at worst", max(off, default=0.0), "ms")
+    report.add("reconciled", "records", str(found.result))
+    report.expect(len(found.byes_s) == found.calls, f"{found.calls - len(found.byes_s)} calls were not ended")
+    worst = max(found.byes_s, default=0.0)
+    report.expect(worst <= found.bound_s + MARGIN_S, f"a call ended {worst:.1f} s after its last proof of life")
+    report.expect(not found.without, f"no BYE was sent to {found.without}")
+    report.expect(not found.strange, f"BYEs of no dialog: {found.strange[:3]}")
+    report.expect(found.slots_before == found.calls, "slots were not those of the calls")
+    report.expect(found.slots_left == 0, "slots are left over")
+    report.expect(not found.wrong, f"records: {found.wrong[:3]}")
+    report.expect(found.result.ok, str(found.result))
+    return report
+
+
+def _counted(counts: Mapping[Any, int]) -> str:
+    """Counts as text, the smallest key first."""
+    return ", ".join(f"{key}: {count}" for key, count in sorted(counts.items()))
+
+
 async def _run_kill(options: argparse.Namespace) -> list[Report]:
     lines = many_lines(-(-options.calls // CHANNELS), channels=CHANNELS)
     settings: dict[str, Mapping[str, object]] = {
@@ -184,9 +267,12 @@ def _registering(count: int) -> list[LineSpec]:
     return [md5_only(line) for line in many_lines(count, channels=CHANNELS)]
 
 
-async def _routers(network: Network, lines: Sequence[LineSpec]) -> list[Router]:
-    """A router for each line, registered a few at a time."""
-    routers = [await network.router(line.user, register=False) for line in lines]
+async def _routers(network: Network, lines: Sequence[LineSpec], *, tcp_every: int = 0) -> list[Router]:
+    """A router for each line, registered a few at a time; with `tcp_every` each of so many has a connection."""
+    routers = [
+        await network.router(line.user, register=False, tcp=bool(tcp_every) and number % tcp_every == 0)
+        for number, line in enumerate(lines)
+    ]
 
     async def register(number: int) -> None:
         response = await routers[number].register()

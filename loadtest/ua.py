@@ -1,14 +1,15 @@
-"""A small SIP user agent core on one UDP address: transactions, dialogs, retransmission, ACK, CANCEL, BYE.
+"""A small SIP user agent core on one UDP address or TCP connection: transactions, dialogs, retransmission, ACK, CANCEL, BYE.
 
 Simulated parties are built on it (agents.py). It shares the parser and the writers with the proxy but none of its
 transaction or dialog code, so that a fault there is not repeated here. RFC 3261 §8, §12, §13, §15, §17.
-Leaves out: TCP, forking at the UAC (the first 2xx wins, others are ended), strict routes, session timers.
+Leaves out: several connections, forking at the UAC (the first 2xx wins, others are ended), strict routes, session timers.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import secrets
 import socket
 import time
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from sipproxy.sip.build import write_ack, write_cancel, write_request, write_response
 from sipproxy.sip.errors import ParseError
+from sipproxy.sip.framing import StreamFramer
 from sipproxy.sip.headers import parse_name_addr
 from sipproxy.sip.message import Request, Response, parse_message
 
@@ -36,6 +38,8 @@ T2 = 4.0
 LIFETIME_S = 64 * T1
 WIRE_TRACE = 400  # messages that a failing test can print
 RECEIVE_BUFFER = 4 * 1024 * 1024
+MAX_MESSAGE = 65_535
+CALL_ID = re.compile(rb"\r\n(?:Call-ID|i): *([^\r]+)", re.IGNORECASE)
 SDP_TYPE = (b"Content-Type", b"application/sdp")
 
 
@@ -210,9 +214,12 @@ class Call:
 
 
 class UserAgent(asyncio.DatagramProtocol):
-    """One party's UDP address. Subclasses decide what to do with new calls by overriding `on_invite`."""
+    """One party's UDP address, or its TCP connection to `tcp_to`. Subclasses decide what to do with new calls by overriding
+    `on_invite`."""
 
-    def __init__(self, name: str, ledger: Ledger, *, host: str = "127.0.0.1", port: int = 0) -> None:
+    def __init__(
+        self, name: str, ledger: Ledger, *, host: str = "127.0.0.1", port: int = 0, tcp_to: Address | None = None
+    ) -> None:
         self.name = name
         self.ledger = ledger
         self.host = host
@@ -220,7 +227,11 @@ class UserAgent(asyncio.DatagramProtocol):
         self.user = name
         self.calls: dict[tuple[str, bytes], Call] = {}
         self.wire: deque[tuple[str, Address, bytes]] = deque(maxlen=WIRE_TRACE)
-        self.silent = False  # vanished: neither sends nor hears
+        self.silent = False  # vanished: sends nothing, and hears nothing
+        self.spoke_at: dict[str, float] = {}  # by Call-ID, the monotonic time of the last message that this party sent
+        self.unheard: list[tuple[float, Request]] = []  # what came since it vanished, with the monotonic time
+        self._tcp_to = tcp_to
+        self._stream: asyncio.StreamWriter | None = None
         self.received: dict[str, int] = {}
         self._transport: asyncio.DatagramTransport | None = None
         self._clients: dict[tuple[bytes, bytes], _Client] = {}
@@ -230,7 +241,12 @@ class UserAgent(asyncio.DatagramProtocol):
     # -- life
 
     async def open(self) -> None:
-        """Bind the address."""
+        """Bind the address, or connect."""
+        if self._tcp_to is not None:
+            reader, self._stream = await asyncio.open_connection(*self._tcp_to, local_addr=(self.host, self.port))
+            self.host, self.port = self._stream.get_extra_info("sockname")[:2]
+            self.keep(asyncio.ensure_future(self._read(reader, self._tcp_to)))
+            return
         loop = asyncio.get_running_loop()
         self._transport, _ = await loop.create_datagram_endpoint(lambda: self, local_addr=(self.host, self.port))
         sock = self._transport.get_extra_info("socket")
@@ -249,9 +265,11 @@ class UserAgent(asyncio.DatagramProtocol):
             task.cancel()
         if self._transport is not None:
             self._transport.close()
+        if self._stream is not None:
+            self._stream.close()
 
     def vanish(self) -> None:
-        """Like a router whose power was cut: the address stays bound and nothing is heard or said."""
+        """Like a router whose power was cut: the address stays bound, what comes is kept in `unheard`, nothing is said."""
         self.ledger.note(self.name, "vanishes")
         self.silent = True
 
@@ -270,10 +288,12 @@ class UserAgent(asyncio.DatagramProtocol):
 
     @property
     def contact(self) -> bytes:
-        return f"<sip:{self.user}@{self.host}:{self.port}>".encode()
+        transport = ";transport=tcp" if self._tcp_to is not None else ""
+        return f"<sip:{self.user}@{self.host}:{self.port}{transport}>".encode()
 
     def new_via(self) -> bytes:
-        return f"SIP/2.0/UDP {self.host}:{self.port};branch=z9hG4bK{secrets.token_hex(8)};rport".encode()
+        transport = "UDP" if self._tcp_to is None else "TCP"
+        return f"SIP/2.0/{transport} {self.host}:{self.port};branch=z9hG4bK{secrets.token_hex(8)};rport".encode()
 
     def dialog_headers(self, request: Request) -> list[tuple[bytes, bytes]]:
         """What a response needs that forms a dialog: the Record-Route lines as they came, and our Contact (§12.1.1)."""
@@ -287,11 +307,17 @@ class UserAgent(asyncio.DatagramProtocol):
     # -- out
 
     def send(self, data: bytes, to: Address) -> None:
-        """Put a datagram on the wire."""
-        if self.silent or self._transport is None:
+        """Put a message on the wire; a connection leads to the proxy whatever `to` says."""
+        if self.silent:
             return
         self.wire.append((">", to, data))
-        self._transport.sendto(data, to)
+        found = CALL_ID.search(data)
+        if found is not None:
+            self.spoke_at[found[1].decode("utf-8", "replace")] = time.monotonic()
+        if self._stream is not None:
+            self._stream.write(data)
+        elif self._transport is not None:
+            self._transport.sendto(data, to)
 
     async def transact(self, data: bytes, to: Address, *, timeout_s: float = LIFETIME_S) -> Response:
         """Send a non-INVITE request and return its final response; raises NoAnswerError."""
@@ -318,7 +344,8 @@ class UserAgent(asyncio.DatagramProtocol):
         loop = asyncio.get_running_loop()
         loop.call_later(LIFETIME_S + 1, self._clients.pop, key, None)
         self.send(data, to)
-        client.timer = loop.call_later(T1, self._again, client)
+        if self._stream is None:
+            client.timer = loop.call_later(T1, self._again, client)
         return client
 
     def _again(self, client: _Client) -> None:
@@ -351,9 +378,14 @@ class UserAgent(asyncio.DatagramProtocol):
 
     # -- in
 
+    async def _read(self, reader: asyncio.StreamReader, source: Address) -> None:
+        framer = StreamFramer(MAX_MESSAGE)
+        while data := await reader.read(MAX_MESSAGE):
+            for message in framer.feed(data):
+                if isinstance(message, bytes):
+                    self.datagram_received(message, source)
+
     def datagram_received(self, data: bytes, addr: tuple[str | object, int]) -> None:
-        if self.silent:
-            return
         source = (str(addr[0]), addr[1])
         self.wire.append(("<", source, data))
         if not data.strip():
@@ -363,7 +395,10 @@ class UserAgent(asyncio.DatagramProtocol):
         except ParseError as error:
             self.ledger.note(self.name, "malformed", "", str(error))
             return
-        if isinstance(message, Response):
+        if self.silent:
+            if isinstance(message, Request):
+                self.unheard.append((time.monotonic(), message))
+        elif isinstance(message, Response):
             self._on_response(message)
         else:
             message.stamp(*source)

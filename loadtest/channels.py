@@ -1,0 +1,168 @@
+"""Channels are exact over two nodes (design, invariant 2): many simultaneous set-ups on a line of few channels, round by round.
+
+In a round half of the set-ups go to each node, half of these from the line's router, half from the trunk to the line's number.
+Those that are admitted are answered; the others must be refused with the status of the line's profile. Then one call ends, and
+the time until its channel is in use again is taken at the other node. Leaves out: what calls do afterwards.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from loadtest.reconcile import Reconciliation
+from loadtest.ua import CallError, NoAnswerError
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    from loadtest.agents import Router
+    from loadtest.network import Network
+    from loadtest.node import Node
+    from loadtest.ua import Call
+
+__all__ = ["ChannelsReport", "contend"]
+
+DIALLED = "03023125001"
+FULL = {"outgoing": 403, "incoming": 486}  # the profile's refusal, and RFC 3261 §21.4.24 towards the trunk
+ANSWER_S = 60.0
+FREED_S = 5.0
+KNOWN_S = 10.0
+UNKNOWN = 480  # of a line without a registration
+SETTLE_S = 30.0
+
+
+@dataclass(slots=True)
+class ChannelsReport:
+    """What came of `rounds` rounds. `admitted` and `refused` count rounds by how many set-ups were."""
+
+    calls: int
+    channels: int
+    rounds: int = 0
+    admitted: Counter[int] = field(default_factory=Counter)
+    refused: Counter[int] = field(default_factory=Counter)
+    admitted_ways: Counter[str] = field(default_factory=Counter)  # which set-ups were first
+    statuses: Counter[str] = field(default_factory=Counter)  # "outgoing 403" and so on, over all rounds
+    freed_ms: list[float] = field(default_factory=list)  # from the BYE until a new call rang at the other node
+    freed_attempts: Counter[int] = field(default_factory=Counter)  # set-ups that this took
+    beyond: int = 0  # calls admitted while the line was full again
+    slots_wrong: list[str] = field(default_factory=list)  # rounds whose slots were not those of the calls
+    result: Reconciliation = field(default_factory=Reconciliation)
+
+    @property
+    def wrong_statuses(self) -> dict[str, int]:
+        """Refusals with another status than the way of the call asks for."""
+        right = {f"{way} {status}" for way, status in FULL.items()}
+        return {text: count for text, count in self.statuses.items() if text not in right}
+
+
+@dataclass(frozen=True, slots=True)
+class _Contest:
+    """Who takes part: `routers` are those of the account `user`, one at each node."""
+
+    network: Network
+    nodes: list[Node]
+    routers: list[Router]
+    user: str
+    report: ChannelsReport
+
+
+async def contend(
+    network: Network, other: Node, user: str, *, rounds: int, calls: int, progress: Callable[[str], None] = lambda _: None
+) -> ChannelsReport:
+    """Run the rounds on the line of the account `user`. Raises NoAnswerError when a set-up has no final response at all."""
+    channels = network.lines[user].channels
+    assert channels is not None
+    routers = [await network.router(user), await network.router(user, register=False, node=other)]
+    await _warm_up(network, other, routers[1], user)
+    report = ChannelsReport(calls, channels)
+    contest = _Contest(network, [network.node, other], routers, user, report)
+    for number in range(rounds):
+        await _round(contest, number)
+        report.rounds += 1
+        progress(f"round {report.rounds} of {rounds}: {sum(report.statuses.values())} refused")
+    _, report.result = await network.reconciled(timeout_s=SETTLE_S)
+    return report
+
+
+async def _warm_up(network: Network, other: Node, router: Router, user: str) -> None:
+    """Have the other node's nonce learnt, and wait until it knows of the registration at the first."""
+    call = await (await router.call(DIALLED)).answered(ANSWER_S)
+    await call.hang_up()
+    deadline = time.monotonic() + KNOWN_S
+    while True:
+        try:
+            call = await (await network.trunk.call(network.lines[user].number, other.address)).answered(ANSWER_S)
+        except CallError as error:
+            if error.status != UNKNOWN or time.monotonic() > deadline:
+                raise
+            continue
+        await call.hang_up()
+        break
+    await network.slots_of_all(0)
+
+
+async def _round(contest: _Contest, number: int) -> None:
+    network, routers, nodes, report = contest.network, contest.routers, contest.nodes, contest.report
+    user = contest.user
+    attempts: list[tuple[str, Coroutine[None, None, Call]]] = []
+    for index in range(report.calls):
+        node, incoming = index % 2, index // 2 % 2
+        if incoming:
+            attempts.append(("incoming", network.trunk.call(network.lines[user].number, nodes[node].address)))
+        else:
+            attempts.append(("outgoing", routers[node].call(DIALLED)))
+    if number % 2:
+        attempts.reverse()  # another node and direction is first
+    placed = [(way, await coroutine) for way, coroutine in attempts]
+    statuses = await asyncio.gather(*(call.final(ANSWER_S) for _, call in placed))
+    live = [call for (_, call), status in zip(placed, statuses, strict=True) if status == 200]
+    for (way, _), status in zip(placed, statuses, strict=True):
+        if status == 200:
+            report.admitted_ways[way] += 1
+        else:
+            report.statuses[f"{way} {status}"] += 1
+    report.admitted[len(live)] += 1
+    report.refused[len(placed) - len(live)] += 1
+    if await network.slots(user, len(live)) != len(live):
+        report.slots_wrong.append(f"round {number + 1}: {len(live)} calls live")
+    if live:
+        ended = live.pop(0)
+        live.append(await _freed(ended, routers, report))
+        try:
+            live.append(await (await routers[number % 2].call(DIALLED)).answered(ANSWER_S))
+            report.beyond += 1
+        except CallError:
+            pass
+    for call in live:
+        await call.hang_up()
+    if await network.slots(user, 0) != 0:
+        report.slots_wrong.append(f"round {number + 1}: slots were left")
+
+
+async def _freed(ended: Call, routers: list[Router], report: ChannelsReport) -> Call:
+    """End a call and place new ones, one after the other, at the node where it was not, until one is admitted."""
+    router = routers[1] if ended.next_hop == routers[0].proxy else routers[0]
+    began = time.monotonic()
+    ending = asyncio.ensure_future(ended.hang_up())
+    attempts = 0
+    while True:
+        attempts += 1
+        call = await router.call(DIALLED)
+        try:
+            await call.answered(ANSWER_S)
+        except CallError:
+            if time.monotonic() - began > FREED_S:
+                raise NoAnswerError(f"the channel of {ended.call_id} was not free again within {FREED_S:g} s") from None
+            continue
+        break
+    first = call.truth.ringing_at or call.truth.answered_at
+    assert first is not None
+    report.freed_ms.append((first - began) * 1000)
+    report.freed_attempts[attempts] += 1
+    await ending
+    return call
