@@ -100,6 +100,7 @@ async def _warm_up(network: Network, other: Node, router: Router, user: str) -> 
         except CallError as error:
             if error.status != UNKNOWN or time.monotonic() > deadline:
                 raise
+            await asyncio.sleep(0.05)
             continue
         await call.hang_up()
         break

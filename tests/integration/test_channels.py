@@ -1,0 +1,46 @@
+"""Channels over two real nodes and calls whose parties vanish, in their short forms: invariants 2 and 4 of the design.
+
+The long forms are `python -m loadtest channels` and `vanish`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from loadtest.channels import contend
+from loadtest.network import many_lines
+from loadtest.vanish import vanish, way_of
+
+if TYPE_CHECKING:
+    from loadtest.network import Network
+
+
+async def test_set_ups_at_two_nodes_at_once_fill_the_line_exactly(start_network: Callable[..., Any]) -> None:
+    network: Network = await start_network(many_lines(1, channels=2))
+    async with network.another_node() as other:
+        report = await contend(network, other, "u000000", rounds=3, calls=40)
+        assert await other.stop() == 0
+    assert report.admitted == {2: 3}
+    assert report.refused == {38: 3}
+    assert report.wrong_statuses == {}
+    assert len(report.freed_ms) == 3
+    assert report.beyond == 0
+    assert report.slots_wrong == []
+    assert report.result.ok, report.result
+
+
+async def test_calls_whose_parties_vanish_are_ended_on_both_sides(start_network: Callable[..., Any]) -> None:
+    way = way_of("silence", reap_s=2, probe_s=0)
+    network: Network = await start_network(many_lines(6), settings={"calls": way.calls})
+    routers = [await network.router(user, tcp=number % 2 == 0) for number, user in enumerate(network.lines)]
+    report = await vanish(network, routers, 12, way)
+    assert report.transports == {"TCP": 6, "UDP": 6}
+    assert report.refreshed == 6
+    assert len(report.byes_s) == 12
+    assert min(report.byes_s) >= way.bound_s
+    assert report.without == {}, "a BYE goes to both sides"
+    assert report.strange == []
+    assert (report.slots_before, report.slots_left) == (12, 0)
+    assert report.wrong == []
+    assert report.result.ok, report.result
