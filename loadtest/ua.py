@@ -14,203 +14,38 @@ import secrets
 import socket
 import time
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sipproxy.sip.build import write_ack, write_cancel, write_request, write_response
+from loadtest.dialog import (
+    LIFETIME_S,
+    SDP_TYPE,
+    T1,
+    T2,
+    Address,
+    Call,
+    CallError,
+    Client,
+    Headers,
+    NoAnswerError,
+    Server,
+    sdp_of,
+)
+from sipproxy.sip.build import write_ack, write_response
 from sipproxy.sip.errors import ParseError
 from sipproxy.sip.framing import StreamFramer
-from sipproxy.sip.headers import parse_name_addr
 from sipproxy.sip.message import Request, Response, parse_message
 
 if TYPE_CHECKING:
-    from loadtest.truth import CallTruth, Ledger
+    from loadtest.truth import Ledger
 
 __all__ = ["SDP_TYPE", "Address", "Call", "CallError", "Headers", "NoAnswerError", "UserAgent", "new_tag", "sdp_of"]
 
-Address = tuple[str, int]
-Headers = Sequence[tuple[bytes, bytes]]
 Result = TypeVar("Result")
 
-T1 = 0.5  # RFC 3261 §17.1.1.1
-T2 = 4.0
-LIFETIME_S = 64 * T1
 WIRE_TRACE = 400  # messages that a failing test can print
 RECEIVE_BUFFER = 4 * 1024 * 1024
 MAX_MESSAGE = 65_535
 CALL_ID = re.compile(rb"\r\n(?:Call-ID|i): *([^\r]+)", re.IGNORECASE)
-SDP_TYPE = (b"Content-Type", b"application/sdp")
-
-
-class NoAnswerError(Exception):
-    """A request had no final response within 64*T1, or within the time that the caller of the method gave."""
-
-
-class CallError(Exception):
-    """A call did not come about; `status` is its final response, 0 when there was none."""
-
-    def __init__(self, status: int, text: str) -> None:
-        super().__init__(text)
-        self.status = status
-
-
-def sdp_of(host: str, port: int = 40_000) -> bytes:
-    """An audio offer or answer (PCMA, PCMU)."""
-    lines = ("v=0", f"o=- 1 1 IN IP4 {host}", "s=-", f"c=IN IP4 {host}", "t=0 0", f"m=audio {port} RTP/AVP 8 0", "")
-    return "\r\n".join(lines).encode()
-
-
-@dataclass(slots=True)
-class _Client:
-    """A client transaction: what was sent, and the responses that came."""
-
-    request: Request
-    to: Address
-    responses: asyncio.Queue[Response] = field(default_factory=asyncio.Queue)
-    interval: float = T1
-    timer: asyncio.TimerHandle | None = None
-    done: bool = False
-    ack: bytes | None = None  # for a 2xx: the dialog's ACK, sent again for every retransmitted 2xx
-    ack_to: Address = ("", 0)
-
-
-@dataclass(slots=True)
-class _Server:
-    """A server transaction: the last response, retransmitted for an INVITE until the ACK comes."""
-
-    request: Request
-    to: Address
-    response: bytes = b""
-    interval: float = T1
-    timer: asyncio.TimerHandle | None = None
-    status: int = 0
-    call: Call | None = None
-
-
-class Call:
-    """One dialog (or the attempt at one) as one party sees it."""
-
-    def __init__(self, agent: UserAgent, truth: CallTruth, *, local_tag: bytes, local: bytes, remote: bytes) -> None:
-        self.agent = agent
-        self.truth = truth
-        self.local_tag = local_tag
-        self.local = local  # From value of our requests, with tag
-        self.remote = remote  # To value, with tag once it is known
-        self.target = b""
-        self.routes: list[bytes] = []
-        self.next_hop: Address = ("", 0)
-        self.cseq = 0
-        self.ended = asyncio.Event()
-        self.outcome: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self.client: _Client | None = None
-        self.server: _Server | None = None
-        self.acked = asyncio.Event()
-
-    @property
-    def call_id(self) -> str:
-        return self.truth.call_id
-
-    async def final(self, timeout_s: float = 10.0) -> int:
-        """The status of the INVITE's final response; raises NoAnswerError after `timeout_s` seconds."""
-        try:
-            return await asyncio.wait_for(asyncio.shield(self.outcome), timeout_s)
-        except TimeoutError:
-            raise NoAnswerError(f"{self.agent.name}: no final response for {self.call_id} within {timeout_s:g} s") from None
-
-    async def answered(self, timeout_s: float = 10.0) -> Call:
-        """Self, once the call is answered; raises CallError when it is refused, NoAnswerError when nothing comes."""
-        status = await self.final(timeout_s)
-        if not 200 <= status < 300:
-            raise CallError(status, f"{self.agent.name}: {self.truth.dialled} was answered {status}")
-        return self
-
-    async def wait_ended(self, timeout_s: float = 10.0) -> None:
-        """Return once either party ended the call; raises NoAnswerError after `timeout_s` seconds."""
-        try:
-            await asyncio.wait_for(self.ended.wait(), timeout_s)
-        except TimeoutError:
-            raise NoAnswerError(f"{self.agent.name}: {self.call_id} did not end within {timeout_s:g} s") from None
-
-    async def hang_up(self) -> int:
-        """Send a BYE; returns the status of its response."""
-        self.end("caller" if self.truth.role == "caller" else "callee")
-        response = await self.request(b"BYE")
-        return response.status
-
-    async def request(self, method: bytes, headers: Headers = (), body: bytes = b"") -> Response:
-        """Send a request inside the dialog and return its final response."""
-        data = self.write(method, headers, body)
-        return await self.agent.transact(data, self.next_hop)
-
-    def write(self, method: bytes, headers: Headers = (), body: bytes = b"", *, cseq: int | None = None) -> bytes:
-        """The bytes of a request inside the dialog (§12.2.1.1)."""
-        if cseq is None:
-            self.cseq += 1
-            cseq = self.cseq
-        lines = [(b"Via", self.agent.new_via()), (b"Max-Forwards", b"70")]
-        lines += [(b"Route", route) for route in self.routes]
-        lines += [(b"From", self.local), (b"To", self.remote), (b"Call-ID", self.call_id.encode())]
-        lines += [(b"CSeq", b"%d %s" % (cseq, method)), (b"Contact", self.agent.contact), *headers]
-        return write_request(method, self.target, lines, body)
-
-    def learn(self, message: Request | Response, *, route_set: Sequence[bytes]) -> None:
-        """Take the remote target and the route set from a dialog-forming message (§12.1)."""
-        contacts = message.contacts
-        if contacts:
-            self.target = contacts[0].uri.raw
-        self.routes = list(route_set)
-        uri = parse_name_addr(self.routes[0]).uri if self.routes else contacts[0].uri if contacts else None
-        if uri is not None:
-            self.next_hop = (uri.host_text, uri.port or 5060)
-
-    def end(self, released_by: str) -> None:
-        """Record the end, the first time."""
-        truth = self.truth
-        if truth.ended_at is None:
-            truth.ended_at = time.monotonic()
-            truth.released_by = released_by  # type: ignore[assignment]  # one of Role or ""
-            self.agent.ledger.note(self.agent.name, "ended", self.call_id, released_by)
-        self.ended.set()
-
-    def cancel(self) -> None:
-        """Give up before the answer (§9.1)."""
-        assert self.client is not None
-        self.truth.released_by = "caller"
-        self.agent.ledger.note(self.agent.name, "cancels", self.call_id)
-        client = self.client
-        task = asyncio.ensure_future(self.agent.transact(write_cancel(client.request), client.to))
-        self.agent.keep(task)
-
-    # -- as the one who is called
-
-    def ring(self, status: int = 180) -> None:
-        """Send a provisional response that forms an early dialog."""
-        assert self.server is not None
-        self.truth.ringing_at = self.truth.ringing_at or time.monotonic()
-        self.agent.respond(self.server, status, to_tag=self.local_tag, headers=self.agent.dialog_headers(self.server.request))
-
-    def answer(self) -> None:
-        """Send the 200 with an answer; it is repeated until the ACK comes."""
-        assert self.server is not None
-        self.truth.answered_at = time.monotonic()
-        self.truth.status = 200
-        headers = [*self.agent.dialog_headers(self.server.request), SDP_TYPE]
-        self.agent.respond(self.server, 200, to_tag=self.local_tag, headers=headers, body=sdp_of(self.agent.host))
-        self.settle(200)
-
-    def reject(self, status: int) -> None:
-        """Send a final response other than 2xx."""
-        assert self.server is not None
-        self.truth.status = status
-        self.agent.respond(self.server, status, to_tag=self.local_tag)
-        self.end("callee")
-        self.settle(status)
-
-    def settle(self, status: int) -> None:
-        """The INVITE has its final response."""
-        if not self.outcome.done():
-            self.outcome.set_result(status)
 
 
 class UserAgent(asyncio.DatagramProtocol):
@@ -234,8 +69,8 @@ class UserAgent(asyncio.DatagramProtocol):
         self._stream: asyncio.StreamWriter | None = None
         self.received: dict[str, int] = {}
         self._transport: asyncio.DatagramTransport | None = None
-        self._clients: dict[tuple[bytes, bytes], _Client] = {}
-        self._servers: dict[tuple[bytes, bytes], _Server] = {}
+        self._clients: dict[tuple[bytes, bytes], Client] = {}
+        self._servers: dict[tuple[bytes, bytes], Server] = {}
         self._tasks: set[asyncio.Future[Any]] = set()
 
     # -- life
@@ -334,11 +169,11 @@ class UserAgent(asyncio.DatagramProtocol):
         finally:
             _stop(client)
 
-    def begin(self, data: bytes, to: Address) -> _Client:
+    def begin(self, data: bytes, to: Address) -> Client:
         """Start a client transaction; its responses arrive in `responses`."""
         request = parse_message(data)
         assert isinstance(request, Request)
-        client = _Client(request, to)
+        client = Client(request, to)
         key = (request.via.branch or b"", request.cseq.method)
         self._clients[key] = client
         loop = asyncio.get_running_loop()
@@ -348,7 +183,7 @@ class UserAgent(asyncio.DatagramProtocol):
             client.timer = loop.call_later(T1, self._again, client)
         return client
 
-    def _again(self, client: _Client) -> None:
+    def _again(self, client: Client) -> None:
         """Timer A or E (§17.1.1.2, §17.1.2.2)."""
         if client.done or self.silent:
             return
@@ -360,7 +195,7 @@ class UserAgent(asyncio.DatagramProtocol):
         self.send(client.request.raw, client.to)
         client.timer = asyncio.get_running_loop().call_later(client.interval, self._again, client)
 
-    def respond(self, server: _Server, status: int, *, to_tag: bytes = b"", headers: Headers = (), body: bytes = b"") -> None:
+    def respond(self, server: Server, status: int, *, to_tag: bytes = b"", headers: Headers = (), body: bytes = b"") -> None:
         """Answer a request; a final response to an INVITE is repeated until its ACK (§13.3.1.4, §17.2.1)."""
         server.response = write_response(server.request, status, to_tag=to_tag, headers=headers, body=body)
         server.status = status
@@ -368,7 +203,7 @@ class UserAgent(asyncio.DatagramProtocol):
         if server.request.method == b"INVITE" and status >= 200:
             server.timer = asyncio.get_running_loop().call_later(T1, self._again_response, server)
 
-    def _again_response(self, server: _Server) -> None:
+    def _again_response(self, server: Server) -> None:
         if self.silent or server.interval > LIFETIME_S / 2:
             return
         server.interval *= 2
@@ -436,7 +271,7 @@ class UserAgent(asyncio.DatagramProtocol):
         if method == b"ACK":
             self._on_ack(request, known)
             return
-        server = _Server(request, source)
+        server = Server(request, source)
         self._servers[key] = server
         asyncio.get_running_loop().call_later(LIFETIME_S, self._servers.pop, key, None)
         call = self.calls.get((_call_id(request), request.to.tag or b""))
@@ -451,7 +286,7 @@ class UserAgent(asyncio.DatagramProtocol):
         else:
             self.respond(server, 405, to_tag=new_tag())
 
-    def _on_ack(self, request: Request, known: _Server | None) -> None:
+    def _on_ack(self, request: Request, known: Server | None) -> None:
         call = self.calls.get((_call_id(request), request.to.tag or b""))
         if known is not None:
             _stop(known)
@@ -460,7 +295,7 @@ class UserAgent(asyncio.DatagramProtocol):
                 _stop(call.server)
             call.acked.set()
 
-    def _on_cancel(self, server: _Server, key: tuple[bytes, bytes]) -> None:
+    def _on_cancel(self, server: Server, key: tuple[bytes, bytes]) -> None:
         invite = self._servers.get((key[0], b"INVITE"))
         if invite is None:
             self.respond(server, 481, to_tag=new_tag())
@@ -475,7 +310,7 @@ class UserAgent(asyncio.DatagramProtocol):
             call.end("caller")
             call.settle(487)
 
-    def _in_dialog(self, server: _Server, call: Call | None) -> None:
+    def _in_dialog(self, server: Server, call: Call | None) -> None:
         method = server.request.method
         if call is None:
             self.respond(server, 481)
@@ -489,7 +324,7 @@ class UserAgent(asyncio.DatagramProtocol):
         else:
             self.respond(server, 200)
 
-    def _new_call(self, server: _Server) -> None:
+    def _new_call(self, server: Server) -> None:
         request = server.request
         tag = new_tag()
         truth = self.ledger.open(self.name, "callee", _call_id(request), request.uri.decode("utf-8", "replace"))
@@ -512,8 +347,8 @@ def new_tag() -> bytes:
     return secrets.token_hex(8).encode()
 
 
-def _stop(transaction: _Client | _Server, *, done: bool = True) -> None:
-    if isinstance(transaction, _Client):
+def _stop(transaction: Client | Server, *, done: bool = True) -> None:
+    if isinstance(transaction, Client):
         transaction.done = transaction.done or done
     if transaction.timer is not None:
         transaction.timer.cancel()

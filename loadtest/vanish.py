@@ -14,15 +14,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from loadtest.dialog import LIFETIME_S, SDP_TYPE, sdp_of
 from loadtest.generate import at_rate
 from loadtest.reconcile import TOLERANCE_MS, Reconciliation
-from loadtest.ua import LIFETIME_S, SDP_TYPE, sdp_of
 
 if TYPE_CHECKING:
     from cdr.facts import Record
     from loadtest.agents import Router
+    from loadtest.dialog import Call, Headers
     from loadtest.network import Network
-    from loadtest.ua import Call, Headers, UserAgent
+    from loadtest.ua import UserAgent
 
 __all__ = ["MARGIN_S", "WAYS", "VanishReport", "Way", "vanish", "way_of"]
 
