@@ -7,7 +7,7 @@ import datetime as dt
 import time
 from typing import TYPE_CHECKING, Any
 
-from cdr import consumer
+from cdr.entries import Poison, entry_of
 from cdr.facts import Record
 from policy import lint as linting
 from policy import profiles, store
@@ -118,13 +118,13 @@ def _period(text: str) -> tuple[int, int]:
     return begin_ms, end_ms
 
 
-async def _records(client: Redis, stream: str, begin_ms: int) -> AsyncIterator[Record | consumer.Poison]:
+async def _records(client: Redis, stream: str, begin_ms: int) -> AsyncIterator[Record | Poison]:
     """Records of calls that ended after a time, in the order of their ends."""
     start = f"{max(0, begin_ms - SKEW_MS)}"
     while True:
         page: list[Any] = list(await client.xrange(stream, start, "+", PAGE) or ())
         for entry_id, fields in page:
-            yield consumer.entry_of(entry_id, fields)
+            yield entry_of(entry_id, fields)
         if len(page) < PAGE:
             return
         start = "(" + page[-1][0].decode()

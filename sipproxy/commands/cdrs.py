@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from cdr import consumer
-from cdr.consumer import Poison
+from cdr import tailing
+from cdr.entries import Poison
 from sipproxy.commands.backend import with_store
 from sipproxy.config import load
 
@@ -36,7 +36,7 @@ def tail(path: Path, output: Output, *, count: int, follow: bool) -> int:
         kept: list[Record | Poison] = []
         if follow and not output.as_json:
             output.line(_aligned(COLUMNS))
-        async for item in consumer.tail(client, config.cdr.stream, last=count, follow=follow):
+        async for item in tailing.tail(client, config.cdr.stream, last=count, follow=follow):
             if output.as_json:
                 output.value(_plain(item))
             elif follow:

@@ -1,4 +1,4 @@
-"""cdr.consumer: what stands in the stream, in order, with nothing left out."""
+"""cdr.tailing: what stands in the stream, in order, with nothing left out."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import redis.exceptions
 from cdr_samples import ended
 
 from cdr import codec
-from cdr.consumer import Poison, tail
+from cdr.entries import Poison
 from cdr.facts import Record
+from cdr.tailing import tail
 
 if TYPE_CHECKING:
     from valkey_process import Valkey
