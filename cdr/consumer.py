@@ -40,7 +40,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
-from cdr import dead
+from cdr import dead, steps
 from cdr.entries import ADDRESSEE, Fields, Poison, entry_of, pairs, pairs_of_streams
 from cdr.facts import Record
 from cdr.wire import Link, name_of
@@ -200,6 +200,7 @@ class Consumer:
         if not ids:
             return
         await self._call("XACK", self.stream, self.group, *ids)
+        steps.at("consumer.acknowledged")
         self._proven, self._pause_s = True, FIRST_PAUSE_S
         self.counts["acknowledged"] += len(ids)
         for entry_id in ids:
@@ -270,6 +271,7 @@ class Consumer:
                 if not writing.done():
                     await self.hold(batch)
             await writing
+            steps.at("consumer.written")
         finally:
             if not writing.done():
                 writing.cancel()

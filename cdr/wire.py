@@ -32,18 +32,18 @@ _BY_CLASS: tuple[tuple[type[BaseException], str], ...] = (
     (exceptions.ConnectionError, "away"),
     (OSError, "away"),
 )
-_BY_TEXT: tuple[tuple[str, str], ...] = (
-    ("NOREPLICAS", "noreplicas"),
-    ("MISCONF", "misconf"),
-    ("CLUSTERDOWN", "clusterdown"),
-    ("MASTERDOWN", "masterdown"),
-    ("TRYAGAIN", "moved"),
-    ("READONLY", "readonly"),
-    ("OOM", "oom"),
-    ("BUSY", "busy"),
-    ("WRONGTYPE", "wrongtype"),
-    ("NOAUTH", "noauth"),
-)
+_BY_TEXT = {
+    "NOREPLICAS": "noreplicas",
+    "MISCONF": "misconf",
+    "CLUSTERDOWN": "clusterdown",
+    "MASTERDOWN": "masterdown",
+    "TRYAGAIN": "moved",
+    "READONLY": "readonly",
+    "OOM": "oom",
+    "BUSY": "busy",
+    "WRONGTYPE": "wrongtype",
+    "NOAUTH": "noauth",
+}
 
 
 def name_of(error: BaseException) -> str:
@@ -53,11 +53,8 @@ def name_of(error: BaseException) -> str:
     for kind, name in _BY_CLASS:
         if isinstance(error, kind):
             return name
-    text = str(error)
-    for start, name in _BY_TEXT:
-        if text.startswith(start):
-            return name
-    return "error"
+    word = str(error).partition(" ")[0]  # BUSYGROUP is not BUSY
+    return _BY_TEXT.get(word, "error")
 
 
 class Link:
