@@ -71,6 +71,8 @@ class Record(msgspec.Struct, kw_only=True, omit_defaults=True):
     canonical: str = ""  # +E.164, service:NNN, carrier:010xy or "-"
     destination_class: str = ""
     tariff_prefix: str = ""
+    forwarded_from: str = ""  # of the forwarded part of a call: the id of the call that its callee's line forwarded
+    forwarded_to: list[str] = []  # of a call that its callee's line forwarded: the ids of the forwarded parts, in order
     diversions: list[str] = []  # Diversion and History-Info values, and porting parameters, in order
 
     call_id: str = ""  # the SIP Call-ID

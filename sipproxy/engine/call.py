@@ -16,27 +16,27 @@ from msgspec.structs import replace
 
 from cdr.assemble import final
 from cdr.facts import Answer, End, EndReason, Record, ReleasedBy
-from sipproxy.engine import carrier, keep, liveness, session
+from sipproxy.engine import carrier, ending, forwarding, keep, liveness, session
 from sipproxy.engine.actions import Holder, Journal, Note, Now, Slot
 from sipproxy.engine.causes import NO_CHANNEL, NORMAL_CLEARING, NORMAL_UNSPECIFIED, SUBSCRIBER_ABSENT, cause_of
 from sipproxy.engine.dialogs import Dialog, Phase
 from sipproxy.engine.edge import SILENT_S
-from sipproxy.engine.forward import Target, forward_request, is_ours, next_hop, via_of
+from sipproxy.engine.forward import Target, forward_request, own_routes
 from sipproxy.engine.privacy import PLAIN, Face, Faces, KnownFace, contact_of, forward_response
 from sipproxy.engine.response_context import Branch, Progress, ResponseContext, with_all_challenges
 from sipproxy.engine.state import Headers, reason_header
 from sipproxy.sip.build import Editor
-from sipproxy.sip.dialog import DialogSide, from_invite_2xx, write_bye
+from sipproxy.sip.dialog import from_invite_2xx
 from sipproxy.sip.matching import client_key
-from sipproxy.sip.message import Request, Response, parse_message
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
     from sipproxy.engine.recover import Resumed
     from sipproxy.engine.state import Desk
-    from sipproxy.engine.transactions import ClientUser, Server
-    from sipproxy.sip.flow import Flow, Hop
+    from sipproxy.engine.transactions import Server
+    from sipproxy.sip.flow import Flow
+    from sipproxy.sip.message import Request, Response
 
 __all__ = ["Call", "Dialog", "Phase"]
 
@@ -74,6 +74,9 @@ class Call:
     gave_up: EndReason | None = None  # why we cancelled the branches ourselves
     was_cancelled: bool = False
     met_full: bool = False  # a trunk route had no place for this call
+    head: Call | None = None  # the call that this one is the forwarded part of
+    parts: list[Call] = field(default_factory=list)  # the forwarded parts of this one
+    dismissed: set[bytes] = field(default_factory=set)  # To tags of late dialogs that were ended
     context: ResponseContext[Target] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -170,6 +173,11 @@ class Call:
         if not status:
             return
         final = response if status == response.status else None
+        if status // 100 == 3:
+            if forwarding.follow(self, branch, response):
+                self._try_next()
+                return
+            status, final = forwarding.UNFOLLOWED, None
         if status < 200:
             self._provisional(branch, response)
         elif status < 300:
@@ -217,8 +225,7 @@ class Call:
         """§16.7 step 5: every 2xx goes upstream at once, also after a CANCEL and from a second branch."""
         desk = self.desk
         if self.phase is Phase.ENDED:
-            # The caller has its final response; RFC 6026 §7.1 leaves nobody who would acknowledge this one.
-            desk.count("late_2xx")
+            ending.dismiss(self, branch.target, response)
             return
         first = self.context.answered(branch.key, response.status)
         dialog = self._dialog(branch, response)
@@ -240,9 +247,11 @@ class Call:
         self.phase = Phase.ANSWERED
         for kind in ("setup", "route", "ring"):
             desk.queue.cancel(("call", self.id, kind))
-        if not self.is_emergency:  # whoever called for help is not cut off by a bound that guards against charges
+        if not self.is_emergency and self.head is None:
+            # Whoever called for help is not cut off by a bound that guards against charges.
             desk.queue.set(("call", self.id, "maximum"), desk.now.mono + desk.settings.maximum_s)
-        desk.queue.set(("call", self.id, "reap"), desk.now.mono + desk.settings.reap_s)
+        if self.head is None:  # whose bounds are those of its parts too
+            desk.queue.set(("call", self.id, "reap"), desk.now.mono + desk.settings.reap_s)
         if self.gave_up in STOPPED:
             # The answer crossed our CANCEL. RFC 3261 §15: no BYE to the caller before it has acknowledged the 2xx.
             desk.queue.set(("call", self.id, "stop"), desk.now.mono + 4 * desk.settings.timers.t1)
@@ -266,7 +275,7 @@ class Call:
             return
         dialog.confirmed = True
         sent = client.request
-        own = sum(is_ours(route.uri, self.desk.settings) for route in sent.record_routes)
+        own = own_routes(sent, self.desk.settings, self.id)
         caller, callee = from_invite_2xx(sent, response, own_routes=own)
         if self.face(dialog.target).address:
             # The callee's messages name the caller by the face that he has there; to himself he is who he said.
@@ -303,6 +312,8 @@ class Call:
         elif best is None and self.met_full:
             self.record.verdict, self.record.rule = "deny", carrier.FULL
             self.refuse(480, NO_CHANNEL, end_reason="refused")
+        elif best is not None and best.cause:
+            self.refuse(status, best.cause, end_reason="rejected", released_by="callee")
         elif response is None:
             # 503 would tell the caller that this proxy is overloaded (§16.7 step 6): no route left is our 500.
             unreachable, absent = status in (503, 480), best is not None and status == carrier.UNAVAILABLE
@@ -351,7 +362,7 @@ class Call:
         elif self.phase is Phase.PROCEEDING:
             self.give_up(reason)
         else:
-            self.hang_up(reason, cause=NORMAL_UNSPECIFIED)
+            ending.hang_up(self, reason, cause=NORMAL_UNSPECIFIED)
 
     def _stop(self) -> None:
         self.context.stopped = True
@@ -399,18 +410,33 @@ class Call:
         reason: bytes = b"",
     ) -> None:
         """End the call with a final response of our own."""
+        if self.head is not None and end_reason in ("refused", "unreachable") and status != 482:
+            status = 480  # why a line may not forward, or cannot, is not for its callers to know; the cause tells the kind
         self.end(end_reason, released_by=released_by, status=status, cause=cause)
         self.desk.answer(self.server, status, headers=(*reason_header(cause), *headers), reason=reason)
 
-    def end(self, reason: EndReason, *, released_by: ReleasedBy, status: int = 0, cause: int, certain: bool = True) -> None:
-        """Journal the END, give the slots back and let the call go. A second call does nothing."""
+    def end(
+        self,
+        reason: EndReason,
+        *,
+        released_by: ReleasedBy,
+        status: int = 0,
+        cause: int,
+        certain: bool = True,
+        at: Now | None = None,
+    ) -> None:
+        """Journal the END, give the slots back and let the call go, with its answered parts. A second call does nothing.
+
+        `at` is when the end was, where that is not now and not the last proof of life.
+        """
         if self.phase is Phase.ENDED:
             return
         desk = self.desk
         self.phase = Phase.ENDED
         # An end that nobody observed is the last proof of life (design: invariant 4).
-        at = desk.now if certain else self.proof or self.last_seen or desk.now
-        if certain and self.resumed is not None:
+        known = at is not None
+        at = at or (desk.now if certain else self.proof or self.last_seen or desk.now)
+        if certain and not known and self.resumed is not None:
             at, certain = self.resumed.end(at, self.proof or at, by_us=released_by == "proxy")
         record = final(
             replace(self.record, ringing_at_ms=self.ringing_at_ms),
@@ -437,41 +463,9 @@ class Call:
         # Retransmissions of the last messages still find the dialog (64*T1), as for a transaction.
         desk.queue.set(("call", self.id, "forget"), desk.now.mono + 64 * desk.settings.timers.t1)
         self.on_end(self)
-
-    def hang_up(self, reason: EndReason, *, cause: int, certain: bool = True, only: Dialog | None = None) -> None:
-        """End an answered call ourselves: a BYE to both parties of each of its dialogs (design §5, step 5).
-
-        With `only` that dialog alone is ended, and the call with it unless a forked call has another one up.
-        """
-        if self.phase is not Phase.ANSWERED:
-            return
-        for dialog in self.dialogs.values() if only is None else (only,):
-            if dialog.sides is not None and not dialog.ended:
-                dialog.ended = True
-                for side in liveness.Side:
-                    user = carrier.bye_user(self, dialog, to_caller=side is liveness.Side.CALLER)
-                    self._send_bye(dialog.sides[side], self.reach(dialog, side), cause, user)
-        if only is not None and any(d.confirmed and not d.ended for d in self.dialogs.values()):
-            return
-        self.end(reason, released_by="proxy", cause=cause, certain=certain)
-
-    def reach(self, dialog: Dialog, side: liveness.Side) -> Flow | Hop:
-        """Where a request of our own to that party goes: a customer's flow, else what its route set or target names."""
-        caller = side is liveness.Side.CALLER
-        known = self.flow if caller else dialog.to
-        if dialog.sides is None or (self.from_customer if caller else dialog.target.is_customer):
-            return known
-        return next_hop(self.desk.settings, dialog.sides[side].next_hop, known)
-
-    def _send_bye(self, side: DialogSide, to: Flow | Hop, cause: int, user: ClientUser) -> None:
-        desk = self.desk
-        via = via_of(desk, to)
-        if via is None:
-            return
-        value, branch = via
-        bye = parse_message(write_bye(side, value, headers=reason_header(cause)))
-        assert isinstance(bye, Request)
-        desk.transactions.new_client(bye, branch, to, user, desk.now.mono)
+        for part in self.parts:
+            if part.is_answered:  # one that still rings is cancelled by its INVITE's CANCEL
+                part.end(reason, released_by=released_by, cause=cause, certain=certain, at=at)
 
     def seen(self) -> None:
         """A message of this call arrived."""
@@ -485,7 +479,8 @@ class Call:
             if self.proof is None or proof > self.proof:
                 self.proof = proof
                 desk.out.append(Journal(keep.proof_of_life(self, proof)))
-            desk.queue.set(("call", self.id, "reap"), desk.now.mono + desk.settings.reap_s)
+            if self.head is None:
+                desk.queue.set(("call", self.id, "reap"), desk.now.mono + desk.settings.reap_s)
 
     def after_ms(self, at: Now) -> int:
         return round((at.mono - self.started.mono) * 1000)

@@ -8,10 +8,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from sipproxy.engine.call import Call, Dialog, Phase
+from sipproxy.sip.flow import LOOP
+from sipproxy.sip.matching import response_key
 
 if TYPE_CHECKING:
     from sipproxy.engine.actions import Now
-    from sipproxy.sip.message import Message
+    from sipproxy.engine.forward import Target
+    from sipproxy.sip.flow import Flow, Hop
+    from sipproxy.sip.message import Message, Response
 
 __all__ = ["Calls", "Found"]
 
@@ -64,11 +68,24 @@ class Calls:
             same.remove(call)
         if not same:
             self._by_call_id.pop(call.request.call_id, None)
+        for part in call.parts:
+            part.head = None
+        call.parts.clear()  # calls that refer to each other would wait for the garbage collector
 
-    def find(self, message: Message, token: str) -> Found | None:
+    def late(self, response: Response) -> tuple[Call, Target] | None:
+        """The call and target of a response whose client transaction is over; None when nobody knows of it."""
+        key = response_key(response)
+        for call in self._by_call_id.get(response.call_id, ()):
+            branch = call.context.branches.get(key)
+            if branch is not None:
+                return call, branch.target
+        return None
+
+    def find(self, message: Message, token: str, flow: Flow) -> Found | None:
         """The call and dialog that an in-dialog request belongs to, and whether it comes from the caller (§12.2).
 
-        `token` is the call id from our Record-Route URI; without one (a peer that drops parameters) Call-ID and tags decide.
+        `token` is the call id from our Record-Route URI; without one (a peer that drops parameters) Call-ID and tags decide,
+        and `flow` between a forwarded call and its part.
         """
         from_tag, to_tag = message.from_.tag, message.to.tag
         call = self.by_id.get(token)
@@ -77,9 +94,9 @@ class Calls:
             if found.request.call_id != message.call_id:
                 continue
             caller_tag = found.request.from_.tag
-            if from_tag == caller_tag and to_tag in found.dialogs:
+            if from_tag == caller_tag and to_tag in found.dialogs and (call or _comes_to(found.flow, flow)):
                 return Found(found, found.dialogs[to_tag], from_caller=True)
-            if to_tag == caller_tag and from_tag in found.dialogs:
+            if to_tag == caller_tag and from_tag in found.dialogs and (call or _comes_to(found.dialogs[from_tag].to, flow)):
                 return Found(found, found.dialogs[from_tag], from_caller=False)
         return None
 
@@ -106,3 +123,8 @@ class Calls:
             for call in self.by_id.values()
             if call.phase is not Phase.ENDED
         ]
+
+
+def _comes_to(party: Flow | Hop, flow: Flow) -> bool:
+    """Whether what came by `flow` can be of that party: what a call of ours sends to its part is of no other."""
+    return party == flow if LOOP in (party.transport, flow.transport) else True

@@ -25,7 +25,9 @@ __all__ = ["FULL", "arrived", "bye_user", "called", "enter", "failed", "overdue"
 
 FULL = "trunk.calls"  # the rule that a call is refused by when every route has all its calls
 UNAVAILABLE = 480  # what a binding behind another node counts as that the node cannot reach
-REFUSED = 503  # what a route counts as that does not take our credentials: the next one is tried
+REFUSED = 503  # what a route counts as that does not take our credentials, or sends a call for help elsewhere
+NOT_FOLLOWED = {301: (410, 22)}  # a trunk's 3xx and what it means to the caller: 301 that the number has changed (Q.850 22)
+ELSEWHERE = (480, 31)  # any other: Q.850 normal, unspecified
 
 
 def enter(call: Call, target: Target) -> bool:
@@ -60,10 +62,17 @@ def status_of(call: Call, branch: Branch[Target], response: Response) -> int:
     target = branch.target
     if target.route and response.status in ABSENT:
         return UNAVAILABLE
-    if target.kind != "trunk":
-        return response.status
     desk, status = call.desk, response.status
-    desk.trunks.heard(target.name, status, retry_after=response.first(b"retry-after"))
+    if status // 100 == 3 and target.kind in ("trunk", "psap"):
+        # Whoever sends calls elsewhere has no say in whom a customer calls: it is a refusal like others, without its Contacts.
+        desk.count("redirections_refused", target.kind)
+        if target.kind == "psap" or call.is_emergency:
+            status = REFUSED
+        else:
+            status, branch.cause = NOT_FOLLOWED.get(status, ELSEWHERE)
+    if target.kind != "trunk":
+        return status
+    desk.trunks.heard(target.name, response.status, retry_after=response.first(b"retry-after"))
     if status in (401, 407) and desk.trunks.has_credentials(target.name):
         answered = None
         if not branch.cancelled and not call.context.stopped:

@@ -6,16 +6,20 @@ order, arms one timer for `next_at`, and reports slot results and transport fail
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING
 
 from policy.emergency import service_of
 from policy.model import LineStatus
 from sipproxy.engine import liveness
+from sipproxy.engine.actions import SendTo
 from sipproxy.engine.authenticate import Authenticator, Proven
 from sipproxy.engine.call import Call, Phase
 from sipproxy.engine.calls import Calls
 from sipproxy.engine.causes import NORMAL_UNSPECIFIED, TIMER_EXPIRY
 from sipproxy.engine.edge import Edges, Passage
+from sipproxy.engine.ending import dismiss, hang_up
+from sipproxy.engine.forwarding import Forwarding
 from sipproxy.engine.recover import recover
 from sipproxy.engine.registrar import Registrar
 from sipproxy.engine.relay import IN_DIALOG, Relay, Relays
@@ -24,6 +28,7 @@ from sipproxy.engine.setup import Setup
 from sipproxy.engine.state import KNOWN_METHODS, Desk, request_label
 from sipproxy.sip.digest import NonceSource
 from sipproxy.sip.errors import ParseError
+from sipproxy.sip.flow import LOOP, Flow
 from sipproxy.sip.matching import cancel_target_key
 from sipproxy.sip.message import Request, Response, check_message, parse_message, salvage
 from sipproxy.sip.text import text
@@ -37,7 +42,6 @@ if TYPE_CHECKING:
     from sipproxy.engine.peers import Peer
     from sipproxy.engine.recover import Unfinished
     from sipproxy.engine.settings import Settings
-    from sipproxy.sip.flow import Flow
 
 __all__ = ["Engine"]
 
@@ -67,6 +71,7 @@ class Engine:
         self._auth = Authenticator(self.desk, nonces)
         self._registrar = Registrar(self.desk)
         self._setup = Setup(self.desk, self.calls, self._auth)
+        self._forwarding = Forwarding(self.desk, self._setup)
         self._relays = Relays(self.desk, self.calls)
         self._edges = Edges(self.desk, IN_DIALOG)
         self._replicas = Replicas(self.desk)
@@ -75,18 +80,36 @@ class Engine:
 
     def receive(self, data: bytes, flow: Flow, now: Now) -> list[Action]:
         """One message, whole, as it came from the network."""
-        desk = self.desk
-        desk.now = now
+        self.desk.now = now
+        self._deliver(data, flow)
+        return self._actions()
+
+    def _deliver(self, data: bytes, flow: Flow) -> None:
         try:
-            message = parse_message(data, max_headers=desk.settings.max_headers)
+            message = parse_message(data, max_headers=self.desk.settings.max_headers + (16 if flow.transport == LOOP else 0))
         except ParseError as fault:
             self._salvage(data, flow, fault)
-            return desk.take_actions()
+            return
         if isinstance(message, Request):
             self._request(message, flow)
         else:
             self._response(message)
-        return desk.take_actions()
+
+    def _actions(self) -> list[Action]:
+        """What the event caused. What calls of ours sent to each other is handled here, in order, to its end."""
+        actions = self.desk.take_actions()
+        if not self.desk.loops:
+            return actions
+        done, todo = [], deque(actions)
+        while todo:
+            action = todo.popleft()
+            if isinstance(action, SendTo) and action.target.transport == LOOP:
+                assert isinstance(action.target, Flow)
+                self._deliver(action.data, action.target)
+                todo.extend(self.desk.take_actions())
+            else:
+                done.append(action)
+        return done
 
     def fire(self, now: Now) -> list[Action]:
         """Run what is due. Early, late and repeated calls are harmless."""
@@ -106,7 +129,7 @@ class Engine:
                 self._edges.timer(key[1])
             elif key[0] == "trunk":
                 desk.trunks.fire(key[1], key[2])
-        return desk.take_actions()
+        return self._actions()
 
     @property
     def next_at(self) -> float | None:
@@ -117,13 +140,13 @@ class Engine:
         """The answer to a `TakeSlot`; `taken` None when the store did not answer within its deadline."""
         self.desk.now = now
         self.channels.result(slot, taken=taken, used=used, of_account=of_account)
-        return self.desk.take_actions()
+        return self._actions()
 
     def transport_failed(self, key: Hashable, now: Now) -> list[Action]:
         """A `SendTo` with this key could not be sent."""
         self.desk.now = now
         self.desk.transactions.transport_failed(key, now.mono)
-        return self.desk.take_actions()
+        return self._actions()
 
     def end_call(self, call_id: str, now: Now, *, emergency_too: bool = False) -> tuple[str, list[Action]]:
         """End a call for an operator: the phase that it was in, `unknown` where none is live, `emergency` where it is refused.
@@ -139,7 +162,7 @@ class Engine:
         state = str(call.phase)
         call.stop("operator")
         self.desk.note("warning", "call_ended_by_operator", call=call_id, state=state)
-        return state, self.desk.take_actions()
+        return state, self._actions()
 
     def close(self, reason: str) -> None:
         """Take no new calls but emergencies, for this reason: they get 503. Others may have closed for reasons of their own."""
@@ -153,13 +176,13 @@ class Engine:
         """The head of a message whose stream cannot be read on: answered where it can be."""
         self.desk.now = now
         self._salvage(head, flow, fault)
-        return self.desk.take_actions()
+        return self._actions()
 
     def recover(self, unfinished: Sequence[Unfinished], now: Now) -> list[Action]:
         """Take up the calls that the journal has no end of. To be called once, before the first message."""
         self.desk.now = now
         recover(self.desk, self.calls, unfinished)
-        return self.desk.take_actions()
+        return self._actions()
 
     def swap_snapshot(self, snapshot: Snapshot, now: Now) -> list[Action]:
         """Decide with this snapshot from now on. What a line has going out ends when the line is put on hold for fraud."""
@@ -171,7 +194,7 @@ class Engine:
             if _is_held(snapshot, call.record.line) and not _is_held(before, call.record.line):
                 desk.note("warning", "call_ended_by_fraud_hold", call=call.id, line=call.record.line)
                 call.stop("fraud_hold")
-        return desk.take_actions()
+        return self._actions()
 
     # Other nodes
 
@@ -207,18 +230,20 @@ class Engine:
 
     def _request(self, request: Request, flow: Flow) -> None:
         desk = self.desk
-        request.stamp(flow.host, flow.port)
+        if flow.transport != LOOP:
+            request.stamp(flow.host, flow.port)
         try:
             check_message(request)
         except ParseError as fault:
             desk.count("malformed", "headers")
             self._refuse_malformed(request, flow, fault)
             return
-        desk.count("requests", request_label(request))
+        if flow.transport != LOOP:
+            desk.count("requests", request_label(request))
         server = desk.transactions.find_server(request)
         if server is not None:
             passed = desk.transactions.receive_request(server, request, desk.now.mono)
-            if passed is not None and not self._edges.take(passed, flow):
+            if passed is not None and (flow.transport == LOOP or not self._edges.take(passed, flow)):
                 self._relays.request(passed, flow)
             return
         try:
@@ -247,7 +272,7 @@ class Engine:
         desk, method = self.desk, request.method
         if method == b"CANCEL":
             self._cancel(request, flow)
-        elif self._edges.take(request, flow):
+        elif flow.transport != LOOP and self._edges.take(request, flow):
             return
         elif request.to.tag is not None and method != b"REGISTER":
             self._relays.request(request, flow)
@@ -264,6 +289,8 @@ class Engine:
         elif method == b"INVITE" and desk.has_looped(request) and not service_of(request.uri):
             desk.count("requests_refused", "loop")
             desk.reply(request, flow, 482)  # §16.3 step 4
+        elif method == b"INVITE" and flow.transport == LOOP:
+            self._forwarding.invite(request, flow)
         elif method == b"INVITE":
             self._setup.invite(request, flow)
         else:
@@ -317,7 +344,12 @@ class Engine:
         except ParseError:
             desk.count("malformed", "response")
             return
-        if not known:
+        if known:
+            return
+        late = self.calls.late(response) if response.is_success and response.cseq.method == b"INVITE" else None
+        if late is not None:
+            dismiss(*late, response)
+        else:
             desk.count("responses_dropped", "no_transaction")  # RFC 6026 §7.2: not forwarded statelessly any more
 
     # Timers
@@ -335,11 +367,11 @@ class Engine:
         elif kind in ("setup", "ring"):
             call.give_up("no_answer")
         elif kind == "maximum":
-            call.hang_up("maximum", cause=NORMAL_UNSPECIFIED)
+            hang_up(call, "maximum", cause=NORMAL_UNSPECIFIED)
         elif kind == "stop":
-            call.hang_up(call.gave_up or "error", cause=NORMAL_UNSPECIFIED)
+            hang_up(call, call.gave_up or "error", cause=NORMAL_UNSPECIFIED)
         elif kind == "reap":
-            call.hang_up("session_expired", cause=TIMER_EXPIRY, certain=False)
+            hang_up(call, "session_expired", cause=TIMER_EXPIRY, certain=False)
 
     def _session_timer(self, call_id: str, to_tag: bytes) -> None:
         call = self.calls.by_id.get(call_id)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from typing import TYPE_CHECKING
 
 from sipproxy.engine.cseq import Shift
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from sipproxy.sip.dialog import DialogSide
     from sipproxy.sip.flow import Flow, Hop
 
-__all__ = ["Dialog", "Phase"]
+__all__ = ["Dialog", "Phase", "Side"]
 
 
 class Phase(StrEnum):
@@ -22,6 +22,11 @@ class Phase(StrEnum):
     PROCEEDING = "proceeding"  # the INVITE was forwarded
     ANSWERED = "answered"
     ENDED = "ended"
+
+
+class Side(IntEnum):
+    CALLER = 0
+    CALLEE = 1
 
 
 @dataclass(slots=True)

@@ -35,6 +35,7 @@ __all__ = [
     "loop_mark_of",
     "loosen",
     "next_hop",
+    "own_routes",
     "strip_trust",
     "via_of",
 ]
@@ -71,8 +72,8 @@ class Target:
 
     uri: bytes
     to: Flow | Hop
-    kind: Literal["trunk", "psap", "binding"]
-    name: str = ""  # trunk route's name, PSAP route's URI, account user
+    kind: Literal["trunk", "psap", "binding", "forward"]
+    name: str = ""  # trunk route's name, PSAP route's URI, account user; of a forwarding the account that forwards
     route: bytes = b""  # Route value of the node with the flow, where that is another one
 
     @property
@@ -82,6 +83,16 @@ class Target:
 
 def is_ours(uri: Uri, settings: Settings) -> bool:
     return uri.is_sip and settings.is_ours(uri.host_text, uri.port)
+
+
+def own_routes(request: Request, settings: Settings, call: str) -> int:
+    """How many Record-Route values of a request as we sent it are this call's, the topmost; a part has more of ours."""
+    count = 0
+    for route in request.record_routes:
+        if not is_ours(route.uri, settings) or route.uri.param(CALL_PARAM) != call.encode():
+            break
+        count += 1
+    return count
 
 
 def hop_of(uri: Uri) -> Hop:
@@ -151,7 +162,10 @@ def loosen(request: Request, editor: Editor, settings: Settings) -> tuple[list[N
         else:
             editor.remove(b"route")
     while routes and is_ours(routes[0].uri, settings):
-        call = call or (routes[0].uri.param(CALL_PARAM) or b"").decode("latin-1")
+        token = (routes[0].uri.param(CALL_PARAM) or b"").decode("latin-1")
+        if call and token and token != call:
+            break  # another call of ours, of which this one is forwarded: it is the next hop
+        call = call or token
         routes.pop(0)
         editor.pop(b"route")
     return routes, uri, call

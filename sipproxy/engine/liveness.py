@@ -11,11 +11,12 @@ Pure. `Watch` keeps one dialog's deadlines and proofs; the functions below it ac
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import IntEnum
 from math import inf
 from typing import TYPE_CHECKING
 
+from sipproxy.engine import ending
 from sipproxy.engine.causes import TIMER_EXPIRY
+from sipproxy.engine.dialogs import Side
 from sipproxy.engine.forward import via_of
 from sipproxy.sip.dialog import write_probe
 from sipproxy.sip.message import Request, parse_message
@@ -32,11 +33,6 @@ __all__ = ["GONE", "Side", "Watch", "check", "heard", "refreshed", "stop", "watc
 
 GONE = frozenset([481, 408])  # RFC 3261 §12.2.1.2: after these a dialog is over
 FAILURES = 2  # a transport that failed once may be a connection that is being renewed
-
-
-class Side(IntEnum):
-    CALLER = 0
-    CALLEE = 1
 
 
 @dataclass(slots=True)
@@ -113,6 +109,8 @@ class Probe:
             return  # a hop's word, not the party's
         if response.status in GONE:
             _lost(self, again_s=0)
+        elif response.status == 503 and self.dialog.target.kind == "forward" and self.side is Side.CALLEE:
+            self.failed(None, timed_out=False)  # the forwarded part's own word: it could not send
         else:
             heard(self.call, self.dialog, self.side)
 
@@ -124,7 +122,10 @@ def watch(call: Call, dialog: Dialog) -> None:
     """Begin to watch over a dialog with known sides."""
     settings = call.desk.settings
     now = call.desk.now
-    dialog.watch = Watch.start(now, probe_s=settings.probe_s, longest_s=settings.session_expires_s)
+    if call.head is None:
+        dialog.watch = Watch.start(now, probe_s=settings.probe_s, longest_s=settings.session_expires_s)
+    else:
+        dialog.watch = Watch.start(now, probe_s=0, longest_s=0)  # the call that it is a part of asks, and ends both
     call.proof = now if call.proof is None else max(call.proof, now)
     _arm(call, dialog)
 
@@ -141,9 +142,16 @@ def heard(call: Call, dialog: Dialog, side: Side) -> None:
     if dialog.watch is None or dialog.ended or not call.is_answered:
         call.seen()
         return
-    dialog.watch.heard(side, call.desk.now)
+    dialog.watch.heard(side, _heard_at(call, dialog, side))
     call.alive(dialog.watch.proof)
     _arm(call, dialog)
+
+
+def _heard_at(call: Call, dialog: Dialog, side: Side) -> Now:
+    """When that side was heard: of a forwarded part's caller, what the forwarded call knows of him. Its own question to the
+    callee, which passes by here, is no word of his."""
+    before = call.head.dialogs.get(dialog.to_tag) if call.head is not None and side is Side.CALLER else None
+    return before.watch.proofs[side] if before is not None and before.watch is not None else call.desk.now
 
 
 def check(call: Call, dialog: Dialog) -> None:
@@ -180,7 +188,7 @@ def _send(call: Call, dialog: Dialog, side: Side) -> None:
     desk, party = call.desk, dialog.sides[side]
     desk.count("probes", side.name.lower())
     probe = Probe(call, dialog, side)
-    to = call.reach(dialog, side)
+    to = ending.reach(call, dialog, side)
     via = via_of(desk, to)
     if via is None:
         probe.failed(None, timed_out=False)  # no listener of ours leads there any more
@@ -208,4 +216,4 @@ def _lost(probe: Probe, *, again_s: float) -> None:
 def _end(call: Call, dialog: Dialog) -> None:
     # DEVIATION: RFC 4028 §8.3, a proxy MUST NOT send a BYE for a session that expired, we do: otherwise the party that is left
     # would hold its channel, and could talk without being recorded.
-    call.hang_up("session_expired", cause=TIMER_EXPIRY, certain=False, only=dialog)
+    ending.hang_up(call, "session_expired", cause=TIMER_EXPIRY, certain=False, only=dialog)

@@ -173,7 +173,9 @@ class Faces:
         self._made: dict[str, Face] = {}
 
     def to(self, kind: str) -> Face:
-        """The face that a target of this kind ("trunk", "psap", "binding") sees."""
+        """The face that a target of this kind ("trunk", "psap", "binding", "forward") sees."""
+        if kind == "forward":
+            kind = "trunk"  # within the trust domain too
         face = self._made.get(kind)
         if face is None:
             face = self._made[kind] = self._make(kind)

@@ -19,13 +19,13 @@ from sipproxy.engine import carrier, liveness
 from sipproxy.engine.actions import Holder, Journal, Now, ReleaseSlot, Slot
 from sipproxy.engine.call import Call, Dialog, Phase
 from sipproxy.engine.channels import FORWARDED, trunk_slot
-from sipproxy.engine.forward import Target, is_ours
+from sipproxy.engine.forward import Target, own_routes
 from sipproxy.engine.privacy import Face, KnownFace
 from sipproxy.engine.response_context import ResponseContext
 from sipproxy.sip.build import Editor
 from sipproxy.sip.dialog import from_invite_2xx
 from sipproxy.sip.errors import ParseError
-from sipproxy.sip.flow import Flow, Hop
+from sipproxy.sip.flow import LOOP, Flow, Hop
 from sipproxy.sip.matching import client_key
 from sipproxy.sip.message import Request, Response, check_message, parse_message
 
@@ -86,15 +86,30 @@ class Outcome(NamedTuple):
 
 def recover(desk: Desk, calls: Calls, unfinished: Sequence[Unfinished]) -> Outcome:
     """Take up what can be taken up, and end the rest. To be called once, before the first message."""
-    resumed = 0
+    found = []
     for admit, answer, alive in unfinished:
         call = _call(desk, calls, admit, answer, alive)
         if call is None:
             _cut(desk, calls, admit, answer, alive)
         else:
-            _start(call, resumed)
-            resumed += 1
-    return Outcome(resumed, len(unfinished) - resumed)
+            found.append(call)
+    _join(found, calls)
+    live = [call for call in found if call.is_answered]
+    for number, call in enumerate(live):
+        _start(call, number)
+    return Outcome(len(live), len(unfinished) - len(live))
+
+
+def _join(found: list[Call], calls: Calls) -> None:
+    """Give forwarded calls their parts back. A part whose call ended with the node ends too: nobody else watches over it."""
+    for call in found:
+        call.head = calls.by_id.get(call.record.forwarded_from)
+        if call.head is not None:
+            call.head.parts.append(call)
+            call.desk.loops = True
+    for call in found:
+        if call.record.forwarded_from and call.head is None:
+            call.end("node_restart", released_by="unknown", cause=0, certain=False)
 
 
 def follow(found: Found, flow: Flow) -> None:
@@ -153,8 +168,8 @@ def _call(desk: Desk, calls: Calls, admit: Admit, answer: Answer | None, alive: 
     if not isinstance(flow, Flow):
         return None
     try:
-        dialogs = [_dialog(desk, confirmed, alive) for confirmed in answer.dialogs]
-        request = _received(desk, answer.dialogs[0], admit.record.dialled)
+        dialogs = [_dialog(desk, admit.record.id, confirmed, alive) for confirmed in answer.dialogs]
+        request = _received(desk, admit.record.id, answer.dialogs[0], admit.record.dialled)
     except (ParseError, ValueError):
         desk.note("error", "call_not_resumed", call=admit.record.id)
         return None
@@ -162,7 +177,7 @@ def _call(desk: Desk, calls: Calls, admit: Admit, answer: Answer | None, alive: 
         return None
     resumed, started, proof = _clock(desk, admit, answer, alive)
     server = desk.transactions.accepted_server(request, desk.reply_target(request, flow))
-    from_customer = admit.record.direction != "incoming"
+    from_customer = admit.record.direction != "incoming" and not admit.record.forwarded_from
     call = Call(desk, admit.record.id, server, flow, from_customer, admit.record, started, calls.ended, calls.number)
     server.user = call
     call.faces = _faces(answer.dialogs[0])
@@ -187,12 +202,13 @@ def _start(call: Call, number: int) -> None:
     assert answer is not None
     settings, now = desk.settings, desk.now
     answered_at = call.started.mono + answer.after_ms / 1000
-    if not call.is_emergency:
-        desk.queue.set(("call", call.id, "maximum"), answered_at + settings.maximum_s)
-    # Whoever called for help may still speak where the signalling is lost: only the usual bound is for them.
-    reap_s = settings.reap_s if call.is_emergency else min(settings.recovered_reap_s, settings.reap_s)
     late_s = number / ASKED_PER_S
-    desk.queue.set(("call", call.id, "reap"), now.mono + late_s + reap_s)
+    if call.head is None:  # whose bounds are those of its parts too
+        if not call.is_emergency:
+            desk.queue.set(("call", call.id, "maximum"), answered_at + settings.maximum_s)
+        # Whoever called for help may still speak where the signalling is lost: only the usual bound is for them.
+        reap_s = settings.reap_s if call.is_emergency else min(settings.recovered_reap_s, settings.reap_s)
+        desk.queue.set(("call", call.id, "reap"), now.mono + late_s + reap_s)
     young = now.mono < answered_at + 64 * settings.timers.t1
     if young:
         desk.transactions.put_server(call.server, now.mono)
@@ -222,11 +238,13 @@ def _watch(call: Call, dialog: Dialog, ask_after_s: float) -> None:
         return
     settings, now = call.desk.settings, call.desk.now
     assert call.proof is not None
-    watch = liveness.Watch.start(now, probe_s=ask_after_s, longest_s=settings.session_expires_s)
-    watch.probe_s = settings.probe_s
+    asks = call.head is None  # a forwarded call asks for its parts
+    watch = liveness.Watch.start(now, probe_s=ask_after_s if asks else 0, longest_s=settings.session_expires_s if asks else 0)
+    watch.probe_s = settings.probe_s if asks else 0
     watch.proofs = [call.proof, call.proof]
     dialog.watch = watch
-    call.desk.queue.set(("session", call.id, dialog.to_tag), watch.next_at)
+    if asks:
+        call.desk.queue.set(("session", call.id, dialog.to_tag), watch.next_at)
 
 
 def _clock(desk: Desk, admit: Admit, answer: Answer, alive: Alive | None) -> tuple[Resumed, Now, Now]:
@@ -243,15 +261,14 @@ def _clock(desk: Desk, admit: Admit, answer: Answer, alive: Alive | None) -> tup
     return Resumed(now, measured), Now(begun, admit.record.setup_at_ms), Now(begun + after_ms / 1000, at_ms)
 
 
-def _dialog(desk: Desk, fact: Confirmed, alive: Alive | None) -> Dialog | None:
+def _dialog(desk: Desk, call: str, fact: Confirmed, alive: Alive | None) -> Dialog | None:
     """The dialog; None when it leads to a listener that is no more. Raises ParseError."""
     sent, response = parse_message(fact.invite), parse_message(fact.response)
     to = _flow(desk, fact.to)
     if not isinstance(sent, Request) or not isinstance(response, Response) or to is None:
         return None
     check_message(sent)
-    own = sum(is_ours(route.uri, desk.settings) for route in sent.record_routes)
-    caller, callee = from_invite_2xx(sent, response, own_routes=own)
+    caller, callee = from_invite_2xx(sent, response, own_routes=own_routes(sent, desk.settings, call))
     heard = (alive.caller_cseq, alive.callee_cseq) if alive is not None else (0, 0)
     if fact.own_from:
         caller = replace(caller, remote=fact.own_from)
@@ -259,7 +276,7 @@ def _dialog(desk: Desk, fact: Confirmed, alive: Alive | None) -> Dialog | None:
         replace(caller, remote_target=fact.caller.target, cseq=max(fact.caller.cseq, heard[0])),
         replace(callee, remote_target=fact.callee.target, cseq=max(fact.callee.cseq, heard[1])),
     )
-    kind = cast("Literal['trunk', 'psap', 'binding']", fact.kind)
+    kind = cast("Literal['trunk', 'psap', 'binding', 'forward']", fact.kind)
     target = Target(sent.uri, to, kind, fact.name)
     kept = (fact.invite, fact.response)
     dialog = Dialog(response.to.tag or b"", target, to, confirmed=True, ended=fact.ended, sides=sides, kept=kept)
@@ -275,12 +292,13 @@ def _faces(fact: Confirmed) -> KnownFace | None:
     return KnownFace(Face(shown.raw.rpartition(b";tag=")[0] if shown.tag is not None else shown.raw))
 
 
-def _received(desk: Desk, fact: Confirmed, dialled: str) -> Request:
+def _received(desk: Desk, call: str, fact: Confirmed, dialled: str) -> Request:
     """The INVITE as it came, as far as a dialog and its transaction need it. Raises ParseError and ValueError."""
     sent = parse_message(fact.invite)
+    assert isinstance(sent, Request)
     editor = Editor(sent)
     editor.pop(b"via")
-    for _ in range(sum(is_ours(route.uri, desk.settings) for route in sent.record_routes)):
+    for _ in range(own_routes(sent, desk.settings, call)):
         editor.pop(b"record-route")
     editor.request_uri(dialled.encode())
     number = sent.cseq.number
@@ -299,6 +317,8 @@ def _flow(desk: Desk, place: Place) -> Flow | Hop | None:
     if place.listener < 0:
         return Hop(place.transport, place.host, place.port)
     listeners = desk.settings.listeners
+    if place.transport == LOOP:
+        return Flow(LOOP, min(place.listener, len(listeners) - 1), place.host, 0)
     same = place.listener < len(listeners) and listeners[place.listener].transport == place.transport
     listener = listeners[place.listener] if same else desk.settings.listener_for(place.transport)
     return Flow(place.transport, listener.index, place.host, place.port) if listener is not None else None

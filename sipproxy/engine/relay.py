@@ -19,6 +19,7 @@ from sipproxy.engine.recover import follow
 from sipproxy.engine.trunk_auth import answer_challenge
 from sipproxy.sip.build import Editor
 from sipproxy.sip.dialog import after_2xx, after_request
+from sipproxy.sip.flow import LOOP
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -113,7 +114,9 @@ class Relay:
         if not self.done:
             self.done = True
             self.desk.queue.cancel(("relay", self.key))
-            self.desk.answer(self.server, 408 if timed_out else 500)
+            # A call that asks through its part whether the callee is there has to tell a failure of the way from an answer.
+            failed = 503 if self.server.target.transport == LOOP else 500
+            self.desk.answer(self.server, 408 if timed_out else failed)
 
     def cancel(self) -> None:
         """The sender's CANCEL of a re-INVITE, or Timer C."""
@@ -140,7 +143,7 @@ class Relays:
         desk = self._desk
         editor = Editor(request)
         routes, uri, token = loosen(request, editor, desk.settings)
-        found = self._calls.find(request, token)
+        found = self._calls.find(request, token, flow)
         if found is None:
             desk.count("requests_refused", "no_dialog")
             desk.reply(request, flow, 481)
@@ -157,7 +160,7 @@ class Relays:
         self._present(editor, request, found, to)
         follow(found, flow)
         self._observe(found, request)
-        if found.from_customer and not found.to_customer:
+        if carrier.route_of(found.call, found.dialog, to_caller=not found.from_caller):
             found.dialog.shift.apply(editor, request)
         if request.method == b"ACK":
             built = forward_request(desk, request, to, editor=editor, call=found.call.id, stateless=True)

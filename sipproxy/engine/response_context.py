@@ -40,6 +40,7 @@ class Branch(Generic[T]):
     cancel_sent: bool = False
     status: int = 0
     final: Response | None = None
+    cause: int = 0  # Q.850, where `status` is what we make of a response that does not go upstream
     overdue: bool = False  # gave no sign within its bound: the next group was started beside it
 
 

@@ -62,7 +62,7 @@ class Setup:
 
     def __init__(self, desk: Desk, calls: Calls, auth: Authenticator) -> None:
         self._desk = desk
-        self._calls = calls
+        self.calls = calls
         self._auth = auth
         self._guard = SetupGuard()
 
@@ -80,7 +80,7 @@ class Setup:
                 desk.reply(request, flow, outcome.status, headers=outcome.headers)
                 return
             account = outcome.account
-        full = desk.transactions.is_full or self._calls.live >= desk.settings.max_calls
+        full = self.is_full
         if not service and (full or desk.closed):
             desk.count("requests_refused", "table_full" if full else f"closed_{min(desk.closed)}")
             desk.reply(request, flow, 503, headers=[(b"Retry-After", b"10")])
@@ -89,6 +89,11 @@ class Setup:
             self._incoming(request, flow, trunk)
         elif account is not None:
             self._outgoing(request, flow, account)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there is no room for another call."""
+        return self._desk.transactions.is_full or self.calls.live >= self._desk.settings.max_calls
 
     def _known(self, request: Request, flow: Flow) -> Account | None:
         """The account whose emergency call needs no challenge: a live binding's flow, or the line's access network."""
@@ -118,13 +123,10 @@ class Setup:
             preferred=said.preferred,
             privacy=said.hides,
             anonymous=said.anonymous,
-            setups=self._started(line),
+            setups=self.started(line),
         )
         decision = evaluate(attempt, desk.snapshot, desk.now.utc_ms)
-        if decision.verdict is Verdict.ALLOW and line is not None and attempt.setups is not None:
-            for _ in range(self._guard.start(line.id, desk.now.mono)):
-                desk.count("setups_forgotten", "full")
-        call = self._call(request, flow, decision, from_customer=True)
+        call = self.open(request, flow, decision, from_customer=True)
         call.faces = Faces(request, said, decision, desk.settings, from_customer=True)
         call.edit = outgoing_edit(desk, request, decision, said, call.faces)
         if decision.verdict is Verdict.EMERGENCY:
@@ -132,35 +134,46 @@ class Setup:
             self._decide(call, decision, [])
         elif decision.verdict is Verdict.ALLOW and self._cannot_serve(call, said):
             return
-        elif decision.verdict is Verdict.DENY or line is None:
+        else:
+            self.outgoing(call, attempt, decision, decision, needs_slot=True)
+
+    def outgoing(self, call: Call, attempt: CallAttempt, decision: Decision, caller: Decision, *, needs_slot: bool) -> None:
+        """Take a line's call, other than an emergency one, to where its decision says. `caller` holds who is shown as calling;
+        `needs_slot` is whether the call takes a channel of the line's."""
+        desk, line, account = self._desk, decision.line, decision.account
+        if decision.verdict is Verdict.DENY or line is None or account is None:
             self._decide(call, decision, [])
-        elif decision.callee is not None:
-            self._internal(call, Need(line, account, attempt, decision))
+            return
+        if attempt.setups is not None:
+            for _ in range(self._guard.start(line.id, desk.now.mono)):
+                desk.count("setups_forgotten", "full")
+        needs = [Need(line, account, attempt, decision)] if needs_slot else []
+        if decision.callee is not None:
+            self._internal(call, decision, caller, needs)
         else:
             call.groups = trunk_groups(desk, decision.destination.canonical.removeprefix("service:"))
             call.retry_on = FAIL_OVER
-            self._decide(call, decision, [Need(line, account, attempt, decision)])
+            self._decide(call, decision, needs)
 
-    def _started(self, line: Line | None) -> int | None:
+    def started(self, line: Line | None) -> int | None:
         """How many calls the line started within its window; None where there is no limit to them."""
         limit, window_s = self._desk.snapshot.setup_limit(line) if line is not None else (0, 0)
         return self._guard.started(line.id, window_s, self._desk.now.mono) if line is not None and limit else None
 
-    def _internal(self, call: Call, callers: Need) -> None:
+    def _internal(self, call: Call, own: Decision, caller: Decision, needs: list[Need]) -> None:
         """On-net: the callee's line has its say and gives a channel, as for any incoming call."""
-        desk, number = self._desk, callers.decision.destination.canonical
-        own = callers.decision
+        desk, number = self._desk, own.destination.canonical
         attempt = CallAttempt(
-            Direction.INCOMING, number.encode(), caller=own.presented, network=own.asserted, privacy=own.restricted
+            Direction.INCOMING, number.encode(), caller=caller.presented, network=caller.asserted, privacy=caller.restricted
         )
         decision = evaluate(attempt, desk.snapshot, desk.now.utc_ms)
-        self._trace(call, decision, own.asserted)
+        self._trace(call, decision, caller.asserted)
         if decision.verdict is Verdict.DENY or decision.line is None or decision.account is None:
             self._decide(call, decision, [])
             return
         call.record.callee_line, call.record.callee_account = decision.line.id, decision.account.user
         call.groups = binding_groups(desk, decision.account.user)
-        self._decide(call, callers.decision, [callers, Need(decision.line, decision.account, attempt, decision)])
+        self._decide(call, own, [*needs, Need(decision.line, decision.account, attempt, decision)])
 
     def _incoming(self, request: Request, flow: Flow, trunk: TrunkRoute) -> None:
         desk = self._desk
@@ -175,7 +188,7 @@ class Setup:
             abroad=trunk.foreign,
         )
         decision = evaluate(attempt, desk.snapshot, desk.now.utc_ms)
-        call = self._call(request, flow, decision, from_customer=False, hidden=said.hides or said.anonymous)
+        call = self.open(request, flow, decision, from_customer=False, hidden=said.hides or said.anonymous)
         call.record.trunk = trunk.name
         call.faces = Faces(request, said, decision, desk.settings, from_customer=False)
         call.edit = incoming_edit(desk, request, decision, said, call.faces)
@@ -228,7 +241,8 @@ class Setup:
             )
         )
 
-    def _call(self, request: Request, flow: Flow, decision: Decision, *, from_customer: bool, hidden: bool = False) -> Call:
+    def open(self, request: Request, flow: Flow, decision: Decision, *, from_customer: bool, hidden: bool = False) -> Call:
+        """A call in its first phase, with its record as far as it is known, in the table of calls."""
         desk = self._desk
         server = desk.transactions.new_server(request, desk.reply_target(request, flow), desk.now.mono)
         desk.answer(server, 100)
@@ -243,7 +257,7 @@ class Setup:
             from_customer=from_customer,
             hidden=hidden,
         )
-        calls = self._calls
+        calls = self.calls
         call = Call(desk, call_id, server, flow, from_customer, record, desk.now, calls.ended, calls.number)
         server.user = call
         calls.add(call)
@@ -262,7 +276,8 @@ class Setup:
     def _deny(self, call: Call, decision: Decision) -> None:
         call.record.verdict, call.record.rule = "deny", decision.rule
         warning = b'399 %s "%s"' % (self._desk.settings.realm.encode(), decision.rule.encode("ascii", "replace"))
-        call.refuse(decision.status, decision.cause, end_reason="refused", headers=[(b"Warning", warning)])
+        headers = [(b"Warning", warning)] if call.head is None else []  # a line's rules are not for its callers to know
+        call.refuse(decision.status, decision.cause, end_reason="refused", headers=headers)
 
     # Slots
 

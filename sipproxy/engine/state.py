@@ -50,6 +50,7 @@ class Desk:
         self.out: list[Action] = []
         self.counters: Counter[tuple[str, ...]] = Counter()
         self.queue = TimerQueue()
+        self.loops = False  # whether calls have been forwarded, so that actions may be for ourselves
         self.closed: set[str] = set()  # reasons for taking no new calls but emergencies
         self.location = Location(settings.max_bindings, settings.node)
         self.peers = Peers(settings)

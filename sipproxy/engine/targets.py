@@ -101,7 +101,8 @@ def incoming_edit(desk: Desk, request: Request, decision: Decision, said: Said, 
     """A trunk's INVITE to a customer: of a hidden caller, what names him goes (RFC 3325 §7)."""
 
     def edit(editor: Editor, target: Target) -> None:
-        strip_for_customer(editor, request)
+        if target.is_customer:
+            strip_for_customer(editor, request)
         faces.to(target.kind).put_on_request(editor, request, desk.settings, target.to)
         if decision.restricted:
             set_privacy(editor, request, said, restricted=True)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from sipproxy.engine.actions import Action, SendTo
 from sipproxy.sip.build import write_cancel
+from sipproxy.sip.flow import LOOP
 from sipproxy.sip.matching import client_key, response_key, server_key
 from sipproxy.sip.message import Request, Response, parse_message
 from sipproxy.sip.transaction import Action as Move
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ClientUser", "Server", "Transactions"]
 
-RELIABLE = frozenset({"TCP", "TLS"})
+RELIABLE = frozenset({"TCP", "TLS", LOOP})
 
 
 class ClientUser(Protocol):

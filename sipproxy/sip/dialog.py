@@ -2,7 +2,7 @@
 (RFC 3261 §12.1, §12.2), and to ask whether they still know of it.
 
 Pure values. A request that we make up goes to one party and looks as if it came from the other, because that is the only peer
-the dialog has. Left out: early dialogs, the ACK, and who may ask for such a BYE.
+the dialog has. Left out: early dialogs, and who may ask for such a BYE.
 """
 
 from __future__ import annotations
@@ -13,12 +13,22 @@ from typing import TYPE_CHECKING
 from sipproxy.sip.build import write_request
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from sipproxy.sip.headers import NameAddr
     from sipproxy.sip.message import Message, Request, Response
 
-__all__ = ["DialogSide", "after_2xx", "after_request", "dialog_id", "from_invite_2xx", "write_bye", "write_probe"]
+__all__ = [
+    "DialogSide",
+    "after_2xx",
+    "after_request",
+    "callee_of",
+    "dialog_id",
+    "from_invite_2xx",
+    "write_ack_2xx",
+    "write_bye",
+    "write_probe",
+]
 
 MAX_CSEQ = 2**31 - 1  # §8.1.1.5
 
@@ -86,6 +96,27 @@ def from_invite_2xx(invite: Request, response: Response, *, own_routes: int = 1)
     return caller, callee
 
 
+def callee_of(response: Response, is_own: Callable[[NameAddr], bool]) -> DialogSide:
+    """The callee's side of the dialog that a 2xx to an INVITE makes, where that INVITE is no longer there.
+
+    `is_own` tells our Record-Route values: those above the first of them are of the elements between us and the callee.
+    Raises ParseError.
+    """
+    call_id, caller_tag, callee_tag = dialog_id(response)
+    routes = response.record_routes
+    own = next((number for number, route in enumerate(routes) if is_own(route)), len(routes))
+    return DialogSide(
+        call_id=call_id,
+        local=_field(response, b"from"),
+        local_tag=caller_tag,
+        remote=_field(response, b"to"),
+        remote_tag=callee_tag,
+        remote_target=_target(response, response.to),
+        route_set=tuple(routes[:own][::-1]),
+        cseq=response.cseq.number,
+    )
+
+
 def after_request(sides: tuple[DialogSide, DialogSide], request: Request) -> tuple[DialogSide, DialogSide]:
     """The sides after one party sent `request` in the dialog: what we write in its place later comes after it (§12.2.1.1).
 
@@ -126,6 +157,11 @@ def write_bye(side: DialogSide, via: bytes, *, headers: Sequence[tuple[bytes, by
     """
     cseq = side.cseq + 1 if side.cseq < MAX_CSEQ else 1
     return _write(side, b"%d BYE" % cseq, via, headers=headers, max_forwards=max_forwards)
+
+
+def write_ack_2xx(side: DialogSide, via: bytes, *, max_forwards: int = 70) -> bytes:
+    """The ACK to a 2xx in the caller's place (§13.2.2.4): with the number of the INVITE, which is the side's."""
+    return _write(side, b"%d ACK" % side.cseq, via, headers=(), max_forwards=max_forwards)
 
 
 def write_probe(side: DialogSide, via: bytes, *, max_forwards: int = 70) -> bytes:

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["Flow", "Hop"]
+__all__ = ["LOOP", "Flow", "Hop"]
+
+LOOP = "LOOP"
+"""The transport of what one call of the engine sends to another one, the forwarded part of it: it never leaves the engine.
+
+`host` of such a flow is the id of the call that was forwarded.
+"""
 
 
 class Flow(NamedTuple):

@@ -339,6 +339,17 @@ class Agent:
             call.status = status
             self._respond(call.server, status, call.local_tag)
 
+    def redirect(
+        self, call: AgentCall, *contacts: bytes, status: int = 302, headers: tuple[tuple[bytes, bytes], ...] = ()
+    ) -> None:
+        """A 3xx with these Contact values (§21.3)."""
+        assert call.server is not None
+        call.status = status
+        lines = [*headers, *((b"Contact", contact) for contact in contacts)]
+        data = write_response(call.server.request, status, to_tag=call.local_tag, headers=lines)
+        self._tx.respond(call.server, status, data, self.world.now)
+        self._flush()
+
     def answer(self, call: AgentCall) -> None:
         """200, repeated until its ACK comes (§13.3.1.4)."""
         if call.status or call.server is None:

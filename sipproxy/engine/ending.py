@@ -1,0 +1,93 @@
+"""Requests by which we end dialogs ourselves: a BYE to both parties of an answered call, and the ACK and BYE of a callee that
+answered when nobody was waiting any more (RFC 3261 §13.2.2.4, §15).
+
+Pure. Functions over a call; when an end is due, and what its record says, is decided elsewhere.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sipproxy.engine import carrier
+from sipproxy.engine.actions import SendTo
+from sipproxy.engine.causes import NORMAL_CLEARING
+from sipproxy.engine.dialogs import Side
+from sipproxy.engine.forward import is_ours, next_hop, via_of
+from sipproxy.engine.state import reason_header
+from sipproxy.engine.transactions import Ignored
+from sipproxy.engine.trunk_auth import AuthenticatedBye
+from sipproxy.sip.dialog import DialogSide, callee_of, write_ack_2xx, write_bye
+from sipproxy.sip.message import Request, parse_message
+
+if TYPE_CHECKING:
+    from cdr.facts import EndReason
+    from sipproxy.engine.call import Call, Dialog
+    from sipproxy.engine.forward import Target
+    from sipproxy.engine.state import Desk
+    from sipproxy.engine.transactions import ClientUser
+    from sipproxy.sip.flow import Flow, Hop
+    from sipproxy.sip.message import Response
+
+__all__ = ["dismiss", "hang_up", "reach"]
+
+DISMISSED = 32  # late dialogs of one call that are ended; a forking UAS beyond that is acknowledged only
+
+
+def hang_up(call: Call, reason: EndReason, *, cause: int, certain: bool = True, only: Dialog | None = None) -> None:
+    """End an answered call ourselves: a BYE to both parties of each of its dialogs (design §5, step 5).
+
+    With `only` that dialog alone is ended, and the call with it unless a forked call has another one up.
+    """
+    if not call.is_answered:
+        return
+    for dialog in call.dialogs.values() if only is None else (only,):
+        if dialog.sides is not None and not dialog.ended:
+            dialog.ended = True
+            for side in Side:
+                user = carrier.bye_user(call, dialog, to_caller=side is Side.CALLER)
+                _send_bye(call.desk, dialog.sides[side], reach(call, dialog, side), cause, user)
+    if only is not None and any(d.confirmed and not d.ended for d in call.dialogs.values()):
+        return
+    call.end(reason, released_by="proxy", cause=cause, certain=certain)
+
+
+def reach(call: Call, dialog: Dialog, side: Side) -> Flow | Hop:
+    """Where a request of our own to that party goes: a customer's flow, else what its route set or target names."""
+    caller = side is Side.CALLER
+    known = call.flow if caller else dialog.to
+    if dialog.sides is None or (call.from_customer if caller else dialog.target.is_customer):
+        return known
+    return next_hop(call.desk.settings, dialog.sides[side].next_hop, known)
+
+
+def dismiss(call: Call, target: Target, response: Response) -> None:
+    """A 2xx that came when its call, or its branch, was over: acknowledge it, and end the dialog that it made.
+
+    The caller has its final response, and RFC 6026 §7.1 leaves nobody there who would acknowledge this one: the callee would
+    stay in a call with nobody (§13.3.1.4), and be billed for it elsewhere. Repetitions are acknowledged again.
+    """
+    desk, settings = call.desk, call.desk.settings
+    desk.count("late_2xx", target.kind)
+    tag = response.to.tag
+    side = callee_of(response, lambda route: is_ours(route.uri, settings))
+    to = target.to if target.is_customer else next_hop(settings, side.next_hop, target.to)
+    via = via_of(desk, to)
+    if via is None or tag is None:
+        return
+    desk.out.append(SendTo(to, write_ack_2xx(side, via[0])))
+    dialog = call.dialogs.get(tag)
+    known = dialog is not None and dialog.confirmed  # its own BYE came or went
+    if not known and tag not in call.dismissed and len(call.dismissed) < DISMISSED:
+        call.dismissed.add(tag)
+        user = AuthenticatedBye(desk, target.name) if target.kind == "trunk" else Ignored()
+        _send_bye(desk, side, to, NORMAL_CLEARING, user)
+
+
+def _send_bye(desk: Desk, side: DialogSide, to: Flow | Hop, cause: int, user: ClientUser) -> None:
+    via = via_of(desk, to)
+    if via is None:
+        return
+    value, branch = via
+    bye = parse_message(write_bye(side, value, headers=reason_header(cause)))
+    assert isinstance(bye, Request)
+    desk.transactions.new_client(bye, branch, to, user, desk.now.mono)
