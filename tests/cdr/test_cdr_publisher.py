@@ -16,10 +16,11 @@ import pytest
 import redis.asyncio
 from cdr_samples import draft, ended
 
-from cdr.consumer import Poison, tail
+from cdr.entries import Poison
 from cdr.facts import Admit, Record
 from cdr.journal import Journal
 from cdr.publisher import Publisher, mark_key
+from cdr.tailing import tail
 from cdr.wire import Link, name_of
 
 if TYPE_CHECKING:
