@@ -7,14 +7,14 @@ What is left out: fields that are known at admission are put into the draft by t
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from msgspec.structs import replace
 
 if TYPE_CHECKING:
     from cdr.facts import Admit, Alive, Answer, EndReason, Record, ReleasedBy
 
-__all__ = ["answered", "final", "recovered"]
+__all__ = ["answered", "final", "recovered", "running"]
 
 
 def answered(draft: Record, answer: Answer) -> Record:
@@ -67,6 +67,21 @@ def final(
         cause=cause,
         released_by=released_by,
         end_reason=end_reason,
+    )
+
+
+def running(draft: Record, answer: Answer, alive: Alive | None, *, kind: Literal["start", "interim"], after_ms: int) -> Record:
+    """The record of an answered call that goes on, `after_ms` (monotonic) after its set-up.
+
+    It has no number and no end: `end_at_ms` is 0, the durations are those so far, and released_by and end_reason mean nothing.
+    """
+    return replace(
+        answered(draft, answer),
+        type=kind,
+        seq=0,
+        duration_ms=max(0, after_ms),
+        billable_ms=max(0, after_ms - answer.after_ms),
+        last_seen_at_ms=answer.at_ms if alive is None else alive.at_ms,
     )
 
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from cdr import codec, recovery
-from cdr.facts import Admit, End
+from cdr.facts import Admit, Alive, Answer, End
 from cdr.reading import READ_BYTES, Batch, Entry, Wanted, read_entries
 from cdr.recovery import Damage, JournalError, Recovered, UnwritableError
 from cdr.segment import FRAME_SIZE, HEADER_SIZE, MAX_PAYLOAD, Frame, Header, frames, write_frame, write_header
@@ -204,6 +204,23 @@ class Journal:
         except OSError as error:
             raise JournalError(f"journal {self.directory}: {error.strerror or error}") from error
 
+    def facts_of(self, call: str) -> tuple[Admit, Answer | None, Alive | None] | None:
+        """The facts of a live call, the last of each kind, read from disk; None for a call that is not live here.
+
+        Raises JournalError when they cannot be read.
+        """
+        if call not in self._live:
+            return None
+        refs = self._live.of(call)
+        try:
+            facts = {kind: codec.decode_fact(self._payload(ref)) for kind, ref in refs.items()}
+        except (OSError, codec.CodecError) as error:
+            raise JournalError(f"journal {self.directory}: call {call!r:.80}: {error}") from error
+        admit, answer, alive = facts.get("admit"), facts.get("answer"), facts.get("alive")
+        if not isinstance(admit, Admit):
+            return None
+        return admit, answer if isinstance(answer, Answer) else None, alive if isinstance(alive, Alive) else None
+
     @property
     def last_seq(self) -> int:
         """The highest number given."""
@@ -364,15 +381,18 @@ class Journal:
         """All facts of the call in their order: recovery may meet an ANSWER whose ADMIT now stands behind it, once."""
         refs = self._live.of(call)
         for kind in [kind for kind in ("admit", "answer", "alive") if kind in refs]:
-            ref = refs[kind]
-            data = ref.segment.read(ref.offset, ref.offset + ref.size)
-            position = ref.segment.position + ref.offset - HEADER_SIZE
-            frame = next(frames(data, 0, position, self._salt), None)
-            if not isinstance(frame, Frame):
-                ref.segment.damaged = True
-                self._damaged += 1
-                raise JournalError(f"{ref.segment.path.name}: record at {ref.offset} cannot be read")
-            self._live.put(call, kind, self._write(frame.payload, urgent=False))
+            self._live.put(call, kind, self._write(self._payload(refs[kind]), urgent=False))
+
+    def _payload(self, ref: Ref) -> bytes:
+        """What stands at `ref`. Raises OSError, and JournalError when it is damaged."""
+        data = ref.segment.read(ref.offset, ref.offset + ref.size)
+        position = ref.segment.position + ref.offset - HEADER_SIZE
+        frame = next(frames(data, 0, position, self._salt), None)
+        if not isinstance(frame, Frame):
+            ref.segment.damaged = True
+            self._damaged += 1
+            raise JournalError(f"{ref.segment.path.name}: record at {ref.offset} cannot be read")
+        return frame.payload
 
     def _remove(self) -> None:
         """Let go of the oldest segments that nobody needs; the thread deletes them once what replaced them is on disk."""

@@ -1,19 +1,16 @@
 """From the journal into the Redis stream, in order and exactly once per store (design: §6-§8).
 
 Only what is on disk here is published, so that a call never leads to two different records. Nothing is queued: after an error
-the records are read from the journal again, from behind the last confirmed one.
+the store is asked which records it has, and the journal is read again from there. What the scripts do, and what the node's mark
+in the store is for, is in `stream`.
 
-A record is appended by a script that compares its number with the node's mark, a hash at `mark_key`, and moves the mark with
-it: a batch that is sent again after a lost reply changes nothing. The mark also names the run of the node that wrote it:
+A record is *published* when it is in the stream and the store has it on its disk, where it can tell. It is *confirmed*, and the
+journal may forget it, when every sink has acknowledged it; a sink is a consumer group that is named in the configuration.
+Without sinks it is confirmed as soon as it is published. While there are sinks, the store is looked at every second: how far
+they are, and whether it still has what was published. If not, what is not confirmed is published again.
 
-- a command of an earlier run that reaches the store late (it was stopped, and its socket still held the command) is refused;
-- a mark above every number that this journal has given (the journal was lost or is an old copy) hides none of its records;
-- a mark below what was sent but not confirmed (the store was emptied or fell back) makes us send it again.
-
-In a Cluster both keys must be in one slot: a key with `{...}` in it is placed by what the braces hold. A stream's key that has
-braces keeps them in its mark's key, any other is itself put into braces.
-
-`stream_max` trims from the old end, whether or not anyone has read it; trimming behind all consumer groups comes later.
+Start and interim records of live calls go the same way without the journal: they are made from its facts when they are due, and
+one that does not reach the store is made again. They may be there twice; whoever reads upserts by id, the final record last.
 """
 
 from __future__ import annotations
@@ -24,97 +21,74 @@ import random
 import secrets
 import time
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 from redis.exceptions import InvalidResponse, RedisError, ResponseError
 
+from cdr import assemble, codec, steps
+from cdr.facts import Answer, End
+from cdr.interims import Due, Interims
 from cdr.journal import JournalError
-from cdr.wire import Link, Script, name_of
+from cdr.reading import Entry
+from cdr.stream import Stream
+from cdr.wire import Link, name_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Sequence
 
     from redis.asyncio import Redis
 
-    from cdr.journal import Batch, Entry, Journal
+    from cdr.facts import Admit, Alive, Fact
+    from cdr.groups import EntryId
+    from cdr.journal import Batch, Journal
 
-__all__ = ["Publisher", "PublisherStats", "mark_key"]
+__all__ = ["Publisher", "PublisherStats"]
 
 TIMEOUT_S = 5.0  # of one command; nobody waits for it but the records
 BARRIER_MS = 1500  # longer than the second within which appendfsync everysec syncs
 BARRIER_BATCHES = 20  # batches sent between two barriers while there is a backlog
 BATCH_BYTES = 1 << 20
+LIVE_BATCH = 50  # start and interim records made in one go: 3 ms in which the event loop does nothing else
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 5.0
 LINGER_S = 0.05  # records are gathered for so long: one at a time costs ten times the processor time
-LOOK_S = 1.0  # how often the journal is looked at without being woken
+LOOK_S = 1.0  # how often the journal is looked at without being woken, and the store for what the sinks acknowledged
+TRIM_S = 10.0  # how often the store is looked at where there are no sinks
 INLINE_BYTES = 64 * 1024  # so much is read faster than a thread is asked to
-
-# Returns {appended, mark}; {-1, run} when a later run has written the mark; {-2, mark} when the store has lost what was sent.
-SCRIPT = Script("""
-local mark = redis.call('HMGET', KEYS[2], 'seq', 'run', 'token')
-local last, run = tonumber(mark[1] or '0'), tonumber(mark[2] or '0')
-local node, my_run, token = ARGV[1], tonumber(ARGV[2]), ARGV[3]
-if run > my_run or (run == my_run and mark[3] and mark[3] ~= token) then
-  return {-1, run}
-end
-if mark[3] ~= token then
-  last = math.min(last, tonumber(ARGV[4]))
-end
-if last < tonumber(ARGV[5]) then
-  return {-2, last}
-end
-local limit, added, failed = tonumber(ARGV[6]), 0, nil
-for i = 7, #ARGV, 5 do
-  local seq = tonumber(ARGV[i])
-  if seq > last then
-    local fields = {'id', ARGV[i + 1], 'v', ARGV[i + 2], 'type', ARGV[i + 3], 'node', node, 'seq', ARGV[i], 'd', ARGV[i + 4]}
-    local reply
-    if limit > 0 then
-      reply = redis.pcall('XADD', KEYS[1], 'MAXLEN', '~', limit, '*', unpack(fields))
-    else
-      reply = redis.pcall('XADD', KEYS[1], '*', unpack(fields))
-    end
-    if type(reply) == 'table' and reply.err then
-      failed = reply
-      break
-    end
-    last = seq
-    added = added + 1
-  end
-end
-redis.call('HSET', KEYS[2], 'seq', string.format('%d', last), 'run', string.format('%d', my_run), 'token', token)
-return failed or {added, last}
-""")
-
-
-def mark_key(stream: str, node: str) -> str:
-    """The key of a node's mark, in the stream's slot. Raises ValueError for braces that are no hash tag."""
-    start = stream.find("{")
-    if start >= 0 and stream.find("}", start) > start + 1:
-        return f"{stream}:mark:{node}"
-    if "{" in stream or "}" in stream:
-        raise ValueError(f"key of the stream has braces that are no hash tag: {stream!r:.80}")
-    return f"sp:{{{stream}}}:mark:{node}"
+MAX_POINTS = 1024  # remembered places of the stream that are not acknowledged; beyond it every second one is forgotten
 
 
 class PublisherStats(msgspec.Struct, frozen=True):
     """What the metrics show."""
 
-    state: str  # "starting" until the first record left, "up", or why not: away, slow, readonly, oom, loading, ..., journal
+    state: str  # "starting" until the store was reached, "up", or why not: away, slow, readonly, oom, loading, ..., journal
     reason: str
-    backlog: int  # records that are not confirmed
+    backlog: int  # records that are not published
     behind_ms: int  # for how long there has been a backlog
+    unconfirmed: int  # records that the journal keeps because they are not confirmed
+    unconfirmed_ms: int  # how long ago the oldest of them was published that a sink has not acknowledged
+    sinks_missing: bool  # a configured sink has no group in the stream: nothing is confirmed
     published: int  # appended by us
-    repeated: int  # sent though they were there
     resent: int  # times that the store had lost what was sent
+    interims: int  # start and interim records appended
+    live: int  # calls that have interim records
+    entries: int  # in the stream when it was last looked at
+    trimmed: int  # removed by us
     errors: dict[str, int]
     barrier: bool  # whether the store says when it has written to its disk
 
 
+class _Point(NamedTuple):
+    """All records up to `seq` stand in the stream at or before `entry`, since `at_s` on the monotonic clock."""
+
+    seq: int
+    entry: EntryId
+    at_s: float
+
+
 class Publisher:
-    """Moves final records. `run` is the task; `wake` tells it that there may be work."""
+    """Moves final records. `run` is the task; `appended` and `ended` tell it what happens to calls."""
 
     def __init__(
         self,
@@ -124,28 +98,37 @@ class Publisher:
         stream: str,
         node: str,
         batch: int = 500,
-        maxlen: int = 0,
+        keep: int = 0,
+        sinks: Sequence[str] = (),
+        interim_s: float = 0,
+        boot: str = "",
         on_state: Callable[[str, str], None] | None = None,
         timeout_s: float = TIMEOUT_S,
     ) -> None:
-        """`journal` has been recovered. `on_state` is told every change of the state with its reason. Raises ValueError."""
+        """`journal` has been recovered. `keep` entries stay in the stream at least, older ones go when every group has
+        acknowledged them; 0 keeps all. `sinks` are the groups that confirm records. `interim_s` is the time between two interim
+        records of a call, 0 for none. `boot` names the run of the machine's clock, as in Admit. `on_state` is told every change
+        of the state with its reason. Raises ValueError for a stream's key with braces that are no hash tag."""
         self._journal = journal
         self._link = Link(client, timeout_s=timeout_s)
         self._timeout_s = timeout_s
-        self._keys = (stream, mark_key(stream, node))
-        self._node = node
+        self._stream = Stream(self._link, stream, node, token=secrets.token_hex(8))
         self._batch = max(1, batch)
-        self._maxlen = max(0, maxlen)
+        self._keep = max(0, keep)
+        self._sinks = tuple(sinks)
+        self._interims = Interims(interim_s)
+        self._boot = boot
         self._on_state = on_state
         self._work = asyncio.Event()
         self._idle = asyncio.Condition()
-        self._run_number = 1
-        self._token = secrets.token_hex(8)
-        self._sent = self._position = self._safe_position = 0
+        self._sent = self._durable = journal.confirmed_seq
+        self._position = 0
+        self._points: list[_Point] = []
         self._state, self._reason = "starting", ""
         self._barrier = True
-        self._claimed = False
-        self._published = self._repeated = self._resent = 0
+        self._claimed = self._sinks_missing = False
+        self._looked_at = float("-inf")  # -inf: the store has to be looked at before anything else
+        self._published = self._resent = self._interims_sent = self._entries = self._trimmed = 0
         self._errors: Counter[str] = Counter()
         self._behind_since: float | None = None
 
@@ -153,10 +136,28 @@ class Publisher:
         """There may be a new record. Cheap; may be called after every append."""
         self._work.set()
 
+    def appended(self, fact: Fact) -> None:
+        """The journal has taken the fact. Cheap."""
+        if isinstance(fact, Answer):
+            self._interims.answered(fact.id, time.monotonic())
+        elif isinstance(fact, End):
+            self._interims.ended(fact.record.id)
+        self._work.set()
+
+    def ended(self, call: str) -> None:
+        """The call is over, though the journal may not have taken its END yet: it has no interim record any more."""
+        self._interims.ended(call)
+
+    def take_up(self, unfinished: Iterable[tuple[Admit, Answer | None, Alive | None]]) -> None:
+        """Calls of before a restart have interim records in their rhythm, those that go on being `ended` in time."""
+        now, now_ms = time.monotonic(), time.time_ns() // 1_000_000
+        for admit, answer, _ in unfinished:
+            if answer is not None:
+                self._interims.resumed(admit.record.id, now, since_answer_s=(now_ms - answer.at_ms) / 1000)
+
     async def run(self) -> None:
         """Publish until cancelled. Raises nothing of the store's or the journal's: these are states."""
-        self._safe_position = self._journal.position_of(self._journal.confirmed_seq + 1)
-        self._rewind()
+        self._position = self._journal.position_of(self._sent + 1)
         pause = FIRST_PAUSE_S
         try:
             while True:
@@ -174,7 +175,7 @@ class Publisher:
             await self._link.drop()
 
     async def flush(self, timeout_s: float) -> bool:
-        """Wait until everything is confirmed, as before a shutdown; False when that did not happen in time."""
+        """Wait until everything is published, as before a shutdown; False when that did not happen in time."""
         self.wake()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s), self._idle:
@@ -183,20 +184,26 @@ class Publisher:
 
     @property
     def backlog(self) -> int:
-        """Records that are not confirmed."""
-        return self._journal.last_seq - self._journal.confirmed_seq
+        """Records that are not published."""
+        return self._journal.last_seq - self._durable
 
     @property
     def stats(self) -> PublisherStats:
-        since = self._behind_since
+        since, now = self._behind_since, time.monotonic()
         return PublisherStats(
             state=self._state,
             reason=self._reason,
             backlog=self.backlog,
-            behind_ms=0 if since is None or not self.backlog else int(1000 * (time.monotonic() - since)),
+            behind_ms=0 if since is None or not self.backlog else int(1000 * (now - since)),
+            unconfirmed=self._journal.last_seq - self._journal.confirmed_seq,
+            unconfirmed_ms=int(1000 * (now - self._points[0].at_s)) if self._points else 0,
+            sinks_missing=self._sinks_missing,
             published=self._published,
-            repeated=self._repeated,
             resent=self._resent,
+            interims=self._interims_sent,
+            live=len(self._interims),
+            entries=self._entries,
+            trimmed=self._trimmed,
             errors=dict(self._errors),
             barrier=self._barrier,
         )
@@ -209,21 +216,82 @@ class Publisher:
             await asyncio.sleep(LINGER_S)
 
     async def _drain(self) -> None:
-        """Send everything that is on disk and have it confirmed."""
-        if self.backlog and self._behind_since is None:
-            self._behind_since = time.monotonic()
+        """Send everything that is on disk, see that the store has it on its own, and what the sinks have."""
+        self._note_backlog()
+        await self._look_if_due()
+        self._note_backlog()
         batches = 0
         while self._sent < self._journal.last_seq:
             batch = await self._read(await self._readable())
-            self._position = batch.position
+            steps.at("publisher.read")
             if not batch.entries:
+                self._position = batch.position
                 break
-            if await self._send(batch.entries):
+            if await self._send(batch):
                 batches += 1
             if batches >= BARRIER_BATCHES:
                 batches = 0
-                await self._confirm()
-        await self._confirm()
+                await self._make_durable()
+                await self._send_interims()
+                await self._look_if_due()
+        await self._send_interims()
+        await self._make_durable()
+
+    def _note_backlog(self) -> None:
+        if self.backlog and self._behind_since is None:
+            self._behind_since = time.monotonic()
+
+    async def _look_if_due(self) -> None:
+        every = LOOK_S if self._sinks else TRIM_S if self._keep else float("inf")
+        if time.monotonic() - self._looked_at >= every or self._looked_at == float("-inf"):
+            await self._look()
+
+    async def _look(self) -> None:
+        """Go by what the store has: send again what it lost, leave out what is there, confirm what the sinks acknowledged."""
+        while True:
+            seen = await self._stream.look(recovered=self._journal.recovered_seq, keep=self._keep, sinks=self._sinks)
+            if seen.seq >= 0:
+                break
+            self._give_way(seen.run)
+        claimed, self._claimed, self._looked_at = self._claimed, True, time.monotonic()
+        self._entries = seen.entries
+        self._trimmed += seen.trimmed
+        confirmed = self._journal.confirmed_seq
+        sent = max(confirmed, min(seen.seq, self._journal.last_seq))
+        if sent < self._sent:
+            self._resent += 1
+            self._points.clear()
+        if sent != self._sent:
+            self._published += max(0, sent - self._sent) if claimed else 0  # Their append was not answered.
+            self._sent, self._position = sent, self._journal.position_of(sent + 1)
+        self._durable = min(max(self._durable, confirmed), sent)
+        self._remember(sent, seen.entry)
+        self._sinks_missing = bool(self._sinks) and seen.acknowledged is None
+        steps.at("publisher.looked")
+        if self._sinks and seen.acknowledged is not None:
+            self._acknowledged(seen.acknowledged)
+        self._enter("up", "")
+
+    def _acknowledged(self, first: EntryId) -> None:
+        """The sinks have everything before the entry `first`."""
+        seq = 0
+        while self._points and self._points[0].entry < first:
+            seq = self._points.pop(0).seq
+        if seq:
+            self._journal.confirm(seq)
+            steps.at("publisher.acknowledged")
+
+    def _remember(self, seq: int, entry: EntryId | None) -> None:
+        """Where the record `seq` stands, to know it when a sink has come so far."""
+        if (
+            not self._sinks
+            or entry is None
+            or seq <= max(self._journal.confirmed_seq, self._points[-1].seq if self._points else 0)
+        ):
+            return
+        self._points.append(_Point(seq, entry, time.monotonic()))
+        if len(self._points) > MAX_POINTS:
+            self._points = self._points[::2]  # The last one stays; what lies between two is confirmed with the later one.
 
     async def _readable(self) -> int:
         """The position up to which records may leave: what is on disk, or all of it when the disk refuses."""
@@ -240,39 +308,73 @@ class Publisher:
             return self._journal.read(start, seq=seq, end=end, count=self._batch, size=BATCH_BYTES)
         return await asyncio.to_thread(self._journal.read, start, seq=seq, end=end, count=self._batch, size=BATCH_BYTES)
 
-    async def _send(self, entries: list[Entry]) -> bool:
+    async def _send(self, batch: Batch) -> bool:
         """Have the script append the entries; False when the store lost what was sent before and we start over."""
         confirmed = self._journal.confirmed_seq
         expected = self._sent if self._sent > confirmed else 0
         while True:
-            head = (self._node, self._run_number, self._token, self._journal.recovered_seq, expected, self._maxlen)
-            body = [part for entry in entries for part in (entry.seq, entry.id, entry.schema, entry.type, entry.record)]
-            added, mark = await self._evaluate(*head, *body)
-            if added == -1:
-                if self._claimed:
-                    self._errors["contended"] += 1  # Another process publishes under our node id.
-                self._run_number = mark + 1
-            elif added == -2:
-                self._resent += 1
-                self._rewind()
+            steps.at("publisher.sending")
+            mark = await self._stream.append(batch.entries, recovered=self._journal.recovered_seq, expected=expected)
+            steps.at("publisher.sent")
+            if mark.added == -1:
+                self._give_way(mark.seq)
+            elif mark.added == -2:
+                await self._look()
                 return False
             else:
                 break
-        self._claimed = True
-        self._published += added
-        self._repeated += len(entries) - added
-        self._sent = entries[-1].seq
+        self._published += mark.added
+        self._sent, self._position = batch.entries[-1].seq, batch.position
+        self._remember(self._sent, mark.entry)
         return True
 
-    async def _evaluate(self, *arguments: str | int | bytes) -> tuple[int, int]:
-        return _two(await SCRIPT.run(self._link, self._keys, *arguments))
+    async def _send_interims(self) -> None:
+        """The start and interim records that are due, made as they leave."""
+        while due := self._interims.due(time.monotonic(), LIVE_BATCH):
+            highest = self._journal.last_seq
+            entries = [entry for one in due if (entry := self._interim(one)) is not None]
+            if entries:
+                steps.at("publisher.interims_sending")
+                confirmed = self._journal.confirmed_seq
+                expected = self._sent if self._sent > confirmed else 0
+                mark = await self._stream.append(
+                    entries, recovered=self._journal.recovered_seq, expected=expected, highest=highest
+                )
+                steps.at("publisher.interims_sent")
+                if mark.added < 0:
+                    self._looked_at = float("-inf")  # The store is looked at first; what was due stays so.
+                    self.wake()
+                    return
+                self._interims_sent += mark.added
+            self._interims.done(due, time.monotonic())
 
-    async def _confirm(self) -> None:
-        """Wait until the store has what was sent on its disk, where it can tell, and let the journal know."""
-        if self._sent > self._journal.confirmed_seq:
+    def _interim(self, due: Due) -> Entry | None:
+        """The record of a live call as of now; None when the journal has not what it takes."""
+        try:
+            facts = self._journal.facts_of(due.call)
+        except JournalError:
+            self._errors["interim"] += 1
+            return None
+        if facts is None or facts[1] is None:
+            self._interims.ended(due.call)  # The disk has not taken its answer, or had it not before the call was over.
+            return None
+        admit, answer, alive = facts[0], facts[1], facts[2]
+        after_ms = max(answer.after_ms, 0 if alive is None else alive.after_ms)
+        if due.type == "interim" and self._boot and admit.boot == self._boot:
+            after_ms = max(after_ms, time.monotonic_ns() // 1_000_000 - admit.mono_ms)
+        record = assemble.running(admit.record, answer, alive, kind=due.type, after_ms=after_ms)
+        return Entry(0, record.id, record.schema, record.type, codec.encode(record))  # It came from bytes: it can be encoded.
+
+    async def _make_durable(self) -> None:
+        """Wait until the store has what was sent on its disk, where it can tell; without sinks that confirms it."""
+        if self._sent > self._durable:
+            sent = self._sent
             await self._wait_for_disk()
-            self._journal.confirm(self._sent)
-            self._safe_position = self._position
+            steps.at("publisher.durable")
+            self._durable = sent
+            if not self._sinks:
+                self._journal.confirm(sent)
+                steps.at("publisher.confirmed")
         if self._claimed:
             self._enter("up", "")
         if not self.backlog:
@@ -281,7 +383,11 @@ class Publisher:
                 self._idle.notify_all()
 
     async def _wait_for_disk(self) -> None:
-        """WAITAOF (Redis 7.2, Valkey). A store that does not know it or keeps no append-only file must be safe by itself."""
+        """WAITAOF (Redis 7.2, Valkey). A store that does not know it or keeps no append-only file must be safe by itself.
+
+        It waits for what this connection wrote: each connection of ours begins with a look, which writes the mark behind all
+        that was sent before.
+        """
         try:
             reply = await self._link.call("WAITAOF", 1, 0, BARRIER_MS, timeout_s=self._timeout_s + BARRIER_MS / 1000)
         except ResponseError as error:
@@ -290,28 +396,26 @@ class Publisher:
             self._barrier = False
             return
         self._barrier = True
-        if _two(reply)[0] < 1:
+        if not (isinstance(reply, list) and len(reply) == 2 and all(isinstance(part, int) for part in reply)):
+            raise InvalidResponse(f"not two integers: {reply!r:.80}")
+        if reply[0] < 1:
             raise TimeoutError("the store did not write to its disk in time")
 
-    def _rewind(self) -> None:
-        self._sent, self._position = self._journal.confirmed_seq, self._safe_position
+    def _give_way(self, run: int) -> None:
+        """A later run has written the mark: ours is the next one."""
+        if self._claimed:
+            self._errors["contended"] += 1  # Another process publishes under our node id.
+        self._stream.run = run + 1
 
     async def _failed(self, error: Exception) -> None:
         name = "journal" if isinstance(error, JournalError) else name_of(error)
         self._errors[name] += 1
         self._enter(name, str(error) or type(error).__name__)
+        self._looked_at = float("-inf")
         await self._link.drop()
-        self._rewind()
 
     def _enter(self, state: str, reason: str) -> None:
         changed = state != self._state
         self._state, self._reason = state, reason
         if changed and self._on_state is not None:
             self._on_state(state, reason)
-
-
-def _two(reply: object) -> tuple[int, int]:
-    """A reply that has to be two integers. Raises InvalidResponse for anything else, such as what a proxy makes of it."""
-    if isinstance(reply, list) and len(reply) == 2 and all(isinstance(part, int) for part in reply):
-        return reply[0], reply[1]
-    raise InvalidResponse(f"not two integers: {reply!r:.80}")

@@ -161,7 +161,10 @@ class Node:
             stream=config.cdr.stream,
             node=config.node.id,
             batch=config.cdr.batch,
-            maxlen=config.cdr.stream_max,
+            keep=config.cdr.stream_max,
+            sinks=config.cdr.sinks,
+            interim_s=config.cdr.interim_s,
+            boot=boot_id(),
             on_state=lambda state, reason: self.log.info("cdr_publisher", state=state, reason=reason),
         )
         self._notifier = Notifier()
@@ -214,6 +217,7 @@ class Node:
         except StoreError as error:
             self.log.warning("bindings_not_loaded", error=str(error))  # they are fetched as soon as the store is back
         metrics = await self._observe(stack)
+        self._publisher.take_up(found.unfinished)
         resume(self.shell, self._journal, found, self._slots)
         if self.store.state is State.UP:
             await settle(self._slots)

@@ -139,9 +139,11 @@ class Limits(Section, frozen=True):
 class Cdr(Section, frozen=True):
     sync: Literal["group", "wait"] = "group"
     fsync_interval_ms: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 10
-    segment_bytes: Annotated[int, msgspec.Meta(ge=65536, le=1 << 30)] = 16 * 1024 * 1024
+    segment_bytes: Annotated[int, msgspec.Meta(ge=65536, le=256 * 1024 * 1024)] = 16 * 1024 * 1024
     stream: Filled = "sp:cdr"
-    stream_max: Annotated[int, msgspec.Meta(ge=0)] = 0  # entries; 0 = unbounded
+    stream_max: Annotated[int, msgspec.Meta(ge=0)] = 200_000  # entries that groups have acknowledged go beyond it; 0 = none go
+    sinks: Annotated[tuple[Filled, ...], Many] = ()  # consumer groups that confirm records; none = the stream does
+    interim_s: Annotated[int, msgspec.Meta(ge=0, le=86400)] = 900  # between two records of a live call; 0 = none
     batch: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 500
 
 

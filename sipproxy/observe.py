@@ -186,6 +186,16 @@ def _cdr_metrics(metrics: Metrics, journal: Journal, publisher: Publisher, shell
     metrics.gauge("sipproxy_cdr_backlog", "records not yet safe in the stream", lambda: publisher.stats.backlog)
     metrics.gauge("sipproxy_cdr_behind_ms", "for how long there has been a backlog", lambda: publisher.stats.behind_ms)
     metrics.counter("sipproxy_cdr_published", "records appended to the stream", lambda: publisher.stats.published)
+    metrics.gauge("sipproxy_cdr_unconfirmed", "records that the journal keeps", lambda: publisher.stats.unconfirmed)
+    metrics.gauge(
+        "sipproxy_cdr_unconfirmed_ms", "age of the oldest a sink has not acknowledged", lambda: publisher.stats.unconfirmed_ms
+    )
+    metrics.gauge("sipproxy_cdr_sinks_missing", "1: a sink has no group", lambda: float(publisher.stats.sinks_missing))
+    metrics.counter("sipproxy_cdr_resent", "times that the store had lost records", lambda: publisher.stats.resent)
+    metrics.counter("sipproxy_cdr_interims", "start and interim records appended", lambda: publisher.stats.interims)
+    metrics.gauge("sipproxy_cdr_stream_entries", "in the stream when last looked at", lambda: publisher.stats.entries)
+    metrics.counter("sipproxy_cdr_trimmed", "entries that this node removed from the stream", lambda: publisher.stats.trimmed)
+    metrics.counter("sipproxy_cdr_errors", "of the publisher", lambda: publisher.stats.errors, ("error",))
     metrics.gauge(
         "sipproxy_cdr_publisher_state", "1 for the publisher's state", lambda: {publisher.stats.state: 1.0}, ("state",)
     )

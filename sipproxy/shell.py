@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from cdr.facts import Admit, Alive, Answer
+from cdr.facts import Admit, Alive, Answer, End
 from cdr.journal import JournalError, UnwritableError
 from sipproxy.engine.actions import (
     Action,
@@ -194,6 +194,8 @@ class Shell:
             getattr(self._log, action.level)(action.event, **action.fields)
 
     def _append(self, fact: Fact) -> None:
+        if isinstance(fact, End):
+            self._publisher.ended(fact.record.id)
         if self._owed and not isinstance(fact, Admit):
             self._owe(fact)  # in order: nothing overtakes what the disk has not taken
             return
@@ -210,7 +212,7 @@ class Shell:
             if not isinstance(fact, Admit):
                 self._owe(fact)
             return
-        self._publisher.wake()
+        self._publisher.appended(fact)
         if self._wait_for_disk:
             self._waiting = asyncio.get_running_loop().create_task(self._until_synced(position))
 
@@ -245,8 +247,7 @@ class Shell:
                     self._lose(self._owed[0], error)
                 except JournalError:
                     break
-                self._owed.popleft()
-                self._publisher.wake()
+                self._publisher.appended(self._owed.popleft())
             stats = self._journal.stats
             if self._owed or stats.failure or stats.free_percent < FULL_PERCENT:
                 self.engine.close("journal")

@@ -42,8 +42,14 @@ class _Disk:
 
 
 class _Publisher:
-    def wake(self) -> None:
+    def __init__(self) -> None:
+        self.over: list[str] = []
+
+    def appended(self, fact: Fact) -> None:
         """Nobody reads."""
+
+    def ended(self, call: str) -> None:
+        self.over.append(call)
 
 
 def record(name: str) -> Record:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import uvloop
+from publishing import Node
 from valkey_process import Valkey
 
 if TYPE_CHECKING:
@@ -37,4 +38,13 @@ def valkey() -> Iterator[Valkey]:
 async def client(valkey: Valkey) -> AsyncIterator[redis.asyncio.Redis]:
     made = valkey.client()
     yield made
+    for left in list(Node.running):
+        await left.stop()
     await made.aclose()
+
+
+@pytest.fixture
+async def node(tmp_path: Path, client: redis.asyncio.Redis) -> AsyncIterator[Node]:
+    made = Node(tmp_path / "journal", client).start()
+    yield made
+    await made.stop()
