@@ -20,12 +20,15 @@ if TYPE_CHECKING:
 __all__ = ["Replicas"]
 
 
+LACKING_S = 10.0  # two heartbeats, by which a node learns that the store has lost what it wrote
+
+
 class Replicas:
     """See the module."""
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
-        self._missing: set[tuple[str, str]] = set()  # bindings of others that the store did not have when all were read last
+        self._lacking: dict[tuple[str, str], float] = {}  # bindings of others that the store does not have, and since when
 
     def seen(self, user: str, binding: Binding) -> None:
         """A node registered or refreshed this binding."""
@@ -58,7 +61,7 @@ class Replicas:
     def all_seen(self, bindings: Sequence[tuple[str, Binding]], *, own_too: bool) -> bool:
         """Every binding that the store has. True when it lacks some of other nodes that are known here.
 
-        Those go when the store lacks them the next time as well: after a flush their nodes have to write them again first.
+        Those go when the store still lacks them ten seconds later: after a flush their nodes have to write them again first.
         `own_too` takes this node's own ones as well, of before its restart; later its memory is the truth about them.
         """
         location = self._desk.location
@@ -66,8 +69,10 @@ class Replicas:
         for user, binding in bindings:
             if own_too or not location.is_own(binding):
                 self.seen(user, binding)
+        now = self._desk.now.mono
         lacking = {(user, b.key) for user, b in location.items() if not location.is_own(b)} - found
-        for user, key in lacking & self._missing:
-            location.remove(user, key)
-        self._missing = lacking - self._missing
-        return bool(self._missing)
+        since = {ident: self._lacking.get(ident, now) for ident in lacking}
+        self._lacking = {ident: at for ident, at in since.items() if now - at < LACKING_S}
+        for ident in lacking - self._lacking.keys():
+            location.remove(*ident)
+        return bool(self._lacking)

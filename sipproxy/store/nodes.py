@@ -87,7 +87,7 @@ class NodeWatch:
     `nodes` is what was read last, `read_at_ms` when (UTC, 0 for never): while the store is away both stay.
     """
 
-    def __init__(self, store: Store, on_nodes: Callable[[list[NodeSeen]], None], *, interval_s: float = 2.0) -> None:
+    def __init__(self, store: Store, on_nodes: Callable[[list[NodeSeen]], None], *, interval_s: float = 1.0) -> None:
         self._store, self._on_nodes, self._interval_s = store, on_nodes, interval_s
         self.nodes: list[NodeSeen] = []
         self.read_at_ms = 0
