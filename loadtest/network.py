@@ -107,6 +107,15 @@ class Network:
         async with node:
             yield node
 
+    async def followed(self, node: Node, metric: str, wanted: float | None, *, timeout_s: float = 20.0) -> None:
+        """Wait until a metric of a node is `wanted`; raises AssertionError with the node's log."""
+
+        async def value() -> float | None:
+            return (await node.metrics()).get(metric)
+
+        found = await becomes(value, wanted, timeout_s=timeout_s)
+        assert found == wanted, f"{metric} is {found}, not {wanted}\n{node.log()}"
+
     async def stop_node(self) -> None:
         """End the node; raises AssertionError with its log when it does not leave by itself with status 0."""
         status = await self.node.stop()
