@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,13 +56,13 @@ async def know_each_other(pair: Pair) -> None:
 
 
 @pytest_asyncio.fixture
-async def pair(start_network: Callable[..., Awaitable[Any]]) -> Pair:
+async def pair(start_network: Callable[..., Awaitable[Any]]) -> AsyncIterator[Pair]:
     network: Network = await start_network(many_lines(2), settings={"store": {"lease_s": 6, "refresh_s": 2}})
-    holder = await network.another("node2")
-    router = await network.router(USER, at=holder)
-    pair = Pair(network, network.node, holder, router)
-    await know_each_other(pair)
-    return pair
+    async with network.another_node() as holder:
+        router = await network.router(USER, node=holder)
+        pair = Pair(network, network.node, holder, router)
+        await know_each_other(pair)
+        yield pair
 
 
 async def hold(call: Call) -> int:

@@ -51,8 +51,7 @@ async def test_rule_added_at_one_node_refuses_a_sipp_call_at_the_other_within_a_
 
 async def test_call_held_by_both_sides_passes_through_the_node_with_the_routers_flow(tmp_path: Path) -> None:
     """The router is registered at one node, the carrier calls at the other; SIPp holds either way, and the router hangs up."""
-    async with Network([LINE], directory=tmp_path / "one") as network:
-        holder = await network.another("node2")
+    async with Network([LINE], directory=tmp_path / "one") as network, network.another_node() as holder:
         port = free_udp_port()
         keys = {"expires": "600", "contact_port": str(port)}
         (await run_sipp("register", target=holder.address, port=port, accounts=[ACCOUNT], keys=keys)).check(1)
