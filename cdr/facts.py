@@ -61,8 +61,8 @@ class Record(msgspec.Struct, kw_only=True, omit_defaults=True):
     profile: str = ""
     callee_line: str = ""  # internal calls only
     callee_account: str = ""
-    trunk: str = ""  # route that the call came from or was answered on
-    psap: str = ""  # PSAP route used
+    trunk: str = ""  # route that the call came from or was answered on; of an unanswered one the last that was tried
+    psap: str = ""  # PSAP route, likewise
 
     calling: str = ""  # network-asserted number, +E.164
     presented: str = ""  # user-provided number (From or P-Preferred-Identity) as received

@@ -58,11 +58,13 @@ class Party(UserAgent):
     ) -> None:
         super().__init__(name, ledger, host=host, port=port, tcp_to=tcp_to)
         self.answering = Answering()
+        self.answering_by: dict[str, Answering] = {}  # for calls to one number, by the user part of their URI
         self.incoming: asyncio.Queue[Call] = asyncio.Queue()
 
     def on_invite(self, call: Call, request: Request) -> None:  # noqa: ARG002  # the call holds what is needed
         self.incoming.put_nowait(call)
-        self.keep(asyncio.ensure_future(self._treat(call, self.answering)))
+        user = call.truth.dialled.partition(":")[2].partition("@")[0]
+        self.keep(asyncio.ensure_future(self._treat(call, self.answering_by.get(user, self.answering))))
 
     async def _treat(self, call: Call, answering: Answering) -> None:
         if answering.status is None or answering.status < 300 or answering.ring_s:

@@ -203,8 +203,8 @@ class Call:
         """Send a final response other than 2xx."""
         assert self.server is not None
         self.truth.status = status
-        self.agent.respond(self.server, status, to_tag=self.local_tag)
         self.end("callee")
+        self.agent.respond(self.server, status, to_tag=self.local_tag)
         self.settle(status)
 
     def settle(self, status: int) -> None:

@@ -2,6 +2,7 @@
 
     python -m loadtest register --accounts 10000
     python -m loadtest calls --rate 100 --seconds 60 --accounts 10000
+    python -m loadtest fields --calls 10000
     python -m loadtest kill --calls 50
     python -m loadtest stall --rate 50 --stop 5
 
@@ -22,6 +23,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from loadtest.channels import contend
+from loadtest.fields import mixed_calls, report_of
 from loadtest.generate import Load, at_rate, callers_needed, percentile, place_calls
 from loadtest.lateness import OwnLateness, worst_bucket_ms
 from loadtest.network import Network, many_lines, md5_only
@@ -90,6 +92,11 @@ def _parser() -> argparse.ArgumentParser:
     stall = commands.add_parser("stall", parents=[common], help="stop the store under load")
     stall.add_argument("--stop", type=float, default=5.0, help="seconds that the store stands still (default %(default)s)")
     stall.set_defaults(run=_run_stall)
+    fields = commands.add_parser("fields", parents=[common], help="calls of every kind, each field of their records compared")
+    fields.add_argument("--calls", type=int, default=10_000, help="how many (default %(default)s)")
+    fields.add_argument("--rate", type=float, default=40.0, help="a second (default %(default)s)")
+    fields.add_argument("--seed", type=int, default=1, help="of their order (default %(default)s)")
+    fields.set_defaults(run=_run_fields)
     kill = commands.add_parser("kill", parents=[common], help="kill the node during live calls and start it again")
     kill.add_argument("--calls", type=int, default=50, help="live calls (default %(default)s)")
     kill.add_argument("--away", type=float, default=5.0, help="seconds until it is started again (default %(default)s)")
@@ -135,6 +142,14 @@ async def _run_calls(options: argparse.Namespace) -> list[Report]:
         else:
             reports.append(await _calls_by_agents(network, callers, load))
         return reports
+
+
+async def _run_fields(options: argparse.Namespace) -> list[Report]:
+    tell = progress_of("fields")
+    found = await mixed_calls(
+        options.calls, rate=options.rate, seed=options.seed, on_progress=lambda made: tell(f"{made} of {options.calls} calls")
+    )
+    return [report_of(found)]
 
 
 async def _run_stall(options: argparse.Namespace) -> list[Report]:

@@ -157,6 +157,7 @@ class Call:
             self.desk.note("error", "no_listener", transport=target.to.transport, target=target.name)
             return False
         sent, branch = built
+        carrier.tried(self, target)
         self.context.add(client_key(branch, b"INVITE"), target)
         self.desk.transactions.new_client(sent, branch, target.to, self, self.desk.now.mono)
         return True
@@ -331,6 +332,7 @@ class Call:
         if status == 503:
             self.refuse(500, cause, end_reason="rejected", released_by="callee")
             return
+        carrier.tried(self, target)  # of several the one whose answer the caller gets
         self.end("rejected", released_by="callee", status=status, cause=cause)
         data = self._upstream(response, target)
         if status in (401, 407):

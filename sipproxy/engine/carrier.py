@@ -41,6 +41,14 @@ def enter(call: Call, target: Target) -> bool:
     return True
 
 
+def tried(call: Call, target: Target) -> None:
+    """Put the route into the record: the figures of a call that nobody answers are counted under the one that failed."""
+    if call.from_customer and target.kind == "trunk":
+        call.record.trunk = target.name
+    elif call.from_customer and target.kind == "psap":
+        call.record.psap = target.name
+
+
 def called(request: Request, route: TrunkRoute) -> bytes:
     """What a call from the route is for: its Request-URI, or its To where the carrier calls the address that we registered."""
     user = request.parsed_uri.user if route.register else None
