@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from cdr import codec, recovery
+from cdr import codec, recovery, steps
 from cdr.facts import Admit, Alive, Answer, End
 from cdr.reading import READ_BYTES, Batch, Entry, Wanted, read_entries
 from cdr.recovery import Damage, JournalError, Recovered, UnwritableError
@@ -221,6 +221,10 @@ class Journal:
             return None
         return admit, answer if isinstance(answer, Answer) else None, alive if isinstance(alive, Alive) else None
 
+    def probe(self) -> None:
+        """Have the disk's free space looked at, also while nothing is written."""
+        self._started.poke()
+
     @property
     def last_seq(self) -> int:
         """The highest number given."""
@@ -302,9 +306,10 @@ class Journal:
         self._directory_changed = True
         if not self._segments or self._segments[-1].damaged:
             position = self._segments[-1].end if self._segments else found.position
-            self._segments.append(Segment.create(self.directory, self._header(position)))
+            self._segments.append(Segment.create(self.directory, self._header(position), self._segment_bytes))
         else:
             self._segments[-1].open()
+            self._segments[-1].allocate(self._segment_bytes)
         self._dirty = [self._segments[-1]]
         self._reserve.take()
 
@@ -342,19 +347,22 @@ class Journal:
         if active.broken or (active.size + size > self._segment_bytes and active.size > HEADER_SIZE):
             active = self._rotate(active)
         offset = active.size
+        steps.at("journal.writing")
         active.write(write_frame(payload, active.end, self._salt))
+        steps.at("journal.written")
         self._failure = ""
         return Ref(active, offset, size)
 
     def _rotate(self, active: Segment) -> Segment:
         """A new segment; the old one, too long, when none can be created and it still takes records."""
         try:
-            created = Segment.create(self.directory, self._header(active.end))
+            created = Segment.create(self.directory, self._header(active.end), self._segment_bytes)
         except OSError:
             self._write_errors += 1
             if active.broken:
                 raise
             return active
+        steps.at("journal.rotated")
         with self._lock:
             self._segments.append(created)
             self._dirty.append(created)
@@ -409,9 +417,11 @@ class Journal:
             target, dirty = active.end, list(self._dirty)
             condemned, self._condemned = self._condemned, []
             changed, self._directory_changed = self._directory_changed, False
+        steps.at("journal.syncing")
         try:
             for part in dirty:
                 part.sync()
+            steps.at("journal.synced")
             if changed:
                 sync_directory(self.directory)
         except OSError:
@@ -426,7 +436,9 @@ class Journal:
             part.close()
         with contextlib.suppress(OSError):  # What cannot be deleted is left to the next start; it holds nothing that is needed.
             for part in condemned:
+                steps.at("journal.removing")
                 part.remove()
+                steps.at("journal.removed")
             self._probe()
         return target
 

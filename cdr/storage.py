@@ -1,11 +1,16 @@
 """Files of the journal: segments that are appended to, the lock of the directory, the disk's reserve.
 
+The blocks of a segment are allocated when it is created, behind its end: a record never meets a full disk half way through one,
+the file stays in one piece on the disk, and its size still says how far it was written. What is left over goes back to the disk
+when the segment is closed.
+
 What the bytes mean is in `segment`; which segment is written, kept or removed is decided in `journal`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import os
@@ -17,10 +22,15 @@ from cdr.segment import HEADER_SIZE, Header, file_name, write_header
 __all__ = ["LiveCalls", "Ref", "Reserve", "Segment", "free_percent", "lock_directory", "sync_directory"]
 
 
+KEEP_SIZE = 1  # FALLOC_FL_KEEP_SIZE, linux/falloc.h
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_FALLOCATE = getattr(_LIBC, "fallocate64", None) or getattr(_LIBC, "fallocate", None)
+
+
 class Segment:
     """One file of the journal. `size` counts what was written whole; `pins` the facts of live calls in it, by call."""
 
-    __slots__ = ("broken", "damaged", "descriptor", "last_seq", "path", "pins", "position", "size")
+    __slots__ = ("allocated", "broken", "damaged", "descriptor", "last_seq", "path", "pins", "position", "size")
 
     def __init__(self, path: Path, position: int, size: int) -> None:
         self.path = path
@@ -30,13 +40,18 @@ class Segment:
         self.last_seq = 0  # highest number of an END in it
         self.pins: dict[str, int] = {}
         self.damaged = False
+        self.allocated = 0  # bytes from the file's beginning whose blocks are its own
         self.broken = False  # bytes that could not be taken back stand behind `size`: nothing may follow them
 
     @classmethod
-    def create(cls, directory: Path, header: Header) -> Segment:
-        """A new segment with its header in the kernel. Raises OSError and leaves no file behind."""
+    def create(cls, directory: Path, header: Header, size: int) -> Segment:
+        """A new segment with its header in the kernel and, where the disk has them, blocks for `size` bytes.
+
+        Raises OSError and leaves no file behind.
+        """
         created = cls(directory / file_name(header.position), header.position, 0)
         created.descriptor = os.open(created.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        created.allocate(size)
         try:
             created.write(write_header(header))
         except OSError:
@@ -58,6 +73,13 @@ class Segment:
         self.descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
         os.ftruncate(self.descriptor, self.size)
 
+    def allocate(self, size: int) -> None:
+        """Have blocks for `size` bytes; without effect where the disk is too full or its file system does not do that."""
+        if _FALLOCATE is None or size <= self.size:
+            return
+        if _FALLOCATE(self.descriptor, KEEP_SIZE, ctypes.c_int64(0), ctypes.c_int64(size)) == 0:
+            self.allocated = size
+
     def write(self, data: bytes) -> None:
         """Append `data` whole. Raises OSError after the file was restored to what it was."""
         done = 0
@@ -77,6 +99,10 @@ class Segment:
 
     def close(self) -> None:
         if self.descriptor >= 0:
+            if self.allocated > self.size:
+                with contextlib.suppress(OSError):  # Gives the blocks behind the end back.
+                    os.ftruncate(self.descriptor, self.size)
+                self.allocated = 0
             os.close(self.descriptor)
             self.descriptor = -1
 

@@ -128,6 +128,8 @@ async def _run(config: Config, config_path: Path, *, embedded: bool, welcome: bo
         node = Node(config, config_path, journal, server)
         for damage in found.damaged:
             node.log.error("journal_damaged", **damage._asdict())
+        if found.torn:
+            node.log.warning("journal_torn", bytes=found.torn)  # a write that was never finished, cut off
         bound = await node.start(stack, found)
         if welcome:
             sys.stdout.write(_welcome(config, bound, node.engine.desk.snapshot))

@@ -181,6 +181,12 @@ def _cdr_metrics(metrics: Metrics, journal: Journal, publisher: Publisher, shell
 
     metrics.gauge("sipproxy_journal", "the CDR journal: sizes in bytes, times in ms", journal_values, ("what",))
     metrics.gauge("sipproxy_journal_failing", "1 while the disk refuses", lambda: float(bool(journal.stats.failure)))
+    metrics.gauge(
+        "sipproxy_journal_disk",
+        "1 for the state of the journal's disk: ok, filling (80 % and more), full (95 %: no new calls but emergencies)",
+        lambda: {state: float(shell.disk == state) for state in ("ok", "filling", "full")},
+        ("state",),
+    )
     metrics.gauge("sipproxy_journal_owed", "facts in memory because the disk refuses them", lambda: shell.facts_owed)
     metrics.counter("sipproxy_journal_lost", "facts lost because the disk refused too long", lambda: shell.facts_lost)
     metrics.gauge("sipproxy_cdr_backlog", "records not yet safe in the stream", lambda: publisher.stats.backlog)

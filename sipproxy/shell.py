@@ -7,9 +7,10 @@ waits until the entry is on disk, and everything behind it in line. Makes no SIP
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import structlog
 
@@ -50,7 +51,9 @@ __all__ = ["Shell"]
 
 MAX_OWED_FACTS = 100_000  # facts that the disk would not take, kept in memory until it does
 RETRY_S = 1.0
+FILLING_PERCENT = 20.0  # free; design §8: an alarm at 80 % full
 FULL_PERCENT = 5.0  # design §8: at 95 % full no new calls, so that live ones can still be recorded
+ROOM_PERCENT = 1.0  # by which there has to be more again, so that a level does not come and go
 
 
 def instant() -> Now:
@@ -87,6 +90,7 @@ class Shell:
         self._timer_at = 0.0
         self._log = structlog.get_logger("engine")
         self.facts_lost = 0
+        self.disk: Literal["ok", "filling", "full"] = "ok"  # where the journal lies
 
     def start(self) -> None:
         """Have the engine do what it does unasked, such as pings; messages may be sent from now on."""
@@ -249,10 +253,27 @@ class Shell:
                     break
                 self._publisher.appended(self._owed.popleft())
             stats = self._journal.stats
-            if self._owed or stats.failure or stats.free_percent < FULL_PERCENT:
+            self._note_disk(stats.free_percent)
+            if self._owed or stats.failure or self.disk == "full":
                 self.engine.close("journal")
             else:
                 self.engine.open("journal")
+            with contextlib.suppress(JournalError):
+                self._journal.probe()
+
+    def _note_disk(self, free: float) -> None:
+        """How full the journal's disk is, in words; each change is an alarm or its end."""
+        before = self.disk
+        room = ROOM_PERCENT if before != "ok" else 0.0
+        if free < FULL_PERCENT + (room if before == "full" else 0.0):
+            self.disk = "full"
+        elif free < FILLING_PERCENT + room:
+            self.disk = "filling"
+        else:
+            self.disk = "ok"
+        if self.disk != before:
+            level = {"full": "error", "filling": "warning", "ok": "info"}[self.disk]
+            getattr(self._log, level)("journal_disk", state=self.disk, free_percent=round(free, 1))
 
     # The engine's timer
 

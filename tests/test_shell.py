@@ -31,6 +31,10 @@ class _Disk:
         self.never: set[str] = set()
         self.taken: list[Fact] = []
         self.stats = _Stats()
+        self.probes = 0
+
+    def probe(self) -> None:
+        self.probes += 1
 
     def append(self, fact: Fact) -> int:
         if isinstance(fact, End) and fact.record.id in self.never:
@@ -120,9 +124,47 @@ async def test_fact_that_can_never_be_written_is_counted_and_does_not_block_the_
     assert shell.facts_lost == 1
 
 
+async def test_filling_disk_is_told_before_it_is_full_and_when_there_is_room_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    shell, disk, engine = build()
+    told: list[tuple[str, str, float]] = []
+
+    class _Log:
+        def __getattr__(self, level: str) -> Any:
+            return lambda event, **fields: told.append((level, fields["state"], fields["free_percent"]))
+
+    shell._log = _Log()
+    for free, state in (
+        (20.0, "ok"),
+        (19.9, "filling"),
+        (20.5, "filling"),
+        (4.9, "full"),
+        (5.5, "full"),
+        (6.1, "filling"),
+        (21.0, "ok"),
+    ):
+        disk.stats.free_percent = free
+        before = disk.probes
+        await watched(shell, lambda before=before: disk.probes > before)
+        assert (shell.disk, engine.desk.closed) == (state, {"journal"} if state == "full" else set()), free
+    assert told == [
+        ("warning", "filling", 19.9),
+        ("error", "full", 4.9),
+        ("warning", "filling", 6.1),
+        ("info", "ok", 21.0),
+    ]
+
+
+async def test_call_is_over_for_interim_records_though_the_disk_refuses_its_end() -> None:
+    shell, disk, _ = build()
+    disk.refuses = True
+    shell._perform([JournalFact(End(record("c1")))])
+    publisher: Any = shell._publisher
+    assert publisher.over == ["c1"]
+
+
 async def test_nearly_full_disk_closes_the_node_for_new_calls_until_there_is_room() -> None:
     shell, disk, engine = build()
     disk.stats.free_percent = 4.0
     await watched(shell, lambda: engine.desk.closed == {"journal"})
-    disk.stats.free_percent = 6.0
+    disk.stats.free_percent = 6.5
     await watched(shell, lambda: not engine.desk.closed)
