@@ -89,6 +89,7 @@ def _engine_metrics(metrics: Metrics, engine: Engine) -> None:
         "trunk_failures": ("failures of trunk routes", ("trunk", "reason")),
         "trunk_full": ("calls that a trunk route had no place for", ("trunk",)),
         "trunk_challenges": ("digest challenges of trunk routes", ("trunk", "outcome")),
+        "challenges_kept": ("challenges of others that did not go upstream", ("why",)),
         "forwardings": ("redirections by customers' devices, and what became of them", ("outcome",)),
         "redirections_refused": ("redirections that are not followed", ("target",)),
         "late_2xx": ("answers to calls that were over, which were acknowledged and ended", ("target",)),

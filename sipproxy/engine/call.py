@@ -100,6 +100,11 @@ class Call:
         """Whether the call is between its answer and its end."""
         return self.phase is Phase.ANSWERED
 
+    @property
+    def is_live(self) -> bool:
+        """Whether the call is not over yet."""
+        return self.phase is not Phase.ENDED
+
     # Set-up
 
     def proceed(self) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from sipproxy.engine.actions import Now
     from sipproxy.engine.forward import Target
     from sipproxy.sip.flow import Flow, Hop
-    from sipproxy.sip.message import Message, Response
+    from sipproxy.sip.message import Message, Request, Response
 
 __all__ = ["Calls", "Found"]
 
@@ -71,6 +71,21 @@ class Calls:
         for part in call.parts:
             part.head = None
         call.parts.clear()  # calls that refer to each other would wait for the garbage collector
+
+    def of(self, call_id: bytes) -> list[Call]:
+        """The calls with this Call-ID, those included that ended less than 64*T1 ago."""
+        return list(self._by_call_id.get(call_id, ()))
+
+    def is_merged(self, request: Request) -> bool:
+        """Whether a new INVITE is a live call's, which came by another path (RFC 3261 §8.2.2.2).
+
+        With another Request-URI it is no copy: a proxy before us asks for somebody else, or it is a spiral (RFC 5393 §3).
+        """
+        tag, number = request.from_.tag, request.cseq.number
+        return any(
+            call.is_live and (call.request.from_.tag, call.request.cseq.number, call.request.uri) == (tag, number, request.uri)
+            for call in self._by_call_id.get(request.call_id, ())
+        )
 
     def late(self, response: Response) -> tuple[Call, Target] | None:
         """The call and target of a response whose client transaction is over; None when nobody knows of it."""

@@ -12,21 +12,26 @@ from sipproxy.engine.cseq import Shift
 from sipproxy.engine.edge import ABSENT
 from sipproxy.engine.transactions import Ignored
 from sipproxy.engine.trunk_auth import AuthenticatedBye, answer_challenge
+from sipproxy.sip.digest import parse_challenge
+from sipproxy.sip.errors import ParseError
 
 if TYPE_CHECKING:
     from sipproxy.engine.call import Call, Dialog
     from sipproxy.engine.forward import Target
     from sipproxy.engine.response_context import Branch
     from sipproxy.engine.settings import TrunkRoute
+    from sipproxy.engine.state import Desk
     from sipproxy.engine.transactions import Client, ClientUser
     from sipproxy.sip.message import Request, Response
 
-__all__ = ["FULL", "arrived", "bye_user", "called", "enter", "failed", "overdue", "route_of", "shift_of", "status_of"]
+__all__ = ["FULL", "arrived", "bye_user", "called", "enter", "failed", "keeps", "overdue", "route_of", "shift_of", "status_of"]
 
 FULL = "trunk.calls"  # the rule that a call is refused by when every route has all its calls
 UNAVAILABLE = 480  # what a binding behind another node counts as that the node cannot reach
 REFUSED = 503  # what a route counts as that does not take our credentials, or sends a call for help elsewhere
 NOT_FOLLOWED = {301: (410, 22)}  # a trunk's 3xx and what it means to the caller: 301 that the number has changed (Q.850 22)
+CHALLENGED = (403, 21)  # what a challenge counts as that is kept: Q.850 call rejected
+MAX_CHALLENGES = 8  # of one response that are passed
 ELSEWHERE = (480, 31)  # any other: Q.850 normal, unspecified
 
 
@@ -79,7 +84,7 @@ def status_of(call: Call, branch: Branch[Target], response: Response) -> int:
         else:
             status, branch.cause = NOT_FOLLOWED.get(status, ELSEWHERE)
     if target.kind != "trunk":
-        return status
+        return _kept(branch, response, status, desk)
     desk.trunks.heard(target.name, response.status, retry_after=response.first(b"retry-after"))
     if status in (401, 407) and desk.trunks.has_credentials(target.name):
         answered = None
@@ -89,9 +94,44 @@ def status_of(call: Call, branch: Branch[Target], response: Response) -> int:
             call.context.rekey(branch, answered.key)
             return 0
         status = REFUSED
+    status = _kept(branch, response, status, desk)
     if status >= 300:
         desk.channels.leave(call, trunk_slot(call, target.name))
     return status
+
+
+def _kept(branch: Branch[Target], response: Response, status: int, desk: Desk) -> int:
+    """The status, or what a challenge counts as that the caller must not see."""
+    if status in (401, 407) and keeps(desk, response, from_customer=branch.target.is_customer):
+        status, branch.cause = CHALLENGED
+    return status
+
+
+def keeps(desk: Desk, response: Response, *, from_customer: bool) -> bool:
+    """Whether a challenge ends here, which is counted: any that a customer's device makes, and those for our own realm.
+
+    Many clients answer a challenge of whatever realm. Their answer proves the account's password to us, or lets whoever made
+    the challenge try passwords at leisure; with a nonce of ours it could even register in the caller's place.
+    """
+    # DEVIATION: RFC 3261 §16.7 step 7, challenges of customers' devices, and any for our own realm, do not go upstream: the
+    # answer would be worth more to who challenges than the call to who is asked. The caller gets 403.
+    if response.status not in (401, 407):
+        return False
+    values = [*response.lines(b"www-authenticate"), *response.lines(b"proxy-authenticate")]
+    why = "customer" if from_customer else "many" if len(values) > MAX_CHALLENGES else ""
+    if not why and any(_names(value, desk.settings.realm) for value in values):
+        why = "own_realm"
+    if why:
+        desk.count("challenges_kept", why)
+    return bool(why)
+
+
+def _names(challenge: bytes, realm: str) -> bool:
+    """Whether a challenge is for the realm, or cannot be read."""
+    try:
+        return parse_challenge(challenge).realm.lower() == realm.lower()
+    except ParseError:
+        return True
 
 
 def failed(call: Call, branch: Branch[Target], *, timed_out: bool) -> int:

@@ -286,9 +286,9 @@ class Engine:
             desk.reply(request, flow, 483)  # §16.3 step 3
         elif method == b"REGISTER":
             self._register(request, flow)
-        elif method == b"INVITE" and desk.has_looped(request) and not service_of(request.uri):
-            desk.count("requests_refused", "loop")
-            desk.reply(request, flow, 482)  # §16.3 step 4
+        elif method == b"INVITE" and (why := self._copy_of(request, flow)):
+            desk.count("requests_refused", why)
+            desk.reply(request, flow, 482)
         elif method == b"INVITE" and flow.transport == LOOP:
             self._forwarding.invite(request, flow)
         elif method == b"INVITE":
@@ -297,6 +297,15 @@ class Engine:
             # Design: invariant 6. A method outside a dialog is refused until somebody decided otherwise.
             desk.count("requests_refused", "method")
             desk.reply(request, flow, 405 if method in KNOWN_METHODS else 501, headers=[(b"Allow", ALLOW)])
+
+    def _copy_of(self, request: Request, flow: Flow) -> str:
+        """`loop` (§16.3 step 4) or `merged` (§8.2.2.2) for an INVITE that was here before, else "". Calls for help pass."""
+        if service_of(request.uri):
+            return ""
+        if self.desk.has_looped(request):
+            return "loop"
+        # One call, one slot, one record, by however many paths its INVITE comes. The first one goes on.
+        return "merged" if flow.transport != LOOP and self.calls.is_merged(request) else ""
 
     @staticmethod
     def _unsupported(request: Request) -> bytes:

@@ -16,6 +16,7 @@ from sipproxy.engine.causes import cause_of
 from sipproxy.engine.forward import forward_request, loosen, next_hop, strict_next, strip_trust
 from sipproxy.engine.privacy import contact_of, forward_in_dialog, forward_response, is_mask, strip_for_customer
 from sipproxy.engine.recover import follow
+from sipproxy.engine.takeover import names_a_dialog
 from sipproxy.engine.trunk_auth import answer_challenge
 from sipproxy.sip.build import Editor
 from sipproxy.sip.dialog import after_2xx, after_request
@@ -71,6 +72,9 @@ class Relay:
         if response.status == 503 or (response.status in (401, 407) and self.desk.trunks.has_credentials(self.route)):
             # §16.7 step 6: a 503 speaks of the hop that sent it, not of us. A challenge to us is no business of the sender's.
             self.desk.answer(self.server, 500)
+            return
+        if carrier.keeps(self.desk, response, from_customer=found.to_customer):
+            self.desk.answer(self.server, 403)
             return
         edit = None
         if response.is_success and self.server.request.method in session.REFRESHES:
@@ -154,6 +158,10 @@ class Relays:
             return
         if request.max_forwards == 0:
             desk.reply(request, flow, 483)
+            return
+        if request.method == b"INVITE" and names_a_dialog(request):
+            desk.count("requests_refused", "replaces")
+            desk.reply(request, flow, 400)  # RFC 3891 §3, RFC 3911 §4: they begin a dialog, a re-INVITE has its own
             return
         uri = self._unmask(editor, found, uri)
         to = self._next(found, strict_next(editor, routes, uri), uri)

@@ -21,6 +21,7 @@ from sipproxy.engine.causes import SUBSCRIBER_ABSENT
 from sipproxy.engine.channels import line_slot
 from sipproxy.engine.draft import draft
 from sipproxy.engine.privacy import Faces, said_by, unsupported_privacy
+from sipproxy.engine.takeover import UNKNOWN, may_take_over
 from sipproxy.engine.targets import binding_groups, emergency_groups, incoming_edit, outgoing_edit, trunk_groups
 from sipproxy.sip.text import text
 
@@ -202,7 +203,8 @@ class Setup:
         self._decide(call, decision, needs)
 
     def _cannot_serve(self, call: Call, said: Said) -> bool:
-        """RFC 3323 §5: privacy that is asked for as critical and cannot be given fails the call. True when it did."""
+        """RFC 3323 §5: privacy that is asked for as critical and cannot be given fails the call. So does a wish to take over a
+        dialog of others. True when it did."""
         missing = unsupported_privacy(said.privacy)
         if missing:
             self._desk.count("decisions", "deny", "privacy.critical")
@@ -210,7 +212,13 @@ class Setup:
             names = " ".join(sorted(missing)).encode("ascii", "replace")
             reason = b"Privacy not available: " + names[:80]
             call.refuse(500, NOT_IMPLEMENTED, end_reason="refused", reason=reason)
-        return bool(missing)
+            return True
+        if may_take_over(self.calls, call):
+            return False
+        self._desk.count("decisions", "deny", UNKNOWN)
+        call.record.verdict, call.record.rule = "deny", UNKNOWN
+        call.refuse(481, TEMPORARY_FAILURE, end_reason="refused")
+        return True
 
     def _trace(self, call: Call, decision: Decision, network: str) -> None:
         """TDDDG § 14: a call or attempt to a line with an order is kept, with the caller's number, hidden or not."""
