@@ -86,9 +86,11 @@ class Agent:
         at = self._queue.next_at
         if at is not None and (self._armed is None or at < self._armed):
             self._armed = at
-            self.world.at(max(at, self.world.now), self._fire)
+            self.world.at(max(at, self.world.now), lambda: self._fire(at))
 
-    def _fire(self) -> None:
+    def _fire(self, at: float) -> None:
+        if at != self._armed:
+            return  # an earlier deadline came up since, and whoever ran for it armed anew
         self._armed = None
         for key in self._queue.due(self.world.now):
             self._tx.fire(key, self.world.now)  # type: ignore[arg-type]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import heapq
 import ipaddress
 import random
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from cdr.facts import Admit, Answer, End, Fact, Record
@@ -93,13 +92,6 @@ def owner_of(slot: Slot) -> str:
     return slot.owner if slot.kind == "line" else f"{slot.kind}:{slot.owner}"
 
 
-@dataclass(order=True)
-class _Event:
-    at: float
-    order: int
-    run: Callable[[], None] = field(compare=False)
-
-
 class World:
     """One engine and its surroundings. `facts` is what the journal got, `notes` what the log got."""
 
@@ -116,7 +108,7 @@ class World:
     ) -> None:
         self.random = random.Random(seed)
         self.now = 1000.0
-        self._events: list[_Event] = []
+        self._events: list[tuple[float, int, Callable[[], None]]] = []  # when, in which order, what
         self._order = 0
         self.delay, self.loss, self.duplicate = delay, loss, duplicate
         self.agents: dict[Address, Callable[[bytes, Address], None]] = {}
@@ -145,7 +137,7 @@ class World:
 
     def at(self, at: float, run: Callable[[], None]) -> None:
         self._order += 1
-        heapq.heappush(self._events, _Event(at, self._order, run))
+        heapq.heappush(self._events, (at, self._order, run))
 
     def after(self, seconds: float, run: Callable[[], None]) -> None:
         self.at(self.now + seconds, run)
@@ -153,20 +145,18 @@ class World:
     def run(self, seconds: float) -> None:
         """Let `seconds` pass."""
         end = self.now + seconds
-        while self._events and self._events[0].at <= end:
-            event = heapq.heappop(self._events)
-            self.now = event.at
-            event.run()
+        while self._events and self._events[0][0] <= end:
+            self.now, _, run = heapq.heappop(self._events)
+            run()
         self.now = end
 
     def run_until(self, condition: Callable[[], bool], bound: float = 60.0) -> None:
         end = self.now + bound
         while not condition():
             assert self._events, "nothing will happen any more"
-            assert self._events[0].at <= end, "the condition was not reached in time"
-            event = heapq.heappop(self._events)
-            self.now = event.at
-            event.run()
+            assert self._events[0][0] <= end, "the condition was not reached in time"
+            self.now, _, run = heapq.heappop(self._events)
+            run()
 
     @property
     def instant(self) -> Now:
@@ -245,9 +235,11 @@ class World:
         at = self.engine.next_at
         if at is not None and (self._armed is None or at < self._armed):
             self._armed = at
-            self.at(max(at, self.now), self._fire)
+            self.at(max(at, self.now), lambda: self._fire(at))
 
-    def _fire(self) -> None:
+    def _fire(self, at: float) -> None:
+        if at != self._armed:
+            return  # an earlier deadline came up since, and whoever ran for it armed anew
         self._armed = None
         self.perform(self.engine.fire(self.instant))
 
