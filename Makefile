@@ -3,6 +3,9 @@
 PYTHON ?= python3
 CONFIG ?= config.example.toml
 PYTEST_ARGS ?=
+CALLS ?= 100000
+JOBS ?= 1
+SEED ?=
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -11,7 +14,7 @@ RUNTIME := $(VENV)/.installed-runtime
 DEVELOPMENT := $(VENV)/.installed-development
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test lint format types needs requirements clean
+.PHONY: help run demo test mix lint format types needs requirements clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
@@ -35,6 +38,9 @@ demo: $(RUNTIME)  ## a narrated run: simulated routers, trunk and PSAP around a 
 
 test: $(DEVELOPMENT) needs lint types  ## lint, types and all tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+mix: $(DEVELOPMENT)  ## 100,000 random calls on the virtual network, with losses and kills (CALLS=, JOBS=, SEED=)
+	nice $(BIN)/python -m tests.sim.mix --calls $(CALLS) --jobs $(JOBS) $(if $(SEED),--seed $(SEED))
 
 needs:
 	@sh tools/apt-needs.sh

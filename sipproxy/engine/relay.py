@@ -176,6 +176,8 @@ class Relays:
                 desk.out.append(SendTo(to, built[0].raw))
         else:
             self._forward(request, flow, editor, found, to)
+        if request.method == b"BYE":
+            self._leave(found, request)
 
     def _forward(self, request: Request, flow: Flow, editor: Editor, found: Found, to: Flow | Hop) -> None:
         desk = self._desk
@@ -237,10 +239,21 @@ class Relays:
         side = liveness.Side.CALLER if found.from_caller else liveness.Side.CALLEE
         if request.method == b"BYE" and call.resumed is not None and dialog.watch is not None:
             call.resumed.leaving(dialog.watch.proofs[side], self._desk.now, repeated_s=64 * self._desk.settings.timers.t1)
-        liveness.heard(call, dialog, side)
+        if request.method == b"ACK":
+            call.seen()  # no proof: who has hung up still repeats it for each 2xx that comes (RFC 3261 §13.2.2.4)
+        else:
+            liveness.heard(call, dialog, side)
         if dialog.sides is not None:
             dialog.sides = after_request(dialog.sides, request)
-        if request.method != b"BYE" or call.phase is not Phase.ANSWERED:
+
+    @staticmethod
+    def _leave(found: Found, request: Request) -> None:
+        """The BYE of a party is on its way to the other: the dialog is over, and with the last one the call.
+
+        In this order: a node that dies between the two forgets an end that it is told again, and not the party that waits.
+        """
+        call, dialog = found.call, found.dialog
+        if call.phase is not Phase.ANSWERED:
             return
         dialog.ended = True
         if any(d.confirmed and not d.ended for d in call.dialogs.values()):

@@ -109,6 +109,43 @@ def test_bye_sent_while_the_node_was_away_is_uncertain_and_not_later_than_the_tr
     town.assert_reconciled()
 
 
+@pytest.mark.parametrize("actions", range(1, 9))
+def test_node_that_dies_with_a_bye_in_its_hands_leaves_nobody_behind(actions: int) -> None:
+    """Whatever it did of it before it died, the party that stayed is told when the BYE is repeated."""
+    town, node = a_town()
+    call = answered_call(town)
+    town.world.run(20.0)
+    node.kill_after(actions, lambda: town.world.after(0.2, node.start))
+    town.alice.bye(call)
+    town.world.run(60.0)
+    assert answered(town.trunk).ended == "remote"
+    (record,) = town.world.records
+    assert record.end_reason == "normal"
+    assert record.billable_ms <= 1000 * (call.ended_at - call.answered_at) + WIRE_MS
+    town.assert_reconciled()
+
+
+def test_repeated_ack_of_a_party_that_hung_up_is_no_proof_of_life() -> None:
+    """RFC 3261 §13.2.2.4: an ACK answers every 2xx that comes, also after a BYE of which nothing was heard."""
+    town, _ = a_town(probe_s=30)
+    call = answered_call(town)
+    world, send, alice = town.world, town.world.send, town.alice.address
+    ack = [data for _, source, _, data in world.wire if source == alice and data.startswith(b"ACK")][-1]
+
+    def losing(data: bytes, source: tuple[str, int], to: tuple[str, int]) -> None:
+        if source != alice or not data.startswith(b"BYE"):
+            send(data, source, to)
+
+    world.send = losing  # type: ignore[method-assign]
+    town.alice.bye(call)
+    world.run(5.0)
+    send(ack.replace(b"branch=z9hG4bK", b"branch=z9hG4bKagain"), alice, PROXY)
+    world.run(90.0)
+    (record,) = world.records
+    assert (record.end_reason, record.duration_certain) == ("session_expired", False)
+    assert record.billable_ms <= 1000 * (call.ended_at - call.answered_at) + WIRE_MS
+
+
 def test_parties_that_hung_up_and_gave_up_meanwhile_are_found_by_asking() -> None:
     town, node = a_town()
     call = answered_call(town)

@@ -1,0 +1,18 @@
+"""Every call counted and recorded once, whatever happens to it: the short form of `make mix` (design, invariants 2 to 4)."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.sim.mix.run import run_world
+
+CALLS = 150
+
+
+@pytest.mark.parametrize("seed", range(9001, 9017))
+def test_random_calls_with_losses_and_kills_agree_with_the_truth_of_their_parties(seed: int) -> None:
+    result = run_world(seed, CALLS)
+    assert not result.differences, "\n".join(f"{d.what}\n{d.ladder}" for d in result.differences)
+    assert result.totals["quiet"] > 50
+    assert result.totals["records"] > CALLS * 0.9
+    assert result.errors_ms
