@@ -121,8 +121,12 @@ class Channels:
         asked.call.store_wait_s -= desk.now.mono - asked.at
         if taken is None:
             grant = self._alone(asked)
+            if not grant.refusal:
+                # The take may still be refused when it is executed, and the store would not know of the call.
+                desk.out.append(HoldSlot(slot, asked.holder))
         elif taken:
-            grant = Grant("", used, of_account)
+            # What the store granted before it heard of calls that were let in without it is one slot too many.
+            grant = self._full_here(asked) or Grant("", used, of_account)
         else:
             grant = Grant("full" if used >= asked.limit else "account", used, of_account)
         if grant.refusal:
@@ -136,11 +140,17 @@ class Channels:
         used, of_account = self.held(slot.kind, slot.owner), self.held_by(slot.owner, asked.holder.account)
         if way == "refuse" and slot.kind == "line":
             return Grant("away", used, of_account)
+        return self._full_here(asked) or Grant("", used + 1, of_account + 1)
+
+    def _full_here(self, asked: _Asked) -> Grant | None:
+        """The refusal, when this node's own calls hold all that there is."""
+        slot = asked.slot
+        used, of_account = self.held(slot.kind, slot.owner), self.held_by(slot.owner, asked.holder.account)
         if used >= asked.limit:
             return Grant("full", used, of_account)
         if asked.account_limit is not None and of_account >= asked.account_limit:
             return Grant("account", used, of_account)
-        return Grant("", used + 1, of_account + 1)
+        return None
 
     def _settle(self, asked: _Asked, grant: Grant) -> None:
         slot = asked.slot

@@ -51,22 +51,25 @@ class Resumed:
     """That and when a call was taken up again, and what follows for the honesty of its end.
 
     `measured` is whether the monotonic clock ran on since the set-up: not over a reboot, after which the wall clock has to do.
+    `node_seen` is the last instant at which the node that died is known to have lived.
     """
 
     at: Now
     measured: bool
+    node_seen: Now
     left_at: Now | None = None
 
     def leaving(self, proof: Now, now: Now, *, repeated_s: float) -> None:
         """A party hangs up whose last proof of life is `proof`. `repeated_s` is for how long a BYE is repeated.
 
         When it was not heard since the restart, its BYE may be the repetition of one that nobody was there to take. The call
-        then lasted at least until the first one can have been sent.
+        then lasted at least until the first one can have been sent; but not longer than the node was there, as the other party
+        may have hung up before, and may have given up repeating it.
         """
         if proof.mono >= self.at.mono or now.mono >= self.at.mono + repeated_s:
             return
         earliest = Now(now.mono - repeated_s, now.utc_ms - round(1000 * repeated_s))
-        self.left_at = max(proof, earliest)
+        self.left_at = max(proof, min(earliest, self.node_seen))
 
     def end(self, now: Now, proof: Now, *, by_us: bool) -> tuple[Now, bool]:
         """When the call ended that a party, or we, end now, and whether that is certain."""
@@ -87,8 +90,9 @@ class Outcome(NamedTuple):
 def recover(desk: Desk, calls: Calls, unfinished: Sequence[Unfinished]) -> Outcome:
     """Take up what can be taken up, and end the rest. To be called once, before the first message."""
     found = []
+    node_seen = max((_proof(desk, *facts)[1] for facts in unfinished), default=desk.now)
     for admit, answer, alive in unfinished:
-        call = _call(desk, calls, admit, answer, alive)
+        call = _call(desk, calls, (admit, answer, alive), node_seen)
         if call is None:
             _cut(desk, calls, admit, answer, alive)
         else:
@@ -160,8 +164,9 @@ def _slots(desk: Desk, admit: Admit) -> list[tuple[Slot, Holder]]:
     ]
 
 
-def _call(desk: Desk, calls: Calls, admit: Admit, answer: Answer | None, alive: Alive | None) -> Call | None:
+def _call(desk: Desk, calls: Calls, facts: Unfinished, node_seen: Now) -> Call | None:
     """The call as it was, in the table of calls; None when its facts do not make one."""
+    admit, answer, alive = facts
     if answer is None or answer.source is None or not answer.dialogs:
         return None
     flow = _flow(desk, answer.source)
@@ -175,14 +180,14 @@ def _call(desk: Desk, calls: Calls, admit: Admit, answer: Answer | None, alive: 
         return None
     if any(dialog is None for dialog in dialogs):
         return None
-    resumed, started, proof = _clock(desk, admit, answer, alive)
+    started, proof, measured = _proof(desk, admit, answer, alive)
     server = desk.transactions.accepted_server(request, desk.reply_target(request, flow))
     from_customer = admit.record.direction != "incoming" and not admit.record.forwarded_from
     call = Call(desk, admit.record.id, server, flow, from_customer, admit.record, started, calls.ended, calls.number)
     server.user = call
     call.faces = _faces(answer.dialogs[0])
     call.phase, call.answer, call.ringing_at_ms = Phase.ANSWERED, answer, answer.ringing_at_ms
-    call.resumed, call.last_seen, call.proof = resumed, proof, proof
+    call.resumed, call.last_seen, call.proof = Resumed(desk.now, measured, node_seen), proof, proof
     call.context = ResponseContext([])
     for dialog in dialogs:
         assert dialog is not None
@@ -247,18 +252,19 @@ def _watch(call: Call, dialog: Dialog, ask_after_s: float) -> None:
         call.desk.queue.set(("session", call.id, dialog.to_tag), watch.next_at)
 
 
-def _clock(desk: Desk, admit: Admit, answer: Answer, alive: Alive | None) -> tuple[Resumed, Now, Now]:
-    """How the call goes on, its set-up on our clock, and its last proof of life.
+def _proof(desk: Desk, admit: Admit, answer: Answer | None, alive: Alive | None) -> tuple[Now, Now, bool]:
+    """The call's set-up on our clock, its last proof of life, and whether the monotonic clock ran on since.
 
-    Within one boot of the machine the monotonic clock has run on. After another the wall clock tells how long the node was
-    away: it may have been set meanwhile, so that no duration over the gap is certain.
+    Within one boot of the machine it has. After another the wall clock tells how long the node was away: it may have been set
+    meanwhile, so that no duration over the gap is certain.
     """
     now = desk.now
-    after_ms, at_ms = max((answer.after_ms, answer.at_ms), (alive.after_ms, alive.at_ms) if alive is not None else (0, 0))
+    proofs = [(fact.after_ms, fact.at_ms) for fact in (answer, alive) if fact is not None]
+    after_ms, at_ms = max(proofs, default=(0, admit.record.setup_at_ms))
     boot = desk.settings.boot
     measured = bool(boot) and boot == admit.boot and admit.mono_ms + after_ms <= now.mono * 1000
     begun = admit.mono_ms / 1000 if measured else now.mono - (after_ms + max(0, now.utc_ms - at_ms)) / 1000
-    return Resumed(now, measured), Now(begun, admit.record.setup_at_ms), Now(begun + after_ms / 1000, at_ms)
+    return Now(begun, admit.record.setup_at_ms), Now(begun + after_ms / 1000, at_ms), measured
 
 
 def _dialog(desk: Desk, call: str, fact: Confirmed, alive: Alive | None) -> Dialog | None:

@@ -11,7 +11,7 @@ from cdr import codec
 from cdr.facts import Admit, LineSlot
 from policy.profiles import load
 from sipproxy.engine import keep
-from sipproxy.engine.actions import Holder, ReleaseSlot, Slot, TakeSlot
+from sipproxy.engine.actions import Holder, HoldSlot, ReleaseSlot, Slot, TakeSlot
 from sipproxy.engine.channels import FORWARDED, Grant, line_slot, slots_of_forwarding
 from tests.engine.desk import Desk
 
@@ -33,6 +33,26 @@ def live_call(desk: Desk) -> Call:
     take = asked(desk)
     desk.engine.slot_result(take.slot, taken=True, used=1, now=desk.now)
     return desk.engine.calls.by_id[take.slot.call]
+
+
+def test_call_that_was_let_in_without_the_store_is_told_to_it_behind_the_take() -> None:
+    """The take that it did not answer in time may be refused when it is executed at last."""
+    desk = Desk()
+    take = asked(desk)
+    actions = desk.engine.slot_result(take.slot, taken=None, used=0, now=desk.now)
+    assert HoldSlot(take.slot, take.holder) in actions
+
+
+def test_slot_that_the_store_grants_beyond_what_is_held_here_is_refused_and_given_back() -> None:
+    """Design, invariant 2: the store has not heard of the calls yet that were let in without it."""
+    desk = Desk()
+    for _ in range(2):
+        desk.engine.slot_result(asked(desk).slot, taken=None, used=0, now=desk.now)
+    take = asked(desk)
+    actions = desk.engine.slot_result(take.slot, taken=True, used=1, now=desk.now)
+    assert ReleaseSlot(take.slot) in actions
+    record = desk.engine.calls.by_id[take.slot.call].record
+    assert (record.rule, record.slots_used, desk.engine.channels.held("line", "L1")) == ("line.channels", 2, 2)
 
 
 @pytest.mark.parametrize(("slots", "more"), [(0, 0), (1, 1), (2, 1), (-1, 0)])

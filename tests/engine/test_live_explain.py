@@ -106,6 +106,9 @@ class Live:
         facts = [action.fact for action in actions if isinstance(action, Journal)]
         found = [fact.record for fact in facts if isinstance(fact, Admit | End)]
         assert found, [action for action in actions if not isinstance(action, Journal)]
+        if (call := self.desk.engine.calls.by_id.get(found[0].id)) is not None:
+            call.end("operator", released_by="proxy", cause=31)  # the node counts its own calls too, and the test says how many
+            self.desk.engine.desk.take_actions()
         return found[0]
 
     def setups(self, caller: Line) -> int:

@@ -22,19 +22,20 @@ def seconds(after: float) -> Now:
 
 
 @pytest.mark.parametrize(
-    ("heard", "bye", "ended", "certain"),
+    ("seen", "heard", "bye", "ended", "certain"),
     [
-        (-300.0, 2.0, -30.0, False),  # perhaps the repetition of a BYE of 32 s before
-        (-10.0, 2.0, -10.0, False),  # heard later than that: it lived then
-        (-300.0, 31.9, -0.1, False),
-        (-300.0, 32.1, 32.1, True),  # no BYE is repeated for longer
-        (1.0, 2.0, 2.0, True),  # it answered after the restart: it hung up after that
+        (-0.05, -300.0, 2.0, -30.0, False),  # perhaps the repetition of a BYE of 32 s before
+        (-0.05, -10.0, 2.0, -10.0, False),  # heard later than that: it lived then
+        (-0.05, -300.0, 31.9, -0.1, False),
+        (-60.0, -300.0, 2.0, -60.0, False),  # the other party may have hung up as soon as the node was away
+        (-0.05, -300.0, 32.1, 32.1, True),  # no BYE is repeated for longer
+        (-0.05, 1.0, 2.0, 2.0, True),  # it answered after the restart: it hung up after that
     ],
 )
 def test_bye_after_a_restart_ends_the_call_when_it_certainly_still_lived(
-    heard: float, bye: float, ended: float, *, certain: bool
+    seen: float, heard: float, bye: float, ended: float, *, certain: bool
 ) -> None:
-    resumed = Resumed(AT, measured=True)
+    resumed = Resumed(AT, measured=True, node_seen=seconds(seen))
     resumed.leaving(seconds(heard), seconds(bye), repeated_s=32.0)
     at, is_certain = resumed.end(seconds(bye), seconds(heard), by_us=False)
     assert at.mono == pytest.approx(AT.mono + ended)
@@ -43,15 +44,17 @@ def test_bye_after_a_restart_ends_the_call_when_it_certainly_still_lived(
 
 @pytest.mark.parametrize(("heard", "ended", "certain"), [(-5.0, -5.0, False), (5.0, 60.0, True)])
 def test_end_of_ours_counts_only_when_somebody_was_heard_since(heard: float, ended: float, *, certain: bool) -> None:
-    assert Resumed(AT, measured=True).end(seconds(60.0), seconds(heard), by_us=True) == (seconds(ended), certain)
+    assert Resumed(AT, measured=True, node_seen=AT).end(seconds(60.0), seconds(heard), by_us=True) == (seconds(ended), certain)
 
 
 def test_end_after_a_reboot_is_never_certain() -> None:
-    assert Resumed(AT, measured=False).end(seconds(60.0), seconds(50.0), by_us=False) == (seconds(60.0), False)
+    assert Resumed(AT, measured=False, node_seen=AT).end(seconds(60.0), seconds(50.0), by_us=False) == (seconds(60.0), False)
 
 
 def found(*, from_caller: bool, known: Flow | Hop, resumed: bool = True, customer: bool = True) -> Found:
-    call: Any = SimpleNamespace(resumed=Resumed(AT, measured=True) if resumed else None, from_customer=customer, flow=known)
+    call: Any = SimpleNamespace(
+        resumed=Resumed(AT, measured=True, node_seen=AT) if resumed else None, from_customer=customer, flow=known
+    )
     dialog: Any = SimpleNamespace(to=known, target=SimpleNamespace(is_customer=customer))
     return Found(call, dialog, from_caller)
 

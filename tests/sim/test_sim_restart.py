@@ -146,6 +146,23 @@ def test_repeated_ack_of_a_party_that_hung_up_is_no_proof_of_life() -> None:
     assert record.billable_ms <= 1000 * (call.ended_at - call.answered_at) + WIRE_MS
 
 
+def test_both_parties_hung_up_while_the_node_was_away_and_one_gave_up_telling() -> None:
+    """The BYE that is heard was repeated from a time at which the other party may have left long before."""
+    town, node = a_town(probe_s=60)
+    call = answered_call(town)
+    town.world.run(100.0)
+    node.kill()
+    town.alice.bye(call)
+    town.world.run(25.0)
+    town.trunk.bye(answered(town.trunk))
+    town.world.run(12.0)
+    node.start()
+    town.world.run(10.0)
+    (record,) = town.world.records
+    assert (record.end_reason, record.released_by, record.duration_certain) == ("normal", "callee", False)
+    assert record.billable_ms <= 1000 * (call.ended_at - call.answered_at)
+
+
 def test_parties_that_hung_up_and_gave_up_meanwhile_are_found_by_asking() -> None:
     town, node = a_town()
     call = answered_call(town)

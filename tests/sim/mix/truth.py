@@ -74,7 +74,7 @@ class Story:
     def bound(self, attempt: Attempt) -> float:
         """Until when the call can have lasted, dialog by dialog.
 
-        That is until a BYE was heard, or was sent while the node was away; else until the first party left.
+        That is until a BYE was heard, or the first was sent while the node was away; else until the first party left.
         """
         parts = {"caller": self.plan.caller_parts, "callee": self.plan.callee_parts}
         ends = []
@@ -82,7 +82,8 @@ class Story:
             at, by = attempt.ended.get(tag, (inf, ""))
             left = {side: found[tag].left_at for side, found in parts.items() if tag in found}
             if by in left:
-                ends.append(left[by] if self.missed.get((tag, by), inf) < at else at)
+                unheard = [left[side] for side in left if self.missed.get((tag, side), inf) < at]
+                ends.append(min(unheard, default=at))
             else:
                 ends.append(min(left.values(), default=inf))
         return max(ends, default=inf)

@@ -14,19 +14,19 @@ from typing import TYPE_CHECKING, cast
 from cdr.facts import Admit, Alive, Answer, Record
 from cdr.journal import Journal as CallJournal
 from sipproxy import lifecycle
-from sipproxy.engine.actions import Journal, ReleaseSlot, RemoveBinding, SaveBinding, SendTo, TakeSlot
+from sipproxy.engine.actions import HoldSlot, Journal, ReleaseSlot, RemoveBinding, SaveBinding, SendTo, TakeSlot
 from sipproxy.engine.core import Engine
 from sipproxy.sip.flow import Flow, Hop
 from tests.sim.mix.party import call_id_of
 from tests.sim.mix.truth import Ledger
-from tests.sim.world import LEASE_S, PROXY, REFRESH_S, World
+from tests.sim.world import LEASE_S, PROXY, REFRESH_S, SlotStore, World
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
 
     from policy.model import Snapshot
-    from sipproxy.engine.actions import Action
+    from sipproxy.engine.actions import Action, Holder, Slot
     from sipproxy.engine.recover import Unfinished
     from sipproxy.store.slots import Slots
     from tests.sim.mix.party import Part, Party
@@ -40,11 +40,11 @@ LISTENED_S = 100.0  # that an emergency centre waits for a caller who has fallen
 
 
 class Server:
-    """The store's own side: leases by line. It survives the node."""
+    """The store's own side. It survives the node."""
 
     def __init__(self, world: MixWorld) -> None:
         self._world = world
-        self.leases: dict[str, dict[str, float]] = {}
+        self.slots = SlotStore()
         self.stopped: list[Callable[[], None]] | None = None  # commands that wait for a stopped server
 
     def run(self, command: Callable[[], None]) -> None:
@@ -53,22 +53,15 @@ class Server:
         else:
             self.stopped.append(command)
 
-    def take(self, line: str, call: str, limit: int) -> tuple[bool, int]:
-        """What the script does; `limit` -1 re-asserts."""
-        now, held = self._world.now, self.leases.setdefault(line, {})
-        for gone in [c for c, at in held.items() if at <= now]:
-            del held[gone]
-        if call not in held and 0 <= limit <= len(held):
-            return False, len(held)
-        held[call] = now + LEASE_S
-        return True, len(held)
+    def take(self, action: TakeSlot) -> tuple[bool, int, int]:
+        return self.slots.take(action, self._world.now, LEASE_S)
 
-    def release(self, line: str, call: str) -> None:
-        self.leases.get(line, {}).pop(call, None)
+    def hold(self, slot: Slot, holder: Holder) -> None:
+        self.slots.hold(slot, holder, self._world.now + LEASE_S)
 
     def all(self) -> set[tuple[str, str]]:
         now = self._world.now
-        return {(line, call) for line, held in self.leases.items() for call, at in held.items() if at > now}
+        return {(owner, member) for owner, held in self.slots.lines.items() for member, at in held.items() if at > now}
 
 
 class Client:
@@ -79,65 +72,59 @@ class Client:
         self.away = self._server.stopped is not None
         self.pending = 0
         self.dead = False
-        self.undecided: set[tuple[str, str]] = set()  # admitted without the store, and not re-asserted since
-        self.waiting: OrderedDict[tuple[str, str], bool] = OrderedDict()  # True: refresh
+        self._waiting: OrderedDict[Slot, Holder | None] = OrderedDict()  # None: release
 
     def take(self, action: TakeSlot) -> None:
         world, server = self._world, self._server
-        self.waiting.pop((action.line, action.call), None)
+        self._waiting.pop(action.slot, None)
         self.pending += 1
         done: list[bool] = []
 
-        def finish(taken: bool | None, used: int) -> None:
+        def finish(taken: bool | None, used: int, of_account: int) -> None:
             if not done and not self.dead:
                 done.append(True)
                 self.pending -= 1
-                if taken is None:
-                    self.undecided.add((action.line, action.call))
-                world.slot_result(action, taken=taken, used=used)
+                world.slot_result(action, taken=taken, used=used, of_account=of_account)
 
         def execute() -> None:
-            taken, used = server.take(action.line, action.call, action.limit)
-            if self.dead and taken:
-                world.orphans[action.line, action.call] = world.now + LEASE_S
+            answer = server.take(action)
             if not world.replies_lost:
-                finish(taken, used)
+                finish(*answer)
 
         def overdue() -> None:
             if not done and not self.dead:
                 self.away |= server.stopped is not None
-            finish(None, 0)
+                finish(None, 0, 0)
 
         if self.away:
-            world.after(0.0, lambda: finish(None, 0))
+            world.after(0.0, overdue)
             return
         world.after(0.001, lambda: server.run(execute))
-        world.after(DEADLINE_S, overdue)
+        world.after(min(DEADLINE_S, action.wait_s), overdue)
 
-    def release(self, line: str, call: str) -> None:
-        self._wish(line, call, refresh=False)
+    def release(self, slot: Slot) -> None:
+        self._wish(slot, None)
 
-    def refresh(self, leases: Iterable[tuple[str, str]], lease_ms: int = 0) -> None:
-        self.undecided.clear()
-        for line, call in leases:
-            self._wish(line, call, refresh=True)
+    def refresh(self, leases: Iterable[tuple[Slot, Holder]], lease_ms: int = 0) -> None:
+        for slot, holder in leases:
+            self._wish(slot, holder)
 
-    def _wish(self, line: str, call: str, *, refresh: bool) -> None:
-        self.waiting.pop((line, call), None)
+    def _wish(self, slot: Slot, holder: Holder | None) -> None:
+        self._waiting.pop(slot, None)
         if self.away:
-            self.waiting[line, call] = refresh
-        elif refresh:
-            self._server.run(lambda: self._server.take(line, call, -1) and None)
+            self._waiting[slot] = holder
+        elif holder is not None:
+            self._server.run(lambda: self._server.hold(slot, holder))
         else:
-            self._server.run(lambda: self._server.release(line, call))
+            self._server.run(lambda: self._server.slots.release(slot))
 
     def back(self) -> None:
         """The server answers again: what waited goes out, and live calls are re-asserted (`app._on_store_state`)."""
         self.away = False
-        waiting, self.waiting = self.waiting, OrderedDict()
-        for (line, call), refresh in waiting.items():
-            self._wish(line, call, refresh=refresh)
-        self.refresh(self._world.engine.calls.leases())
+        waiting, self._waiting = self._waiting, OrderedDict()
+        for slot, holder in waiting.items():
+            self._wish(slot, holder)
+        self.refresh(self._world.engine.channels.leases())
 
 
 class _Nobody:
@@ -145,11 +132,9 @@ class _Nobody:
 
     next_at = None
 
-    class calls:  # noqa: N801  the engine's attribute
-        live = 0
-
+    class channels:  # noqa: N801  the engine's attribute
         @staticmethod
-        def leases() -> list[tuple[str, str]]:
+        def leases() -> list[tuple[Slot, Holder]]:
             return []
 
     def receive(self, *_: object) -> list[Action]:
@@ -175,7 +160,6 @@ class MixWorld(World):
         self.server = Server(self)
         self.link = Client(self)
         self.replies_lost = False
-        self.orphans: dict[tuple[str, str], float] = {}  # slots that a dead node was granted, until the lease is over
         self.call_ids: dict[str, bytes] = {}
         self.in_flight = 0
         self.kills = self.resumed = self.cut = self.lost = self.sent = 0
@@ -197,7 +181,7 @@ class MixWorld(World):
 
     def _refresh(self) -> None:
         if not self.is_away and hasattr(self, "link"):
-            self.link.refresh(self.engine.calls.leases())
+            self.link.refresh(self.engine.channels.leases())
             self.publish()
         self.after(REFRESH_S, self._refresh)
 
@@ -269,7 +253,9 @@ class MixWorld(World):
         elif isinstance(action, TakeSlot):
             self.link.take(action)
         elif isinstance(action, ReleaseSlot):
-            self.link.release(action.line, action.call)
+            self.link.release(action.slot)
+        elif isinstance(action, HoldSlot):
+            self.link.refresh([(action.slot, action.holder)])
         elif isinstance(action, Journal):
             fact = action.fact
             if isinstance(fact, Admit):
@@ -280,8 +266,8 @@ class MixWorld(World):
         elif isinstance(action, RemoveBinding):
             self.bindings.pop((action.user, action.key), None)
 
-    def slot_result(self, action: TakeSlot, *, taken: bool | None, used: int) -> None:
-        self._slot_result(action, taken=taken, used=used)
+    def slot_result(self, action: TakeSlot, *, taken: bool | None, used: int, of_account: int) -> None:
+        self._slot_result(action, taken=taken, used=used, of_account=of_account)
 
     # Kills
 
@@ -316,8 +302,9 @@ class MixWorld(World):
         self.engine = Engine(
             self.settings, self._snapshot, new_token=self.random.randbytes, key=b"k" * 32, next_seq=found.next_seq
         )
-        self.engine.restore_bindings([(user, binding) for (user, _), binding in self.bindings.items()])
         self._armed = None
+        kept = [(user, binding) for (user, _), binding in self.bindings.items()]
+        self.perform(self.engine.bindings_read(kept, self.instant, own_too=True)[1])
         with contextlib.redirect_stdout(None):  # what the log says of it
             lifecycle.resume(cast("lifecycle.Shell", self), self.journal, found, cast("Slots", self.link))
         self.resumed += self.engine.calls.live
@@ -327,8 +314,10 @@ class MixWorld(World):
     def recover(self, unfinished: list[Unfinished]) -> None:
         self.perform(self.engine.recover(unfinished, self.instant))
 
+    lease_ms = 10**13  # `resume` reads the wall clock, which is not the one of this world: all that ended did so just now
+
     def refresh_leases(self) -> None:
-        self.link.refresh(self.engine.calls.leases())
+        self.link.refresh(self.engine.channels.leases())
 
     # The store
 
@@ -393,6 +382,6 @@ def _concerns(action: Action, call_ids: dict[str, bytes]) -> bytes:
         if isinstance(fact, Alive | Answer):
             return call_ids.get(fact.id, b"")
         return fact.record.call_id.encode()
-    if isinstance(action, TakeSlot | ReleaseSlot):
-        return call_ids.get(action.call, b"")
+    if isinstance(action, TakeSlot | ReleaseSlot | HoldSlot):
+        return call_ids.get(action.slot.call, b"")
     return b""
