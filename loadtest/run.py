@@ -5,6 +5,7 @@
     python -m loadtest fields --calls 10000
     python -m loadtest kill --calls 50
     python -m loadtest stall --rate 50 --stop 5
+    python -m loadtest billing --records 30000 --outage 600
 
 Every call is compared with its record by Call-ID, the slots are counted, CPU and memory of the node are read from /proc.
 Ends with status 1 when something is lost, left over or refused, with 2 when nothing could be measured. Leaves out: a node on
@@ -22,6 +23,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from loadtest.billing import bill_through_trouble, consume_rate
 from loadtest.channels import contend
 from loadtest.fields import mixed_calls, report_of
 from loadtest.generate import Load, at_rate, callers_needed, percentile, place_calls
@@ -29,9 +31,11 @@ from loadtest.lateness import OwnLateness, worst_bucket_ms
 from loadtest.network import Network, many_lines, md5_only
 from loadtest.node import NodeError
 from loadtest.outages import kill_during_calls, stall_store
+from loadtest.postgres import Postgres
 from loadtest.reconcile import TOLERANCE_MS, compare
 from loadtest.report import Report, progress_of, show
 from loadtest.sipp_runner import Credentials, run_sipp, start_sipp
+from loadtest.valkey import Valkey
 from loadtest.vanish import MARGIN_S, WAYS, vanish, way_of
 
 if TYPE_CHECKING:
@@ -114,6 +118,11 @@ def _parser() -> argparse.ArgumentParser:
     gone.add_argument("--reap", type=int, default=20, help="seconds of silence, calls.reap_s (default %(default)s)")
     gone.add_argument("--probe", type=int, default=5, help="seconds until a party is asked (default %(default)s)")
     gone.set_defaults(run=_run_vanish)
+
+    billing = commands.add_parser("billing", parents=[common], help="kill consumers, take their database away; rates")
+    billing.add_argument("--records", type=int, default=30_000, help="records (default %(default)s)")
+    billing.add_argument("--outage", type=float, default=10.0, help="seconds without database (default %(default)s)")
+    billing.set_defaults(run=_run_billing)
 
     for command in (register, calls):
         command.add_argument("--accounts", type=int, default=10_000, help="accounts to register (default %(default)s)")
@@ -276,6 +285,32 @@ async def _run_kill(options: argparse.Namespace) -> list[Report]:
     report.expect(not found.interrupted, "answered calls were cut by the restart")
     report.expect(found.result.ok, str(found.result))
     return [report]
+
+
+async def _run_billing(options: argparse.Namespace) -> list[Report]:
+    rates = Report(f"{options.records} records consumed, and written nowhere")
+    async with Valkey() as store:
+        rate = await consume_rate(store.client, records=options.records)
+    rates.add("per_second", "records a second", rate.per_second)
+    rates.add("cpu_us", "processor time for one", rate.cpu_us, "us")
+    rates.expect(rate.records == options.records, f"{rate.records} came")
+    async with Valkey() as store:
+        with Postgres() as database:
+            found = await bill_through_trouble(
+                store.client, store.url, database, records=options.records, outage_s=options.outage, dies_at=20, deaths=5
+            )
+    report = Report(f"{options.records} records into PostgreSQL, which is away for {options.outage:g} s")
+    report.add("rows", "rows", found.rows)
+    report.add("kills", "consumers killed between insert and acknowledgement", found.kills)
+    report.add("seconds", "until all was acknowledged", found.seconds, "s")
+    for name in ("missing", "unexpected", "different"):
+        ids = getattr(found, name)
+        report.add(name, name, len(ids))
+        report.expect(not ids, f"{name}: {ids[:5]}")
+    report.add("letters", "dead letters (one entry is no record, one is refused)", len(found.letters))
+    report.expect(len(found.letters) == 2, f"dead letters: {[letter.reason for letter in found.letters[:5]]}")
+    report.expect(found.pending == 0, f"{found.pending} entries are not acknowledged")
+    return [rates, report]
 
 
 def _registering(count: int) -> list[LineSpec]:

@@ -131,7 +131,7 @@ def test_readme_table_has_a_row_for_the_rfc_of_each_deviation() -> None:
 
 
 def test_readme_table_of_dependencies_is_that_of_the_project() -> None:
-    names = {re.split(r"[><=;\s]", item, maxsplit=1)[0] for item in PROJECT["dependencies"]}
+    names = {re.split(r"[\[><=;\s]", item, maxsplit=1)[0] for item in PROJECT["dependencies"]}
     assert {row[0] for row in tables((ROOT / "README.md").read_text(), "package")} == names
 
 
@@ -166,7 +166,7 @@ def test_requirements_are_hashed_and_hold_no_addresses(name: str) -> None:
 def test_requirements_pin_every_dependency_of_the_project(name: str, groups: tuple[str, ...]) -> None:
     wanted = [*PROJECT["dependencies"], *(item for group in groups for item in PROJECT["optional-dependencies"][group])]
     pinned = set(re.findall(r"(?m)^([a-z0-9._-]+)==", (ROOT / name).read_text()))
-    assert {re.split(r"[><=;\s]", item, maxsplit=1)[0].lower() for item in wanted} <= pinned
+    assert {re.split(r"[\[><=;\s]", item, maxsplit=1)[0].lower() for item in wanted} <= pinned
 
 
 def test_requirements_have_one_version_of_everything() -> None:

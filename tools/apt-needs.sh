@@ -7,7 +7,8 @@ set -eu
 # program:package:what it is for
 NEEDS="sipp:sip-tester:SIPp scenarios
 kamailio:kamailio:Kamailio as the trunk's peer
-sipsak:sipsak:OPTIONS from sipsak"
+sipsak:sipsak:OPTIONS from sipsak
+postgres:postgresql:PostgreSQL as billing's database"
 
 missing() {
     echo "$NEEDS" | while IFS=: read -r program package purpose; do
