@@ -8,7 +8,7 @@ set -eu
 NEEDS="sipp:sip-tester:SIPp scenarios
 kamailio:kamailio:Kamailio as the trunk's peer
 sipsak:sipsak:OPTIONS from sipsak
-postgres:postgresql:PostgreSQL as billing's database"
+pg_ctlcluster:postgresql:PostgreSQL as billing's database"
 
 missing() {
     echo "$NEEDS" | while IFS=: read -r program package purpose; do
