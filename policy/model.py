@@ -194,6 +194,7 @@ class Profile:
     setup_window_s: int = 60
     setup_out: tuple[int, int] = (403, 42)
     forwarding_slots: int = 1  # channels that the outgoing half of a forwarded call takes
+    pass_percent: int = 0  # of calls that the network lets pass, as promised to customers; 0: nothing was promised
 
 
 @dataclass(frozen=True, slots=True)

@@ -145,6 +145,13 @@ class Cdr(Section, frozen=True):
     sinks: Annotated[tuple[Filled, ...], Many] = ()  # consumer groups that confirm records; none = the stream does
     interim_s: Annotated[int, msgspec.Meta(ge=0, le=86400)] = 900  # between two records of a live call; 0 = none
     batch: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 500
+    keep_unbilled_h: Annotated[int, msgspec.Meta(ge=0, le=24 * 366)] = 24  # TDDDG § 9: what billing does not need
+    keep_billed_months: Annotated[int, msgspec.Meta(ge=0, le=6)] = 3  # after the invoice was sent; TDDDG § 10(2): six at most
+    keep_fraud_days: Annotated[int, msgspec.Meta(ge=1, le=366)] = 90  # set apart, TDDDG § 12(4)
+    keep_trace_days: Annotated[int, msgspec.Meta(ge=1, le=366)] = 90  # malicious calls, TDDDG § 14
+    keep_exports_h: Annotated[int, msgspec.Meta(ge=1, le=24 * 366)] = 72  # export files, for billing to fetch them
+    keep_access_days: Annotated[int, msgspec.Meta(ge=1, le=366)] = 90  # who looked at records
+    unbilled: Annotated[tuple[Filled, ...], Many] = ("freephone", "social", "emergency")  # classes that are not charged
 
 
 class Metrics(Section, frozen=True):

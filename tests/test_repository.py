@@ -131,7 +131,8 @@ def test_readme_table_has_a_row_for_the_rfc_of_each_deviation() -> None:
 
 
 def test_readme_table_of_dependencies_is_that_of_the_project() -> None:
-    names = {re.split(r"[\[><=;\s]", item, maxsplit=1)[0] for item in PROJECT["dependencies"]}
+    extras = (items for name, items in PROJECT["optional-dependencies"].items() if name not in ("build", "dev"))
+    names = {re.split(r"[\[><=;\s]", item, maxsplit=1)[0] for items in (PROJECT["dependencies"], *extras) for item in items}
     assert {row[0] for row in tables((ROOT / "README.md").read_text(), "package")} == names
 
 

@@ -3,7 +3,7 @@
 `sp:trace` is a stream of `engine.actions.MaliciousCall`, apart from the CDRs, whose readers must not learn a hidden number;
 `sp:trace:access` a stream of every reading. A record that the store does not take waits in memory, and is lost with the node;
 one whose confirmation was lost is appended again, so that readers see it once by call and line. Nothing is read before the
-entry about the reading is written. Left out: when records are deleted, beyond the bound on their number.
+entry about the reading is written. `forget` deletes what is older than it may be kept.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from sipproxy.store.connection import Command, Store
 
-__all__ = ["Access", "Traces", "accesses", "read"]
+__all__ = ["Access", "Traces", "accesses", "forget", "read"]
 
 LIMIT = 10_000  # records that wait for the store; an order concerns one line
 KEPT = 1_000_000  # entries of either stream
@@ -81,6 +81,19 @@ async def read(client: Redis, access: Access) -> list[MaliciousCall]:
                 found.setdefault((record.call, record.line), record)
         start = "(" + page[-1][0].decode()
     return list(found.values())
+
+
+async def forget(client: Redis, before_ms: int, *, dry_run: bool = False) -> dict[str, list[int]]:
+    """Delete records and readings of before `before_ms`, by the store's clock; the stamps of what went. Raises RedisError."""
+    gone: dict[str, list[int]] = {}
+    for place, key in (("malicious calls", keys.TRACES), ("readings of malicious calls", keys.TRACE_ACCESS)):
+        start = "-"
+        while page := await _entries(client.xrange(key, min=start, max=str(max(0, before_ms - 1)), count=PAGE)):
+            gone.setdefault(place, []).extend(int(entry_id.partition(b"-")[0]) for entry_id, _ in page)
+            start = "(" + page[-1][0].decode()
+        if place in gone and not dry_run:
+            await client.xtrim(key, minid=str(before_ms), approximate=False)
+    return gone
 
 
 async def _entries(reply: Awaitable[Any]) -> list[tuple[bytes, dict[bytes, bytes]]]:

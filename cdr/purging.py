@@ -1,0 +1,238 @@
+"""Taking away what may not be kept any longer, and proving it: place by place, by reason, count and span of time.
+
+Places: the stream of records, what was set apart for fraud, dead letters, export files, and the log of who looked. Each step is
+one command or script and may be repeated; a purge that is cut off is simply run again. Before a record goes its figures are
+counted (`stats`). An entry that a consumer group has not acknowledged stays, unless told otherwise, and is reported.
+Afterwards every place is looked at again: what is left is what the report calls `left`, with the reason.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from cdr import access, dead, exporting, files, steps
+from cdr.entries import Poison, entry_of, pairs
+from cdr.groups import entry_id, positions
+from cdr.place import beside
+from cdr.retention import Invoice, Rules, due_at
+from cdr.stats import roll_up
+from cdr.wire import Script
+
+if TYPE_CHECKING:
+    from cdr.entries import Fields
+    from cdr.groups import EntryId
+    from cdr.wire import Link
+
+__all__ = ["Purge", "Report", "Tally", "invoices", "mark_invoiced"]
+
+PAGE = 500
+
+# Take entries away: those after ARGV[2] that begin with "+" are set apart first. Returns how many went.
+_TAKE = Script("""
+local gone = 0
+for i = 1, #ARGV do
+  local id = string.sub(ARGV[i], 2)
+  if string.sub(ARGV[i], 1, 1) == '+' then
+    local found = redis.call('XRANGE', KEYS[1], id, id)
+    if #found > 0 then
+      redis.call('XADD', KEYS[2], '*', unpack(found[1][2]))
+    end
+  end
+  gone = gone + redis.call('XDEL', KEYS[1], id)
+end
+return gone
+""")
+
+
+@dataclass
+class Tally:
+    """So many, from and to when (ends of calls, UTC ms; 0 where nothing is known)."""
+
+    count: int = 0
+    first_ms: int = 0
+    last_ms: int = 0
+
+    def add(self, at_ms: int) -> None:
+        self.first_ms = min(self.first_ms, at_ms) if self.count else at_ms
+        self.last_ms = max(self.last_ms, at_ms)
+        self.count += 1
+
+
+@dataclass
+class Report:
+    """By place and reason: what went (or would go), and what is overdue and still there."""
+
+    gone: dict[tuple[str, str], Tally] = field(default_factory=dict)
+    left: dict[tuple[str, str], Tally] = field(default_factory=dict)
+    counted: int = 0  # records whose figures were counted
+    oldest_ms: int | None = None  # end of the oldest record that the stream still has: as far back as `block replay` sees
+    not_invoiced: Tally = field(default_factory=Tally)  # billed calls that no invoice was told of
+
+    def note(self, table: dict[tuple[str, str], Tally], place: str, reason: str, at_ms: int) -> None:
+        table.setdefault((place, reason), Tally()).add(at_ms)
+
+
+async def mark_invoiced(link: Link, stream: str, invoice: Invoice) -> None:
+    """Note that an invoice was sent. Saying it again with another date replaces it."""
+    await link.call("HSET", beside(stream, "invoices"), str(invoice.until_ms), str(invoice.sent_ms))
+
+
+async def invoices(link: Link, stream: str) -> list[Invoice]:
+    """What was noted, in order."""
+    reply = await link.call("HGETALL", beside(stream, "invoices"))
+    found = reply.items() if isinstance(reply, dict) else zip(reply[::2], reply[1::2], strict=True)
+    return sorted(Invoice(int(until), int(sent)) for until, sent in found)
+
+
+class Purge:
+    """One run. `now_ms` is UTC; `dry_run` changes nothing; `unacknowledged` takes what no group has confirmed."""
+
+    def __init__(
+        self,
+        link: Link,
+        stream: str,
+        rules: Rules,
+        *,
+        node: str,
+        now_ms: int,
+        exports_ms: int,
+        access_ms: int,
+        dry_run: bool = False,
+        unacknowledged: bool = False,
+    ) -> None:
+        self.report = Report()
+        self._link, self._stream, self._rules, self._node = link, stream, rules, node
+        self._now_ms, self._exports_ms, self._access_ms = now_ms, exports_ms, access_ms
+        self._dry_run, self._unacknowledged = dry_run, unacknowledged
+
+    async def run(self) -> Report:
+        """Raises RedisError and OSError: then a part is done, and running it again does the rest."""
+        if not self._dry_run:
+            self.report.counted = await roll_up(self._link, self._stream)
+            steps.at("purge.counted")
+        await self._sweep(self._stream, "stream", check=False)
+        await self._sweep(beside(self._stream, "held"), "held", check=False)
+        await self._letters(check=False)
+        await self._exports(check=False)
+        await self._accesses()
+        if not self._dry_run:
+            self.report.oldest_ms, self.report.not_invoiced = None, Tally()
+            await self._sweep(self._stream, "stream", check=True)
+            await self._sweep(beside(self._stream, "held"), "held", check=True)
+            await self._letters(check=True)
+            await self._exports(check=True)
+        return self.report
+
+    # The stream, and what is set apart
+
+    async def _sweep(self, key: str, place: str, *, check: bool) -> None:
+        """Go through all entries; with `check` only note what is overdue."""
+        floor = await self._floor() if place == "stream" else None
+        start = "-"
+        while page := pairs(await self._link.call("XRANGE", key, start, "+", "COUNT", PAGE)):
+            taken: list[str] = []
+            for name, fields in page:
+                reason, ended, due = self._due(name, fields)
+                self._look(place, ended, due)
+                held = reason == "fraud" and place == "stream"
+                if not held and (due is None or due > self._now_ms):
+                    continue
+                if floor is not None and entry_id(name) >= floor:
+                    if due is not None and due <= self._now_ms and (check or self._dry_run):
+                        self.report.note(self.report.left, place, f"{reason}, not acknowledged by every group", ended)
+                elif check:
+                    self.report.note(self.report.left, place, reason, ended)
+                else:
+                    taken.append(("+" if held else "-") + name.decode("ascii"))
+                    self.report.note(self.report.gone, place, f"{reason}, set apart" if held else reason, ended)
+            if taken and not self._dry_run:
+                await _TAKE.run(self._link, (key, beside(self._stream, "held")), *taken)
+                steps.at("purge.taken")
+            start = "(" + page[-1][0].decode("ascii")
+
+    def _due(self, name: bytes, fields: Fields) -> tuple[str, int, int | None]:
+        """Reason, end, and when it is due. What cannot be read goes as late as anything that was billed when it came."""
+        item = entry_of(name, fields)
+        if isinstance(item, Poison):
+            came = entry_id(name).ms
+            return "unreadable", came, came + max(self._rules.unbilled_ms, 31 * 86_400_000 * self._rules.billed_months)
+        reason, due = due_at(item, self._rules)
+        return reason, item.end_at_ms or item.last_seen_at_ms or item.setup_at_ms, due
+
+    def _look(self, place: str, ended: int, due: int | None) -> None:
+        if place != "stream":
+            return
+        if due is None:
+            self.report.not_invoiced.add(ended)
+        if due is None or due > self._now_ms:
+            oldest = self.report.oldest_ms
+            self.report.oldest_ms = ended if oldest is None else min(oldest, ended)
+
+    async def _floor(self) -> EntryId | None:
+        """Entries from here on are not acknowledged by every group; None where that does not matter."""
+        if self._unacknowledged:
+            return None
+        return min((await positions(self._link, self._stream)).values(), default=None)
+
+    # Dead letters
+
+    async def _letters(self, *, check: bool) -> None:
+        """A letter was read by nobody, so it is not acknowledged by its group: it stays unless told otherwise."""
+        async for letter in dead.letters(self._link.call, self._stream):
+            reason, ended, due = self._due(letter.entry_id.encode(), letter.fields)
+            if due is None or due > self._now_ms:
+                continue
+            if not self._unacknowledged:
+                if check or self._dry_run:
+                    self.report.note(self.report.left, "dead letters", f"{reason}, not acknowledged by {letter.group}", ended)
+            elif check:
+                self.report.note(self.report.left, "dead letters", reason, ended)
+            else:
+                if not self._dry_run:
+                    await dead.drop(self._link.call, self._stream, letter.id)
+                self.report.note(self.report.gone, "dead letters", reason, ended)
+
+    # Files and the log of accesses
+
+    async def _exports(self, *, check: bool) -> None:
+        for name in await exporting.folders(self._link.call, self._stream, self._node):
+            folder = Path(name)
+            try:
+                overdue = [one for one in files.manifest(folder) if self._is_overdue(folder, one)]
+                if not check and not self._dry_run:
+                    self._remove(folder, overdue)
+            except (files.FolderError, OSError) as error:
+                self.report.note(self.report.left, "export files", f"{str(error)[:200]}", self._now_ms)
+                continue
+            for intent in overdue:
+                table = self.report.left if check else self.report.gone
+                tally = table.setdefault(("export files", f"files in {folder}"), Tally())
+                tally.add(intent.last_end_at_ms)
+
+    def _is_overdue(self, folder: Path, intent: files.Intent) -> bool:
+        return intent.written_at_ms + self._exports_ms <= self._now_ms and (folder / intent.file).exists()
+
+    def _remove(self, folder: Path, overdue: list[files.Intent]) -> None:
+        if not overdue:
+            return
+        with files.Folder(folder, node=self._node) as opened:
+            for intent in overdue:
+                for path in (folder / intent.file, folder / f"{intent.file}.sha256"):
+                    with contextlib.suppress(FileNotFoundError):
+                        path.unlink()
+                steps.at("purge.unlinked")
+            opened.note(msgspec.structs.replace(intent, deleted_at_ms=self._now_ms) for intent in overdue)
+
+    async def _accesses(self) -> None:
+        before = self._now_ms - self._access_ms
+        key = beside(self._stream, "access")
+        page = pairs(await self._link.call("XRANGE", key, "-", str(max(0, before - 1))))
+        for name, _ in page:
+            self.report.note(self.report.gone, "accesses", "older than they are kept", entry_id(name).ms)
+        if page and not self._dry_run:
+            await access.forget(self._link.call, self._stream, before)

@@ -1,0 +1,157 @@
+"""`sipproxy cdr purge` and `cdr invoiced`: what may not be kept goes, and the report proves it."""
+
+from __future__ import annotations
+
+import datetime as dt
+import time
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from cdr.purging import Purge, Report, Tally, invoices, mark_invoiced
+from cdr.retention import DAY_MS, HOUR_MS, Invoice, Rules
+from cdr.wire import Link
+from policy.stamp import parse_stamp
+from sipproxy.commands.backend import with_store
+from sipproxy.commands.output import REFUSED, USAGE, CommandError
+from sipproxy.config import load
+from sipproxy.store import traces
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from redis.asyncio import Redis
+
+    from sipproxy.commands.output import Output
+    from sipproxy.config import Config
+
+__all__ = ["invoiced", "purge"]
+
+TIMEOUT_S = 30.0
+
+
+def invoiced(path: Path, output: Output, *, until: str, sent: str) -> int:
+    """Note that the calls up to `until` are in an invoice that was sent at `sent`; without `until` list what was noted."""
+    config = load(path)
+    now_ms = time.time_ns() // 1_000_000
+    marks = [Invoice(_stamp(until, "UNTIL"), _stamp(sent, "--sent") if sent else now_ms)] if until else []
+    for invoice in marks:
+        if invoice.until_ms > invoice.sent_ms:
+            raise CommandError("an invoice is not sent before the calls in it have ended", code=USAGE)
+        if invoice.sent_ms > now_ms + DAY_MS:
+            raise CommandError("--sent lies in the future", code=USAGE)
+
+    async def work(client: Redis) -> list[Invoice]:
+        link = Link(client, timeout_s=TIMEOUT_S)
+        try:
+            for invoice in marks:
+                await mark_invoiced(link, config.cdr.stream, invoice)
+            return await invoices(link, config.cdr.stream)
+        finally:
+            await link.drop()
+
+    found = with_store(config, work)
+    output.value([invoice._asdict() for invoice in found])
+    rows = ((_shown(invoice.until_ms), _shown(invoice.sent_ms)) for invoice in found)
+    output.table(("calls before", "invoice sent"), rows, empty="no invoice was told of")
+    return 0
+
+
+def purge(path: Path, output: Output, *, dry_run: bool, unacknowledged: bool) -> int:
+    """Delete and report; 1 when something that is overdue is still there."""
+    config = load(path)
+    now_ms = time.time_ns() // 1_000_000
+
+    async def work(client: Redis) -> Report:
+        link = Link(client, timeout_s=TIMEOUT_S)
+        try:
+            found = Purge(
+                link,
+                config.cdr.stream,
+                await _rules(link, config),
+                node=config.node.id,
+                now_ms=now_ms,
+                exports_ms=config.cdr.keep_exports_h * HOUR_MS,
+                access_ms=config.cdr.keep_access_days * DAY_MS,
+                dry_run=dry_run,
+                unacknowledged=unacknowledged,
+            )
+            report = await found.run()
+            await _traces(client, report, now_ms - config.cdr.keep_trace_days * DAY_MS, dry_run=dry_run)
+            return report
+        finally:
+            await link.drop()
+
+    report = with_store(config, work)
+    _print(report, output, dry_run=dry_run, unacknowledged=unacknowledged)
+    return REFUSED if report.left and not dry_run else 0
+
+
+async def _rules(link: Link, config: Config) -> Rules:
+    kept = config.cdr
+    return Rules(
+        unbilled_ms=kept.keep_unbilled_h * HOUR_MS,
+        billed_months=kept.keep_billed_months,
+        fraud_ms=kept.keep_fraud_days * DAY_MS,
+        free=frozenset(kept.unbilled),
+        invoices=await invoices(link, kept.stream),
+    )
+
+
+async def _traces(client: Redis, report: Report, before_ms: int, *, dry_run: bool) -> None:
+    """Malicious calls have a stream and a time of their own."""
+    for place, stamps in (await traces.forget(client, before_ms, dry_run=dry_run)).items():
+        for stamp in stamps:
+            report.note(report.gone, place, "older than they are kept", stamp)
+
+
+def _print(report: Report, output: Output, *, dry_run: bool, unacknowledged: bool) -> None:
+    output.value(
+        {
+            "dry_run": dry_run,
+            "gone": _plain(report.gone),
+            "left": _plain(report.left),
+            "counted": report.counted,
+            "oldest_at_ms": report.oldest_ms,
+            "not_invoiced": asdict(report.not_invoiced),
+        }
+    )
+    if unacknowledged:
+        output.line("records that no consumer group has acknowledged are not spared (--unacknowledged)")
+    verb = "would go" if dry_run else "gone"
+    _table(report.gone, output, verb, f"nothing {'would go' if dry_run else 'had to go'}")
+    if report.left:
+        output.line("")
+        _table(report.left, output, "overdue and still there", "")
+    if report.not_invoiced.count:
+        first, count = _shown(report.not_invoiced.first_ms), report.not_invoiced.count
+        output.line(
+            f"{count} billed records are in no invoice yet, the oldest of {first}: `sipproxy cdr invoiced` tells of one"
+        )
+    if report.oldest_ms is not None:
+        output.line(f"the oldest record that stays is of {_shown(report.oldest_ms)}: `block replay` sees no further back")
+
+
+def _table(table: dict[tuple[str, str], Tally], output: Output, title: str, empty: str) -> None:
+    rows = (
+        (place, reason, tally.count, _shown(tally.first_ms), _shown(tally.last_ms))
+        for (place, reason), tally in sorted(table.items())
+    )
+    output.table(("where", title, "number", "from", "to"), rows, empty=empty)
+
+
+def _plain(table: dict[tuple[str, str], Tally]) -> list[dict[str, Any]]:
+    return [{"place": place, "reason": reason, **asdict(tally)} for (place, reason), tally in sorted(table.items())]
+
+
+def _stamp(text: str, name: str) -> int:
+    found = parse_stamp(text)
+    if found is None:
+        raise CommandError(f"{name}: {text[:40]!r} is no time such as 2026-01-31 or 2026-01-31T08:00", code=USAGE)
+    return found
+
+
+def _shown(at_ms: int) -> str:
+    try:
+        return dt.datetime.fromtimestamp(at_ms / 1000, dt.UTC).strftime("%Y-%m-%d %H:%M:%S")
+    except (OverflowError, ValueError, OSError):
+        return str(at_ms)
