@@ -68,12 +68,16 @@ class Neighbours:
 
     # Bindings of the other nodes
 
-    def all_bindings(self, bindings: Sequence[tuple[str, Binding]], /) -> bool:
-        """Every binding that the store has; the first time those of this node, of before its start, among them."""
-        lacking = self._shell.bindings_read(bindings, own_too=self._first)
-        self._log.info("bindings_loaded", count=len(bindings), first=self._first)
+    def bindings_read(self, bindings: Sequence[tuple[str, Binding]], /) -> None:
+        """Some bindings that the store has; the first time those of this node, of before its start, among them."""
+        self._shell.bindings_read(bindings, own_too=self._first)
+
+    def all_read(self, found: set[tuple[str, str]], /) -> bool:
+        """The store has no others. True when it lacks some that are known here."""
+        self._log.info("bindings_loaded", count=len(found), first=self._first)
         self._first = False
-        return lacking
+        engine = self._shell.engine
+        return engine.bindings_lacking([ident for ident in engine.bindings_elsewhere() if ident not in found], instant())
 
     def binding_seen(self, user: str, binding: Binding, /) -> None:
         self._shell.binding_seen(user, binding)

@@ -133,11 +133,9 @@ class Shell:
         self._line.extend(self.engine.recover(unfinished, instant()))
         self._drain()
 
-    def bindings_read(self, bindings: Sequence[tuple[str, Binding]], *, own_too: bool) -> bool:
-        """All bindings of the store; what `Engine.bindings_read` says."""
-        lacking, actions = self.engine.bindings_read(bindings, instant(), own_too=own_too)
-        self._perform(actions)
-        return lacking
+    def bindings_read(self, bindings: Sequence[tuple[str, Binding]], *, own_too: bool) -> None:
+        """Some of the bindings of the store."""
+        self._perform(self.engine.bindings_read(bindings, instant(), own_too=own_too))
 
     def binding_seen(self, user: str, binding: Binding) -> None:
         """Another node registered this."""

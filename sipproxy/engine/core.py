@@ -202,13 +202,20 @@ class Engine:
         """The nodes that show a sign of life."""
         self.desk.peers.heard(peers)
 
-    def bindings_read(self, bindings: Sequence[tuple[str, Binding]], now: Now, *, own_too: bool) -> tuple[bool, list[Action]]:
-        """All bindings that the store has; with `own_too` this node's own are taken back, as after a restart.
-
-        True when the store lacks bindings of other nodes that are known here: read again later to see whether they are gone.
-        """
+    def bindings_read(self, bindings: Sequence[tuple[str, Binding]], now: Now, *, own_too: bool) -> list[Action]:
+        """Some of the bindings that the store has; with `own_too` this node's own are taken back, as after a restart."""
         self.desk.now = now
-        return self._replicas.all_seen(bindings, own_too=own_too), self.desk.take_actions()
+        self._replicas.read(bindings, own_too=own_too)
+        return self.desk.take_actions()
+
+    def bindings_elsewhere(self) -> list[tuple[str, str]]:
+        """Account and key of each binding of other nodes."""
+        return self._replicas.elsewhere()
+
+    def bindings_lacking(self, idents: Sequence[tuple[str, str]], now: Now) -> bool:
+        """Of other nodes' bindings the store lacks these. True: read again later to see whether they are gone for good."""
+        self.desk.now = now
+        return self._replicas.lacking(idents)
 
     def binding_seen(self, user: str, binding: Binding, now: Now) -> list[Action]:
         """Another node registered this."""

@@ -46,10 +46,11 @@ class Binding(msgspec.Struct, frozen=True):
 
 def supersedes(new: Binding, old: Binding) -> bool:
     """Whether a binding of any node takes the place of another: within one Call-ID the CSeq decides (RFC 3261 §10.3 step 7),
-    else the later REGISTER. `store.bindings` has the same rule in its script."""
+    else the later REGISTER, and at the same instant the node's name, so that all nodes agree. `store.bindings` has the same
+    rule in its script."""
     if new.call_id == old.call_id and new.cseq != old.cseq:
         return new.cseq > old.cseq
-    return new.at_ms >= old.at_ms
+    return (new.at_ms, new.node) >= (old.at_ms, old.node)
 
 
 class Location:

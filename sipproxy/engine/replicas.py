@@ -12,7 +12,7 @@ from sipproxy.engine.actions import RemoveBinding
 from sipproxy.engine.location import supersedes
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable
 
     from sipproxy.engine.location import Binding
     from sipproxy.engine.state import Desk
@@ -36,7 +36,7 @@ class Replicas:
         if binding.expires_at_ms <= desk.now.utc_ms:
             return
         held = location.get(user, binding.key)
-        if held is not None and not supersedes(binding, held):
+        if held is not None and (held == binding or not self._gives_way(held, binding)):
             return
         for other in location.bindings(user, desk.now.utc_ms) if binding.instance else ():
             if other.key != binding.key and other.instance == binding.instance:
@@ -45,6 +45,12 @@ class Replicas:
                 self._moved(user, other)  # RFC 5626 §6: the same device by another contact
         if not location.put(user, binding):
             desk.count("bindings_refused", "full")
+
+    def _gives_way(self, held: Binding, binding: Binding) -> bool:
+        """A node's later word about its own binding counts, whatever its clock says; our own about ours is in memory."""
+        if held.node == binding.node:
+            return not self._desk.location.is_own(held)
+        return supersedes(binding, held)
 
     def _moved(self, user: str, old: Binding) -> None:
         location = self._desk.location
@@ -58,21 +64,28 @@ class Replicas:
         if held is not None and held.at_ms <= at_ms:
             self._desk.location.remove(user, key)
 
-    def all_seen(self, bindings: Sequence[tuple[str, Binding]], *, own_too: bool) -> bool:
-        """Every binding that the store has. True when it lacks some of other nodes that are known here.
-
-        Those go when the store still lacks them ten seconds later: after a flush their nodes have to write them again first.
-        `own_too` takes this node's own ones as well, of before its restart; later its memory is the truth about them.
-        """
-        location = self._desk.location
-        found = {(user, binding.key) for user, binding in bindings}
+    def read(self, bindings: Iterable[tuple[str, Binding]], *, own_too: bool) -> None:
+        """Some of the bindings that the store has. `own_too` takes this node's own ones as well, of before its restart; later
+        its memory is the truth about them."""
         for user, binding in bindings:
-            if own_too or not location.is_own(binding):
+            if own_too or not self._desk.location.is_own(binding):
                 self.seen(user, binding)
-        now = self._desk.now.mono
-        lacking = {(user, b.key) for user, b in location.items() if not location.is_own(b)} - found
-        since = {ident: self._lacking.get(ident, now) for ident in lacking}
+
+    def elsewhere(self) -> list[tuple[str, str]]:
+        """Account and key of each binding of other nodes."""
+        location = self._desk.location
+        return [(user, binding.key) for user, binding in location.items() if not location.is_own(binding)]
+
+    def lacking(self, idents: Iterable[tuple[str, str]]) -> bool:
+        """Of other nodes' bindings the store lacks just these. True when some of them may come again.
+
+        They go when the store still lacks them ten seconds later: after a flush their nodes have to write them again first.
+        """
+        now, location = self._desk.now.mono, self._desk.location
+        since = {ident: self._lacking.get(ident, now) for ident in idents}
         self._lacking = {ident: at for ident, at in since.items() if now - at < LACKING_S}
-        for ident in lacking - self._lacking.keys():
-            location.remove(*ident)
+        for user, key in since.keys() - self._lacking.keys():
+            held = location.get(user, key)
+            if held is not None and not location.is_own(held):
+                location.remove(user, key)
         return bool(self._lacking)

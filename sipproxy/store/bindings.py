@@ -37,13 +37,15 @@ _GRACE_MS = 60_000  # a hash outlives its last binding by this, for clocks that 
 _LOGGED = 20_000  # entries of the log: minutes of a network whose 200,000 contacts are refreshed twice an hour
 
 # KEYS the account's bindings, the log; ARGV binding key, writing node, account, log length, UTC ms of the change, and for a
-# binding itself, its Call-ID, its CSeq, ms from now until it is dead. The hash never dies earlier. 0: what is there is newer.
+# binding itself, its Call-ID, its CSeq, ms from now until it is dead. The hash never dies earlier. 0: what is there, of another
+# node, is newer.
 _WRITE = b"""
 local held, at = redis.call('HGET', KEYS[1], ARGV[1]), tonumber(ARGV[5])
 if held then
   local read, was = pcall(cmsgpack.unpack, held)
-  if read and type(was) == 'table' then
-    local newer = (tonumber(was.at_ms) or 0) > at
+  if read and type(was) == 'table' and was.node ~= ARGV[2] then
+    local since = tonumber(was.at_ms) or 0
+    local newer = since > at or (since == at and tostring(was.node) > ARGV[2])
     if ARGV[6] and was.call_id == ARGV[7] and was.cseq ~= tonumber(ARGV[8]) then newer = was.cseq > tonumber(ARGV[8]) end
     if newer then return 0 end
   end

@@ -32,6 +32,7 @@ POLL_S = 0.1
 RETRY_S = 0.5  # after an error
 CONFIRM_S = 15.0  # until all is read again to see whether what was lacking is gone: three heartbeats, time to write it again
 BATCH = 500  # entries of one read, some 200 kB
+CHUNK = 200  # bindings taken in one go, some milliseconds
 START = b"0-0"
 
 _decode = msgspec.msgpack.Decoder(Binding).decode
@@ -40,8 +41,11 @@ _decode = msgspec.msgpack.Decoder(Binding).decode
 class Taker(Protocol):
     """Who is told of the bindings; called on the event loop."""
 
-    def all_bindings(self, bindings: Sequence[tuple[str, Binding]], /) -> bool:
-        """Every binding of the store. True when some that are known are lacking, so that all is read once more."""
+    def bindings_read(self, bindings: Sequence[tuple[str, Binding]], /) -> None:
+        """Some of the bindings of the store, of all of them."""
+
+    def all_read(self, found: set[tuple[str, str]], /) -> bool:
+        """There are no others than these accounts and keys. True when known ones are lacking, so that all is read again."""
 
     def binding_seen(self, user: str, binding: Binding, /) -> None: ...
 
@@ -103,8 +107,14 @@ class Follower:
     async def _read_all(self) -> None:
         reason = self._wanted
         [newest] = await self._ask([("XREVRANGE", keys.BINDINGS_LOG, "+", "-", "COUNT", 1)])
-        found = await self._bindings.load_all()
-        lacking = self._taker.all_bindings(found)
+        bindings = await self._bindings.load_all()
+        found: set[tuple[str, str]] = set()
+        for start in range(0, len(bindings), CHUNK):
+            chunk = bindings[start : start + CHUNK]
+            self._taker.bindings_read(chunk)
+            found.update((user, binding.key) for user, binding in chunk)
+            await asyncio.sleep(0)  # messages come first
+        lacking = self._taker.all_read(found)
         self._last = newest[0][0] if newest else START
         self._confirm_at = time.monotonic() + CONFIRM_S if lacking else None
         self.rereads[reason] += 1

@@ -68,7 +68,7 @@ class Second:
         self.engine, self._armed = self._make(), None
         self.engine.peers_seen(self.peers)
         kept = [(user, binding) for (user, _), binding in self.world.bindings.items()]
-        self.perform(self.engine.bindings_read(kept, self.world.instant, own_too=True)[1])
+        self.perform(self.engine.bindings_read(kept, self.world.instant, own_too=True))
 
     # The shell's part
 

@@ -56,7 +56,7 @@ async def test_value_is_a_map_that_another_msgpack_reads(server: Server, connect
     bindings.save("u", binding("a"))
     await written(bindings)
     value = msgpack.unpackb(server.ask("HGET", keys.bindings("u"), "a"))
-    assert (value["key"], value["contact"], value["flow"]) == ("a", "sip:a\xe4@127.0.0.1", ["UDP", 0, "127.0.0.1", 5070, 0])
+    assert (value["key"], value["contact"], value["flow"]) == ("a", "sip:a\xe4@127.0.0.1", ["UDP", 0, "127.0.0.1", 5070, 0, []])
 
 
 async def test_hash_lives_as_long_as_its_longest_binding(server: Server, connect: Connect) -> None:
