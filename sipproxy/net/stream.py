@@ -129,7 +129,9 @@ class StreamListener:
             return self.fail(key, "shutdown")
         if connection:
             found = self._connections.get(connection)
-            return self.fail(key, "gone") if found is None else found.send(data, key)
+            if found is None or (found.host, found.port) != (host, port):
+                return self.fail(key, "gone")  # numbers begin anew with the process: a kept one may be another peer's by now
+            return found.send(data, key)
         target = self._outgoing.get((host, port))
         if target is None or not self._serves(target, domain):
             target = self._open(host, port, domain, key)

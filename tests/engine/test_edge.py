@@ -142,14 +142,15 @@ def test_emergency_call_with_a_made_up_token_is_an_emergency_call(desk: Desk) ->
     assert forwarded(desk).uri.startswith(b"sip:112@")
 
 
-def test_passage_without_an_answer_is_cancelled_when_timer_c_is_over(desk: Desk) -> None:
+@pytest.mark.parametrize("status", [b"100 Trying", b"180 Ringing"])
+def test_passage_without_an_answer_is_cancelled_when_timer_c_is_over(desk: Desk, status: bytes) -> None:
     """RFC 3261 §16.6 step 11: its owner has a bound of its own, but may be dead."""
     desk.receive(invite(desk), PEER)
     sent = forwarded(desk)
-    ringing = b"\r\n".join(
-        [b"SIP/2.0 180 Ringing", *(line for line in sent.raw.split(b"\r\n") if line.startswith(b"Via")), *_core(sent), b"", b""]
+    heard = b"\r\n".join(
+        [b"SIP/2.0 " + status, *(line for line in sent.raw.split(b"\r\n") if line.startswith(b"Via")), *_core(sent), b"", b""]
     )
-    desk.receive(ringing, TCP)
+    desk.receive(heard, TCP)
     desk.tick(181)
     desk.actions = desk.engine.fire(desk.now)
     assert [m.method for m in desk.sent() if isinstance(m, Request)] == [b"CANCEL"]

@@ -196,6 +196,19 @@ async def test_stream_ping_is_answered_with_one_crlf(nodes: Make, dial: Dial) ->
     assert node.listener.counters["pings"] == 3
 
 
+async def test_stream_message_for_a_connection_of_another_peer_is_not_sent_on_it(nodes: Make, dial: Dial) -> None:
+    """A flow that was kept over a restart: the number is in use again, by somebody else."""
+    node = await nodes()
+    client = await dial(node)
+    client.writer.write(message())
+    await until(lambda: node.got)
+    _, host, port, connection = node.got[0]
+    assert node.listener.send(message(), host, port + 1, connection, key="k") == 0
+    await until(lambda: node.failed)
+    assert node.failed == [("k", "gone")]
+    assert node.listener.send(message(), host, port, connection) == connection
+
+
 async def test_stream_answer_on_a_connection_that_is_gone_fails_and_opens_none(nodes: Make, dial: Dial) -> None:
     node = await nodes()
     client = await dial(node)

@@ -5,11 +5,13 @@ The trunk's calls arrive at the world's node `n1`; `bob` is registered at `n2`, 
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 
 import pytest
 
 from sipproxy.engine.edge import SILENT_S
+from sipproxy.sip.build import write_response
 from sipproxy.sip.message import Request, Response, parse_message
 from tests.sim.agent import Agent, AgentCall
 from tests.sim.conftest import Town, make_town
@@ -327,3 +329,82 @@ def test_nonce_of_the_other_node_costs_one_challenge_that_says_stale(pair: Pair)
     challenge = alice.responses[-1] if alice.responses[-1].status == 407 else alice.responses[-2]
     assert challenge.status == 407
     assert b"stale=true" in challenge.lines(b"proxy-authenticate")[0].lower()
+
+
+def test_reliable_provisional_response_is_acknowledged_through_both_nodes(pair: Pair) -> None:
+    """RFC 3262: PRACK, and an UPDATE, within an early dialog."""
+    pair.bob.behave = lambda call: pair.bob.progress(call, 183)
+    call = pair.incoming()
+    pair.run(2.0)
+    early = next(r for r in pair.town.trunk.responses if r.status == 183)
+    call.remote_tag, call.remote_target = early.to.tag or b"", early.contacts[0].uri.raw
+    call.routes = [route.raw for route in reversed(early.record_routes)]
+    statuses: list[int] = []
+    for method in (b"PRACK", b"UPDATE"):
+        pair.town.trunk._in_dialog(call, method, lambda r: statuses.append(r.status if r is not None else 0))
+        pair.run(1.0)
+    assert statuses == [200, 200]
+    assert {b"PRACK", b"UPDATE"} <= {request.method for request in pair.bob.requests}
+    call.routes, call.remote_tag = [], b""
+    pair.bob.answer(pair.bob.calls[0])
+    pair.run(2.0)
+    pair.town.trunk.bye(call)
+    pair.run(2.0)
+    pair.town.assert_reconciled()
+
+
+def test_redirection_of_the_customer_is_followed_by_the_node_that_has_the_call(pair: Pair) -> None:
+    def forward(call: AgentCall) -> None:
+        assert call.server is not None
+        call.status = 302
+        headers = [(b"Contact", b"<sip:03023125001@sip.test>")]
+        pair.bob._tx.respond(call.server, 302, _response(call, headers), pair.town.world.now)
+
+    pair.bob.behave = forward
+    pair.incoming()
+    pair.run(3.0)
+    records = pair.town.world.records
+    assert {record.node for record in (*records, *pair.town.world.admitted)} == {"n1"}
+    assert [record.line for record in pair.town.world.admitted] == ["L2", "L2"]
+    assert pair.second.facts == []
+
+
+def _response(call: AgentCall, headers: list[tuple[bytes, bytes]]) -> bytes:
+    assert call.server is not None
+    return write_response(call.server.request, 302, to_tag=call.local_tag, headers=headers)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_calls_over_two_nodes_on_a_bad_network_leave_no_slot_and_one_record_each(seed: int) -> None:
+    """Loss, duplication and reordering between all three; either party hangs up, cancels or refuses."""
+    pair = make_pair(seed=seed, line_fields={"channels": 50})
+    world, bob = pair.town.world, pair.bob
+    world.loss, world.duplicate, world.delay = 0.05, 0.05, (0.005, 0.2)
+    choose = random.Random(seed)
+
+    def behave(call: AgentCall) -> None:
+        kind = choose.random()
+        if kind < 0.6:
+            bob.ring_then_answer(call, 0.2, 1.5)
+            if kind < 0.3:
+                world.after(8.0, lambda: bob.bye(call))
+        elif kind < 0.8:
+            bob.reject(call, 486)
+        else:
+            bob.progress(call, 180)
+
+    bob.behave = behave
+    for _ in range(3):
+        calls = [pair.incoming() for _ in range(3)]
+        pair.run(10.0)
+        for call in calls:
+            if call.status // 100 == 2:
+                pair.town.trunk.bye(call)
+            elif not call.status:
+                pair.town.trunk.cancel(call)
+        pair.run(110.0)
+    assert world.store.all() == set(), f"seed {seed}"
+    assert len(world.records) == len({record.id for record in world.records}) == 9
+    assert pair.second.facts == []
+    assert not pair.second.engine.desk.transactions.clients, "the other node keeps nothing"
+    assert not pair.second.engine.desk.transactions.servers
