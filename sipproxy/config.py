@@ -95,6 +95,7 @@ class Trunk(Section, frozen=True):
         tuple[Filled, ...], Many
     ] = ()  # sources of incoming calls: IP, IP:port or network; default: the uri's host
     names: Annotated[tuple[Filled, ...], Many] = ()  # SIP domains of the carrier's certificate; then no other source over TLS
+    listen: Text = ""  # address of the [[listen]] of the uri's transport that it is sent from; "" = the first that fits
     priority: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 0  # lower first
     weight: Annotated[int, msgspec.Meta(ge=1, le=65535)] = 1
     foreign: bool = False  # calls come from abroad by it

@@ -341,8 +341,13 @@ def _check_tls(config: Config, reader: _Reader) -> None:
             reader.fault(("trunk", index, "names"), 'needs clients = "optional" or "required" in [tls]')
         found = re.search(r";transport=([A-Za-z]+)", trunk.uri)
         transport = found[1].lower() if found is not None else "udp"
-        if listens and transport not in listens:
+        places = {listen.address for listen in config.listen if listen is not None and listen.transport == transport}
+        if listens and not places:
             reader.fault(("trunk", index, "uri"), f'needs a [[listen]] with transport = "{transport}"')
+        elif trunk.listen and trunk.listen not in places:
+            reader.fault(
+                ("trunk", index, "listen"), f"is the address of no {transport} [[listen]]: {', '.join(sorted(places))}"
+            )
 
 
 def _check_trunks(trunks: tuple[Trunk | None, ...], reader: _Reader) -> None:

@@ -36,7 +36,7 @@ def engine_settings(config: Config, bound: Sequence[Bound], *, boot: str = "") -
         realm=registrar.realm,
         domains=domains,
         listeners=listeners,
-        trunks=tuple(_trunk(t) for t in sorted(config.trunk, key=lambda t: t.priority)),
+        trunks=tuple(_trunk(t, config) for t in sorted(config.trunk, key=lambda t: t.priority)),
         algorithms=registrar.algorithms,
         access_networks=tuple(ipaddress.ip_network(n, strict=False) for n in config.emergency.access_networks),
         default_expires_s=registrar.default_expires_s,
@@ -71,11 +71,15 @@ def _listener(index: int, advertised: str, bound: Bound, domains: frozenset[str]
     shown = shown.strip("[]")
     literal = f"[{shown}]" if ":" in shown else shown
     hosts = {(host, port), (shown.lower(), shown_port), *((domain, port) for domain in domains)}
-    return Listener(index, transport, f"{literal}:{shown_port}".encode(), frozenset(hosts))
+    version = ipaddress.ip_address(host).version
+    return Listener(index, transport, f"{literal}:{shown_port}".encode(), frozenset(hosts), version)
 
 
-def _trunk(trunk: Trunk) -> TrunkRoute:
+def _trunk(trunk: Trunk, config: Config) -> TrunkRoute:
     hop = parse_hop(trunk.uri.encode())
+    places = [(listen.transport.upper(), listen.address) for listen in config.listen]
+    if trunk.listen:
+        hop = hop._replace(listener=places.index((hop.transport, trunk.listen)))
     sources = trunk.addresses or ((hop.host,) if _is_literal(hop.host) else ())
     return TrunkRoute(
         trunk.name,

@@ -225,3 +225,9 @@ def test_load_tls_tells_what_it_lacks(tmp_path: Path) -> None:
     assert faults_of(tmp_path, tls + trunk) == [(9, "trunk[1].names")]
     assert faults_of(tmp_path, trunk.replace('names = ["a.example"]\n', "")) == [(3, "trunk[1].uri")]
     assert load(written(tmp_path, tls + 'clients = "optional"\n' + trunk)).trunk[0].names == ("a.example",)
+
+
+def test_load_trunk_is_sent_from_a_listener_that_there_is(tmp_path: Path) -> None:
+    text = '[[listen]]\naddress = "127.0.0.1:5060"\n[[listen]]\naddress = "127.0.0.2:5060"\n' + TRUNK
+    assert load(written(tmp_path, text + 'listen = "127.0.0.2:5060"\n')).trunk[0].listen == "127.0.0.2:5060"
+    assert faults_of(tmp_path, text + 'listen = "127.0.0.3:5060"\n') == [(8, "trunk[1].listen")]

@@ -107,7 +107,7 @@ def listener_of(settings: Settings, to: Flow | Hop) -> Listener | None:
     """The listener whose address stands in the Via of what goes to `to`."""
     if isinstance(to, Flow):
         return settings.listeners[to.listener]
-    return settings.listener_for(to.transport)
+    return settings.listener_for(to)
 
 
 def record_route_uri(listener: Listener, mark: bytes) -> bytes:
@@ -247,7 +247,9 @@ def next_hop(settings: Settings, uri: bytes | Uri, known: Flow | Hop) -> Flow | 
         return known
     if not parsed.is_sip or not parsed.host or is_ours(parsed, settings):
         return known
-    return hop_of(parsed)
+    hop = hop_of(parsed)
+    same = isinstance(known, Hop) and known.transport == hop.transport
+    return hop._replace(listener=known.listener) if same else hop
 
 
 def strict_next(editor: Editor, routes: list[NameAddr], uri: bytes) -> Uri | None:

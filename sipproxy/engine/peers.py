@@ -49,7 +49,7 @@ class Peers:
         peer = self._known.get(node)
         if peer is None:
             return None
-        return next((hop for hop in peer.hops if self._settings.listener_for(hop.transport) is not None), None)
+        return next((hop for hop in peer.hops if self._settings.listener_for(hop) is not None), None)
 
     def has_host(self, host: str) -> bool:
         """Whether a message from this IP address can be another node's."""

@@ -321,10 +321,12 @@ def _received(desk: Desk, call: str, fact: Confirmed, dialled: str) -> Request:
 def _flow(desk: Desk, place: Place) -> Flow | Hop | None:
     """The place with today's listeners; None when none speaks its transport."""
     if place.listener < 0:
-        return Hop(place.transport, place.host, place.port)
+        found = Hop(place.transport, place.host, place.port)
+        routes = (trunk.hop for trunk in desk.settings.trunks if trunk.hop[:3] == found[:3])
+        return next(routes, found)
     listeners = desk.settings.listeners
     if place.transport == LOOP:
         return Flow(LOOP, min(place.listener, len(listeners) - 1), place.host, 0)
     same = place.listener < len(listeners) and listeners[place.listener].transport == place.transport
-    listener = listeners[place.listener] if same else desk.settings.listener_for(place.transport)
+    listener = listeners[place.listener] if same else desk.settings.listener_for(Hop(place.transport, place.host))
     return Flow(place.transport, listener.index, place.host, place.port) if listener is not None else None

@@ -25,6 +25,7 @@ class Listener:
     transport: str
     sent_by: bytes
     hosts: frozenset[tuple[str, int]]  # (host, port) pairs in a URI that mean this listener
+    version: int = 4  # of IP
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,5 +103,10 @@ class Settings:
         """Whether an IP address is inside a network from which 110 and 112 need no challenge."""
         return bool(self.access_networks) and any(ipaddress.ip_address(host) in n for n in self.access_networks)
 
-    def listener_for(self, transport: str) -> Listener | None:
-        return next((listener for listener in self.listeners if listener.transport == transport), None)
+    def listener_for(self, to: Hop) -> Listener | None:
+        """The listener that a hop is sent from: its own, else the first of its transport and IP version."""
+        if 0 <= to.listener < len(self.listeners):
+            return self.listeners[to.listener]
+        version = to.version
+        fitting = (found for found in self.listeners if found.transport == to.transport and version in (0, found.version))
+        return next(fitting, None)

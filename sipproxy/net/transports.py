@@ -52,7 +52,7 @@ class Transports:
         self._message_bytes = message_bytes
         self._tls = tls
         self._listeners: list[UdpListener | StreamListener] = []
-        self._by_transport: dict[str, int] = {}
+        self._by_kind: dict[tuple[str, int], int] = {}  # (transport, IP version) -> the first listener
         self._lookups: set[asyncio.Task[None]] = set()
         self.failures: dict[str, int] = {}
 
@@ -74,7 +74,7 @@ class Transports:
                     if step == tries[-1]:
                         raise
             self._listeners.append(listener)
-            self._by_transport.setdefault(transport, index)
+            self._by_kind.setdefault((transport, _version(host)), index)
             moved[wanted] = listener.address[1]
             taken.append((transport, *listener.address))
         return taken
@@ -134,26 +134,42 @@ class Transports:
         if isinstance(target, Flow):
             self._transmit(target, data, key)
             return
-        index = self._by_transport.get(target.transport)
-        if index is None:
-            self._fail("no_listener", key)
-            return
         found = self._resolver.literal(target.host, target.port, target.transport)
         if found:
-            self._transmit(Flow(target.transport, index, *found[0]), data, key, target.host)
+            self._reach(target, found, data, key)
         elif len(self._lookups) >= MAX_LOOKUPS:
             self._fail("too_many_lookups", key)
         else:
-            task = asyncio.get_running_loop().create_task(self._look_up(index, target, data, key))
+            task = asyncio.get_running_loop().create_task(self._look_up(target, data, key))
             self._lookups.add(task)
             task.add_done_callback(self._lookups.discard)
 
-    async def _look_up(self, index: int, target: Hop, data: bytes, key: Hashable | None) -> None:
+    async def _look_up(self, target: Hop, data: bytes, key: Hashable | None) -> None:
         found = await self._resolver.resolve(target.host, target.port, target.transport)
         if found:
-            self._transmit(Flow(target.transport, index, *found[0]), data, key, target.host)
+            self._reach(target, found, data, key)
         else:
             self._fail("unresolved", key)
+
+    def _reach(self, target: Hop, places: Sequence[tuple[str, int]], data: bytes, key: Hashable | None) -> None:
+        """Send to the first of the places that a listener reaches: the hop's own, else the first of its IP version.
+
+        Of a name's places those come first that the first listener reaches, whose address stands in the Via.
+        """
+        first = min((index for (transport, _), index in self._by_kind.items() if transport == target.transport), default=0)
+        reachable = [(self._listener_to(target, host), host, port) for host, port in places]
+        for index, host, port in sorted(reachable, key=lambda place: place[0] != first):
+            if index >= 0:
+                self._transmit(Flow(target.transport, index, host, port), data, key, target.host)
+                return
+        self._fail("no_listener", key)
+
+    def _listener_to(self, target: Hop, host: str) -> int:
+        """The index of the listener that a hop's address is reached from, -1 for none."""
+        version = _version(host)
+        if target.listener < 0:
+            return self._by_kind.get((target.transport, version), -1)
+        return target.listener if _version(self._listeners[target.listener].address[0]) == version else -1
 
     def _transmit(self, to: Flow, data: bytes, key: Hashable | None, domain: str = "") -> None:
         listener = self._listeners[to.listener]
@@ -185,3 +201,7 @@ class Transports:
             for name, value in rows.items():
                 totals[transport, name] = totals.get((transport, name), 0) + value
         return totals
+
+
+def _version(host: str) -> int:
+    return 6 if ":" in host else 4

@@ -34,8 +34,19 @@ class Flow(NamedTuple):
 
 
 class Hop(NamedTuple):
-    """A next hop to be reached, not yet bound to a flow: `host` may be a name, `port` 0 means "by RFC 3263"."""
+    """A next hop to be reached, not yet bound to a flow: `host` may be a name, `port` 0 means "by RFC 3263".
+
+    `listener` is the index of ours that it is sent from; -1 leaves that to transport and IP version.
+    """
 
     transport: str
     host: str
     port: int = 0
+    listener: int = -1
+
+    @property
+    def version(self) -> int:
+        """The IP version of a literal `host`; 0 for a name."""
+        if ":" in self.host:
+            return 6
+        return 4 if self.host.replace(".", "").isdecimal() else 0
