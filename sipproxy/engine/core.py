@@ -385,7 +385,8 @@ class Engine:
         elif kind == "maximum":
             hang_up(call, "maximum", cause=NORMAL_UNSPECIFIED)
         elif kind == "stop":
-            hang_up(call, call.gave_up or "error", cause=NORMAL_UNSPECIFIED)
+            assert call.gave_up is not None
+            hang_up(call, call.gave_up, cause=NORMAL_UNSPECIFIED)
         elif kind == "reap":
             hang_up(call, "session_expired", cause=TIMER_EXPIRY, certain=False)
 

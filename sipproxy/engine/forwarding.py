@@ -18,6 +18,8 @@ from policy import evaluate
 from policy.emergency import service_of
 from policy.identity import ALWAYS_SHOWN, canonical_caller
 from policy.model import CallAttempt, Direction, Verdict
+from sipproxy.engine import keep
+from sipproxy.engine.actions import Journal
 from sipproxy.engine.channels import slots_of_forwarding
 from sipproxy.engine.forward import Target, strip_trust
 from sipproxy.engine.privacy import Face, Faces, said_by, secrets_of, set_privacy
@@ -170,6 +172,8 @@ class Forwarding:
         call = setup.open(request, flow, decision, from_customer=True)
         call.from_customer, call.head = False, head
         head.parts.append(call)
+        head.record.forwarded_to = [*head.record.forwarded_to, call.id]
+        desk.out.append(Journal(keep.admission(head)))  # again, so that it says so after a crash too
         diverted = Diverted(head.record.canonical, decision.restricted, desk.settings)
         self._record(call, head, said, diverted, restricted=restricted)
         call.faces = Faces(request, said, shown, desk.settings, from_customer=False)
@@ -215,7 +219,6 @@ class Forwarding:
         line may see; where the INVITE came from is in the record of the call that was forwarded."""
         record = call.record
         record.forwarded_from = head.id
-        head.record.forwarded_to = [*head.record.forwarded_to, call.id]
         record.source = record.transport = record.user_agent = ""
         record.diversions = [text(diverted.diversion), *record.diversions]
         if restricted:

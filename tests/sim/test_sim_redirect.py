@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from cdr.facts import Admit, Alive, Answer
 from policy.model import LineStatus
 from sipproxy.sip.message import Request, parse_message
 from tests.sim.conftest import TRUNK_A, Town, make_town
+from tests.sim.restart import Restarts
 from tests.sim.world import PROXY
 
 if TYPE_CHECKING:
@@ -434,3 +436,54 @@ def test_finished_forwarding_leaves_nothing(town: Town) -> None:
     assert not engine.desk.transactions.clients
     assert engine.calls.live == 0
     assert TRUNK_A in town.world.agents
+
+
+# Restarts
+
+
+def restarted() -> tuple[Town, Restarts, AgentCall]:
+    """A forwarded call that is up, and its node, which may die."""
+    town = make_town(boot="boot-1")
+    node = Restarts(town.world)
+    call = forwarded_call(town)
+    town.world.run(5.0)
+    assert call.status == 200
+    return town, node, call
+
+
+@pytest.mark.parametrize("leaver", ["caller", "callee"])
+def test_forwarded_call_goes_on_after_a_restart(leaver: str) -> None:
+    """Design §5: both halves are taken up again and still belong together."""
+    town, node, call = restarted()
+    node.kill()
+    town.world.run(3.0)
+    node.start()
+    town.world.run(60.0)
+    assert not town.world.records
+    assert len(town.world.live_slots()) == 2
+    if leaver == "caller":
+        town.trunk_b.bye(call)
+    else:
+        town.trunk.bye(town.trunk.calls[0])
+    town.world.run(1.0)
+    assert {call.ended, town.trunk.calls[0].ended} == {"local", "remote"}
+    head, part = both(town)
+    for record in (head, part):
+        assert (record.end_reason, record.released_by, record.duration_certain) == ("normal", leaver, True)
+    assert head.forwarded_to == [part.id]
+    town.assert_reconciled()
+
+
+def test_part_whose_call_is_not_taken_up_again_ends_with_the_node() -> None:
+    """Nobody would watch over it."""
+    town, node, call = restarted()
+    node.kill()
+    part = next(f.record for f in town.world.facts if isinstance(f, Admit) and f.record.forwarded_from)
+    town.world.facts = [f for f in town.world.facts if not isinstance(f, Answer | Alive) or f.id == part.id]
+    node.start()
+    assert not town.world.live_slots()
+    head, record = both(town)
+    assert {head.end_reason, record.end_reason} == {"node_restart"}
+    assert not record.duration_certain
+    assert call.ended == ""
+    town.assert_reconciled()
