@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +14,11 @@ from publishing import Node
 from valkey_process import Valkey
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+
     import redis.asyncio
+
+    from cdr.journal import Journal
 
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
@@ -48,3 +51,17 @@ async def node(tmp_path: Path, client: redis.asyncio.Redis) -> AsyncIterator[Nod
     made = Node(tmp_path / "journal", client).start()
     yield made
     await made.stop()
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    return tmp_path / "journal"
+
+
+@pytest.fixture
+def opened(directory: Path) -> Iterator[list[Journal]]:
+    """Journals that a test opens are closed for it."""
+    journals: list[Journal] = []
+    yield journals
+    for journal in journals:
+        journal.close()

@@ -1,68 +1,27 @@
-"""cdr.journal: what was appended is there after a crash, and nothing else (docs/design.md, invariant 3)."""
+"""cdr.journal: what was appended is there after a restart, and nothing else (docs/design.md, invariant 3)."""
 
 from __future__ import annotations
 
-import random
-import shutil
-import signal
-import subprocess
-import sys
-import time
 import tracemalloc
-from collections.abc import Iterator
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgpack
 import pytest
 from cdr_samples import answer, draft, ended
+from journals import (
+    fill,
+    ids,
+    make,
+    segments,
+    wait_for_segments,
+)
 
-from cdr import codec
-from cdr.facts import Admit, Alive, Answer, End, Record
+from cdr.facts import Admit, Alive
 from cdr.journal import Journal, JournalError, UnwritableError
-from cdr.segment import HEADER_SIZE, SUFFIX, Frame, frames, read_header
+from cdr.segment import HEADER_SIZE, read_header
 
-ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture
-def directory(tmp_path: Path) -> Path:
-    return tmp_path / "journal"
-
-
-@pytest.fixture
-def opened(directory: Path) -> Iterator[list[Journal]]:
-    """Journals that a test opens are closed for it."""
-    journals: list[Journal] = []
-    yield journals
-    for journal in journals:
-        journal.close()
-
-
-def make(directory: Path, **options: int) -> Journal:
-    return Journal(directory, node="n1", **{"segment_bytes": 4096, "fsync_interval_ms": 1, **options})
-
-
-def segments(directory: Path) -> list[Path]:
-    return sorted(directory.glob(f"*{SUFFIX}"))
-
-
-def ids(records: Iterator[Record]) -> list[str]:
-    return [record.id for record in records]
-
-
-def wait_for_segments(directory: Path, count: int) -> None:
-    until = time.monotonic() + 10
-    while len(segments(directory)) != count:
-        assert time.monotonic() < until, segments(directory)
-        time.sleep(0.005)
-
-
-def fill(journal: Journal, count: int) -> None:
-    """`count` whole calls of some 400 bytes."""
-    for _ in range(count):
-        seq = journal.last_seq + 1
-        journal.append(Admit(draft(f"call-{seq}", user_agent="u" * 100)))
-        journal.append(ended(seq, user_agent="u" * 100))
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def test_recover_new_directory_is_empty(directory: Path) -> None:
@@ -258,149 +217,6 @@ def test_unpublished_records_are_never_removed(directory: Path) -> None:
     journal.close()
 
 
-def small_journal(directory: Path) -> tuple[bytes, list[int], list[Admit | Answer | Alive | End]]:
-    """One segment, the offsets where its records end, and its facts."""
-    facts: list[Admit | Answer | Alive | End] = [
-        Admit(draft("one")),
-        answer("one"),
-        Admit(draft("two")),
-        Alive("one", 9, 9000),
-        ended(1, "one"),
-        ended(2, "three"),
-    ]
-    journal = make(directory)
-    journal.recover()
-    ends = []
-    for fact in facts:
-        journal.append(fact)
-        ends.append(segments(directory)[0].stat().st_size)
-    journal.close()
-    return segments(directory)[0].read_bytes(), ends, facts
-
-
-def facts_of(directory: Path) -> list[Admit | Answer | Alive | End]:
-    """Everything that the segments hold, read without the journal."""
-    found = []
-    for path in segments(directory):
-        data = path.read_bytes()
-        header = read_header(data)
-        assert header is not None
-        for item in frames(data, HEADER_SIZE, header.position, header.salt):
-            assert isinstance(item, Frame)
-            if codec.scan(item.payload).kind != "confirmed":
-                found.append(codec.decode_fact(item.payload))
-    return found
-
-
-def reopened(directory: Path, data: bytes) -> Journal:
-    shutil.rmtree(directory)
-    directory.mkdir()
-    (directory / f"{0:020d}{SUFFIX}").write_bytes(data)
-    return make(directory)
-
-
-def test_recover_segment_cut_anywhere_keeps_every_whole_record(directory: Path) -> None:
-    data, ends, facts = small_journal(directory)
-    for cut in range(len(data) + 1):
-        journal = reopened(directory, data[:cut])
-        found = journal.recover()
-        whole = sum(end <= cut for end in ends)
-        expected = [HEADER_SIZE, *ends][whole] if cut >= HEADER_SIZE else 0
-        assert (found.damaged, found.torn) == ([], cut - expected), cut
-        assert facts_of(directory) == facts[:whole], cut
-        seqs = [fact.record.seq for fact in facts[:whole] if isinstance(fact, End)]
-        assert found.next_seq == max(seqs, default=0) + 1
-        journal.append(ended(found.next_seq, "after"))  # What follows the cut is whole again.
-        journal.close()
-        assert facts_of(directory)[:-1] == facts[:whole], cut
-
-
-def test_recover_segment_with_one_bit_flipped_invents_and_hides_nothing(directory: Path) -> None:
-    data, ends, facts = small_journal(directory)
-    spans = list(zip([HEADER_SIZE, *ends], ends, strict=False))
-    for bit in range(0, 8 * len(data), 7):  # every byte, each of the bits in turn
-        bad = bytearray(data)
-        bad[bit // 8] ^= 1 << bit % 8
-        journal = reopened(directory, bytes(bad))
-        found = journal.recover()
-        left = [fact for fact, (start, end) in zip(facts, spans, strict=False) if not start <= bit // 8 < end]
-        assert len(left) == len(facts) - (bit // 8 >= HEADER_SIZE)
-        ended_ids = {fact.record.id for fact in left if isinstance(fact, End)}
-        assert set(ids(found.unpublished)) == ended_ids, bit
-        live = {fact.record.id for fact in left if isinstance(fact, Admit)} - ended_ids
-        assert {admit.record.id for admit, _, _ in found.unfinished} == live, bit
-        if bit // 8 >= HEADER_SIZE:
-            start, end = next(span for span in spans if span[0] <= bit // 8 < span[1])
-            assert found.torn or [(d.offset, d.length) for d in found.damaged][:1] == [(start, end - start)], bit
-        next_seq = found.next_seq
-        journal.append(ended(next_seq, "after"))
-        journal.close()
-        if bit // 8 >= ends[-2] and not found.torn:
-            assert segments(directory)[0].read_bytes() == bad, bit  # The evidence stays as it was found.
-        again = make(directory)  # Damage is neither repaired nor grown by a restart.
-        found = again.recover()
-        assert ids(found.unpublished)[-1] == "after"
-        assert found.next_seq == next_seq + 1
-        again.close()
-
-
-def test_recover_answer_without_its_admission_is_reported(directory: Path) -> None:
-    journal = make(directory)
-    journal.recover()
-    journal.append(answer("ghost"))
-    journal.close()
-    journal = make(directory)
-    found = journal.recover()
-    assert found.unfinished == []
-    assert [damage.reason for damage in found.damaged] == ["call 'ghost' has no admission"]
-    assert journal.stats.damaged == 1
-    journal.close()
-
-
-def test_recover_missing_segment_in_the_middle_is_reported(directory: Path) -> None:
-    journal = make(directory)
-    journal.recover()
-    fill(journal, 60)
-    journal.close()
-    first, second, *_ = segments(directory)
-    size = second.stat().st_size
-    second.unlink()
-    journal = make(directory)
-    found = journal.recover()
-    assert [(damage.segment, damage.length, damage.reason) for damage in found.damaged] == [
-        (first.name, size - HEADER_SIZE, "missing")
-    ]
-    assert found.next_seq == 61
-    journal.close()
-
-
-def test_recover_segment_without_a_readable_header_is_read_with_that_of_another(directory: Path) -> None:
-    journal = make(directory)
-    journal.recover()
-    fill(journal, 30)
-    journal.close()
-    path = segments(directory)[1]
-    path.write_bytes(b"\0" * HEADER_SIZE + path.read_bytes()[HEADER_SIZE:])
-    journal = make(directory)
-    found = journal.recover()
-    assert ids(found.unpublished) == [f"call-{seq}" for seq in range(1, 31)]
-    assert [(damage.segment, damage.reason) for damage in found.damaged] == [(path.name, "header")]
-    journal.confirm(30)
-    journal.close()
-    assert [file.suffix for file in directory.glob(f"{path.stem}*")] == [".damaged"]  # kept for a person to look at
-
-
-def test_recover_journal_without_any_readable_header_is_set_aside(directory: Path) -> None:
-    data, _, _ = small_journal(directory)
-    journal = reopened(directory, b"\0" * HEADER_SIZE + data[HEADER_SIZE:])
-    found = journal.recover()
-    assert (found.next_seq, found.unfinished) == (1, [])
-    assert [damage.reason for damage in found.damaged] == ["header", "no readable header in the journal"]
-    journal.append(ended(1))
-    journal.close()
-    assert len(list(directory.glob("*.damaged"))) == 1
-
-
 def test_facts_of_a_newer_version_survive(directory: Path, opened: list[Journal]) -> None:
     """An older version, after a downgrade: unknown kinds are left alone, records it cannot read are delivered as bytes."""
     journal = make(directory)
@@ -458,157 +274,6 @@ def test_read_records_larger_than_a_window_are_whole(
         assert ids(journal.records_from(1)) == [f"call-{seq}" for seq in (*range(1, 31), *range(41, 61))], window
 
 
-def test_append_that_fails_leaves_whole_records_and_says_why(
-    directory: Path, opened: list[Journal], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    journal = make(directory)
-    opened.append(journal)
-    journal.recover()
-    journal.append(Admit(draft("one")))
-    fails = disk_full(monkeypatch, after=10)
-    with pytest.raises(JournalError, match="No space left on device"):
-        journal.append(Admit(draft("two")))
-    assert journal.stats.failure == "No space left on device"
-    assert journal.stats.write_errors == 1
-    fails.undo()
-    journal.append(ended(1, "one"))
-    assert journal.stats.failure == ""
-    journal.close()
-    assert [type(fact).__name__ for fact in facts_of(directory)] == ["Admit", "End"]
-
-
-def disk_full(monkeypatch: pytest.MonkeyPatch, *, after: int) -> pytest.MonkeyPatch:
-    """Every write takes `after` bytes, and the next one fails."""
-    import errno
-    import os
-
-    patch = pytest.MonkeyPatch()
-    real, state = os.write, {"part": True}
-
-    def write(descriptor: int, data: bytes) -> int:
-        state["part"] = not state["part"]
-        if state["part"]:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return real(descriptor, data[:after])
-
-    patch.setattr("cdr.storage.os.write", write)
-    return patch
-
-
-def admit_until_refused(journal: Journal) -> int:
-    """How many admissions the disk took."""
-    for count in range(10_000):
-        try:
-            journal.append(Admit(draft(f"call-{count + 1}", user_agent="u" * 2000)))
-        except JournalError:
-            assert journal.stats.failure == "No space left on device"
-            return count
-    raise AssertionError("the disk is not full")
-
-
-def test_append_end_on_a_full_disk_uses_the_reserve_and_an_admission_does_not(tmp_path: Path) -> None:
-    """Live calls are recorded to the end; new ones are told. A real file system of 256 KiB."""
-    mount = tmp_path / "disk"
-    mount.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "cdr-test", str(mount)]
-    if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode != 0:
-        pytest.skip("needs the right to mount a file system")
-    try:
-        journal = Journal(mount / "journal", node="n1", segment_bytes=65536)
-        journal.recover()
-        assert (mount / "journal" / "reserve").stat().st_size == 16384
-        assert admit_until_refused(journal) > 20
-        assert journal.stats.failure == "No space left on device"
-        for seq in range(1, 11):
-            journal.append(ended(seq, user_agent="u" * 1000))
-        assert journal.last_seq == 10
-        assert admit_until_refused(journal) < 20
-        journal.close()
-        journal = Journal(mount / "journal", node="n1", segment_bytes=65536)
-        found = journal.recover()
-        assert found.damaged == []
-        assert {"call-11", "call-12"} <= {admit.record.id for admit, _, _ in found.unfinished}
-        assert found.next_seq == 11
-        journal.close()
-    finally:
-        subprocess.run(["umount", str(mount)], check=True)
-
-
-def test_append_when_the_file_cannot_be_restored_goes_on_in_a_new_segment(
-    directory: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    journal = make(directory)
-    journal.recover()
-    journal.append(Admit(draft("one")))
-    fails = disk_full(monkeypatch, after=10)
-    fails.setattr("cdr.storage.os.ftruncate", lambda *_: (_ for _ in ()).throw(OSError(5, "Input/output error")))
-    with pytest.raises(JournalError):
-        journal.append(Admit(draft("two")))
-    fails.undo()
-    journal.append(Admit(draft("three")))
-    assert journal.stats.segments == 2
-    journal.close()
-    journal = make(directory)
-    found = journal.recover()
-    assert [admit.record.id for admit, _, _ in found.unfinished] == ["one", "three"]
-    assert found.damaged == []
-    journal.close()
-
-
-async def test_wait_synced_returns_when_the_disk_has_it(directory: Path, opened: list[Journal]) -> None:
-    journal = make(directory)
-    opened.append(journal)
-    journal.recover()
-    position = journal.append(Admit(draft()))
-    await journal.wait_synced(position)
-    assert journal.synced >= position
-    await journal.wait_synced(position)
-    await journal.wait_synced(position + 1_000_000)  # more than there is: all of it
-    assert journal.stats.unsynced == 0
-    assert journal.stats.fsync_ms > 0
-    assert 0 < journal.stats.free_percent <= 100
-
-
-async def test_wait_synced_when_the_disk_refuses_raises(
-    directory: Path, opened: list[Journal], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    journal = make(directory)
-    opened.append(journal)
-    journal.recover()
-    await journal.wait_synced(journal.append(Admit(draft())))
-    broken = pytest.MonkeyPatch()
-    broken.setattr("cdr.storage.os.fsync", lambda _: (_ for _ in ()).throw(OSError(5, "Input/output error")))
-    position = journal.append(Admit(draft("two")))
-    with pytest.raises(JournalError, match="Input/output error"):
-        await journal.wait_synced(position)
-    assert journal.stats.fsync_errors >= 1
-    assert journal.stats.failure == "Input/output error"
-    broken.undo()
-    await journal.wait_synced(position)  # asked again, and this time it works
-    assert journal.stats.failure == ""
-
-
-async def test_sync_groups_appends_within_the_interval(
-    directory: Path, opened: list[Journal], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import os
-
-    calls = []
-    real = os.fsync
-    monkeypatch.setattr("cdr.storage.os.fsync", lambda descriptor: (calls.append(1), real(descriptor)))
-    journal = make(directory, segment_bytes=1 << 20, fsync_interval_ms=200)
-    opened.append(journal)
-    journal.recover()
-    await journal.wait_synced(journal.append(Admit(draft())))
-    before, started = len(calls), time.monotonic()
-    for seq in range(1, 301):
-        position = journal.append(ended(seq))
-    await journal.wait_synced(position)
-    elapsed = time.monotonic() - started
-    assert len(calls) - before <= 2 + elapsed / 0.2
-    assert elapsed >= 0.1
-
-
 def test_recover_keeps_nothing_of_calls_that_ended(directory: Path) -> None:
     """Memory is that of one segment, however long the journal is."""
     journal = make(directory, segment_bytes=16384)
@@ -628,41 +293,3 @@ def test_recover_keeps_nothing_of_calls_that_ended(directory: Path) -> None:
     assert sum(1 for _ in found.unpublished) == 3000
     journal.close()
     assert peak < 300_000, peak
-
-
-def test_killed_writer_loses_nothing_that_was_appended(directory: Path) -> None:
-    """kill -9 at a random moment, again and again in the same directory: every append that returned is there."""
-    seed = random.SystemRandom().randrange(2**32)
-    print("seed", seed)
-    chance = random.Random(seed)
-    confirmed = 0
-    for _ in range(6):
-        command = [sys.executable, str(Path(__file__).with_name("journal_writer.py")), str(directory)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}) as writer:
-            assert writer.stdout is not None
-            lines = [writer.stdout.readline()]
-            until = time.monotonic() + chance.uniform(0, 0.15)
-            while time.monotonic() < until:
-                lines.append(writer.stdout.readline())
-            writer.send_signal(signal.SIGKILL)
-            lines += writer.stdout.read().splitlines(keepends=True)
-        said = [line.split() for line in lines if line.endswith(b"\n")]
-        admitted = max(int(number) for kind, number in said if kind == b"A")
-        ended_seq = max((int(number) for kind, number in said if kind == b"E"), default=0)
-        confirmed = max([confirmed, *(int(number) for kind, number in said if kind == b"C")])
-        journal = Journal(directory, node="n1", segment_bytes=8192)
-        found = journal.recover()
-        assert found.damaged == []
-        assert found.torn == 0  # A write that the kernel took is whole.
-        assert found.next_seq >= ended_seq + 1
-        live = [admit.record.id for admit, _, _ in found.unfinished]
-        assert live in ([], [f"call-{found.next_seq}"])
-        assert found.next_seq > admitted or live == [f"call-{admitted}"]
-        assert journal.confirmed_seq >= confirmed
-        numbers = [record.seq for record in found.unpublished]
-        assert numbers == list(range(journal.confirmed_seq + 1, found.next_seq))
-        for admit, _, _ in found.unfinished:
-            record = admit.record
-            record.seq = journal.last_seq + 1
-            journal.append(End(record))
-        journal.close()
