@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from cdr.facts import Record
 
-__all__ = ["Figures", "Key", "Outcome", "grouped", "key_of", "outcome", "post_dial_delay", "read", "write"]
+__all__ = ["Figures", "Key", "Outcome", "RunningFigures", "grouped", "key_of", "outcome", "post_dial_delay", "read", "write"]
 
 Outcome = Literal["answered", "effective", "failed", "refused"]
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -110,6 +110,29 @@ class Figures:
             if rank <= 0:
                 return delay
         return None
+
+
+class RunningFigures:
+    """What a running node counts of the records that it makes: by route and profile, emergency calls under their own name."""
+
+    def __init__(self) -> None:
+        self.calls: Counter[tuple[str, ...]] = Counter()  # route, profile, outcome
+        self.talk_ms: Counter[tuple[str, ...]] = Counter()
+        self.delays: Counter[tuple[str, ...]] = Counter()  # calls with a post-dial delay
+        self.delay_ms: Counter[tuple[str, ...]] = Counter()
+
+    def add(self, record: Record) -> None:
+        """Count one final record."""
+        group = (record.trunk, "emergency" if record.verdict == "emergency" else record.profile)
+        kind = outcome(record)
+        self.calls[*group, kind] += 1
+        if kind == "refused":
+            return
+        self.talk_ms[group] += record.billable_ms
+        delay = post_dial_delay(record)
+        if delay is not None:
+            self.delays[group] += 1
+            self.delay_ms[group] += delay
 
 
 def outcome(record: Record) -> Outcome:

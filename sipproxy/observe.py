@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from cdr.journal import Journal
     from cdr.publisher import Publisher
+    from cdr.quality import RunningFigures
     from sipproxy.admin.control import Handler
     from sipproxy.engine.core import Engine
     from sipproxy.engine.trunks import Health
@@ -175,6 +176,26 @@ def _trunk_metrics(metrics: Metrics, engine: Engine) -> None:
     metrics.gauge("sipproxy_trunk_ping_seconds", "round trip of the last answered OPTIONS", lambda: of(ping), label)
 
 
+def _floats(counts: Mapping[tuple[str, ...], int]) -> dict[tuple[str, ...], float]:
+    return {key: float(number) for key, number in counts.items()}
+
+
+def _quality_metrics(metrics: Metrics, quality: RunningFigures) -> None:
+    """As `cdr quality` counts them: ASR is answered of all but refused, NER answered and effective of these."""
+
+    def seconds(counts: Mapping[tuple[str, ...], int]) -> dict[tuple[str, ...], float]:
+        return {group: ms / 1000 for group, ms in counts.items()}
+
+    group = ("route", "profile")
+    text = "attempts by outcome: answered, effective (ended by a user's doing), failed, refused by policy"
+    metrics.counter("sipproxy_quality_calls", text, lambda: _floats(quality.calls), (*group, "outcome"))
+    metrics.counter("sipproxy_quality_talk_seconds", "talking time", lambda: seconds(quality.talk_ms), group)
+    metrics.counter("sipproxy_quality_ringing", "attempts that rang or were answered", lambda: _floats(quality.delays), group)
+    metrics.counter(
+        "sipproxy_quality_post_dial_delay_seconds", "sum of their post-dial delays", lambda: seconds(quality.delay_ms), group
+    )
+
+
 def _cdr_metrics(metrics: Metrics, journal: Journal, publisher: Publisher, shell: Shell) -> None:
     def journal_values() -> Mapping[str, float]:
         stats = journal.stats
@@ -190,6 +211,7 @@ def _cdr_metrics(metrics: Metrics, journal: Journal, publisher: Publisher, shell
     )
     metrics.gauge("sipproxy_journal_owed", "facts in memory because the disk refuses them", lambda: shell.facts_owed)
     metrics.counter("sipproxy_journal_lost", "facts lost because the disk refused too long", lambda: shell.facts_lost)
+    _quality_metrics(metrics, shell.quality)
     metrics.gauge("sipproxy_cdr_backlog", "records not yet safe in the stream", lambda: publisher.stats.backlog)
     metrics.gauge("sipproxy_cdr_behind_ms", "for how long there has been a backlog", lambda: publisher.stats.behind_ms)
     metrics.counter("sipproxy_cdr_published", "records appended to the stream", lambda: publisher.stats.published)

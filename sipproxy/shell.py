@@ -16,6 +16,7 @@ import structlog
 
 from cdr.facts import Admit, Alive, Answer, End
 from cdr.journal import JournalError, UnwritableError
+from cdr.quality import RunningFigures
 from sipproxy.engine.actions import (
     Action,
     HoldSlot,
@@ -90,6 +91,7 @@ class Shell:
         self._timer_at = 0.0
         self._log = structlog.get_logger("engine")
         self.facts_lost = 0
+        self.quality = RunningFigures()
         self.disk: Literal["ok", "filling", "full"] = "ok"  # where the journal lies
 
     def start(self) -> None:
@@ -196,6 +198,8 @@ class Shell:
             getattr(self._log, action.level)(action.event, **action.fields)
 
     def _append(self, fact: Fact) -> None:
+        if isinstance(fact, End):
+            self.quality.add(fact.record)
         if isinstance(fact, End):
             self._publisher.ended(fact.record.id)
         if self._owed and not isinstance(fact, Admit):

@@ -10,6 +10,7 @@ import msgspec
 
 from cdr import tailing
 from cdr.entries import Poison
+from sipproxy.commands.accesses import recorded
 from sipproxy.commands.backend import with_store
 from sipproxy.config import load
 
@@ -36,13 +37,16 @@ def tail(path: Path, output: Output, *, count: int, follow: bool) -> int:
         kept: list[Record | Poison] = []
         if follow and not output.as_json:
             output.line(_aligned(COLUMNS))
-        async for item in tailing.tail(client, config.cdr.stream, last=count, follow=follow):
-            if output.as_json:
-                output.value(_plain(item))
-            elif follow:
-                output.line(_aligned(_cells(item)))
-            else:
-                kept.append(item)
+        what = f"last {count}{', following' if follow else ''}"
+        async with recorded(client, config.cdr.stream, "cdr tail", what) as seen:
+            async for item in tailing.tail(client, config.cdr.stream, last=count, follow=follow):
+                seen.records += 1
+                if output.as_json:
+                    output.value(_plain(item))
+                elif follow:
+                    output.line(_aligned(_cells(item)))
+                else:
+                    kept.append(item)
         return kept
 
     items = with_store(config, work)

@@ -17,6 +17,7 @@ __all__ = ["AWAY", "REFUSED", "USAGE", "CommandError", "Output", "run"]
 REFUSED = 1
 USAGE = 2
 AWAY = 3
+MAX_WIDTH = 10_000  # of a table in a pipe
 
 
 class CommandError(Exception):
@@ -69,7 +70,8 @@ class Output:
         console = Console()
         if not console.is_terminal:
             # A pipe has no width: nothing is folded there, so that grep and awk see whole rows.
-            console = Console(width=max(80, console.measure(table).maximum))
+            wide = console.options.update(max_width=MAX_WIDTH)
+            console = Console(width=max(80, console.measure(table, options=wide).maximum))
         console.print(table)
 
 

@@ -17,6 +17,7 @@ __all__ = ["draw"]
 
 NEEDS = "a picture needs matplotlib: pip install 'sipproxy[plot]'"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # told apart by the colour-blind (Okabe, Ito)
+TICKS = 10  # dates below the panels
 REFUSED, FAILED, EFFECTIVE, ANSWERED = "#999999", "#d55e00", "#56b4e9", "#0072b2"
 
 
@@ -37,17 +38,17 @@ def draw(found: Mapping[Key, Figures], promised: Mapping[str, int], file: Path) 
         3, 1, figsize=(10, 9), sharex=True, height_ratios=(3, 2, 2), layout="constrained"
     )
     try:
-        x = [dt.date.fromisoformat(day) for day in days]
+        x = [dt.datetime.fromisoformat(day).replace(tzinfo=dt.UTC) for day in days]
         _rates(rates, kept, days, x, promised)
         _attempts(attempts, kept, days, x)
         _delays(delays, kept, days, x)
         if days:
             delays.set_xlim(x[0] - dt.timedelta(hours=18), x[-1] + dt.timedelta(hours=18))
-            locator = dates.AutoDateLocator(minticks=1, maxticks=12)
-            locator.intervald[dates.DAILY] = [1, 2, 7, 14]
-            delays.xaxis.set_major_locator(locator if len(days) > 1 else dates.DayLocator())
-            delays.xaxis.set_major_formatter(dates.DateFormatter("%d.%m.%Y" if len(days) <= 8 else "%d.%m."))
-            figure.suptitle(f"Call quality, {days[0]} to {days[-1]}, without 110 and 112")
+            span = (x[-1] - x[0]).days + 1
+            delays.xaxis.set_major_locator(dates.DayLocator(interval=-(-span // TICKS)))
+            delays.xaxis.set_major_formatter(dates.DateFormatter("%d.%m.%Y" if span > 360 else "%d.%m."))
+            over = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
+            figure.suptitle(f"Call quality, {over}, without 110 and 112")
         else:
             figure.suptitle("Call quality: no calls in these days")
         figure.savefig(file, dpi=120)
@@ -65,14 +66,14 @@ def _merged(kept: Mapping[Key, Figures], day: str, profile: str | None = None) -
     return total
 
 
-def _rates(axes: Any, kept: Mapping[Key, Figures], days: list[str], x: list[dt.date], promised: Mapping[str, int]) -> None:
+def _rates(axes: Any, kept: Mapping[Key, Figures], days: list[str], x: list[dt.datetime], promised: Mapping[str, int]) -> None:
     lowest = 100.0
     for number, profile in enumerate(sorted({key.profile for key in kept if kept[key].seizures})):
         colour, name = COLOURS[number % len(COLOURS)], profile or "no profile"
         parts = [_merged(kept, day, profile) for day in days]
         ner = [float("nan") if one.ner is None else 100 * one.ner for one in parts]
         asr = [float("nan") if one.asr is None else 100 * one.asr for one in parts]
-        axes.plot(x, ner, color=colour, marker="o", label=f"{name}: NER")
+        axes.plot(x, ner, color=colour, marker="o", markersize=4, label=f"{name}: NER")
         axes.plot(x, asr, color=colour, marker=".", linestyle=":", label=f"{name}: ASR")
         lowest = min([lowest, *(value for value in ner + asr if value == value)])  # noqa: PLR0124  NaN is not itself
         if profile in promised:
@@ -87,7 +88,7 @@ def _rates(axes: Any, kept: Mapping[Key, Figures], days: list[str], x: list[dt.d
         axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
-def _attempts(axes: Any, kept: Mapping[Key, Figures], days: list[str], x: list[dt.date]) -> None:
+def _attempts(axes: Any, kept: Mapping[Key, Figures], days: list[str], x: list[dt.datetime]) -> None:
     parts = [_merged(kept, day) for day in days]
     bottom = [0] * len(days)
     layers = (("answered", ANSWERED), ("effective", EFFECTIVE), ("failed", FAILED), ("refused", REFUSED))
@@ -102,11 +103,11 @@ def _attempts(axes: Any, kept: Mapping[Key, Figures], days: list[str], x: list[d
     axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
-def _delays(axes: Any, kept: Mapping[Key, Figures], days: list[str], x: list[dt.date]) -> None:
+def _delays(axes: Any, kept: Mapping[Key, Figures], days: list[str], x: list[dt.datetime]) -> None:
     parts = [_merged(kept, day) for day in days]
-    for percent, style in ((50, "-"), (95, "--")):
+    for percent, style, marker, colour in ((50, "-", "o", COLOURS[0]), (95, "--", "^", COLOURS[4])):
         values = [float("nan") if (delay := one.delay_ms(percent)) is None else delay / 1000 for one in parts]
-        axes.plot(x, values, color=COLOURS[0], linestyle=style, marker="o", markersize=4, label=f"p{percent}")
+        axes.plot(x, values, color=colour, linestyle=style, marker=marker, markersize=4, label=f"p{percent}")
     axes.set_ylim(bottom=0)
     axes.set_ylabel("seconds")
     axes.set_title("Post-dial delay", loc="left", fontsize=10)

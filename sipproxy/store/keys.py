@@ -19,6 +19,9 @@ them in Redis Cluster. Values are msgpack (msgspec structs as maps) where not sa
 - `sp:trace` (STREAM, store.traces): one engine.actions.MaliciousCall per entry, field `d`. Bounded by number.
 - `sp:trace:access` (STREAM, store.traces): who read them and why, field `d`. Bounded by number.
 - `sp:cdr` or `sp:{cdr:<n>}` (STREAM, cdr.publisher): one entry per CDR. Trimmed only behind every consumer group.
+- `{sp:cdr}:access` (STREAM, cdr.access): who looked at CDRs. `{sp:cdr}:held` (STREAM, cdr.purging): those of fraud holds.
+- `{sp:cdr}:invoices` (HASH, cdr.purging): end of calls -> sent, UTC ms. `{sp:cdr}:folders` (HASH, cdr.exporting): exports.
+- `{sp:cdr}:stats:<day>` (HASH), `:stats:days` (SET), `:stats:cursor` (STRING), cdr.stats: daily counts without numbers.
 
 Leaves out: how the policy and CDR keys are built; those packages own them and import nothing from here.
 """

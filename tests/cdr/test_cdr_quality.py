@@ -10,7 +10,7 @@ from cdr_samples import SETUP_AT_MS, draft, records
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cdr.quality import Figures, Key, grouped, key_of, outcome, post_dial_delay, read, write
+from cdr.quality import Figures, Key, RunningFigures, grouped, key_of, outcome, post_dial_delay, read, write
 
 if TYPE_CHECKING:
     from cdr.facts import Record
@@ -144,3 +144,16 @@ def test_delay_percentile_is_the_nearest_rank(delays: list[int], percent: int) -
         figures.add(attempt(200, "normal", rings=delay, talks=1))
     steps = sorted(delay // 10 * 10 for delay in delays)
     assert figures.delay_ms(percent) == steps[math.ceil(len(steps) * percent / 100) - 1]
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(records(), max_size=8))
+def test_running_figures_count_as_figures_do(given_records: list[Record]) -> None:
+    running = RunningFigures()
+    whole = Figures()
+    for record in given_records:
+        running.add(record)
+        whole.add(record)
+    for kind in ("answered", "effective", "failed", "refused"):
+        assert sum(number for key, number in running.calls.items() if key[2] == kind) == getattr(whole, kind)
+    assert running.delays.total() == whole.delays.total()
