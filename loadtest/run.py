@@ -186,10 +186,10 @@ async def _run_stall(options: argparse.Namespace) -> list[Report]:
 
 
 async def _run_channels(options: argparse.Namespace) -> list[Report]:
-    lines = many_lines(1, channels=options.channels)
+    lines = many_lines(options.rounds, channels=options.channels)
     async with Network(lines, settings=LOAD_SETTINGS) as network, network.another_node() as other:
         tell = progress_of("channels")
-        found = await contend(network, other, lines[0].user, rounds=options.rounds, calls=options.calls, progress=tell)
+        found = await contend(network, other, rounds=options.rounds, calls=options.calls, progress=tell)
     report = Report(f"{options.calls} simultaneous set-ups on {options.channels} channels over two nodes")
     report.add("rounds", "rounds", found.rounds)
     exact = found.admitted[options.channels]
@@ -198,6 +198,7 @@ async def _run_channels(options: argparse.Namespace) -> list[Report]:
     report.add("refused", "refused a round, and in how many rounds", _counted(found.refused))
     report.add("admitted_ways", "who was admitted", _counted(found.admitted_ways))
     report.add("statuses", "refused with", _counted(found.statuses))
+    report.add("rules", "by rule", _counted(found.rules))
     for share, name in ((0.5, "p50"), (0.99, "p99"), (1.0, "max")):
         value = percentile(found.freed_ms, share)
         report.add(f"freed_{name}_ms", f"BYE until the channel was in use again at the other node, {name}", value, "ms")
@@ -206,6 +207,7 @@ async def _run_channels(options: argparse.Namespace) -> list[Report]:
     report.add("reconciled", "records", str(found.result))
     report.expect(exact == options.rounds, f"not exactly {options.channels} were admitted: {_counted(found.admitted)}")
     report.expect(not found.wrong_statuses, f"wrong refusals: {found.wrong_statuses}")
+    report.expect(set(found.rules) <= {"line.channels"}, f"refused for other reasons: {_counted(found.rules)}")
     report.expect(len(found.freed_ms) == options.rounds, "a channel was not free again")
     report.expect(not found.beyond, "more calls than channels")
     report.expect(not found.slots_wrong, f"slots were not those of the calls: {found.slots_wrong[:3]}")

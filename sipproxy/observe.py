@@ -103,6 +103,7 @@ def _engine_metrics(metrics: Metrics, engine: Engine) -> None:
         "probes": ("parties of live calls that were asked whether they are there", ("side",)),
         "parties_lost": ("parties found gone, and sessions that expired", ("how",)),
         "slots_undecided": ("slots decided without the store", ("way",)),
+        "slots_forgotten": ("slots granted by a store that counted fewer than this node holds", ("kind",)),
         "slots_refused": (
             "slots refused, by what was full (line, account, trunk), or store, where none is given without it",
             ("why",),

@@ -125,21 +125,31 @@ class Channels:
                 # The take may still be refused when it is executed, and the store would not know of the call.
                 desk.out.append(HoldSlot(slot, asked.holder))
         elif taken:
-            # What the store granted before it heard of calls that were let in without it is one slot too many.
-            grant = self._full_here(asked) or Grant("", used, of_account)
+            grant = self._checked(asked, used, of_account)
         else:
             grant = Grant("full" if used >= asked.limit else "account", used, of_account)
         if grant.refusal:
             desk.out.append(ReleaseSlot(slot))  # a take whose reply was late or lost may have run
         self._settle(asked, grant)
 
+    def _checked(self, asked: _Asked, used: int, of_account: int) -> Grant:
+        """What the store grants, unless this node's own calls fill the limit already.
+
+        A store that counts fewer than this node holds has not heard of calls that were let in without it, was flushed, or is
+        an old copy: it is told of them again at once, so that no other node is granted what they have (design §8).
+        """
+        slot = asked.slot
+        if used <= self.held(slot.kind, slot.owner):
+            self._desk.count("slots_forgotten", slot.kind)
+            self._desk.out += [HoldSlot(own, holder) for own, holder in self._held[slot[:2]].items()]
+        return self._full_here(asked) or Grant("", used, of_account)
+
     def _alone(self, asked: _Asked) -> Grant:
         """Decide without the store, from what this node's calls hold."""
         slot, way = asked.slot, self._desk.settings.slots
         self._desk.count("slots_undecided", way)
-        used, of_account = self.held(slot.kind, slot.owner), self.held_by(slot.owner, asked.holder.account)
         if way == "refuse" and slot.kind == "line":
-            return Grant("away", used, of_account)
+            return Grant("away", self.held(slot.kind, slot.owner), self.held_by(slot.owner, asked.holder.account))
         return self._full_here(asked) or Grant("", used + 1, of_account + 1)
 
     def _full_here(self, asked: _Asked) -> Grant | None:

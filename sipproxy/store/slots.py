@@ -103,11 +103,11 @@ class _Wish(NamedTuple):
 class _Take:
     __slots__ = ("action", "at", "done", "lease_ms", "on_result", "repeat")
 
-    def __init__(self, action: TakeSlot, lease_ms: int, on_result: Callable[[SlotResult], None], at: float) -> None:
+    def __init__(self, action: TakeSlot, lease_ms: int, on_result: Callable[[SlotResult], None]) -> None:
         self.action = action
         self.lease_ms = lease_ms
         self.on_result = on_result
-        self.at = at
+        self.at = 0.0  # when the answer is due, once it has been asked for
         self.done = False
         self.repeat = True  # whether it may be sent again after NOSCRIPT: not once a release has gone out behind it
 
@@ -123,6 +123,7 @@ class Slots:
         self._is_loaded = False  # the script was sent ahead on this connection
         self._is_lost = False  # and the server has forgotten it since
         self._takes: dict[Slot, _Take] = {}
+        self._leaving: list[_Take] = []  # submitted in this tick
         self._deadlines: list[_Take] = []  # a heap
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
@@ -155,14 +156,15 @@ class Slots:
         older = self._takes.get(slot)
         if older is not None:
             older.repeat = False  # this one is sent for both
-        take = _Take(action, lease_ms, on_result, loop.time() + max(0.0, min(action.wait_s, self._store.deadline_s)))
+        take = _Take(action, lease_ms, on_result)
         if self._store.state is State.AWAY:
             loop.call_soon(self._finish, take, SlotResult(None, 0))
             return
         self._takes[slot] = take
-        heapq.heappush(self._deadlines, take)
-        self._arm(loop)
         self._send(take)
+        if not self._leaving:
+            loop.call_soon(self._left)
+        self._leaving.append(take)
 
     def release(self, slot: Slot) -> None:
         """Give the slot back. Idempotent; also for one whose `take` had no answer."""
@@ -208,7 +210,26 @@ class Slots:
             self.unanswered += 1
         take.on_result(result)
 
+    def _left(self) -> None:
+        """The store has sent what was submitted in the last tick: from now on its answers are waited for.
+
+        Not from the take on: a tick in which many calls arrive together may last longer than the deadline, and the store, not
+        asked yet, would be held to be away.
+        """
+        loop = asyncio.get_running_loop()
+        for take in self._leaving:
+            take.at = loop.time() + max(0.0, min(take.action.wait_s, self._store.deadline_s))
+            heapq.heappush(self._deadlines, take)
+        self._leaving.clear()
+        self._arm(loop)
+
     def _on_deadline(self) -> None:
+        """An answer is due. When this loop was busy it may be there and unread: everything that has come is read first, which
+        takes the two ticks between a timer and the second callback after it, whichever loop this is."""
+        loop = asyncio.get_running_loop()
+        loop.call_soon(loop.call_soon, self._conclude)
+
+    def _conclude(self) -> None:
         """Answer for the store where it has not, and arm the timer for the next take that waits."""
         loop = asyncio.get_running_loop()
         self._timer = None

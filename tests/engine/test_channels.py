@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cdr import codec
-from cdr.facts import Admit, LineSlot
+from cdr.facts import Admit, End, LineSlot
 from policy.profiles import load
 from sipproxy.engine import keep
-from sipproxy.engine.actions import Holder, HoldSlot, ReleaseSlot, Slot, TakeSlot
+from sipproxy.engine.actions import Holder, HoldSlot, Journal, ReleaseSlot, Slot, TakeSlot
 from sipproxy.engine.channels import FORWARDED, Grant, line_slot, slots_of_forwarding
 from tests.engine.desk import Desk
 
@@ -82,3 +82,20 @@ def test_second_slot_of_a_line_is_asked_for_kept_refreshed_journalled_and_given_
     released = {a.slot for a in desk.engine.desk.take_actions() if isinstance(a, ReleaseSlot)}
     assert released == {Slot("line", "L1", call.id), second}
     assert desk.engine.channels.leases() == []
+
+
+def test_store_that_forgot_this_nodes_calls_admits_no_more_than_the_line_has_and_is_told_of_them() -> None:
+    """Design §8, flushed: what the store says cannot be less than what is held here."""
+    desk = Desk()
+    for used in (1, 2):
+        desk.engine.slot_result(asked(desk).slot, taken=True, used=used, now=desk.now)
+    held = [slot for slot, _ in desk.engine.channels.leases()]
+    assert len(held) == 2
+    third = asked(desk).slot
+    actions = desk.engine.slot_result(third, taken=True, used=1, now=desk.now)
+    assert [action.slot for action in actions if isinstance(action, HoldSlot)] == held
+    assert [action.slot for action in actions if isinstance(action, ReleaseSlot)] == [third]
+    assert [slot for slot, _ in desk.engine.channels.leases()] == held
+    ends = [action.fact.record for action in actions if isinstance(action, Journal) and isinstance(action.fact, End)]
+    assert [(record.status, record.rule, record.slots_used) for record in ends] == [(403, "line.channels", 2)]
+    assert desk.engine.desk.counters["slots_forgotten", "line"] == 1

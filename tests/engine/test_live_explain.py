@@ -105,6 +105,9 @@ class Live:
                 actions = [*actions, *more]
         facts = [action.fact for action in actions if isinstance(action, Journal)]
         found = [fact.record for fact in facts if isinstance(fact, Admit | End)]
+        for slot, _ in self.desk.engine.channels.leases():
+            self.desk.engine.calls.by_id[slot.call].refuse(480, 31, end_reason="operator")  # `used` alone says what is in use
+        self.desk.engine.desk.take_actions()
         assert found, [action for action in actions if not isinstance(action, Journal)]
         if (call := self.desk.engine.calls.by_id.get(found[0].id)) is not None:
             call.end("operator", released_by="proxy", cause=31)  # the node counts its own calls too, and the test says how many

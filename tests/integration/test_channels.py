@@ -17,13 +17,14 @@ if TYPE_CHECKING:
 
 
 async def test_set_ups_at_two_nodes_at_once_fill_the_line_exactly(start_network: Callable[..., Any]) -> None:
-    network: Network = await start_network(many_lines(1, channels=2))
+    network: Network = await start_network(many_lines(3, channels=2))
     async with network.another_node() as other:
-        report = await contend(network, other, "u000000", rounds=3, calls=40)
+        report = await contend(network, other, rounds=3, calls=40)
         assert await other.stop() == 0
     assert report.admitted == {2: 3}
     assert report.refused == {38: 3}
     assert report.wrong_statuses == {}
+    assert set(report.rules) == {"line.channels"}
     assert len(report.freed_ms) == 3
     assert report.beyond == 0
     assert report.slots_wrong == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Callable, Iterable
 
 import pytest
@@ -225,6 +226,23 @@ async def test_take_without_answer_is_decided_at_the_deadline_and_the_late_grant
     assert (slots.timeouts, slots.late_grants) == (2, 2)
     assert len(results) == 2
     assert await calls(slots, "l") == {"first", "b"}
+
+
+@pytest.mark.parametrize("is_sent", [False, True])
+async def test_take_in_a_busy_loop_is_answered_by_the_store_that_was_in_time(
+    server: Server, connect: Connect, *, is_sent: bool
+) -> None:
+    """Many calls at once may hold the loop for longer than the deadline: that is no standstill of the store."""
+    slots = Slots(await connect(server.url, DEADLINE_MS))
+    await taken(slots, "l", "first", 9)
+    results: list[SlotResult] = []
+    take(slots, "l", "a", 9, LEASE_MS, results.append)
+    if is_sent:
+        await asyncio.sleep(0)
+    time.sleep(3 * DEADLINE_MS / 1000)  # noqa: ASYNC251  # the fault that is tested
+    await eventually(lambda: results)
+    assert results == [SlotResult(taken=True, used=2)]
+    assert slots.timeouts == 0
 
 
 async def test_take_deadlines_are_kept_one_by_one(relay: Relay, connect: Connect) -> None:
