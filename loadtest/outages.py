@@ -1,6 +1,6 @@
-"""What happens to calls when something dies: the node (kill -9) or the store (SIGSTOP). Each returns a report to judge.
+"""What happens to calls when their node dies (kill -9). The short form is a test, the long one `python -m loadtest kill`.
 
-The short forms are tests, the long ones `python -m loadtest kill` and `stall`.
+Leaves out: the store in trouble, which is in faults.py.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from loadtest.agents import next_call
-from loadtest.generate import Load, Outcome, percentile, place_calls
 from loadtest.reconcile import Reconciliation, compare
 from loadtest.ua import SDP_TYPE, CallError, NoAnswerError, sdp_of
 
@@ -23,9 +22,8 @@ if TYPE_CHECKING:
     from loadtest.network import Network
     from loadtest.ua import Call
 
-__all__ = ["KillReport", "StallReport", "kill_during_calls", "stall_store"]
+__all__ = ["KillReport", "kill_during_calls"]
 
-EMERGENCY_EVERY_S = 0.25
 LATER_S = 15.0
 
 
@@ -51,24 +49,6 @@ class KillReport:
     @property
     def interrupted(self) -> list[Record]:
         return [record for record in self.records if record.end_reason == "node_restart"]
-
-
-@dataclass(slots=True)
-class StallReport:
-    """The store stood still for `stopped_s` seconds under load."""
-
-    stopped_s: float
-    calls: Outcome
-    during: int  # calls placed while it stood still
-    emergency_before_ms: list[float]
-    emergency_during_ms: list[float]
-    emergency_failures: list[str]
-    slots_left: int
-    result: Reconciliation
-
-    def emergency(self, share: float) -> tuple[float, float]:
-        """Set-up delays (ms) of emergency calls before and during the standstill that `share` of them do not exceed."""
-        return percentile(self.emergency_before_ms, share), percentile(self.emergency_during_ms, share)
 
 
 async def count_bindings(network: Network, users: Sequence[str]) -> int:
@@ -139,49 +119,3 @@ async def _use_and_end(call: Call) -> list[str]:
     except NoAnswerError as error:
         return [str(error)]
     return [] if held.status == status == 200 else [f"{call.call_id}: re-INVITE {held.status}, BYE {status}"]
-
-
-async def stall_store(network: Network, routers: Sequence[Router], load: Load, *, after_s: float, stop_s: float) -> StallReport:
-    """Place `load` and freeze the store `after_s` seconds after its begin for `stop_s` seconds; emergency calls go on."""
-    before: list[float] = []
-    during: list[float] = []
-    failures: list[str] = []
-    frozen = asyncio.Event()
-    done = asyncio.Event()
-    caller = routers[0]
-
-    async def emergencies() -> None:
-        while not done.is_set():
-            into = during if frozen.is_set() else before
-            await asyncio.sleep(EMERGENCY_EVERY_S)
-            if into is not (during if frozen.is_set() else before):
-                continue  # the standstill began or ended meanwhile
-            try:
-                call = await (await caller.call("112")).answered(10)
-                into.append(call.truth.setup_ms or 0.0)
-                await call.hang_up()
-            except (CallError, NoAnswerError) as error:
-                failures.append(str(error))
-
-    async def standstill() -> int:
-        await asyncio.sleep(after_s)
-        first = len(network.ledger.placed())
-        network.store.stop()
-        frozen.set()
-        try:
-            await asyncio.sleep(stop_s)
-        finally:
-            network.store.resume()
-            frozen.clear()
-        return len(network.ledger.placed()) - first
-
-    async with asyncio.TaskGroup() as group:
-        helper = group.create_task(emergencies())
-        stopping = group.create_task(standstill())
-        outcome = await place_calls(routers[1:], load)
-        await stopping
-        done.set()
-        await helper
-    left = await network.slots_of_all(0, timeout_s=LATER_S)
-    _, result = await network.reconciled(timeout_s=LATER_S)
-    return StallReport(stop_s, outcome, stopping.result(), before, during, failures, left, result)

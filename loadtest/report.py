@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-__all__ = ["Report", "progress_of", "show"]
+__all__ = ["Report", "counted", "progress_of", "show"]
 
 PROGRESS_EVERY_S = 1.0
 
@@ -39,6 +40,11 @@ class Report:
     def as_dict(self) -> dict[str, object]:
         values: dict[str, object] = {key: value for key, _, value, _ in self.figures}
         return {"title": self.title, "ok": self.ok, "faults": self.faults, **values}
+
+
+def counted(counts: Mapping[Any, int]) -> str:
+    """Counts as text, the smallest key first."""
+    return ", ".join(f"{key}: {count}" for key, count in sorted(counts.items()))
 
 
 def progress_of(title: str) -> Callable[[str], None]:

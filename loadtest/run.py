@@ -4,8 +4,10 @@
     python -m loadtest calls --rate 100 --seconds 60 --accounts 10000
     python -m loadtest fields --calls 10000
     python -m loadtest kill --calls 50
-    python -m loadtest stall --rate 50 --stop 5
     python -m loadtest billing --records 30000 --outage 600
+    python -m loadtest channels
+    python -m loadtest vanish
+    python -m loadtest faults --only flushed
 
 Every call is compared with its record by Call-ID, the slots are counted, CPU and memory of the node are read from /proc.
 Ends with status 1 when something is lost, left over or refused, with 2 when nothing could be measured. Leaves out: a node on
@@ -21,19 +23,20 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from loadtest.billing import bill_through_trouble, consume_rate
 from loadtest.channels import contend
+from loadtest.faults import FAULTS, Timing, fault_report, run_fault
 from loadtest.fields import mixed_calls, report_of
 from loadtest.generate import Load, at_rate, callers_needed, percentile, place_calls
 from loadtest.lateness import OwnLateness, worst_bucket_ms
 from loadtest.network import Network, many_lines, md5_only
 from loadtest.node import NodeError
-from loadtest.outages import kill_during_calls, stall_store
+from loadtest.outages import kill_during_calls
 from loadtest.postgres import Postgres
 from loadtest.reconcile import TOLERANCE_MS, compare
-from loadtest.report import Report, progress_of, show
+from loadtest.report import Report, counted, progress_of, show
 from loadtest.sipp_runner import Credentials, run_sipp, start_sipp
 from loadtest.valkey import Valkey
 from loadtest.vanish import MARGIN_S, WAYS, vanish, way_of
@@ -93,14 +96,20 @@ def _parser() -> argparse.ArgumentParser:
     calls = commands.add_parser("calls", parents=[common], help="register, then hold a rate of calls")
     calls.add_argument("--driver", choices=("agents", "sipp"), default="agents", help="who places the calls")
     calls.set_defaults(run=_run_calls)
-    stall = commands.add_parser("stall", parents=[common], help="stop the store under load")
-    stall.add_argument("--stop", type=float, default=5.0, help="seconds that the store stands still (default %(default)s)")
-    stall.set_defaults(run=_run_stall)
     fields = commands.add_parser("fields", parents=[common], help="calls of every kind, each field of their records compared")
     fields.add_argument("--calls", type=int, default=10_000, help="how many (default %(default)s)")
     fields.add_argument("--rate", type=float, default=40.0, help="a second (default %(default)s)")
     fields.add_argument("--seed", type=int, default=1, help="of their order (default %(default)s)")
     fields.set_defaults(run=_run_fields)
+    faults = commands.add_parser("faults", parents=[common], help="the store in trouble, in each known way, under calls")
+    faults.add_argument("--only", choices=tuple(FAULTS), action="append", help="this fault; again for several")
+    faults.add_argument("--before", type=float, default=15.0, help="seconds before (default %(default)s)")
+    faults.add_argument("--during", type=float, default=20.0, help="seconds of each fault (default %(default)s)")
+    faults.add_argument("--stop", type=float, default=60.0, help="seconds that the store is stopped (default %(default)s)")
+    faults.add_argument("--after", type=float, default=20.0, help="seconds after (default %(default)s)")
+    faults.add_argument("--rate", type=float, default=15.0, help="calls a second (default %(default)s)")
+    faults.add_argument("--hold", type=float, default=3.0, help="seconds that a call lasts (default %(default)s)")
+    faults.set_defaults(run=_run_faults)
     kill = commands.add_parser("kill", parents=[common], help="kill the node during live calls and start it again")
     kill.add_argument("--calls", type=int, default=50, help="live calls (default %(default)s)")
     kill.add_argument("--away", type=float, default=5.0, help="seconds until it is started again (default %(default)s)")
@@ -115,7 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     gone = commands.add_parser("vanish", parents=[common], help="answered calls whose parties vanish")
     gone.add_argument("--calls", type=int, default=500, help="answered calls (default %(default)s)")
     gone.add_argument("--by", choices=WAYS, action="append", help="how it is noticed; again for several (default: each)")
-    gone.add_argument("--reap", type=int, default=20, help="seconds of silence, calls.reap_s (default %(default)s)")
+    gone.add_argument("--reap", type=int, default=45, help="seconds of silence, calls.reap_s (default %(default)s)")
     gone.add_argument("--probe", type=int, default=5, help="seconds until a party is asked (default %(default)s)")
     gone.set_defaults(run=_run_vanish)
 
@@ -127,10 +136,9 @@ def _parser() -> argparse.ArgumentParser:
     for command in (register, calls):
         command.add_argument("--accounts", type=int, default=10_000, help="accounts to register (default %(default)s)")
         command.add_argument("--register-rate", type=float, default=500.0, help="REGISTERs a second (default %(default)s)")
-    for command, rate, seconds in ((calls, 100.0, 60.0), (stall, 50.0, 15.0)):
-        command.add_argument("--rate", type=float, default=rate, help="calls a second (default %(default)s)")
-        command.add_argument("--seconds", type=float, default=seconds, help="for so long (default %(default)s)")
-        command.add_argument("--hold", type=float, default=2.0, help="seconds that a call lasts (default %(default)s)")
+    calls.add_argument("--rate", type=float, default=100.0, help="calls a second (default %(default)s)")
+    calls.add_argument("--seconds", type=float, default=60.0, help="for so long (default %(default)s)")
+    calls.add_argument("--hold", type=float, default=2.0, help="seconds that a call lasts (default %(default)s)")
     return parser
 
 
@@ -161,28 +169,13 @@ async def _run_fields(options: argparse.Namespace) -> list[Report]:
     return [report_of(found)]
 
 
-async def _run_stall(options: argparse.Namespace) -> list[Report]:
-    load = Load(options.rate, options.seconds, options.hold)
-    lines = many_lines(callers_needed(load, CHANNELS) + 1, channels=CHANNELS)
-    async with Network(lines, settings=LOAD_SETTINGS) as network:
-        routers = await _routers(network, lines)
-        found = await stall_store(network, routers, load, after_s=load.seconds / 3, stop_s=options.stop)
-    report = Report(f"store stopped for {options.stop:g} s under {load.rate:g} calls a second")
-    report.add("calls", "calls placed", found.calls.placed)
-    report.add("during", "of them while the store stood still", found.during)
-    report.add("answered", "answered", found.calls.answered)
-    for share, name in ((0.5, "p50"), (0.99, "p99")):
-        before, during = found.emergency(share)
-        report.add(f"emergency_{name}_before_ms", f"emergency set-up before, {name}", before, "ms")
-        report.add(f"emergency_{name}_during_ms", f"emergency set-up during, {name}", during, "ms")
-        report.add(f"setup_{name}_ms", f"set-up of other calls, {name}", percentile(found.calls.setup_ms, share), "ms")
-    report.add("slots_left", "slots left", found.slots_left)
-    report.add("reconciled", "records", str(found.result))
-    report.expect(found.calls.ok, f"calls failed: {dict(found.calls.refused)} {found.calls.failures[:3]}")
-    report.expect(not found.emergency_failures, f"emergency calls failed: {found.emergency_failures[:3]}")
-    report.expect(found.slots_left == 0, "slots are left over")
-    report.expect(found.result.ok, str(found.result))
-    return [report]
+async def _run_faults(options: argparse.Namespace) -> list[Report]:
+    reports = []
+    for name in options.only or FAULTS:
+        during = options.stop if name == "stopped" else options.during
+        timing = Timing(options.before, during, options.after, options.rate, options.hold)
+        reports.append(fault_report(await run_fault(name, timing, progress_of(f"faults, {name}"))))
+    return reports
 
 
 async def _run_channels(options: argparse.Namespace) -> list[Report]:
@@ -194,20 +187,20 @@ async def _run_channels(options: argparse.Namespace) -> list[Report]:
     report.add("rounds", "rounds", found.rounds)
     exact = found.admitted[options.channels]
     report.add("exact", "rounds in which as many as there are channels were admitted", exact)
-    report.add("admitted", "admitted a round, and in how many rounds", _counted(found.admitted))
-    report.add("refused", "refused a round, and in how many rounds", _counted(found.refused))
-    report.add("admitted_ways", "who was admitted", _counted(found.admitted_ways))
-    report.add("statuses", "refused with", _counted(found.statuses))
-    report.add("rules", "by rule", _counted(found.rules))
+    report.add("admitted", "admitted a round, and in how many rounds", counted(found.admitted))
+    report.add("refused", "refused a round, and in how many rounds", counted(found.refused))
+    report.add("admitted_ways", "who was admitted", counted(found.admitted_ways))
+    report.add("statuses", "refused with", counted(found.statuses))
+    report.add("rules", "by rule", counted(found.rules))
     for share, name in ((0.5, "p50"), (0.99, "p99"), (1.0, "max")):
         value = percentile(found.freed_ms, share)
         report.add(f"freed_{name}_ms", f"BYE until the channel was in use again at the other node, {name}", value, "ms")
-    report.add("freed_attempts", "set-ups that this took, and how often", _counted(found.freed_attempts))
+    report.add("freed_attempts", "set-ups that this took, and how often", counted(found.freed_attempts))
     report.add("beyond", "calls admitted when the line was full again", found.beyond)
     report.add("reconciled", "records", str(found.result))
-    report.expect(exact == options.rounds, f"not exactly {options.channels} were admitted: {_counted(found.admitted)}")
+    report.expect(exact == options.rounds, f"not exactly {options.channels} were admitted: {counted(found.admitted)}")
     report.expect(not found.wrong_statuses, f"wrong refusals: {found.wrong_statuses}")
-    report.expect(set(found.rules) <= {"line.channels"}, f"refused for other reasons: {_counted(found.rules)}")
+    report.expect(set(found.rules) <= {"line.channels"}, f"refused for other reasons: {counted(found.rules)}")
     report.expect(len(found.freed_ms) == options.rounds, "a channel was not free again")
     report.expect(not found.beyond, "more calls than channels")
     report.expect(not found.slots_wrong, f"slots were not those of the calls: {found.slots_wrong[:3]}")
@@ -227,7 +220,7 @@ async def _vanish_by(name: str, options: argparse.Namespace) -> Report:
         found = await vanish(network, routers, options.calls, way, progress=progress_of(f"vanish, {name}"))
     report = Report(f"by {name}")
     report.add("calls", "answered calls whose parties vanished", found.calls)
-    report.add("transports", "their routers by", _counted(found.transports))
+    report.add("transports", "their routers by", counted(found.transports))
     report.add("refreshed", "of them with a sign of life after the answer", found.refreshed)
     report.add("bound_s", "bound from the last proof of life", found.bound_s, "s")
     for share, which in ((0.5, "p50"), (0.99, "p99"), (1.0, "max")):
@@ -248,11 +241,6 @@ async def _vanish_by(name: str, options: argparse.Namespace) -> Report:
     report.expect(not found.wrong, f"records: {found.wrong[:3]}")
     report.expect(found.result.ok, str(found.result))
     return report
-
-
-def _counted(counts: Mapping[Any, int]) -> str:
-    """Counts as text, the smallest key first."""
-    return ", ".join(f"{key}: {count}" for key, count in sorted(counts.items()))
 
 
 async def _run_kill(options: argparse.Namespace) -> list[Report]:

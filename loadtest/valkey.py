@@ -41,7 +41,8 @@ class Valkey:
 
     def __init__(self) -> None:
         self.directory = Path()
-        self.url = ""
+        self.url = ""  # for nodes: what stands between them and the server may put its own here
+        self.own_url = ""
         self.pid = 0
         self._process: asyncio.subprocess.Process | None = None
         self._client: redis.Redis | None = None
@@ -54,17 +55,9 @@ class Valkey:
 
     async def __aenter__(self) -> Valkey:
         self.directory = Path(tempfile.mkdtemp(prefix="vk-"))
-        socket = self.directory / "s"
-        self.url = f"unix://{socket}"
-        command = [server_binary(), "--port", "0", "--unixsocket", str(socket), "--unixsocketperm", "700"]
-        command += ["--dir", str(self.directory), "--appendonly", "yes", "--appendfsync", "everysec", "--save", ""]
-        command += ["--maxmemory-policy", "noeviction", "--daemonize", "no"]
-        with (self.directory / "log").open("wb") as output:
-            self._process = await asyncio.create_subprocess_exec(
-                *command, stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
-            )
-        self.pid = self._process.pid
-        self._client = redis.Redis.from_url(self.url)
+        self.url = self.own_url = f"unix://{self.directory / 's'}"
+        await self._launch()
+        self._client = redis.Redis.from_url(self.own_url)
         await self._wait_ready()
         return self
 
@@ -81,6 +74,28 @@ class Valkey:
                     await asyncio.wait_for(process.wait(), STOP_S)
                     break
         shutil.rmtree(self.directory, ignore_errors=True)
+
+    async def _launch(self) -> None:
+        command = [server_binary(), "--port", "0", "--unixsocket", str(self.directory / "s"), "--unixsocketperm", "700"]
+        command += ["--dir", str(self.directory), "--appendonly", "yes", "--appendfsync", "everysec", "--save", ""]
+        command += ["--maxmemory-policy", "noeviction", "--daemonize", "no"]
+        with (self.directory / "log").open("wb") as output:
+            self._process = await asyncio.create_subprocess_exec(
+                *command, stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+            )
+        self.pid = self._process.pid
+
+    async def kill(self) -> None:
+        """End the server as a crash would (SIGKILL); its directory stays."""
+        assert self._process is not None
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+        await self._process.wait()
+
+    async def start_again(self) -> None:
+        """Start a killed server on what its append-only file has."""
+        await self._launch()
+        await self._wait_ready()
 
     def stop(self) -> None:
         """Freeze the server (SIGSTOP): connections stay open, nothing is answered."""

@@ -148,8 +148,9 @@ class Channels:
         """Decide without the store, from what this node's calls hold."""
         slot, way = asked.slot, self._desk.settings.slots
         self._desk.count("slots_undecided", way)
+        used, of_account = self.held(slot.kind, slot.owner), self.held_by(slot.owner, asked.holder.account)
         if way == "refuse" and slot.kind == "line":
-            return Grant("away", self.held(slot.kind, slot.owner), self.held_by(slot.owner, asked.holder.account))
+            return Grant("away", used, of_account)
         return self._full_here(asked) or Grant("", used + 1, of_account + 1)
 
     def _full_here(self, asked: _Asked) -> Grant | None:

@@ -1,0 +1,83 @@
+"""What stands between nodes and their store, on a Unix socket, and can be slow or lose a reply after it was earned."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from pathlib import Path
+from types import TracebackType
+
+__all__ = ["Relay"]
+
+CHUNK = 65_536
+
+
+class Relay:
+    """Passes bytes from `path` to the server's socket. `delay_s` holds each reply back for so long; `lose_replies` has the next
+    reply to a script swallowed and its connection cut, that often."""
+
+    def __init__(self, server: Path, path: Path) -> None:
+        self.url = f"unix://{path}"
+        self.delay_s = 0.0
+        self.lose_replies = 0
+        self.lost = 0
+        self._server_path, self._path = server, path
+        self._server: asyncio.Server | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> Relay:
+        self._server = await asyncio.start_unix_server(self._accept, self._path)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._server is not None
+        self._server.close()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._path.unlink(missing_ok=True)
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            server_reader, server_writer = await asyncio.open_unix_connection(self._server_path)
+        except OSError:
+            writer.transport.abort()
+            return
+        link = _Link()
+        for work in (self._ask(link, reader, server_writer), self._reply(link, server_reader, writer)):
+            task = asyncio.ensure_future(work)
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _ask(self, link: _Link, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(CHUNK):
+                if self.lose_replies and b"EVALSHA" in data:
+                    self.lose_replies -= 1
+                    self.lost += 1
+                    link.doomed = True
+                writer.write(data)
+        writer.transport.abort()
+
+    async def _reply(self, link: _Link, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        loop = asyncio.get_running_loop()
+        with contextlib.suppress(OSError):
+            while data := await reader.read(CHUNK):
+                if link.doomed:
+                    break
+                if self.delay_s or link.busy_until > loop.time():
+                    link.busy_until = max(link.busy_until, loop.time() + self.delay_s)  # in order, also when the delay ends
+                    loop.call_at(link.busy_until, writer.write, data)
+                else:
+                    writer.write(data)
+        writer.transport.abort()
+
+
+class _Link:
+    """One connection."""
+
+    def __init__(self) -> None:
+        self.doomed = False
+        self.busy_until = 0.0
