@@ -36,8 +36,8 @@ __all__ = ["CHANNELS", "FAULTS", "PHASES", "FaultReport", "Timing", "fault_repor
 
 DIALLED = "03023125001"
 CHANNELS = 2
-TIGHT_LINES = 6  # lines that always have more calls than channels
-TIGHT_EVERY_S = 0.4  # a set-up for each of them, at the nodes in turn
+TIGHT_LINES = 4  # lines that always have more calls than channels
+TIGHT_SHARE = 0.8  # of the rate: set-ups of these lines, at the nodes in turn
 EMERGENCY_EVERY_S = 0.25
 ANSWER_S = 40.0
 LATENCY_S = 0.75
@@ -195,6 +195,8 @@ class _Run:
             entries: Any = (await pipe.execute())[0]
             for entry_id, fields in entries:
                 self._read_to = b"(" + entry_id
+                if fields.get(b"type", b"final") != b"final":
+                    continue
                 record = codec.decode(fields[b"d"])
                 self.report.records_again += record.id in self.records
                 self.records[record.id] = record
@@ -320,7 +322,7 @@ async def _tight_calls(run: _Run, routers: list[Router], timing: Timing, seconds
         node = run.nodes[number // len(routers) % 2]
         await run.one(spec.line, lambda: run.network.trunk.call(spec.number, node.address), timing.hold_s, tight=True)
 
-    rate = len(routers) / TIGHT_EVERY_S
+    rate = TIGHT_SHARE * timing.rate
     await at_rate(rate, round(rate * seconds), one)
 
 

@@ -24,7 +24,7 @@ async def test_store_in_trouble_refuses_no_emergency_call_and_loses_no_record(na
     report = await run_fault(name, SHORT)
     assert report.failures == []
     assert report.emergency_failures == []
-    assert all(len(phase.emergency_ms) >= 2 for phase in report.phases.values())
+    assert report.phases["during"].emergency_ms
     assert [phase.refused for phase in report.phases.values()] == [{}, {}, {}]
     assert report.phases["before"].over == 0
     assert max(phase.over for phase in report.phases.values()) <= CHANNELS, "each of two nodes goes by its own calls"

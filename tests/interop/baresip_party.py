@@ -1,8 +1,8 @@
 """One baresip, driven over stdin and stdout by JSON lines. A program of its own: baresip allows one runtime a process.
 
 Argument: a JSON object `{"user", "password", "domain", "port", "interval"}`. Commands: `{"do": "register"}`, `unregister`,
-`{"do": "dial", "uri": ...}`, `{"do": "hangup"}`, `{"do": "quit"}`; each gets an event `ok` or `error`. Others: `incoming`,
-`established`, `closed` with the counters of the media.
+`{"do": "dial", "uri": ...}`, `{"do": "hold"}`, `resume`, `hangup`, `quit`; each gets an event `ok` or `error`. Others:
+`incoming`, `established`, `held` and `resumed` by the other side, `closed` with the counters of the media.
 An incoming call is answered at once. While a call is up a tone is written, and received PCM is read and counted.
 """
 
@@ -56,6 +56,8 @@ class Party:
             if event.event is baresip.Event.CALL_ESTABLISHED:
                 say("established", call_id=event.call_id)
                 self.spawn(self.media(call))
+            elif event.event in (baresip.Event.CALL_HOLD, baresip.Event.CALL_RESUME):
+                say("held" if event.event is baresip.Event.CALL_HOLD else "resumed", call_id=event.call_id)
             elif event.event is baresip.Event.CALL_CLOSED:
                 stats = call.final_stats
                 media = (
@@ -85,6 +87,12 @@ class Party:
                 call = await self.agent.dial(command["uri"])
                 self.follow(call)
                 await call.wait_established(timeout=30)
+            case "hold":
+                assert self.call is not None
+                await self.call.hold()
+            case "resume":
+                assert self.call is not None
+                await self.call.resume()
             case "hangup":
                 assert self.call is not None
                 await self.call.hangup()

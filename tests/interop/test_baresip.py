@@ -95,6 +95,31 @@ async def test_call_between_two_parties_carries_media_both_ways(
     assert (await network.slots("b2001", 0), await network.slots("v1001", 0)) == (0, 0)
 
 
+async def test_call_held_and_resumed_by_either_side_stays_one_call(
+    network: Network, caller: BaresipParty, callee: BaresipParty
+) -> None:
+    """A re-INVITE is no other call (invariant 2), and reaches the other side in both directions."""
+    for agent in (caller, callee):
+        assert (await agent.do("register"))["event"] == "ok", agent.log()
+    host, port = network.node.address
+    answer = await caller.do("dial", uri=f"sip:{CALLEE.number}@{host}:{port}")
+    assert answer["event"] == "ok", f"{answer}\n{caller.log()}"
+    for agent in (caller, callee):
+        await agent.expect("established")
+    for holding, other in ((caller, callee), (callee, caller)):
+        assert (await holding.do("hold"))["event"] == "ok", holding.log()
+        await other.expect("held")
+        assert (await network.slots("b2001", 1), await network.slots("v1001", 1)) == (1, 1)
+        assert (await holding.do("resume"))["event"] == "ok", holding.log()
+        await other.expect("resumed")
+    assert (await callee.do("hangup"))["event"] == "ok"
+    for agent in (caller, callee):
+        await agent.expect("closed")
+    records = await network.records(1)
+    assert [(r.direction, r.status, r.released_by, r.media) for r in records] == [("internal", 200, "callee", ["audio"])]
+    assert (await network.slots("b2001", 0), await network.slots("v1001", 0)) == (0, 0)
+
+
 async def test_call_to_the_trunk_is_authenticated_with_sha256(network: Network, caller: BaresipParty) -> None:
     host, port = network.node.address
     answer = await caller.do("dial", uri=f"sip:03023125001@{host}:{port}")

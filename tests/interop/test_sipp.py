@@ -14,7 +14,7 @@ import pytest_asyncio
 
 from loadtest.agents import Router, RouterAccount
 from loadtest.network import DOMAIN, Network, md5_only
-from loadtest.node import LineSpec
+from loadtest.node import LineSpec, TrunkSpec
 from loadtest.reconcile import compare
 from loadtest.sipp_runner import Credentials, SippRun, run_sipp, start_sipp
 
@@ -98,6 +98,21 @@ async def test_session_timer_is_told_refreshed_and_refused_when_too_short(networ
     assert compare(result.call_ids, records).ok, compare(result.call_ids, records)
     assert {(r.status, r.released_by, r.end_reason) for r in records} == {(200, "caller", "normal")}
     assert network.trunk.received["UPDATE"] == 3
+
+
+async def test_prack_and_update_of_an_early_dialog_pass_between_two_sipps(start_network: Callable[..., Any]) -> None:
+    """RFC 3262, RFC 3311: the carrier's reliable 183, its PRACK and an UPDATE before the answer, all along the route set."""
+    carrier = await start_sipp("answer_prack", host="127.0.0.4", calls=3)
+    route = TrunkSpec("carrier", (carrier.host, carrier.port), settings={"ping_s": 0})
+    network: Network = await start_network([md5_only(LINE)], trunks=[route])
+    run = await call(network, "prack", FIXED, calls=3, rate=2, hold_ms=150)
+    result = (await run.wait(60)).check(3)
+    (await carrier.wait(60)).check(3)
+    records = await network.records(3)
+    assert compare(result.call_ids, records).ok, compare(result.call_ids, records)
+    assert {(r.status, r.released_by, r.end_reason) for r in records} == {(200, "caller", "normal")}
+    assert all(r.ringing_at_ms is not None for r in records)
+    assert await network.slots("b2001", 0) == 0
 
 
 async def test_blocked_call_gets_403_and_a_record_and_never_reaches_the_trunk(network: Network) -> None:
