@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from loadtest.billing import bill_through_trouble, consume_rate
+from loadtest.channels import SETTINGS as CONTEST_SETTINGS
 from loadtest.channels import contend
 from loadtest.faults import FAULTS, Timing, fault_report, run_fault
 from loadtest.fields import mixed_calls, report_of
@@ -180,7 +181,7 @@ async def _run_faults(options: argparse.Namespace) -> list[Report]:
 
 async def _run_channels(options: argparse.Namespace) -> list[Report]:
     lines = many_lines(options.rounds, channels=options.channels)
-    async with Network(lines, settings=LOAD_SETTINGS) as network, network.another_node() as other:
+    async with Network(lines, settings=CONTEST_SETTINGS) as network, network.another_node() as other:
         tell = progress_of("channels")
         found = await contend(network, other, rounds=options.rounds, calls=options.calls, progress=tell)
     report = Report(f"{options.calls} simultaneous set-ups on {options.channels} channels over two nodes")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from loadtest.channels import contend
+from loadtest.channels import SETTINGS, contend
 from loadtest.network import many_lines
 from loadtest.vanish import vanish, way_of
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 async def test_set_ups_at_two_nodes_at_once_fill_the_line_exactly(start_network: Callable[..., Any]) -> None:
-    network: Network = await start_network(many_lines(3, channels=2))
+    network: Network = await start_network(many_lines(3, channels=2), settings=SETTINGS)
     async with network.another_node() as other:
         report = await contend(network, other, rounds=3, calls=40)
         assert await other.stop() == 0
