@@ -14,7 +14,7 @@ RUNTIME := $(VENV)/.installed-runtime
 DEVELOPMENT := $(VENV)/.installed-development
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test mix lint format types needs requirements clean
+.PHONY: help run demo test mix crashes damage lint format types needs requirements clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
@@ -41,6 +41,12 @@ test: $(DEVELOPMENT) needs lint types  ## lint, types and all tests
 
 mix: $(DEVELOPMENT)  ## 100,000 random calls on the virtual network, with losses and kills (CALLS=, JOBS=, SEED=)
 	nice $(BIN)/python -m tests.sim.mix --calls $(CALLS) --jobs $(JOBS) $(if $(SEED),--seed $(SEED))
+
+crashes: $(DEVELOPMENT)  ## the process dies at every step of journal, publisher and consumer, each time that it passes it
+	CDR_CRASH_TIMES=1000 nice $(BIN)/python -m pytest --timeout 7200 tests/cdr/test_cdr_crash_steps.py
+
+damage: $(DEVELOPMENT)  ## journals of some hundred calls cut at every byte, with every bit flipped
+	CDR_DAMAGE_CALLS=300 nice $(BIN)/python -m pytest --timeout 7200 tests/cdr/test_cdr_journal_damage.py
 
 needs:
 	@sh tools/apt-needs.sh

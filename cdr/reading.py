@@ -51,6 +51,8 @@ def read_entries(parts: Sequence[tuple[Segment, int]], position: int, salt: int,
     entries: list[Entry] = []
     left = wanted.size
     for part, end in parts:
+        if end <= part.position:
+            break  # Reading ends before this segment: what lies between is for the next time.
         position = max(position, part.position)
         while position < end:
             window, following = _read_window(part, position, end, salt)

@@ -251,6 +251,20 @@ def test_read_in_small_batches_gives_everything_once(directory: Path, opened: li
     assert got == list(range(3, 51))
 
 
+def test_read_up_to_a_place_in_an_earlier_segment_skips_nothing_behind_it(directory: Path, opened: list[Journal]) -> None:
+    """What is on disk may end segments before what is written."""
+    journal = make(directory)
+    opened.append(journal)
+    journal.recover()
+    ends = [journal.append(ended(seq, user_agent="u" * 300)) for seq in range(1, 41)]
+    assert journal.stats.segments > 3
+    for end in ends:
+        entries, position = journal.read(0, seq=1, end=end)
+        assert position <= end
+        further, _ = journal.read(position, seq=1, end=journal.position)
+        assert [entry.seq for entry in (*entries, *further)] == list(range(1, 41)), end
+
+
 def test_read_records_larger_than_a_window_are_whole(
     directory: Path, opened: list[Journal], monkeypatch: pytest.MonkeyPatch
 ) -> None:
