@@ -4,7 +4,7 @@ Pure; never raises. § 120(1) TKG: only numbers that are assigned to the custome
 another short code. The *network-asserted* number is one of the account; the *presented* number is what the caller put into
 From or P-Preferred-Identity when that is one of the line's numbers, else the asserted one. § 15 TDDDG: hiding it for one call
 (Privacy, an anonymous From, `*31#`) or always, without effect on 110, 112, 116117 and 124124.
-Left out: "CLIP no screening" and the original caller of a forwarded call, § 120(2).
+Left out: "CLIP no screening"; the original caller of a forwarded call, § 120(2), was screened when he called.
 """
 
 from __future__ import annotations

@@ -4,10 +4,10 @@ Pure. A slot belongs to a line, or to a trunk route with a limit. The store coun
 is decided from what this node's own calls hold. All that one call waits for the store, at all its askings together, is bounded
 by `Settings.store_wait_s`. Emergency calls never ask (invariant 1).
 
-A call has one slot of a line, whatever becomes of it, with its id as the member. Where it needs a second one of a line that it
-has one of already, because the customer forwards it and the profile counts that (`slots_of_forwarding`), the member gets a
-role, as in `line_slot(call, line, FORWARDED)`; `ask` for it like for any other. Everything else follows from the slot being in
-`call.slots`: refreshing and re-asserting, the journal (`keep.admission`; append it again once the call has been let in), the
+A call has one slot of a line, whatever becomes of it, with its id as the member. A forwarded part is a call of its own,
+which asks for a slot of the line that forwards where the profile counts that (`slots_of_forwarding`). Where one call needs a
+second slot of a line, the member gets a role, as in `line_slot(call, line, FORWARDED)`. All else follows from the slot being
+in `call.slots`: refreshing and re-asserting, the journal (`keep.admission`; append it again once the call has been let in), the
 restart, and the release at the call's end, or before it by `leave`.
 """
 
@@ -67,9 +67,7 @@ def trunk_slot(call: Call, route: str, *, incoming: bool = False) -> Slot:
 def slots_of_forwarding(profile: Profile) -> int:
     """How many slots of the forwarding line the outgoing half of a forwarded call takes, beside the one of the incoming half.
 
-    0: the call goes on with the slot that it has. 1: `ask` for `line_slot(call, line, FORWARDED)` before the INVITE goes to
-    where it is forwarded, and refuse the forwarding when that is refused. A call has at most one more, however often it is
-    forwarded by the same line: where the slot is in `call.slots` already there is nothing to ask for.
+    0: the call goes on with the slot that it has. 1: the part asks for one before its INVITE goes anywhere.
     """
     return min(1, max(0, profile.forwarding_slots))
 

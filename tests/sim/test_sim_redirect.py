@@ -10,13 +10,14 @@ import pytest
 from cdr.facts import Admit, Alive, Answer
 from policy.model import LineStatus
 from sipproxy.sip.message import Request, parse_message
+from tests.sim.agent import Agent
 from tests.sim.conftest import TRUNK_A, Town, make_town
 from tests.sim.restart import Restarts
 from tests.sim.world import PROXY
 
 if TYPE_CHECKING:
     from cdr.facts import Record
-    from tests.sim.agent import Agent, AgentCall
+    from tests.sim.agent import AgentCall
 
 CALLER = b"+4989123456"
 ASSERTED = ((b"P-Asserted-Identity", b"<sip:" + CALLER + b"@carrier.example>"),)
@@ -257,6 +258,23 @@ def test_contacts_are_tried_by_q_until_one_answers(town: Town) -> None:
     town.assert_reconciled()
 
 
+def test_device_that_forwards_while_another_rings_is_one_target_more(town: Town) -> None:
+    """§16.7 step 4 adds to the target set; whoever answers first has the call, the other is cancelled."""
+    town.register_all()
+    second = Agent(town.world, ("203.0.113.4", 5060), "bob")
+    second.register()
+    town.world.run(2.0)
+    redirecting(town.bob, to_number(b"03023125001"))
+    second.behave = lambda call: second.ring_then_answer(call, 0.1, 3.0)
+    call = town.trunk_b.call(b"+4920514001")
+    town.world.run(6.0)
+    assert (call.status, second.calls[0].status) == (200, 487)
+    town.trunk_b.bye(call)
+    town.world.run(1.0)
+    assert [(r.end_reason, r.status) for r in both(town)] == [("normal", 200)] * 2
+    town.assert_reconciled()
+
+
 def test_more_contacts_than_the_bound_are_left_out_and_counted(town: Town) -> None:
     town.register_all()
     redirecting(town.bob, *(to_number(b"0302312500%d" % n) for n in range(9)))
@@ -349,6 +367,8 @@ def test_vanished_party_of_a_forwarded_call_ends_both_records_uncertain(gone: st
     for record in (head, part):
         assert (record.end_reason, record.duration_certain, record.released_by) == ("session_expired", False, "proxy")
         assert record.billable_ms <= 1000
+    proofs = [fact.at_ms for fact in town.world.facts if isinstance(fact, Alive) and fact.id == part.id]
+    assert all(at_ms <= head.end_at_ms for at_ms in proofs), "our own question to one party is no word of the other"
     town.assert_reconciled()
 
 
