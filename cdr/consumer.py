@@ -194,6 +194,14 @@ class Consumer:
             elif not more and not follow:
                 return
 
+    async def kept(self) -> AsyncIterator[list[Delivery]]:
+        """What this name was given earlier and did not acknowledge, and nothing else."""
+        await self._create_group()
+        while self._own or self._suspects:
+            batch = await (self._look() if self._own else self._suspect())
+            if batch:
+                yield batch
+
     async def acknowledge(self, batch: Iterable[Delivery]) -> None:
         """The records are durable where the caller keeps them."""
         ids = [one.entry_id for one in batch]

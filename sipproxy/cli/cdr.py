@@ -136,3 +136,143 @@ def quality(
     from sipproxy.commands import quality as commands
 
     output.run(lambda out: commands.quality(config, out, first=first, last=last, by=by, plot=plot), as_json=as_json)
+
+
+@app.command("pull")
+def pull(
+    group: Annotated[str, typer.Option("--group", "-g", help="Who pulls: the store keeps a cursor for each name.")] = "pull",
+    form: Annotated[str, typer.Option("--format", metavar="jsonl|csv|msgpack", help="Form of the records.")] = "jsonl",
+    columns: Annotated[str, typer.Option("--columns", help="Column profile, as of `cdr export`.")] = "native",
+    limit: Annotated[int, typer.Option("--limit", "-n", min=0, help="At most so many; 0: all there are.")] = 0,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with new ones until interrupted.")] = False,
+    peek: Annotated[bool, typer.Option("--peek", help="Only show what would come; nothing is taken.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Do not acknowledge; `cdr ack` does, else all comes again.")] = False,
+    live: Annotated[bool, typer.Option("--live", help="Start and interim records of calls that live, too.")] = False,
+    file: OutputOption = None,
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON Lines, which is the default; faults are JSON too.")] = False,
+) -> None:
+    """The records that this group has not had yet.
+
+    Acknowledged when they are on the disk (--output: when the whole file is, under its name) or were read from the pipe. A pull
+    that dies before gives the same records again: keep one for each id. Where the reader of a pipe may fail, pull with --keep
+    and call `cdr ack` when it has succeeded. One pull at a time for each group.
+    """
+    from sipproxy.commands import output, pulling
+
+    output.run(
+        lambda _: pulling.pull(
+            config,
+            group=group,
+            form=form,
+            columns=columns,
+            limit=limit,
+            follow=follow,
+            peek=peek,
+            keep=keep,
+            live=live,
+            file=file,
+        ),
+        as_json=as_json,
+    )
+
+
+@app.command("ack")
+def ack(
+    group: Annotated[str, typer.Option("--group", "-g", help="The group of the pull.")] = "pull",
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: JsonOption = False,
+) -> None:
+    """Acknowledge what `cdr pull --keep` gave out."""
+    from sipproxy.commands import output, pulling
+
+    output.run(lambda out: pulling.acknowledge(config, out, group=group), as_json=as_json)
+
+
+@app.command("groups")
+def groups(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
+    """Who reads the records, and how far each has come."""
+    from sipproxy.commands import consuming, output
+
+    output.run(lambda out: consuming.list_groups(config, out), as_json=as_json)
+
+
+dead_app = typer.Typer(help="Dead letters: entries that a group could not take.", no_args_is_help=True)
+app.add_typer(dead_app, name="dead")
+LettersArgument = Annotated[list[str] | None, typer.Argument(metavar="[LETTER...]", help="As `cdr dead list` names them.")]
+
+
+@dead_app.command("list")
+def dead_list(
+    count: Annotated[int, typer.Option("--count", "-n", min=1, max=1_000_000, help="The oldest so many.")] = 100,
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: JsonOption = False,
+) -> None:
+    """The dead letters, with group and reason."""
+    from sipproxy.commands import consuming, output
+
+    output.run(lambda out: consuming.list_letters(config, out, count=count), as_json=as_json)
+
+
+@dead_app.command("show")
+def dead_show(
+    letter: Annotated[str, typer.Argument(metavar="LETTER", help="As `cdr dead list` names it.")],
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: JsonOption = False,
+) -> None:
+    """All that a letter holds."""
+    from sipproxy.commands import consuming, output
+
+    output.run(lambda out: consuming.show_letter(config, out, letter), as_json=as_json)
+
+
+@dead_app.command("requeue")
+def dead_requeue(
+    letters: LettersArgument = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every letter.")] = False,
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: JsonOption = False,
+) -> None:
+    """Give letters to their groups once more, and to no other."""
+    from sipproxy.commands import consuming, output
+
+    output.run(lambda out: consuming.requeue_letters(config, out, letters or [], everything=everything), as_json=as_json)
+
+
+@dead_app.command("drop")
+def dead_drop(
+    letters: Annotated[list[str], typer.Argument(metavar="LETTER...", help="As `cdr dead list` names them.")],
+    why: Annotated[str, typer.Option("--why", help="Reason; needed, as these records are never billed.")] = "",
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: JsonOption = False,
+) -> None:
+    """Delete letters for good."""
+    from sipproxy.commands import consuming, output
+
+    output.run(lambda out: consuming.drop_letters(config, out, letters, why=why), as_json=as_json)
+
+
+@app.command("verify")
+def verify(
+    files: Annotated[
+        list[Path] | None, typer.Argument(metavar="[FILE...]", help="Files of `cdr pull` or `cdr export`.")
+    ] = None,
+    ids: Annotated[Path | None, typer.Option("--ids", metavar="FILE", help="Ids that a reader has, one a line.")] = None,
+    state: Annotated[Path | None, typer.Option("--state", metavar="FILE", help="Go on from what the last run proved.")] = None,
+    since: Annotated[list[str] | None, typer.Option("--since", metavar="NODE=SEQ", help="Nothing before is asked for.")] = None,
+    journal: Annotated[bool, typer.Option("--journal/--no-journal", help="The journal of this machine's node, too.")] = True,
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: JsonOption = False,
+) -> None:
+    """Prove that no record is missing, double or different.
+
+    Compares the journal of this machine's node, the stream, and what a reader has, by the nodes' own numbering. Names each gap.
+    What was trimmed lawfully cannot be known, and is said. Ends with 0 when all is fine, 1 when something is wrong, 2 when it
+    cannot be told. --state keeps for each node up to where all was right, and lets the next run begin there.
+    """
+    from sipproxy.commands import output, verifying
+
+    output.run(
+        lambda out: verifying.run(config, out, files or [], ids=ids, state=state, begins=since or [], journal=journal),
+        as_json=as_json,
+    )

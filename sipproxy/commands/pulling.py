@@ -1,0 +1,292 @@
+"""`sipproxy cdr pull` and `cdr ack`: records for a group whose cursor the store keeps.
+
+What is printed is acknowledged only after it was written: to a file when the whole file is on the disk under its name, to
+standard output when it was flushed, is on the disk (a file) or was read from the pipe. A pull that dies gives the same records
+again, so that a reader who keeps one per id has each once. Left out: files in series (`cdr export`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import select
+import stat
+import struct
+import sys
+import termios
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from cdr.consumer import Consumer, Delivery
+from cdr.entries import Poison, entry_of, pairs
+from cdr.export import ExportError, Writer
+from cdr.wire import Link
+from sipproxy.commands.backend import with_store
+from sipproxy.commands.output import USAGE, CommandError, Output
+from sipproxy.config import load
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from redis.asyncio import Redis
+
+__all__ = ["acknowledge", "pull"]
+
+NAME = "pull"
+PATIENCE_S = 10.0
+FILE_LIMIT = 1_000_000  # records of one file: their entry ids are kept until it is whole
+TELL_S = 5.0
+NEVER = 1 << 30  # deliveries: people may pull as often as they like
+DRAIN_S = 0.05
+
+
+def pull(
+    path: Path,
+    *,
+    group: str,
+    form: str,
+    columns: str,
+    limit: int,
+    follow: bool,
+    peek: bool,
+    keep: bool,
+    live: bool,
+    file: Path | None,
+) -> int:
+    """Write the group's next records; see the module for when they are acknowledged."""
+    if follow and (file is not None or peek):
+        raise CommandError("--follow goes with neither --output nor --peek", code=USAGE)
+    try:
+        writer = Writer(form, columns)
+    except ExportError as error:
+        raise CommandError(str(error), code=USAGE) from None
+    if file is not None and file.exists():
+        raise CommandError(f"{file}: is there already; nothing was pulled", code=USAGE)
+    config = load(path)
+    progress = _Progress()
+
+    async def work(client: Redis) -> int | BrokenPipeError:
+        try:
+            return await given(client)
+        except BrokenPipeError as error:  # an OSError, but none of the store's
+            return error
+
+    async def given(client: Redis) -> int:
+        if peek:
+            return await _peek(client, config.cdr.stream, group, writer, limit, live=live)
+        async with _consumer(client, config.cdr.stream, group, progress.tell) as consumer:
+            most = min(limit or FILE_LIMIT, FILE_LIMIT) if file is not None else limit
+            batches = _limited(consumer, most, follow=follow)
+            if file is not None:
+                return await _into_file(consumer, batches, writer, file, progress, live=live, keep=keep)
+            return await _to_stdout(consumer, batches, writer, progress, live=live, keep=keep)
+
+    count = with_store(config, work)
+    if isinstance(count, BrokenPipeError):
+        raise count
+    progress.end(count)
+    return 0
+
+
+def acknowledge(path: Path, output: Output, *, group: str) -> int:
+    """Acknowledge what the last pulls of the group gave out and kept."""
+    config = load(path)
+
+    async def work(client: Redis) -> int:
+        count = 0
+        async with _consumer(client, config.cdr.stream, group, None) as consumer:
+            async for batch in consumer.kept():
+                await consumer.acknowledge(batch)
+                count += len(batch)
+        return count
+
+    count = with_store(config, work)
+    output.value({"group": group, "acknowledged": count})
+    output.line(f"{group}: {count} records acknowledged")
+    return 0
+
+
+def _consumer(client: Redis, stream: str, group: str, on_event: object) -> Consumer:
+    events = on_event if callable(on_event) else None
+    return Consumer(client, group=group, stream=stream, name=NAME, patience_s=PATIENCE_S, max_deliveries=NEVER, on_event=events)
+
+
+async def _limited(consumer: Consumer, limit: int, *, follow: bool) -> AsyncIterator[list[Delivery]]:
+    """Batches with `limit` records together (0: all). What is cut off stays with this name, and comes first next time."""
+    left = limit
+    async for batch in consumer.batches(follow=follow):
+        yield batch[:left] if limit else batch
+        left -= len(batch)
+        if limit and left <= 0:
+            return
+
+
+def _rows(writer: Writer, batch: list[Delivery], *, live: bool) -> tuple[bytes, int]:
+    rows = [writer.row(one.record) for one in batch if live or one.record.type == "final"]
+    return b"".join(rows), len(rows)
+
+
+async def _into_file(
+    consumer: Consumer,
+    batches: AsyncIterator[list[Delivery]],
+    writer: Writer,
+    file: Path,
+    progress: _Progress,
+    *,
+    live: bool,
+    keep: bool,
+) -> int:
+    """Written aside, on the disk, renamed, then acknowledged. Raises CommandError; then nothing was acknowledged."""
+    aside = file.with_name(f".{file.name}.part")
+    given: list[Delivery] = []
+    count = 0
+    try:
+        with aside.open("wb") as out:
+            aside.chmod(0o600)
+            out.write(writer.head())
+            async for batch in batches:
+                rows, number = _rows(writer, batch, live=live)
+                out.write(rows)
+                count += number
+                given += [one._replace(record=batch[0].record, data=b"") for one in batch]  # the ids are what is needed
+                progress.at(count)
+            out.flush()
+            os.fsync(out.fileno())
+        aside.rename(file)
+        folder = os.open(file.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            aside.unlink()
+        raise CommandError(f"{file}: {error.strerror or error}; nothing was acknowledged, the records come again") from None
+    if not keep:
+        for start in range(0, len(given), 1000):
+            await consumer.acknowledge(given[start : start + 1000])
+    return count
+
+
+async def _to_stdout(
+    consumer: Consumer,
+    batches: AsyncIterator[list[Delivery]],
+    writer: Writer,
+    progress: _Progress,
+    *,
+    live: bool,
+    keep: bool,
+) -> int:
+    out = sys.stdout.buffer
+    sys.stdout.flush()
+    await asyncio.to_thread(_write_whole, out, writer.head())
+    count = 0
+    async for batch in batches:
+        rows, number = _rows(writer, batch, live=live)
+        await asyncio.to_thread(_write_whole, out, rows)
+        if not keep:
+            await consumer.acknowledge(batch)
+        count += number
+        progress.at(count)
+    return count
+
+
+def _write_whole(out: BinaryIO, data: bytes) -> None:
+    """All of `data` is on the disk, or was read from the pipe. Raises BrokenPipeError when the reader went before that, and
+    CommandError for a disk that refuses, with the file as it was before."""
+    number = out.fileno()
+    kind = os.fstat(number).st_mode
+    before = os.lseek(number, 0, os.SEEK_CUR) if stat.S_ISREG(kind) else 0
+    end = os.fstat(number).st_size
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(number, view) :]
+        if stat.S_ISREG(kind):
+            os.fsync(number)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        if stat.S_ISREG(kind):
+            with contextlib.suppress(OSError):
+                os.ftruncate(number, end)
+                os.lseek(number, before, os.SEEK_SET)
+        raise CommandError(f"standard output: {error.strerror}; what was not written comes again") from None
+    if stat.S_ISFIFO(kind):
+        _wait_read(number)
+
+
+def _wait_read(number: int) -> None:
+    """Until the reader has taken all that is in the pipe. Raises BrokenPipeError when it went before."""
+    poll = select.poll()
+    poll.register(number, 0)
+    while struct.unpack("i", fcntl.ioctl(number, termios.FIONREAD, b"\0" * 4))[0] > 0:
+        if poll.poll(0):  # only POLLERR is asked for: nobody reads any more
+            raise BrokenPipeError
+        time.sleep(DRAIN_S)
+
+
+async def _peek(client: Redis, stream: str, group: str, writer: Writer, limit: int, *, live: bool) -> int:
+    """What the next pull would give, without a trace in the store."""
+    link = Link(client, timeout_s=PATIENCE_S)
+    try:
+        start = "0-0"
+        pending: list[bytes] = []
+        if await link.call("EXISTS", stream):
+            for found in await link.call("XINFO", "GROUPS", stream):
+                about = found if isinstance(found, dict) else dict(zip(found[::2], found[1::2], strict=True))
+                if about[b"name"] == group.encode():
+                    start = about[b"last-delivered-id"].decode()
+                    page = await link.call("XPENDING", stream, group, "-", "+", limit or 1000, NAME)
+                    pending = [row[0] for row in page]
+        out, count = sys.stdout.buffer, 0
+        out.write(writer.head())
+        for entry_id in pending:
+            for found_id, fields in pairs(await link.call("XRANGE", stream, entry_id, entry_id)):
+                count += _show(out, writer, found_id, fields, live=live)
+        while not limit or count < limit:
+            page = pairs(await link.call("XRANGE", stream, f"({start}", "+", "COUNT", 500))
+            if not page:
+                break
+            for found_id, fields in page:
+                if not limit or count < limit:
+                    count += _show(out, writer, found_id, fields, live=live)
+            start = page[-1][0].decode()
+        out.flush()
+        return count
+    finally:
+        await link.drop()
+
+
+def _show(out: BinaryIO, writer: Writer, entry_id: bytes, fields: dict[bytes, bytes], *, live: bool) -> int:
+    item = entry_of(entry_id, fields)
+    if isinstance(item, Poison):
+        sys.stderr.write(f"entry {item.entry_id} is no record: {item.reason}\n")
+        return 0
+    if not live and item.type != "final":
+        return 0
+    out.write(writer.row(item))
+    return 1
+
+
+class _Progress:
+    """Lines on standard error, so that a long run is seen to go on; a short one says nothing."""
+
+    def __init__(self) -> None:
+        self._began = self._told = time.monotonic()
+
+    def at(self, count: int) -> None:
+        now = time.monotonic()
+        if now - self._told >= TELL_S:
+            self._told = now
+            sys.stderr.write(f"{count:,} records, {count / (now - self._began):,.0f} a second\n")
+
+    def tell(self, kind: str, text: str) -> None:
+        sys.stderr.write(f"{kind}: {text}\n")
+
+    def end(self, count: int) -> None:
+        if self._told != self._began:
+            sys.stderr.write(f"{count:,} records, done\n")

@@ -1,0 +1,163 @@
+"""`sipproxy cdr pull`, `ack`, `groups` and `dead` as they are called: nothing is lost with the output."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pytest_asyncio
+
+from cdr import export
+from cdr.consumer import Consumer
+from loadtest.billing import make_record, put
+from loadtest.valkey import Valkey
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Place:
+    """A store with records, and the commands on it."""
+
+    def __init__(self, store: Valkey, folder: Path) -> None:
+        self.store = store
+        self.config = folder / "config.toml"
+        self.config.write_text(f'[store]\nurl = "{store.url}"\n')
+
+    def start(self, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "sipproxy", "cdr", *arguments, "-c", str(self.config)]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        return subprocess.Popen(command, cwd=ROOT, env=environment, **{"stderr": subprocess.PIPE, **options})
+
+    def run(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[bytes]:
+        with self.start(*arguments, **{"stdout": subprocess.PIPE, **options}) as process:
+            out, err = process.communicate(timeout=60)
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    def seqs(self, *arguments: str) -> list[int]:
+        done = self.run("pull", *arguments)
+        assert done.returncode == 0, done.stderr
+        return [json.loads(line)["seq"] for line in done.stdout.splitlines()]
+
+
+@pytest_asyncio.fixture
+async def place(tmp_path: Path) -> AsyncIterator[Place]:
+    async with Valkey() as store:
+        yield Place(store, tmp_path)
+
+
+async def records(place: Place, first: int, last: int, **fields: Any) -> None:
+    await put(place.store.client, [make_record(seq, **fields) for seq in range(first, last + 1)])
+
+
+async def test_pull_goes_on_where_the_group_left_off(place: Place) -> None:
+    await records(place, 1, 450)
+    assert place.seqs("--peek", "--limit", "3") == [1, 2, 3]
+    assert await place.store.client.xinfo_groups("sp:cdr") == [], "a look leaves nothing behind"
+    assert place.seqs("--limit", "250") == list(range(1, 251))
+    assert place.seqs("--peek", "--limit", "2") == [251, 252]
+    assert place.seqs() == list(range(251, 451))
+    assert place.seqs() == []
+    assert place.seqs("--group", "other") == list(range(1, 451))
+    await put(place.store.client, [msgspec.structs.replace(make_record(9), type="interim", seq=0)])
+    assert place.seqs() == []
+    assert place.seqs("--group", "other", "--live") == [0]
+
+
+async def test_pull_kept_comes_again_until_it_is_acknowledged(place: Place) -> None:
+    await records(place, 1, 3)
+    for _ in range(5):
+        assert sorted(place.seqs("--keep")) == [1, 2, 3]
+    await records(place, 4, 4)
+    done = place.run("ack", "--json")
+    assert json.loads(done.stdout) == {"group": "pull", "acknowledged": 3}
+    assert place.seqs() == [4]
+
+
+async def test_pull_into_a_pipe_that_breaks_loses_nothing(place: Place) -> None:
+    await records(place, 1, 1000)
+    with place.start("pull", stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout is not None
+        first = process.stdout.readline()
+        process.stdout.close()
+        assert process.wait(60) == 0
+    assert json.loads(first)["seq"] == 1
+    assert sorted(place.seqs()) == list(range(1, 1001))
+
+
+async def test_pull_with_a_full_disk_loses_nothing(place: Place) -> None:
+    await records(place, 1, 300)
+    full = os.open("/dev/full", os.O_WRONLY)
+    done = place.run("pull", stdout=full)
+    os.close(full)
+    assert done.returncode == 1
+    assert b"No space left on device; what was not written comes again" in done.stderr
+    file = place.config.with_name("out.jsonl")
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))  # noqa: E731
+    done = place.run("pull", "-o", str(file), preexec_fn=limit)
+    assert (done.returncode, file.exists(), list(file.parent.glob(".out*"))) == (1, False, [])
+    assert b"File too large; nothing was acknowledged" in done.stderr
+    file.write_bytes(b"before\n")
+    out = os.open(file, os.O_WRONLY | os.O_APPEND)
+    done = place.run("pull", stdout=out, preexec_fn=limit)
+    os.close(out)
+    assert done.returncode == 1
+    assert file.read_bytes() == b"before\n", "no half a line"
+    file.unlink()
+    assert place.run("pull", "-o", str(file)).returncode == 0
+    assert sorted(json.loads(line)["seq"] for line in file.read_bytes().splitlines()) == list(range(1, 301))
+    assert file.stat().st_mode & 0o077 == 0
+    assert place.run("pull", "-o", str(file)).returncode == 2, "a file is never written over"
+    assert place.seqs() == []
+
+
+async def test_pull_neutralises_texts_and_leaves_messagepack_intact(place: Place) -> None:
+    await records(place, 1, 1, user_agent="=cmd|'/c calc'!A0\r\nx", presented="\x1b]0;x\x07")
+    text = place.run("pull", "--format", "csv", "--peek").stdout.decode()
+    (row,) = csv.DictReader(io.StringIO(text))
+    assert row["user_agent"].startswith("'=")
+    assert not set(text) & {"\x1b", "\x07"}
+    line = place.run("pull", "--peek").stdout
+    assert json.loads(line)["user_agent"].startswith("'=")
+    packed = place.run("pull", "--format", "msgpack").stdout
+    assert [*export.read([packed], "msgpack")] == [
+        make_record(1, user_agent="=cmd|'/c calc'!A0\r\nx", presented="\x1b]0;x\x07")
+    ]
+    assert msgspec.msgpack.decode(packed)["user_agent"] == "=cmd|'/c calc'!A0\r\nx"
+
+
+async def test_groups_and_dead_letters_are_shown_requeued_and_dropped(place: Place) -> None:
+    client = place.store.client
+    assert place.run("groups").stdout == b"nobody reads the records yet\n"
+    assert place.run("dead", "list").stdout == b"no dead letters\n"
+    await records(place, 1, 1)
+    await client.xadd("sp:cdr", {"id": "x", "d": b"\xc1"})
+    async with Consumer(client, group="billing") as consumer:
+        async for batch in consumer.batches(follow=False):
+            await consumer.reject(batch[0], "no such line")
+    (group,) = json.loads(place.run("groups", "--json").stdout)
+    assert (group["group"], group["unread"], group["pending"], group["consumers"]) == ("billing", 0, 0, [])
+    first, second = json.loads(place.run("dead", "list", "--json").stdout)
+    assert (first["reason"][:9], second["reason"], second["record"]) == ("no record", "no such line", make_record(1).id)
+    shown = json.loads(place.run("dead", "show", second["letter"], "--json").stdout)
+    assert shown["content"]["billable_ms"] == 60_001
+    assert json.loads(place.run("dead", "show", first["letter"], "--json").stdout)["fields"] == {"id": "x", "d": "c1"}
+    assert place.run("dead", "show", "1-1").returncode == 1
+    assert place.run("dead", "drop", first["letter"]).returncode == 2, "without a reason"
+    done = place.run("dead", "drop", first["letter"], "--why", "a test entry")
+    assert done.stdout.decode() == f"{first['letter']}: dropped record - of group billing: a test entry\n"
+    assert json.loads(place.run("dead", "requeue", "--all", "--json").stdout) == {"requeued": 1}
+    assert place.run("dead", "list").stdout == b"no dead letters\n"
+    async with Consumer(client, group="billing", idle_s=1) as consumer:
+        assert [one.record.seq async for batch in consumer.batches(follow=False) for one in batch] == [1]
+    assert place.run("dead", "requeue", second["letter"]).returncode == 1
