@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sipproxy.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption
+from sipproxy.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, OutputOption
 
 __all__ = ["app"]
 

@@ -12,6 +12,7 @@ from cdr import dead
 from cdr.entries import Poison
 from cdr.groups import positions
 from cdr.wire import Link
+from sipproxy.commands.accesses import recorded
 from sipproxy.commands.backend import with_store
 from sipproxy.commands.output import USAGE, CommandError, Output
 from sipproxy.config import load
@@ -61,7 +62,7 @@ def list_groups(path: Path, output: Output) -> int:
 
 def list_letters(path: Path, output: Output, *, count: int) -> int:
     """The dead letters, the oldest first."""
-    found = _letters(path, count=count)
+    found = _letters(path, count=count, shown="cdr dead list")
     output.value([_row(letter) for letter in found])
     columns = ("letter", "at", "group", "record", "deliveries", "reason")
     output.table(columns, ([_row(letter)[key] for key in columns] for letter in found), empty="no dead letters")
@@ -70,7 +71,7 @@ def list_letters(path: Path, output: Output, *, count: int) -> int:
 
 def show_letter(path: Path, output: Output, letter_id: str) -> int:
     """Everything that one letter holds."""
-    found = [letter for letter in _letters(path, count=1, start=letter_id) if letter.id == letter_id]
+    found = [letter for letter in _letters(path, count=1, start=letter_id, shown="cdr dead show") if letter.id == letter_id]
     if not found:
         raise CommandError(f"there is no dead letter {letter_id[:80]!r}; `sipproxy cdr dead list` names them")
     (letter,) = found
@@ -138,10 +139,19 @@ def drop_letters(path: Path, output: Output, letter_ids: list[str], *, why: str)
     return 0
 
 
-def _letters(path: Path, *, count: int = 0, start: str = "-") -> list[dead.Letter]:
+def _letters(path: Path, *, count: int = 0, start: str = "-", shown: str = "") -> list[dead.Letter]:
+    """`shown` is the command that shows them to a person, which is written down first."""
     config = load(path)
 
     async def work(client: Redis) -> list[dead.Letter]:
+        if not shown:
+            return await read(client)
+        async with recorded(client, config.cdr.stream, shown, f"{count} from {start}") as seen:
+            found = await read(client)
+            seen.records = len(found)
+            return found
+
+    async def read(client: Redis) -> list[dead.Letter]:
         link = Link(client, timeout_s=TIMEOUT_S)
         try:
             return [letter async for letter in dead.letters(link.call, config.cdr.stream, start=start, count=count)]

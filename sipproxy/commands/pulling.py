@@ -24,6 +24,7 @@ from cdr.consumer import Consumer, Delivery
 from cdr.entries import Poison, entry_of, pairs
 from cdr.export import ExportError, Writer
 from cdr.wire import Link
+from sipproxy.commands.accesses import recorded
 from sipproxy.commands.backend import with_store
 from sipproxy.commands.output import USAGE, CommandError, Output
 from sipproxy.config import load
@@ -69,10 +70,14 @@ def pull(
     progress = _Progress()
 
     async def work(client: Redis) -> int | BrokenPipeError:
-        try:
-            return await given(client)
-        except BrokenPipeError as error:  # an OSError, but none of the store's
-            return error
+        what = f"group {group}, {columns} {form}" + (", peek" if peek else "") + (f" to {file}" if file else "")
+        async with recorded(client, config.cdr.stream, "cdr pull", what) as seen:
+            try:
+                seen.records = await given(client)
+            except BrokenPipeError as error:  # an OSError, but none of the store's
+                seen.records = progress.count
+                return error
+            return seen.records
 
     async def given(client: Redis) -> int:
         if peek:
@@ -277,9 +282,10 @@ class _Progress:
 
     def __init__(self) -> None:
         self._began = self._told = time.monotonic()
+        self.count = 0
 
     def at(self, count: int) -> None:
-        now = time.monotonic()
+        self.count, now = count, time.monotonic()
         if now - self._told >= TELL_S:
             self._told = now
             sys.stderr.write(f"{count:,} records, {count / (now - self._began):,.0f} a second\n")

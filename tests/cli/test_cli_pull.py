@@ -79,6 +79,9 @@ async def test_pull_kept_comes_again_until_it_is_acknowledged(place: Place) -> N
     for _ in range(5):
         assert sorted(place.seqs("--keep")) == [1, 2, 3]
     await records(place, 4, 4)
+    accesses = json.loads(place.run("access", "--json").stdout)
+    assert sorted(row["records"] for row in accesses) == [3] * 5, "who looks at records is written down"
+    assert {row["command"] for row in accesses} == {"cdr pull"}
     done = place.run("ack", "--json")
     assert json.loads(done.stdout) == {"group": "pull", "acknowledged": 3}
     assert place.seqs() == [4]
