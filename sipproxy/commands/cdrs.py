@@ -77,7 +77,7 @@ def _cells(item: Record | Poison) -> tuple[str, ...]:
         item.verdict,
         item.rule,
         str(item.status),
-        item.end_reason,
+        item.end_reason if item.type == "final" else f"({item.type})",
         talked if item.duration_certain else f">= {talked}",
     )
 
