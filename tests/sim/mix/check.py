@@ -141,6 +141,7 @@ class Checker:
                 self.differ(f"{len(own)} records of one call: {own}", story)
             elif own:
                 self._attempt(story, attempt, own[0])
+                self._told(story, attempt)
             elif not attempt.doubtful and (attempt.forwarded_at is not None or attempt.final):
                 self.differ("no record of the call", story)
             elif not attempt.doubtful and not attempt.kills:
@@ -164,6 +165,23 @@ class Checker:
             self._answered(story, attempt, record)
         else:
             self._unanswered(story, attempt, record)
+
+    def _told(self, story: Story, attempt: Attempt) -> None:
+        """Nobody is left in a dialog of a call that is over: a BYE goes to both sides.
+
+        Not asked where a BYE that was lost may have died with its transaction, nor of calls that ended with the node.
+        """
+        over_at = attempt.over_at
+        if (
+            over_at is None
+            or attempt.cut
+            or (self.world.loss and any(over_at < at < over_at + 33 for at in self.world.killed_at))
+        ):
+            return
+        for side, parts in (("caller", story.plan.caller_parts), ("callee", story.plan.callee_parts)):
+            for tag in attempt.answered.keys() & parts.keys():
+                if not parts[tag].ended:
+                    self.differ(f"the {side} was not told that the call is over", story)
 
     def _unanswered(self, story: Story, attempt: Attempt, record: Record) -> None:
         if record.billable_ms or record.answer_at_ms is not None:

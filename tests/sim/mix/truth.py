@@ -82,7 +82,9 @@ class Story:
             at, by = attempt.ended.get(tag, (inf, ""))
             left = {side: found[tag].left_at for side, found in parts.items() if tag in found}
             if by in left:
-                unheard = [left[side] for side in left if self.missed.get((tag, side), inf) < at]
+                # An emergency call goes on while one of its parties is there.
+                sides = [by] if self.plan.kind == "emergency" else list(left)
+                unheard = [left[side] for side in sides if self.missed.get((tag, side), inf) < at]
                 ends.append(min(unheard, default=at))
             else:
                 ends.append(min(left.values(), default=inf))

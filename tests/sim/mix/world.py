@@ -163,6 +163,7 @@ class MixWorld(World):
         self.call_ids: dict[str, bytes] = {}
         self.in_flight = 0
         self.kills = self.resumed = self.cut = self.lost = self.sent = 0
+        self.killed_at: list[float] = []
         self.published: list[Record] = []
         self.parties: list[Party] = []
         self.quiet_points = 0
@@ -281,6 +282,7 @@ class MixWorld(World):
 
     def _die(self, doubtful: set[bytes]) -> None:
         self.kills += 1
+        self.killed_at.append(self.now)
         self.engine = cast("Engine", _Nobody())
         self.link.dead = True
         self.journal.close()
