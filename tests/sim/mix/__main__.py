@@ -31,15 +31,18 @@ def main() -> int:
     given = parser.parse_args()
     begun = said = time.monotonic()
     total = Result()
-    for found in worlds(given):
-        total.add(found)
-        for difference in found.differences:
-            if len(total.differences) <= SHOWN:
-                print(difference.what, difference.ladder, "", sep="\n")
-        if time.monotonic() - said > SAY_EVERY_S:
-            said = time.monotonic()
-            print(f"{said - begun:6.0f} s  {total.calls:7} calls, {len(total.differences)} differences", flush=True)
-    print(table(total, time.monotonic() - begun))
+    try:
+        for found in worlds(given):
+            total.add(found)
+            for difference in found.differences:
+                if len(total.differences) <= SHOWN:
+                    print(difference.what, difference.ladder, "", sep="\n")
+            if time.monotonic() - said > SAY_EVERY_S:
+                said = time.monotonic()
+                print(f"{said - begun:6.0f} s  {total.calls:7} calls, {len(total.differences)} differences", flush=True)
+    except KeyboardInterrupt:
+        print(f"interrupted after {total.calls} of {given.calls} calls")
+    print(table(total, time.monotonic() - begun), flush=True)
     return 1 if total.differences else 0
 
 
