@@ -137,12 +137,16 @@ def refreshed(call: Call, dialog: Dialog, agreed: Agreed | None) -> None:
         _arm(call, dialog)
 
 
-def heard(call: Call, dialog: Dialog, side: Side) -> None:
-    """A message of that side arrived: proof of life."""
+def heard(call: Call, dialog: Dialog, side: Side, *, asks: bool = False) -> None:
+    """A message of that side arrived: proof of life. `asks` is whether it is a request of its own, and no answer."""
     if dialog.watch is None or dialog.ended or not call.is_answered:
         call.seen()
         return
+    before = dialog.watch.proofs[side]
     dialog.watch.heard(side, _heard_at(call, dialog, side))
+    if asks and call.resumed is not None:
+        sent = call.resumed.sent(call.desk.now, repeated_s=64 * call.desk.settings.timers.t1)
+        dialog.watch.proofs[side] = max(before, min(sent, dialog.watch.proofs[side]))
     call.alive(dialog.watch.proof)
     _arm(call, dialog)
 

@@ -59,6 +59,13 @@ class Resumed:
     node_seen: Now
     left_at: Now | None = None
 
+    def sent(self, now: Now, *, repeated_s: float) -> Now:
+        """The earliest time at which a request can have been sent first that comes now: it may be the repetition of one that
+        nobody was there to take."""
+        if now.mono >= self.at.mono + repeated_s:
+            return now
+        return Now(now.mono - repeated_s, now.utc_ms - round(1000 * repeated_s))
+
     def leaving(self, proof: Now, now: Now, *, repeated_s: float) -> None:
         """A party hangs up whose last proof of life is `proof`. `repeated_s` is for how long a BYE is repeated.
 

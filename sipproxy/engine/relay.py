@@ -242,7 +242,7 @@ class Relays:
         if request.method == b"ACK":
             call.seen()  # no proof: who has hung up still repeats it for each 2xx that comes (RFC 3261 §13.2.2.4)
         else:
-            liveness.heard(call, dialog, side)
+            liveness.heard(call, dialog, side, asks=True)
         if dialog.sides is not None:
             dialog.sides = after_request(dialog.sides, request)
 

@@ -42,6 +42,12 @@ def test_bye_after_a_restart_ends_the_call_when_it_certainly_still_lived(
     assert is_certain is certain
 
 
+@pytest.mark.parametrize(("now", "sent"), [(2.0, -30.0), (31.9, -0.1), (32.1, 32.1)])
+def test_request_soon_after_a_restart_may_be_the_repetition_of_an_earlier_one(now: float, sent: float) -> None:
+    resumed = Resumed(AT, measured=True, node_seen=AT)
+    assert resumed.sent(seconds(now), repeated_s=32.0).mono == pytest.approx(AT.mono + sent)
+
+
 @pytest.mark.parametrize(("heard", "ended", "certain"), [(-5.0, -5.0, False), (5.0, 60.0, True)])
 def test_end_of_ours_counts_only_when_somebody_was_heard_since(heard: float, ended: float, *, certain: bool) -> None:
     assert Resumed(AT, measured=True, node_seen=AT).end(seconds(60.0), seconds(heard), by_us=True) == (seconds(ended), certain)

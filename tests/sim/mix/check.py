@@ -175,7 +175,7 @@ class Checker:
         if (
             over_at is None
             or attempt.cut
-            or (self.world.loss and any(over_at < at < over_at + 33 for at in self.world.killed_at))
+            or (self.world.loss and any(over_at <= at < over_at + 33 for at in self.world.killed_at))
         ):
             return
         for side, parts in (("caller", story.plan.caller_parts), ("callee", story.plan.callee_parts)):

@@ -306,7 +306,7 @@ class MixWorld(World):
         )
         self._armed = None
         kept = [(user, binding) for (user, _), binding in self.bindings.items()]
-        self.perform(self.engine.bindings_read(kept, self.instant, own_too=True)[1])
+        self.perform(self.engine.bindings_read(kept, self.instant, own_too=True))
         with contextlib.redirect_stdout(None):  # what the log says of it
             lifecycle.resume(cast("lifecycle.Shell", self), self.journal, found, cast("Slots", self.link))
         self.resumed += self.engine.calls.live
