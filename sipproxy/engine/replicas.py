@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sipproxy.engine.actions import RemoveBinding
+from msgspec.structs import replace
+
+from sipproxy.engine.actions import RemoveBinding, SaveBinding
+from sipproxy.engine.edge import flow_token
 from sipproxy.engine.location import supersedes
 
 if TYPE_CHECKING:
@@ -68,8 +71,22 @@ class Replicas:
         """Some of the bindings that the store has. `own_too` takes this node's own ones as well, of before its restart; later
         its memory is the truth about them."""
         for user, binding in bindings:
-            if own_too or not self._desk.location.is_own(binding):
+            if not self._desk.location.is_own(binding):
                 self.seen(user, binding)
+            elif own_too:
+                self._restored(user, binding)
+
+    def _restored(self, user: str, binding: Binding) -> None:
+        """A binding of this node, of before its restart. Its token is made anew where the secret is another one by now, or none
+        was made by an earlier version; nobody could bring a call for it otherwise."""
+        desk = self._desk
+        if desk.location.get(user, binding.key) is not None:
+            return  # registered again since
+        token = flow_token(desk, user, binding.flow, binding.expires_at_ms)
+        renewed = replace(binding, token=token, node=desk.settings.node)
+        self.seen(user, renewed)
+        if renewed != binding:
+            desk.out.append(SaveBinding(user, renewed))
 
     def elsewhere(self) -> list[tuple[str, str]]:
         """Account and key of each binding of other nodes."""

@@ -307,7 +307,7 @@ def test_explain_batch_faulty_file_names_row_and_column(tmp_path: Path) -> None:
 
 
 def test_calls_without_a_node_says_how_to_start_one(config: Path) -> None:
-    for command in ("calls", "registrations", "trunks"):
+    for command in ("calls", "nodes", "registrations", "trunks"):
         done = run(command, "-c", config)
         assert done.returncode == 3
         assert "no node answers" in done.stderr
@@ -318,7 +318,8 @@ def test_calls_and_registrations_of_a_running_node_are_shown(config: Path, node:
     call = {"id": "c1", "state": "answered", "line": "V1001", "dialled": "[bold]0611"}
     node["calls"] = lambda _: {"calls": [call]}
     node["registrations"] = lambda _: {
-        "registrations": [{"account": "v1001-1", "contact": "sip:a@127.0.0.1", "expires_at_ms": 1}]
+        "registrations": [{"account": "v1001-1", "contact": "sip:a@127.0.0.1", "node": "n2", "expires_at_ms": 1}],
+        "store": {"state": "away", "reason": "refused"},
     }
     assert answer("calls", "-c", config) == [call]
     assert "[bold]0611" in run("calls", "-c", config).stdout  # what a peer sent is no markup
@@ -326,6 +327,21 @@ def test_calls_and_registrations_of_a_running_node_are_shown(config: Path, node:
     assert re.split(r"\s{2,}", table[1].strip())[:1] == ["v1001-1"]
     node["calls"] = lambda _: {"calls": []}
     assert run("calls", "-c", config).stdout == "no calls\n"
+
+
+def test_nodes_are_shown_and_that_the_store_is_away(config: Path, node: dict[str, Handler]) -> None:
+    row = {"node": "n2", "state": "silent", "listen": ["udp 192.0.2.2:5060", "tcp 192.0.2.2:5060"], "heartbeat_age_ms": 90_000}
+    reply = {"nodes": [row], "store": {"state": "away", "reason": "timeout", "read_at_ms": 5}}
+    node["nodes"] = lambda _: reply
+    done = run("nodes", "-c", config)
+    assert done.stdout.splitlines()[1].split()[:5] == ["n2", "silent", "udp", "192.0.2.2:5060,", "tcp"]
+    assert done.stderr == "the store is away (timeout): what is said of other nodes is as of then\n"
+    assert answer("nodes", "-c", config) == reply
+    shown = run("registrations", "-c", config)
+    assert shown.returncode == 1, "a handler that is not there is a fault that is told"
+    node["registrations"] = lambda _: {"registrations": [], "store": reply["store"]}
+    shown = run("registrations", "-c", config, "--json")
+    assert (shown.stdout, shown.stderr.partition(":")[0]) == ("[]\n", "the store is away (timeout)")
 
 
 @pytest.mark.usefixtures("sigint")

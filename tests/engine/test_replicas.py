@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from sipproxy.engine.actions import Action, Now, RemoveBinding
+from sipproxy.engine.actions import Action, Now, RemoveBinding, SaveBinding
+from sipproxy.engine.edge import Reach
 from sipproxy.engine.location import Binding
 from sipproxy.engine.replicas import LACKING_S
 from sipproxy.sip.flow import Flow
@@ -107,6 +108,17 @@ def test_own_bindings_are_taken_from_the_store_at_the_start_alone(node: Node) ->
     assert node.held() == {"k": "n1"}
     node.desk.engine.bindings_read([("alice", binding(node="n1", user_agent="stale"))], node.now, own_too=True)
     assert [one.user_agent for one in node.desk.engine.desk.location.bindings("alice", NOW_MS)] == [""]
+
+
+def test_own_binding_from_the_store_has_a_token_of_todays_secret(node: Node) -> None:
+    """Of an earlier version, or of a node whose secret was lost with its disk: other nodes could bring it no call."""
+    engine = node.desk.engine
+    told = engine.bindings_read([("alice", binding(node="", token="old"))], node.now, own_too=True)
+    [saved] = [action.binding for action in told if isinstance(action, SaveBinding)]
+    assert saved.node == "n1"
+    assert engine.desk.tokens.open(Reach, saved.token.encode()) is not None
+    other = Node()
+    assert list(other.desk.engine.bindings_read([("alice", saved)], node.now, own_too=True)) == []  # nothing to renew
 
 
 def test_binding_beyond_the_limit_is_counted(node: Node) -> None:

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 
+from sipproxy.engine.actions import SendTo
 from sipproxy.engine.edge import SILENT_S
 from sipproxy.sip.build import write_response
 from sipproxy.sip.message import Request, Response, parse_message
@@ -18,6 +21,11 @@ from tests.sim.conftest import Town, make_town
 from tests.sim.restart import Restarts
 from tests.sim.second import SECOND, Second
 from tests.sim.world import PROXY
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from sipproxy.engine.actions import Action
 
 BOB = b"+4920514001"
 
@@ -409,3 +417,34 @@ def test_calls_over_two_nodes_on_a_bad_network_leave_no_slot_and_one_record_each
     assert pair.second.facts == []
     assert not pair.second.engine.desk.transactions.clients, "the other node keeps nothing"
     assert not pair.second.engine.desk.transactions.servers
+
+
+def test_challenge_of_a_node_that_does_not_know_its_token_any_more_is_not_passed_on(pair: Pair) -> None:
+    """Its secret is another one: it takes the INVITE for a stranger's. The challenge is no business of the trunk's."""
+    world = pair.town.world
+    [bob] = [one for one in world.engine.desk.location.bindings("bob", world.instant.utc_ms) if one.node == "n2"]
+    world.engine.binding_seen("bob", msgspec.structs.replace(bob, token="another-secret"), world.instant)
+    call = pair.incoming()
+    pair.run(2.0)
+    assert 407 in [m.status for m in pair.sent(SECOND, PROXY) if isinstance(m, Response)]
+    assert call.status == 480
+    [record] = world.records
+    assert (record.end_reason, record.cause) == ("unreachable", 20)
+
+
+def test_node_that_nothing_can_be_sent_to_makes_its_customer_unreachable_at_once(pair: Pair) -> None:
+    world = pair.town.world
+    perform = world.perform
+
+    def failing(actions: Iterable[Action]) -> None:
+        told = list(actions)
+        perform(told)
+        for action in told:
+            if isinstance(action, SendTo) and action.target.host == SECOND[0] and action.key is not None:
+                world.after(0.01, lambda key=action.key: world.perform(world.engine.transport_failed(key, world.instant)))  # type: ignore[misc]
+
+    world.perform = failing  # type: ignore[method-assign]
+    pair.second.kill()
+    call = pair.incoming()
+    pair.run(1.0)
+    assert call.status == 480
