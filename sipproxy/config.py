@@ -100,7 +100,7 @@ class Trunk(Section, frozen=True):
     weight: Annotated[int, msgspec.Meta(ge=1, le=65535)] = 1
     foreign: bool = False  # calls come from abroad by it
     ping_s: Annotated[int, msgspec.Meta(ge=0, le=3600)] = 30  # between two OPTIONS; 0 = none
-    calls: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 0  # at once on this node; 0 = unbounded
+    calls: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 0  # at once, over all nodes; 0 = unbounded
     user: Text = ""  # answers the carrier's digest challenges
     password: Text = ""
     realm: Text = ""  # of the challenges that are answered; "" = any

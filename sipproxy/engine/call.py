@@ -30,7 +30,7 @@ from sipproxy.sip.dialog import from_invite_2xx
 from sipproxy.sip.matching import client_key
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
+    from collections.abc import Callable, Hashable, Sequence
 
     from sipproxy.engine.recover import Resumed
     from sipproxy.engine.state import Desk
@@ -123,14 +123,24 @@ class Call:
         self._try_next()
 
     def _try_next(self) -> None:
+        if not self.context.groups:
+            self._go_on(self.context.progress())  # a branch that is overdue may still be answered
+            return
+        group = self.context.next_group()
+        carrier.enter(self, group[0], partial(self._start, group))
+
+    def _start(self, group: Sequence[Target], *, has_place: bool) -> None:
+        """Send the INVITE to a group, or go on behind one that has no place for it."""
         desk = self.desk
-        while True:
-            if not self.context.groups:
-                self._go_on(self.context.progress())  # a branch that is overdue may still be answered
-                return
-            sent = [self._send(target) for target in self.context.next_group()]
-            if any(sent):
-                break
+        if not self.context.may_start:  # something final came while the store was asked
+            carrier.left(self, group[0])
+            self._go_on(self.context.progress())
+            return
+        self.met_full = self.met_full or not has_place
+        if not has_place or not any([self._send(target) for target in group]):
+            carrier.left(self, group[0])
+            self._try_next()
+            return
         if any(branch.target.route for branch in self.context.branches.values()):
             desk.queue.set(("call", self.id, "edge"), desk.now.mono + SILENT_S)
         # Once a branch is under way the ring bound runs for the whole call (§16.6 step 11, Timer C).
@@ -141,9 +151,6 @@ class Call:
             desk.queue.cancel(("call", self.id, "route"))
 
     def _send(self, target: Target) -> bool:
-        if not carrier.enter(self, target):
-            self.met_full = True
-            return False
         editor = Editor(self.request)
         editor.request_uri(target.uri)
         change = self.edit

@@ -5,7 +5,7 @@ Pure. Functions over a call and its branches; the routes' state is in trunks.py,
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from sipproxy.engine.channels import trunk_slot
 from sipproxy.engine.cseq import Shift
@@ -17,6 +17,7 @@ from sipproxy.sip.errors import ParseError
 
 if TYPE_CHECKING:
     from sipproxy.engine.call import Call, Dialog
+    from sipproxy.engine.channels import Grant
     from sipproxy.engine.forward import Target
     from sipproxy.engine.response_context import Branch
     from sipproxy.engine.settings import TrunkRoute
@@ -24,7 +25,20 @@ if TYPE_CHECKING:
     from sipproxy.engine.transactions import Client, ClientUser
     from sipproxy.sip.message import Request, Response
 
-__all__ = ["FULL", "arrived", "bye_user", "called", "enter", "failed", "keeps", "overdue", "route_of", "shift_of", "status_of"]
+__all__ = [
+    "FULL",
+    "arrived",
+    "bye_user",
+    "called",
+    "enter",
+    "failed",
+    "keeps",
+    "left",
+    "overdue",
+    "route_of",
+    "shift_of",
+    "status_of",
+]
 
 FULL = "trunk.calls"  # the rule that a call is refused by when every route has all its calls
 UNAVAILABLE = 480  # what a binding behind another node counts as that the node cannot reach
@@ -35,15 +49,41 @@ MAX_CHALLENGES = 8  # of one response that are passed
 ELSEWHERE = (480, 31)  # any other: Q.850 normal, unspecified
 
 
-def enter(call: Call, target: Target) -> bool:
-    """Take a place for the call on its target's route; False when the route is full. Emergency calls are never refused."""
-    if target.kind != "trunk":
-        return True
-    if not call.is_emergency and call.desk.trunks.is_full(target.name):
-        call.desk.count("trunk_full", target.name)
-        return False
-    call.desk.channels.occupy(call, trunk_slot(call, target.name))
-    return True
+class Go(Protocol):
+    """What is told whether the call has its place."""
+
+    def __call__(self, *, has_place: bool) -> None: ...
+
+
+def enter(call: Call, target: Target, go: Go) -> None:
+    """Take a place for the call on its target's route, and tell `go` whether it has one: at once, or when the store has said.
+
+    Emergency calls are counted and never refused. A route without a limit has a place for everybody.
+    """
+    desk, route = call.desk, call.desk.trunks.route(target.name) if target.kind == "trunk" else None
+    if route is None:
+        go(has_place=True)
+        return
+    slot = trunk_slot(call, route.name)
+    if call.is_emergency or not route.calls:
+        desk.channels.occupy(call, slot)
+        go(has_place=True)
+        return
+
+    def answered(grant: Grant) -> None:
+        call.context.asking = False
+        if grant.refusal:
+            desk.count("trunk_full", route.name)
+        go(has_place=not grant.refusal)
+
+    call.context.asking = True
+    desk.channels.ask(call, slot, answered, limit=route.calls)
+
+
+def left(call: Call, target: Target) -> None:
+    """The call is not, or no longer, on its target's route."""
+    if target.kind == "trunk":
+        call.desk.channels.leave(call, trunk_slot(call, target.name))
 
 
 def tried(call: Call, target: Target) -> None:
@@ -96,7 +136,7 @@ def status_of(call: Call, branch: Branch[Target], response: Response) -> int:
         status = REFUSED
     status = _kept(branch, response, status, desk)
     if status >= 300:
-        desk.channels.leave(call, trunk_slot(call, target.name))
+        left(call, target)
     return status
 
 
@@ -142,7 +182,7 @@ def failed(call: Call, branch: Branch[Target], *, timed_out: bool) -> int:
     if branch.target.route:
         return UNAVAILABLE
     if branch.target.kind == "trunk":
-        call.desk.channels.leave(call, trunk_slot(call, branch.target.name))
+        left(call, branch.target)
         if not (timed_out and (branch.overdue or branch.provisional)):
             call.desk.trunks.failed(branch.target.name, "timeout" if timed_out else "transport")
     return 408 if timed_out else 503

@@ -98,6 +98,9 @@ class Channels:
         What is granted is the call's from then on. What is refused, or comes for a call that has ended, is given back here.
         """
         desk = self._desk
+        if slot in call.slots:
+            done(Grant("", self.held(slot.kind, slot.owner), self.held_by(slot.owner, account)))
+            return
         holder = Holder(desk.settings.node, desk.now.utc_ms, account, call.record.direction)
         asked = _Asked(call, slot, holder, limit, account_limit, done, desk.now.mono)
         if call.store_wait_s <= 0:

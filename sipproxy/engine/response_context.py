@@ -53,6 +53,7 @@ class ResponseContext(Generic[T]):
     branches: dict[Hashable, Branch[T]] = field(default_factory=dict)
     winner: Branch[T] | None = None
     stopped: bool = False  # CANCEL or 6xx: no further group
+    asking: bool = False  # whether the group that was taken last may be tried; as good as a pending branch
 
     def add(self, key: Hashable, target: T) -> Branch[T]:
         branch = self.branches[key] = Branch(key, target)
@@ -91,6 +92,8 @@ class ResponseContext(Generic[T]):
         """What is to be done now."""
         if self.winner is not None:
             return Progress.WAIT
+        if self.asking and not self.stopped:
+            return Progress.WAIT
         pending = [b for b in self.branches.values() if not b.status]
         waiting_for = [b for b in pending if not b.overdue]
         if waiting_for:
@@ -98,6 +101,11 @@ class ResponseContext(Generic[T]):
         if self.groups and not self.stopped and self._may_retry():
             return Progress.NEXT
         return Progress.WAIT if pending else Progress.FINISH
+
+    @property
+    def may_start(self) -> bool:
+        """Whether a further group is still wanted."""
+        return self.winner is None and not self.stopped and self._may_retry()
 
     def _may_retry(self) -> bool:
         ended = [b.status for b in self.branches.values() if b.status]

@@ -40,7 +40,7 @@ class TrunkRoute:
     names: tuple[str, ...] = ()  # domains that its certificate proves, for calls over TLS; lower case
     foreign: bool = False  # calls come from abroad by it: German numbers are hidden, § 120(4) TKG
     ping_s: float = 0.0  # between two OPTIONS; 0: none are sent
-    calls: int = 0  # calls at once of this node; 0: unbounded
+    calls: int = 0  # at once, over all nodes and both directions; 0: unbounded
     user: str = ""  # "": challenges are not answered
     password: str = field(default="", repr=False)
     realm: str = ""  # "": whatever realm the challenge names

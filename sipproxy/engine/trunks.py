@@ -4,8 +4,8 @@ Pure. A route is up, suspect after one failure, and down after the next one. A r
 all. It comes back by an answered OPTIONS, or by a call: any that gets to it because the others failed, and, where it is not
 pinged, one call for each back-off period that tries it in its usual place. Failures are silence, transport failures and 503.
 
-Limits count the calls of this node in both directions, and refuse outgoing ones alone: whether one more comes in is the
-carrier's to say. An emergency call is counted and never refused.
+Limits count the calls of all nodes in both directions (`Channels`), and refuse outgoing ones alone: whether one more comes in
+is the carrier's to say. An emergency call is counted and never refused.
 """
 
 from __future__ import annotations
@@ -167,11 +167,6 @@ class Trunks:
     def calls(self, name: str) -> int:
         """How many of this node's calls are on the route."""
         return self._desk.channels.held("trunk", name)
-
-    def is_full(self, name: str) -> bool:
-        """Whether the route has all the calls of this node that it may have."""
-        health = self._routes.get(name)
-        return health is not None and 0 < health.route.calls <= self.calls(name)
 
     # Timers and pings
 
