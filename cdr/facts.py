@@ -101,6 +101,7 @@ class Record(msgspec.Struct, kw_only=True, omit_defaults=True):
     snapshot: int = 0
     slots_used: int | None = None  # after taking ours; None where no slot was asked for
     slots_limit: int | None = None
+    over_soft: list[str] = []  # lines whose soft limit of channels this call went beyond
     media: list[str] = []  # "audio", "video", "image" (T.38), "text" in order of appearance
 
     # What a newer schema wrote and this one does not know, by field name. `cdr.codec` writes it back as fields of the map.

@@ -57,7 +57,8 @@ def _cells(value: object) -> dict[str, str]:
     if isinstance(value, BlockRule):
         return block_cells(value)
     if isinstance(value, Account | LoggedAccount):
-        return {"line": value.line, "kind": str(value.kind), "numbers": " ".join(value.numbers)}
+        channels = "" if value.channels is None else str(value.channels)
+        return {"line": value.line, "kind": str(value.kind), "numbers": " ".join(value.numbers), "account_channels": channels}
     if isinstance(value, tuple):
         cells = map(psap_cells, value)
         return {f"{row['uri']} from {row['valid_from'] or 'ever'}": f"{row['priority']} {row['name']}".strip() for row in cells}

@@ -242,6 +242,9 @@ def _full(  # noqa: PLR0917 - a call and the snapshot it is judged by
     if used >= limit:
         return ("line.channels", f"{used} of {limit} channels in use", *answer)
     steps.append(("line.channels", f"{used} of {limit} in use"))
+    soft = snapshot.soft_channels_of(line)
+    if soft and used >= soft:
+        steps.append(("line.soft_channels", f"with this call {used + 1} in use, above {soft}: reported, not refused"))
     of_account = attempt.account_used
     if account is None or account.channels is None or of_account is None:
         return None

@@ -162,6 +162,8 @@ def _sentences(attempt: CallAttempt, decision: Decision, rules: tuple[RuleSaid, 
 def _not_asked(attempt: CallAttempt, decision: Decision) -> tuple[str, ...]:
     """The rules behind the one that decided."""
     order = _ORDER[attempt.direction]
+    if decision.account is not None and decision.account.channels is not None:
+        order = (*order, "account.channels")
     if decision.verdict is Verdict.EMERGENCY:
         return order
     if decision.verdict is Verdict.ALLOW:

@@ -56,6 +56,7 @@ def line_cells(line: Line) -> Cells:
         "barred_since": write_stamp(line.barred_since_ms or None),
         "clir": _yes(line.clir),
         "reject_anonymous": _yes(line.reject_anonymous),
+        "soft_channels": "" if line.soft_channels is None else str(line.soft_channels),
         "traces": "; ".join(f"{write_stamp(t.from_ms)}/{write_stamp(t.until_ms)}/{t.reference}" for t in line.traces),
     }
 
@@ -91,6 +92,8 @@ def write_lines(snapshot: Snapshot, lines: Sequence[Line], *, form: str, secrets
         for account in _accounts(snapshot, line):
             for index, number in enumerate(account.numbers):
                 cells = {"account": account.user, "kind": str(account.kind), "number": number}
+                if index == 0 and account.channels is not None:  # as the password: in the account's first row
+                    cells["account_channels"] = str(account.channels)
                 password = _secret(account) if secrets and index == 0 else ""
                 rows.append({"line": line.id, **head, **cells, "password": password})
                 head = {}  # what belongs to the line stands in its first row
@@ -105,11 +108,15 @@ def _line_toml(snapshot: Snapshot, line: Line, *, secrets: bool) -> str:
     cells: dict[str, Any] = {name: cell for name, cell in line_cells(line).items() if cell}
     if line.channels is not None:
         cells["channels"] = line.channels
+    if line.soft_channels is not None:
+        cells["soft_channels"] = line.soft_channels
     if line.traces:
         cells["traces"] = cells["traces"].split("; ")
     text = _toml_table("line", cells)
     for account in _accounts(snapshot, line):
         of_it: dict[str, Any] = {"account": account.user, "kind": str(account.kind)}
+        if account.channels is not None:
+            of_it["account_channels"] = account.channels
         if secrets:
             of_it["password"] = _secret(account)
         text += _toml_table("line.account", {**of_it, "numbers": list(account.numbers)})

@@ -41,6 +41,7 @@ class LoggedAccount(msgspec.Struct, frozen=True):
     kind: AccountKind
     numbers: tuple[str, ...]
     renewed: bool = False
+    channels: int | None = None
 
 
 class Side(msgspec.Struct, frozen=True):
@@ -106,7 +107,7 @@ def _logged(value: object, *, former: object = None) -> object:
     if not isinstance(value, Account):
         return value
     renewed = isinstance(former, Account) and dict(former.ha1) != dict(value.ha1)
-    return LoggedAccount(value.user, value.line, value.kind, value.numbers, renewed)
+    return LoggedAccount(value.user, value.line, value.kind, value.numbers, renewed, value.channels)
 
 
 def _written(side: Mapping[str, object]) -> str:
@@ -217,7 +218,7 @@ def _whole(tables: Mapping[str, dict[str, object]], now: Snapshot) -> Change:
     accounts = []
     for user, logged in tables["accounts"].items():
         assert isinstance(logged, LoggedAccount)
-        accounts.append(Account(user, logged.line, logged.kind, now.accounts[user].ha1, logged.numbers))
+        accounts.append(Account(user, logged.line, logged.kind, now.accounts[user].ha1, logged.numbers, logged.channels))
     fields = tables["psap"]
     return Change(
         lines=tuple(line for line in tables["lines"].values() if isinstance(line, Line)),

@@ -168,6 +168,7 @@ class Line:
     clir: bool = False  # the caller's number is hidden in every call but those that the law excepts
     reject_anonymous: bool = False  # calls with a hidden number are refused (433)
     traces: tuple[Trace, ...] = ()
+    soft_channels: int | None = None  # calls at once beyond which it is only reported; None: the profile's, 0: never
 
     @property
     def incoming_until_ms(self) -> int:
@@ -193,7 +194,8 @@ class Profile:
     setup_calls: int = 0  # calls that a line with `channels` channels may start within the window; 0: no limit
     setup_window_s: int = 60
     setup_out: tuple[int, int] = (403, 42)
-    forwarding_slots: int = 1  # channels that the outgoing half of a forwarded call takes
+    forwarding_slots: int = 1  # channels that the outgoing half of a forwarded call takes, beside the incoming one's: 0 or 1
+    soft_channels: int = 0  # calls at once of a line beyond which it is only reported; 0: never
     pass_percent: int = 0  # of calls that the network lets pass, as promised to customers; 0: nothing was promised
 
 
@@ -247,6 +249,13 @@ class Snapshot:
     def channels_of(self, line: Line) -> int:
         """How many simultaneous non-emergency calls the line may have."""
         return line.channels if line.channels is not None else self.profiles[line.profile].channels
+
+    def soft_channels_of(self, line: Line) -> int:
+        """How many of its channels the line may use before that is reported; 0: it is not."""
+        if line.soft_channels is not None:
+            return line.soft_channels
+        profile = self.profiles.get(line.profile)
+        return profile.soft_channels if profile is not None else 0
 
     def setup_limit(self, line: Line) -> tuple[int, int]:
         """How many calls the line may start within how many seconds, in proportion to its channels; (0, 0): no limit."""

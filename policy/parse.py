@@ -38,7 +38,8 @@ NEEDED_LINE_COLUMNS = (
 )
 LINE_COLUMNS = (
     *NEEDED_LINE_COLUMNS,
-    *("status_reason", "status_at", "barred_since", "clir", "reject_anonymous", "traces"),
+    *("status_reason", "status_at", "barred_since", "clir", "reject_anonymous", "traces", "soft_channels"),
+    "account_channels",
 )
 
 MAX_SINGLE_ACCOUNTS = 10  # of a line; above it the product is a trunk
@@ -55,7 +56,7 @@ _SMALL_NUMBER = re.compile(r"[0-9]{1,6}\Z")
 _ASSIGNABLE = frozenset(
     {DestinationClass.GEOGRAPHIC, DestinationClass.NATIONAL, DestinationClass.MOBILE, DestinationClass.PERSONAL}
 )
-_LINE_FIELDS = ("profile", "status", "channels", "location", "area_code", *LINE_COLUMNS[len(NEEDED_LINE_COLUMNS) :])
+_LINE_FIELDS = ("profile", "status", "channels", "location", "area_code", *LINE_COLUMNS[len(NEEDED_LINE_COLUMNS) : -1])
 _REFERENCE = re.compile(r"[^;/\s](?:[^;/]{0,62}[^;/\s])?\Z")
 
 
@@ -73,6 +74,7 @@ class _Account:
     line: str
     kind: str
     password: str = field(repr=False)
+    channels: int | None = None
     numbers: list[str] = field(default_factory=list)
 
 
@@ -84,6 +86,7 @@ class _Marks(NamedTuple):
     clir: bool = False
     reject_anonymous: bool = False
     traces: tuple[Trace, ...] = ()
+    soft_channels: int | None = None
 
 
 @dataclass(slots=True)
@@ -143,11 +146,7 @@ def _check_line(table: Table, row: Row, profiles: Mapping[str, Profile]) -> None
         table.fault(number, "profile", f"unknown profile {quoted(cells['profile'])}; known: {' '.join(profiles)}")
     if cells["status"] not in ("", *LineStatus):
         table.fault(number, "status", f"{quoted(cells['status'])} is none of {' '.join(LineStatus)}")
-    channels = cells["channels"]
-    if channels and not (_SMALL_NUMBER.match(channels) and 1 <= int(channels) <= MAX_CHANNELS):
-        table.fault(
-            number, "channels", f"not a number from 1 to {MAX_CHANNELS}, nor empty for the profile's: {quoted(channels)}"
-        )
+    _count_of(table, row, "channels", 1, "empty for the profile's")
     if not cells["location"] or cells["location"] == "*" or cells["location"].startswith("#"):
         table.fault(number, "location", "no location: 110 and 112 are routed by it")
     if _AREA_CODE.match(cells["area_code"]) is None:
@@ -164,8 +163,24 @@ def _marks_of(table: Table, row: Row) -> _Marks:
     except ValueError as error:
         table.fault(row.number, "traces", str(error))
     return _Marks(
-        status_at or 0, barred_since or 0, flag_of(table, row, "clir"), flag_of(table, row, "reject_anonymous"), traces
+        status_at or 0,
+        barred_since or 0,
+        flag_of(table, row, "clir"),
+        flag_of(table, row, "reject_anonymous"),
+        traces,
+        _count_of(table, row, "soft_channels", 0, "empty for the profile's"),
     )
+
+
+def _count_of(table: Table, row: Row, column: str, least: int, otherwise: str) -> int | None:
+    """A number of channels from `least` on; None for an empty cell, and for a faulty one, which is noted."""
+    text = row.cells.get(column, "")
+    if not text:
+        return None
+    if _SMALL_NUMBER.match(text) and least <= int(text) <= MAX_CHANNELS:
+        return int(text)
+    table.fault(row.number, column, f"not a number from {least} to {MAX_CHANNELS}, nor {otherwise}: {quoted(text)}")
+    return None
 
 
 def traces_of(text: str) -> tuple[Trace, ...]:
@@ -199,7 +214,8 @@ def _take_account(table: Table, row: Row, lines: dict[str, _Line], accounts: dic
         if kind not in tuple(AccountKind):
             table.fault(number, "kind", f"{quoted(kind)} is none of {' '.join(AccountKind)}")
             kind = AccountKind.TRUNK  # so that its further rows are judged by themselves
-        accounts[user] = _Account(number, line, kind, cells["password"])
+        limit = _count_of(table, row, "account_channels", 1, "empty for no limit of its own")
+        accounts[user] = _Account(number, line, kind, cells["password"], limit)
         lines[line].accounts.append(user)
         return user
     if known.line != line:
@@ -209,6 +225,9 @@ def _take_account(table: Table, row: Row, lines: dict[str, _Line], accounts: dic
         table.fault(number, "kind", f"{quoted(cells['kind'])} differs from row {known.row} of account {user}")
     if cells["password"] and cells["password"] != known.password:
         table.fault(number, "password", f"differs from row {known.row} of account {user}")
+    cell = cells.get("account_channels", "")
+    if cell and cell != ("" if known.channels is None else str(known.channels)):
+        table.fault(number, "account_channels", f"{quoted(cell)} differs from row {known.row} of account {user}")
     return user
 
 
@@ -269,7 +288,7 @@ def _accounts_of(
         ha1, fault = secret_of(account.password, user=user, realm=realm)
         if fault and (account.password or not keep_secrets):
             table.fault(account.row, "password", fault)
-        found.append(Account(user, account.line, AccountKind(account.kind), ha1, tuple(account.numbers)))
+        found.append(Account(user, account.line, AccountKind(account.kind), ha1, tuple(account.numbers), account.channels))
     for key, line in lines.items():
         trunks = sum(accounts[user].kind == AccountKind.TRUNK for user in line.accounts)
         if trunks and len(line.accounts) > 1:

@@ -104,6 +104,7 @@ def _engine_metrics(metrics: Metrics, engine: Engine) -> None:
         "parties_lost": ("parties found gone, and sessions that expired", ("how",)),
         "slots_undecided": ("slots decided without the store", ("way",)),
         "slots_forgotten": ("slots granted by a store that counted fewer than this node holds", ("kind",)),
+        "soft_limit": ("calls that went beyond the soft limit of their line", ("profile",)),
         "slots_refused": (
             "slots refused, by what was full (line, account, trunk), or store, where none is given without it",
             ("why",),

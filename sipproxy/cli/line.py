@@ -57,7 +57,8 @@ def import_lines(
     """Add or replace lines.
 
     From a file, all or none. Columns: line,profile,status,channels,location,area_code,account,kind,password,number, and where
-    wanted status_reason,status_at,barred_since,clir,reject_anonymous,traces. An empty password keeps the account's present one.
+    wanted status_reason,status_at,barred_since,clir,reject_anonymous,traces,
+    soft_channels,account_channels. An empty password keeps the account's present one.
     """
     from sipproxy.commands import changing, output
 
@@ -170,6 +171,13 @@ def set_line(
     at: Annotated[str | None, typer.Option("--at", metavar="TIME", help="Day of the status.")] = None,
     profile: Annotated[str | None, typer.Option(help="Product.")] = None,
     channels: Annotated[str | None, typer.Option(help="Calls at once; '' for the profile's.")] = None,
+    soft_channels: Annotated[
+        str | None, typer.Option(help="Calls at once beyond which it is only reported; 0 for never, '' for the profile's.")
+    ] = None,
+    account_channels: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ACCOUNT=N", help="Calls at once of one account; ACCOUNT= for no limit. May be repeated."),
+    ] = None,
     location: Annotated[str | None, typer.Option(help="Registered place: 110 and 112 are routed by it.")] = None,
     area_code: Annotated[str | None, typer.Option(help="With its 0.")] = None,
     clir: Annotated[str | None, typer.Option(metavar="yes|no", help="Hide the number in every call.")] = None,
@@ -196,6 +204,7 @@ def set_line(
         "status_at": at,
         "profile": profile,
         "channels": channels,
+        "soft_channels": soft_channels,
         "location": location,
         "area_code": area_code,
         "clir": clir,
@@ -203,7 +212,8 @@ def set_line(
         "traces": "; ".join(trace) if trace is not None else None,
     }
     given = {name: cell for name, cell in cells.items() if cell is not None}
-    output.run(lambda out: commands.set_fields(config, out, line, given, why=why, dry_run=dry_run), as_json=as_json)
+    limits = account_channels or ()
+    output.run(lambda out: commands.set_fields(config, out, line, given, limits, why=why, dry_run=dry_run), as_json=as_json)
 
 
 @app.command()

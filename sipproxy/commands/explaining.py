@@ -11,7 +11,7 @@ import datetime as dt
 import io
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ from sipproxy.commands.backend import has_store, with_store
 from sipproxy.commands.output import USAGE, CommandError, Output
 from sipproxy.commands.policy_data import find_line, refused
 from sipproxy.config import Config, load
-from sipproxy.store import keys
+from sipproxy.store.live_slots import slots_of
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -99,13 +99,14 @@ def _from_files(config: Config) -> Snapshot:
 
 def _explain_one(config: Config, output: Output, question: Question, now_at_ms: int) -> int:
     if has_store(config):
-        snapshot, used = with_store(config, lambda client: _loaded(client, question))
+        snapshot, used, of_account = with_store(config, lambda client: _loaded(client, question))
         source = f"store, version {snapshot.version}"
     else:
-        snapshot, used, source = _from_files(config), 0, "files named by [policy]"
+        snapshot, used, of_account, source = _from_files(config), 0, 0, "files named by [policy]"
     if question.used is not None:
         used = question.used
-    explanation = words.explain_attempt(_attempt(snapshot, question, used), snapshot, now_at_ms)
+    attempt = replace(_attempt(snapshot, question, used), account_used=of_account)
+    explanation = words.explain_attempt(attempt, snapshot, now_at_ms)
     decision = explanation.decision
     plain = {**_plain(decision), "rules": [_plain_rule(item) for item in explanation.rules], "words": explanation.words}
     at = dt.datetime.fromtimestamp(now_at_ms // 1000, ZONE).isoformat()
@@ -129,14 +130,15 @@ def _attempt(snapshot: Snapshot, question: Question, used: int) -> CallAttempt:
     return CallAttempt(Direction.INCOMING, target, caller=number, network=number, anonymous=anonymous, slots_used=used)
 
 
-async def _loaded(client: Redis, question: Question) -> tuple[Snapshot, int]:
-    """The snapshot, and how many channels the line uses now whose call it would be, by the store's clock."""
+async def _loaded(client: Redis, question: Question) -> tuple[Snapshot, int, int]:
+    """The snapshot, and how many channels the line and the account use now whose call it would be, by the store's clock."""
     snapshot = await store.load(client)
-    line = evaluate(_attempt(snapshot, question, 0), snapshot, 0).line
-    if line is None:
-        return snapshot, 0
-    seconds, micros = await client.time()
-    return snapshot, int(await client.zcount(keys.slots(line.id), seconds * 1000 + micros // 1000 + 1, "+inf"))
+    found = evaluate(_attempt(snapshot, question, 0), snapshot, 0)
+    if found.line is None:
+        return snapshot, 0, 0
+    live = await slots_of(client, "line", [found.line.id])
+    account = found.account.user if found.account is not None else ""
+    return snapshot, len(live), sum(slot.holder.account == account for slot in live)
 
 
 def _plain(decision: Decision) -> dict[str, Any]:

@@ -55,13 +55,21 @@ def _read(line: str, rows: Sequence[Mapping[str, str]], realm: str = "") -> Line
         raise PolicyError(tuple(faults)) from None
 
 
-def _changed(snapshot: Snapshot, line: Line, cells: Mapping[str, str]) -> Line:
-    """The line with other cells, as of its first row. Raises PolicyError with the option's name."""
+def _changed(snapshot: Snapshot, line: Line, cells: Mapping[str, str], limits: Mapping[str, str] | None = None) -> LinesImport:
+    """The line with other cells, as of its first row, and its accounts with other limits of channels.
+
+    Raises PolicyError with the option's name.
+    """
     rows = _cells(snapshot, line)
     if not rows:
         raise PolicyError((Fault(f"line {line.id}", 0, "", "has no number; import it again"),))
     rows[0].update(cells)
-    return _read(line.id, rows).lines[0]
+    for user, limit in (limits or {}).items():
+        own = [row for row in rows if row["account"] == user]
+        if not own:
+            raise CommandError(f"--account-channels: {user[:80]!r} is no account of line {line.id}", code=USAGE)
+        own[0]["account_channels"] = limit
+    return _read(line.id, rows)
 
 
 def add(path: Path, output: Output, cells: Mapping[str, str], numbers: Sequence[str], *, why: str, dry_run: bool) -> int:
@@ -115,16 +123,29 @@ def _with_password(  # noqa: PLR0917 - a change and what is told of it
     return result
 
 
-def set_fields(path: Path, output: Output, line: str, cells: Mapping[str, str], *, why: str, dry_run: bool) -> int:
-    """Set what `cells` name, by the columns of a line file."""
-    if not cells:
+def set_fields(
+    path: Path, output: Output, line: str, cells: Mapping[str, str], limits: Sequence[str], *, why: str, dry_run: bool
+) -> int:
+    """Set what `cells` name, by the columns of a line file, and the channels of accounts, `ACCOUNT=N` each."""
+    given = {}
+    for item in limits:
+        user, separator, limit = item.partition("=")
+        if not separator or not user:
+            raise CommandError(f"--account-channels: {item[:80]!r} is not of the form ACCOUNT=N", code=USAGE)
+        given[user] = limit
+    if not cells and not given:
         raise CommandError("say what to set, such as --channels 4; `sipproxy line set --help` lists it", code=USAGE)
 
     def make(snapshot: Snapshot) -> Change:
         found, _ = find_line(snapshot, line)
-        return Change(lines=(_changed(snapshot, found, cells),))
+        changed = _changed(snapshot, found, cells, given)
+        accounts = (
+            replace(snapshot.accounts[new.user], channels=new.channels) for new in changed.accounts if new.user in given
+        )
+        return Change(lines=changed.lines, accounts=tuple(accounts))
 
-    words = ", ".join(f"{name} {cell or 'none'}" for name, cell in cells.items())
+    named = [*cells.items(), *((f"channels of {user}", limit) for user, limit in given.items())]
+    words = ", ".join(f"{name} {cell or 'none'}" for name, cell in named)
     return change_data(path, output, make, why=why or f"set {words}", dry_run=dry_run, done=f"line {line}: {words}")
 
 
@@ -148,7 +169,7 @@ def bar(path: Path, output: Output, line: str, *, status: LineStatus, reason: st
             "status_at": write_stamp(at_ms),
             "barred_since": write_stamp(since),
         }
-        changed = _changed(snapshot, found, cells)
+        changed = _changed(snapshot, found, cells).lines[0]
         until[:] = [changed.incoming_until_ms]
         return Change(lines=(changed,))
 
@@ -169,7 +190,7 @@ def unbar(path: Path, output: Output, line: str, *, reason: str, why: str, dry_r
             return Change()
         now = write_stamp(time.time_ns() // 1_000_000)
         cells = {"status": "active", "status_reason": reason, "status_at": now, "barred_since": ""}
-        return Change(lines=(_changed(snapshot, found, cells),))
+        return Change(lines=_changed(snapshot, found, cells).lines)
 
     return change_data(path, output, make, why=why or reason or "unbarred", dry_run=dry_run, done=f"line {line}: active")
 

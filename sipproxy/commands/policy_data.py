@@ -122,6 +122,7 @@ def show_line(text: str, path: Path, output: Output) -> int:
         {
             "account": account.user,
             "kind": str(account.kind),
+            "channels": account.channels,
             "algorithms": sorted(account.ha1),
             "numbers": list(account.numbers),
         }

@@ -137,7 +137,8 @@ class Call:
             self._go_on(self.context.progress())
             return
         self.met_full = self.met_full or not has_place
-        if not has_place or not any([self._send(target) for target in group]):
+        sent = [self._send(target) for target in group] if has_place else []
+        if not any(sent):
             carrier.left(self, group[0])
             self._try_next()
             return

@@ -310,10 +310,20 @@ class Setup:
         else:
             if call.record.slots_used is None:
                 call.record.slots_used = grant.used
+            self._report(call, needs[0].line, grant.used)
             if needs[1:]:
                 self._take(call, needs[1:])
             else:
                 self._go(call)
+
+    def _report(self, call: Call, line: Line, used: int) -> None:
+        """Say that the line uses more channels than its soft limit, which refuses nothing."""
+        desk = self._desk
+        soft = desk.snapshot.soft_channels_of(line)
+        if soft and used > soft:
+            desk.count("soft_limit", line.profile)
+            desk.note("warning", "line_over_soft_limit", call=call.id, line=line.id, used=used, soft=soft)
+            call.record.over_soft = [*call.record.over_soft, line.id]
 
     def _refuse_full(self, call: Call, need: Need, grant: Grant) -> None:
         """The same evaluation again with every channel in use: policy words the refusal."""

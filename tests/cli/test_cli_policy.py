@@ -105,6 +105,13 @@ def test_line_bar_unbar_and_set_say_what_they_did_and_keep_reason_and_date(opera
     assert (shown["channels"], shown["clir"], shown["reject_anonymous"]) == (5, "yes", "yes")
     assert operator.refused("line", "set", "V1001", "--channels", "none").startswith("line V1001: channels: not a number")
     assert "say what to set" in operator.refused("line", "set", "V1001", code=2)
+    operator.ok("line", "set", "V1001", "--soft-channels", "2", "--account-channels", "v1001-2=1")
+    shown = operator.json("line", "show", "V1001")
+    assert (shown["soft_channels"], [account["channels"] for account in shown["accounts"]]) == ("2", [None, 1])
+    operator.ok("line", "set", "V1001", "--account-channels", "v1001-2=")
+    assert [account["channels"] for account in operator.json("line", "show", "V1001")["accounts"]] == [None, None]
+    assert "no account of line" in operator.refused("line", "set", "V1001", "--account-channels", "x=1", code=2)
+    assert "account_channels: not a number" in operator.refused("line", "set", "V1001", "--account-channels", "v1001-1=0")
     assert "--reason" in operator.refused("line", "bar", "V1001", code=2)
     assert "no line" in operator.refused("line", "bar", "V9", "--reason", "x")
 

@@ -348,3 +348,32 @@ def test_profiles_ship_both_products() -> None:
         "velbert": (3, ("02051", "02052", "02053")),
         "badnauheim": (2, ("06032",)),
     }
+
+
+@pytest.mark.parametrize(("of_account", "refused"), [(0, False), (1, False), (2, True), (3, True), (None, False)])
+def test_account_with_a_limit_of_its_own_is_refused_at_it_in_both_directions(of_account: int | None, refused: bool) -> None:
+    before = snapshot_with()
+    limited = dataclasses.replace(account_of(), channels=2)
+    snapshot = dataclasses.replace(before, accounts={limited.user: limited})
+    out = evaluate(
+        dataclasses.replace(outgoing("03023125001", slots_used=0), account=limited, account_used=of_account), snapshot, 0
+    )
+    into = evaluate(dataclasses.replace(incoming(OWN["velbert"], slots_used=0), account_used=of_account), snapshot, 0)
+    for found, answer in ((out, (403, 34)), (into, (486, 17))):
+        assert (found.verdict is Verdict.DENY) is refused
+        assert not refused or (found.rule, found.status, found.cause) == ("account.channels", *answer)
+    emergency = evaluate(dataclasses.replace(outgoing("112"), account=limited, account_used=9), snapshot, 0)
+    assert emergency.verdict is Verdict.EMERGENCY
+
+
+@pytest.mark.parametrize(
+    ("own", "profiles", "told"), [(None, 0, False), (None, 1, True), (0, 1, False), (1, 0, True), (2, 0, False)]
+)
+def test_soft_limit_is_a_step_and_never_a_refusal(own: int | None, profiles: int, told: bool) -> None:
+    line = dataclasses.replace(line_of(), soft_channels=own)
+    before = snapshot_with(line=line)
+    profile = dataclasses.replace(before.profiles[line.profile], soft_channels=profiles)
+    snapshot = dataclasses.replace(before, profiles={**before.profiles, line.profile: profile})
+    found = evaluate(outgoing("03023125001", line, slots_used=1), snapshot, 0)
+    assert found.verdict is Verdict.ALLOW
+    assert ("line.soft_channels" in dict(found.steps)) is told

@@ -265,3 +265,35 @@ def test_read_blocks_faults_are_all_reported() -> None:
         read_blocks(BLOCKS + "\n".join(rows), file="b", profiles=PROFILES)
     columns = ["id", "prefix", "prefix", "prefix", "prefix", "reason", "profile", "line", "id", "prefix"]
     assert [(fault.row, fault.column) for fault in raised.value.faults] == list(enumerate(columns, 2))
+
+
+def test_limits_of_accounts_and_soft_limits_are_read_from_their_first_rows() -> None:
+    header = HEADER.rstrip("\n") + ",soft_channels,account_channels\n"
+    found = lines_of(
+        "L1,velbert,active,5,town,02051,a1,,pw,02051988111,4,2",
+        "L1,,,,,,a2,,pw,02051988112,,",
+        header=header,
+    )
+    assert [line.soft_channels for line in found.lines] == [4]
+    assert [(account.user, account.channels) for account in found.accounts] == [("a1", 2), ("a2", None)]
+
+
+@pytest.mark.parametrize(
+    ("soft", "own", "column"), [("-1", "", "soft_channels"), ("x", "", "soft_channels"), ("", "0", "account_channels")]
+)
+def test_limits_that_are_no_number_are_faults_by_their_column(soft: str, own: str, column: str) -> None:
+    header = HEADER.rstrip("\n") + ",soft_channels,account_channels\n"
+    with pytest.raises(PolicyError) as caught:
+        lines_of(f"L1,velbert,active,5,town,02051,a1,,pw,02051988111,{soft},{own}", header=header)
+    assert [(fault.row, fault.column) for fault in caught.value.faults] == [(2, column)]
+
+
+def test_account_limit_that_differs_in_a_further_row_is_a_fault() -> None:
+    header = HEADER.rstrip("\n") + ",account_channels\n"
+    with pytest.raises(PolicyError) as caught:
+        lines_of(
+            "L1,velbert,active,5,town,02051,a1,trunk,pw,02051988111,2",
+            "L1,,,,,,a1,,,02051988112,3",
+            header=header,
+        )
+    assert [(fault.row, fault.column) for fault in caught.value.faults] == [(3, "account_channels")]

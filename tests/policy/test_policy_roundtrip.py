@@ -75,7 +75,7 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
             numbers = [f"+492051{9000 + index * 100 + n * 10 + k}" for k in range(count)]
             if trunk:
                 numbers[-1] += "*"
-            accounts.append(Account(user, key, kind, ha1, tuple(numbers)))
+            accounts.append(Account(user, key, kind, ha1, tuple(numbers), draw(st.none() | st.integers(1, 10_000))))
         lines.append(
             Line(
                 id=key,
@@ -91,6 +91,7 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
                 clir=draw(st.booleans()),
                 reject_anonymous=draw(st.booleans()),
                 traces=tuple(draw(st.lists(traces(), max_size=3))),
+                soft_channels=draw(st.none() | st.integers(0, 10_000)),
             )
         )
     return snapshot_of(1, lines, accounts, PROFILES, (), ())

@@ -114,6 +114,7 @@ class World:
         self.agents: dict[Address, Callable[[bytes, Address], None]] = {}
         self.store = SlotStore()
         self.store_answers = True  # False: no answer within the deadline
+        self.store_delay = 0.001
         self.store_deadline = 0.25
         self.facts: list[Fact] = []
         self.notes: list[Note] = []
@@ -220,11 +221,17 @@ class World:
             taken, used, of_account = self.store.take(action, self.now, LEASE_S)
             self._slot_result(action, taken=taken, used=used, of_account=of_account)
 
+        def late() -> None:
+            self.store.take(action, self.now, LEASE_S)
+
         def silence() -> None:
             self._slot_result(action, taken=None, used=0)
 
         if self.store_answers:
-            self.after(0.001, answer)
+            in_time = self.store_delay < action.wait_s
+            self.after(self.store_delay, answer if in_time else late)
+            if not in_time:
+                self.after(action.wait_s, silence)
         else:
             self.after(min(self.store_deadline, action.wait_s), silence)
 
