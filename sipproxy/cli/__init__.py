@@ -68,7 +68,14 @@ def check(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) ->
 
 
 @calls_app.callback()
-def calls(ctx: typer.Context, config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
+def calls(
+    ctx: typer.Context,
+    everywhere: Annotated[
+        bool, typer.Option("--all", help="Those of all nodes too, by their slots: id, node, since when, line and account.")
+    ] = False,
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: JsonOption = False,
+) -> None:
     """Calls that the running node holds.
 
     Without a command they are listed.
@@ -76,9 +83,10 @@ def calls(ctx: typer.Context, config: ConfigOption = DEFAULT_CONFIG, as_json: Js
     if ctx.invoked_subcommand is not None:
         ctx.default_map = {ctx.invoked_subcommand: {"config": config, "as_json": as_json}}
         return
-    from sipproxy.commands import node, output
+    from sipproxy.commands import live_slots, node, output
 
-    output.run(lambda out: node.calls(config, out), as_json=as_json)
+    show = live_slots.show_calls if everywhere else node.calls
+    output.run(lambda out: show(config, out), as_json=as_json)
 
 
 @calls_app.command("end")

@@ -99,7 +99,7 @@ def list_lines(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = Fals
 
 @app.command("show")
 def show_line(line: LineArgument, config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
-    """One line with its accounts and numbers."""
+    """One line with its accounts, its numbers, and who uses its channels now."""
     from sipproxy.commands import output, policy_data
 
     output.run(lambda out: policy_data.show_line(line, config, out), as_json=as_json)

@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["AWAY", "REFUSED", "USAGE", "CommandError", "Output", "run"]
+__all__ = ["AWAY", "REFUSED", "USAGE", "CommandError", "Output", "clock", "run"]
 
 REFUSED = 1
 USAGE = 2
@@ -73,6 +74,12 @@ class Output:
             wide = console.options.update(max_width=MAX_WIDTH)
             console = Console(width=max(80, console.measure(table, options=wide).maximum))
         console.print(table)
+
+
+def clock(at_ms: int) -> str:
+    """Local time of a UTC stamp, with the date where it is not today."""
+    at = time.localtime(at_ms / 1000)
+    return time.strftime("%H:%M:%S" if at[:3] == time.localtime()[:3] else "%Y-%m-%d %H:%M:%S", at)
 
 
 def run(command: Callable[[Output], int | None], *, as_json: bool) -> None:

@@ -11,14 +11,19 @@ from policy.emergency import routes_of
 from policy.export import line_cells
 from policy.parse import Fault, PolicyError
 from policy.review import SERVICES
-from sipproxy import policy_files
+from sipproxy import policy_cache, policy_files
+from sipproxy.commands import live_slots
 from sipproxy.commands.backend import with_store
-from sipproxy.commands.output import REFUSED, CommandError, Output
+from sipproxy.commands.output import AWAY, REFUSED, CommandError, Output
 from sipproxy.config import Config, load
+from sipproxy.store.live_slots import slots_of
 
 if TYPE_CHECKING:
+    from redis.asyncio import Redis
+
     from policy.change import Change
     from policy.model import Account, Line, Snapshot
+    from sipproxy.store.live_slots import LiveSlot
 
 __all__ = ["check_files", "counts_of", "find_line", "list_lines", "load_snapshot", "refused", "show_line"]
 
@@ -110,9 +115,32 @@ def _e164(text: str) -> str:
     return ""
 
 
+def _line_data(config: Config, text: str) -> tuple[Snapshot, list[LiveSlot] | None, str]:
+    """The policy data and the slots of a line that the store has; without it the node's last snapshot, None, and why."""
+
+    async def read(client: Redis) -> tuple[Snapshot, list[LiveSlot]]:
+        snapshot = await store.load(client)
+        return snapshot, await slots_of(client, "line", [find_line(snapshot, text)[0].id])
+
+    try:
+        return *with_store(config, read), ""
+    except CommandError as error:
+        last = policy_cache.load(Path(config.node.data_dir) / "policy.snapshot") if error.code == AWAY else None
+        if last is None:
+            raise
+        return last, None, str(error)
+
+
 def show_line(text: str, path: Path, output: Output) -> int:
-    snapshot = load_snapshot(path)
+    """A line, its accounts and its slots; without the store what this machine's node knows of them."""
+    config = load(path)
+    snapshot, stored, away = _line_data(config, text)
     line, _ = find_line(snapshot, text)
+    calls, no_node = live_slots.calls_of_node(config)
+    slots = live_slots.slots_of_line(line.id, stored, calls)
+    if away:
+        calls_of = f"nothing is known of calls: {no_node}" if no_node else "the calls are those of this node alone"
+        output.line(f"{away}\nthe line is as of version {snapshot.version}, which the node saw last; {calls_of}\n")
     row = _line_row(snapshot, line)
     accounts = [snapshot.accounts[user] for user in row["accounts"]]
     now_at_ms = time.time_ns() // 1_000_000
@@ -128,7 +156,9 @@ def show_line(text: str, path: Path, output: Output) -> int:
         }
         for account in accounts
     ]
-    output.value({**row, **marks, "accounts": details, "psap": psap, "version": snapshot.version})
+    output.value(
+        {**row, **marks, "accounts": details, "psap": psap, "version": snapshot.version, "slots": slots, "store": away}
+    )
     for name in ("line", "profile", "status", "channels", "location", "area_code"):
         output.line(f"{name:<16} {row[name]}")
     for name, cell in marks.items():
@@ -137,6 +167,11 @@ def show_line(text: str, path: Path, output: Output) -> int:
     for service, uris in psap.items():
         output.line(f"{service:<16} {', '.join(uris) or 'NO ROUTE: add one with `sipproxy psap import`'}")
     output.line("")
-    cells = ((item["account"], item["kind"], " ".join(item["algorithms"]), " ".join(item["numbers"])) for item in details)
-    output.table(("account", "kind", "algorithms", "numbers"), cells, empty="no accounts")
+    cells = (
+        (item["account"], item["kind"], item["channels"], " ".join(item["algorithms"]), " ".join(item["numbers"]))
+        for item in details
+    )
+    output.table(("account", "kind", "channels", "algorithms", "numbers"), cells, empty="no accounts")
+    output.line("")
+    live_slots.show_slots(slots, output)
     return 0

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sipproxy.admin import control
+from sipproxy.commands.output import clock
 from sipproxy.config import load
 
 if TYPE_CHECKING:
@@ -45,16 +46,10 @@ def _ask(socket: Path) -> list[dict[str, Any]]:
 
 def _cells(row: dict[str, Any]) -> list[object]:
     limit = f"/{row['limit']}" if row["limit"] else ""
-    failure = f"{row['last_failure']} {_clock(row['last_failure_at_ms'])}" if row["last_failure"] else ""
+    failure = f"{row['last_failure']} {clock(row['last_failure_at_ms'])}" if row["last_failure"] else ""
     registration = row["registration"]
     if row["expires_at_ms"]:
-        registration += f" until {_clock(row['expires_at_ms'])}"
-    since = "start" if row["since_ms"] is None else _clock(row["since_ms"])
+        registration += f" until {clock(row['expires_at_ms'])}"
+    since = "start" if row["since_ms"] is None else clock(row["since_ms"])
     ping = "" if row["ping_ms"] is None else f"{row['ping_ms']} ms"
     return [row["trunk"], row["state"], since, f"{row['calls']}{limit}", ping, failure, registration]
-
-
-def _clock(at_ms: int) -> str:
-    """Local time, with the date where it is not today."""
-    at = time.localtime(at_ms / 1000)
-    return time.strftime("%H:%M:%S" if at[:3] == time.localtime()[:3] else "%Y-%m-%d %H:%M:%S", at)

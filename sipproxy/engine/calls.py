@@ -120,6 +120,7 @@ class Calls:
         return [
             {
                 "id": call.id,
+                "node": call.record.node,
                 "state": str(call.phase),
                 "direction": call.record.direction,
                 "line": call.record.line,
@@ -129,7 +130,13 @@ class Calls:
                 "trunk": call.answer.trunk if call.answer is not None else call.record.trunk,
                 "verdict": call.record.verdict,
                 "slots": [
-                    {"kind": slot.kind, "of": slot.owner, "account": holder.account, "since_ms": holder.since_ms}
+                    {
+                        "kind": slot.kind,
+                        "of": slot.owner,
+                        "account": holder.account,
+                        "role": slot.member.partition(":")[2],
+                        "since_ms": holder.since_ms,
+                    }
                     for slot, holder in call.slots.items()
                 ],
                 "setup_at_ms": call.record.setup_at_ms,

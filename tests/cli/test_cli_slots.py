@@ -1,0 +1,158 @@
+"""`line show` and `calls --all`: who holds which slots, with and without the store and the node."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from loadtest.valkey import Valkey
+from policy import store as policy_store
+from sipproxy import policy_cache
+from sipproxy.admin.control import ControlServer
+from sipproxy.engine.actions import Holder
+from sipproxy.store import keys
+from sipproxy.store.live_slots import write_holder
+from sipproxy.store.slots import _SCRIPT
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+SINCE_MS = 1_790_000_000_000
+HERE = {
+    "id": "c1", "node": "n1", "state": "answered", "direction": "outgoing", "line": "V1001", "account": "v1001-1",
+    "calling": "+492051555101", "dialled": "+493012345", "trunk": "a", "setup_at_ms": SINCE_MS,
+    "slots": [{"kind": "line", "of": "V1001", "account": "v1001-1", "role": "", "since_ms": SINCE_MS}],
+}  # fmt: skip
+
+
+def sipproxy(config: Path, *words: str, code: int = 0) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "sipproxy", *words, "-c", str(config)],
+        cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert "Traceback" not in done.stderr, done.stderr
+    assert done.returncode == code, (done.stdout, done.stderr)
+    return done.stdout + done.stderr
+
+
+def answer(config: Path, *words: str) -> Any:
+    return json.loads(sipproxy(config, *words, "--json"))
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Iterator[Path]:
+    """A configuration whose store has two lines; this line's slots are held by calls of two nodes."""
+    with asyncio.Runner() as runner:
+        valkey = Valkey()
+        runner.run(valkey.__aenter__())
+        config = tmp_path / "config.toml"
+        config.write_text(f'[store]\nurl = "{valkey.url}"\n[node]\ndata_dir = "data"\n[policy]\n')
+        (tmp_path / "data").mkdir()
+        sipproxy(config, "psap", "import", "examples/psap.csv")
+        sipproxy(config, "line", "import", "examples/lines.csv")
+        client = redis.Redis.from_url(valkey.url)
+        for member, holder in (
+            ("c1", Holder("n1", SINCE_MS, "v1001-1", "outgoing")),
+            ("c2:fwd", Holder("n2", SINCE_MS + 5000, "v1001-2", "incoming")),
+        ):
+            names = keys.slots("V1001"), keys.holders("V1001")
+            client.eval(_SCRIPT, 2, *names, member, 9, 600_000, write_holder(holder), "")  # type: ignore[no-untyped-call]
+        client.zadd(keys.slots("V1001"), {"lapsed": 1.0})
+        client.close()
+        yield config
+        runner.run(valkey.__aexit__())
+
+
+@contextmanager
+def running(config: Path) -> Iterator[None]:
+    """A node on this machine, as far as the control socket goes."""
+    started, stopping, loop = threading.Event(), asyncio.Event(), asyncio.new_event_loop()
+
+    async def serve() -> None:
+        server = ControlServer(config.parent / "data" / "control.sock", {"calls": lambda _: {"calls": [HERE]}})
+        await server.start()
+        started.set()
+        await stopping.wait()
+        await server.close()
+
+    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
+    thread.start()
+    assert started.wait(30)
+    try:
+        yield
+    finally:
+        loop.call_soon_threadsafe(stopping.set)
+        thread.join(30)
+        loop.close()
+
+
+def lose_store(config: Path) -> None:
+    """The node saw the policy data; then the store went away."""
+    url = config.read_text().split('"')[1]
+    snapshot = asyncio.run(loaded(url))
+    policy_cache.save(config.parent / "data" / "policy.snapshot", snapshot)
+    config.write_text(config.read_text().replace(url, "redis://127.0.0.1:1"))
+
+
+async def loaded(url: str) -> Any:
+    async with redis.asyncio.Redis.from_url(url) as client:
+        return await policy_store.load(client)
+
+
+def test_line_show_lists_the_slots_of_all_nodes_and_what_this_one_knows(config: Path) -> None:
+    with running(config):
+        shown = answer(config, "line", "show", "V1001")
+        table = sipproxy(config, "line", "show", "V1001")
+    assert shown["store"] == ""
+    first, second = shown["slots"]
+    assert (first["call"], first["node"], first["account"], first["direction"]) == ("c1", "n1", "v1001-1", "outgoing")
+    assert (first["since_ms"], first["other"], first["state"]) == (SINCE_MS, "+493012345", "answered")
+    assert 0 < first["lease_ms"] <= 600_000
+    assert (second["call"], second["role"], second["node"], second["other"]) == ("c2", "fwd", "n2", "")
+    assert "c2 (fwd)" in table
+    assert "lapsed" not in table
+    assert time.strftime("%Y-%m-%d", time.localtime(SINCE_MS / 1000)) in table
+
+
+def test_line_show_without_the_store_says_so_and_shows_this_nodes_calls(config: Path) -> None:
+    lose_store(config)
+    with running(config):
+        shown = answer(config, "line", "show", "V1001")
+        words = sipproxy(config, "line", "show", "V1001")
+    assert "no store answers" in shown["store"]
+    assert [(slot["call"], slot["lease_ms"]) for slot in shown["slots"]] == [("c1", None)]
+    assert "the calls are those of this node alone" in words
+    assert "nothing is known of calls: no node answers" in sipproxy(config, "line", "show", "V1001")
+
+
+def test_calls_all_has_those_of_other_nodes_by_their_slots(config: Path) -> None:
+    with running(config):
+        shown = answer(config, "calls", "--all")
+        table = sipproxy(config, "calls", "--all")
+    assert [(call["id"], call["node"], call["line"], call.get("state")) for call in shown["calls"]] == [
+        ("c1", "n1", "V1001", "answered"),
+        ("c2", "n2", "V1001", None),
+    ]
+    assert shown["calls"][1]["slots"][0]["role"] == "fwd"
+    assert "c2" in table
+    without = answer(config, "calls", "--all")
+    assert [call["id"] for call in without["calls"]] == ["c1", "c2"]
+    assert "no node answers" in without["node"]
+
+
+def test_calls_all_without_the_store_shows_this_nodes_and_without_both_fails(config: Path) -> None:
+    lose_store(config)
+    with running(config):
+        words = sipproxy(config, "calls", "--all")
+        assert [call["id"] for call in answer(config, "calls", "--all")["calls"]] == ["c1"]
+    assert "only the calls of this node are shown" in words
+    assert "no store answers" in sipproxy(config, "calls", "--all", code=3)
