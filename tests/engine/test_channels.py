@@ -99,3 +99,37 @@ def test_store_that_forgot_this_nodes_calls_admits_no_more_than_the_line_has_and
     ends = [action.fact.record for action in actions if isinstance(action, Journal) and isinstance(action.fact, End)]
     assert [(record.status, record.rule, record.slots_used) for record in ends] == [(403, "line.channels", 2)]
     assert desk.engine.desk.counters["slots_forgotten", "line"] == 1
+
+
+def test_call_that_has_waited_long_enough_is_decided_at_once_and_the_store_is_told() -> None:
+    desk = Desk()
+    call = live_call(desk)
+    desk.engine.desk.now = desk.now
+    call.store_wait_s = 0.0
+    grants: list[Grant] = []
+    second = line_slot(call, "L1", FORWARDED)
+    desk.engine.channels.ask(call, second, grants.append, limit=2, account="alice")
+    assert [grant.refusal for grant in grants] == [""]
+    actions = [a for a in desk.engine.desk.take_actions() if isinstance(a, TakeSlot | HoldSlot)]
+    assert actions == [HoldSlot(second, call.slots[second])]
+
+
+def test_what_is_asked_for_after_the_call_waited_is_asked_with_what_is_left() -> None:
+    desk = Desk()
+    take = asked(desk)
+    assert take.wait_s == desk.engine.desk.settings.store_wait_s
+    desk.tick(0.1)
+    desk.engine.slot_result(take.slot, taken=True, used=1, now=desk.now)
+    call = desk.engine.calls.by_id[take.slot.call]
+    desk.engine.channels.ask(call, line_slot(call, "L2"), lambda _: None, limit=2)
+    more = next(a for a in desk.engine.desk.take_actions() if isinstance(a, TakeSlot))
+    assert more.wait_s == pytest.approx(take.wait_s - 0.1)
+
+
+def test_asking_again_for_what_the_call_has_asks_nobody() -> None:
+    desk = Desk()
+    call = live_call(desk)
+    grants: list[Grant] = []
+    desk.engine.channels.ask(call, line_slot(call, "L1"), grants.append, limit=1, account="alice")
+    assert grants == [Grant("", 1, 1)]
+    assert not desk.engine.desk.take_actions()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from tests.sim.world import trunk
 
 NUMBER = b"03023125001"
 FOREVER = 1e9
+ROUTES = (("carrier-a", TRUNK_A), ("carrier-b", TRUNK_B))
 ELSEWHERE = Holder("n2", 0)
 
 
@@ -29,7 +31,7 @@ def with_limits(*, account_channels: int | None = None, **options: Any) -> Town:
     psap = [route for routes in before.psap.values() for route in routes]
     snapshot = snapshot_of(8, before.lines.values(), accounts, before.profiles, psap, before.blocks)
     if limits:
-        routes = (replace(trunk("carrier-a", TRUNK_A), calls=limits), trunk("carrier-b", TRUNK_B, 1))
+        routes = tuple(replace(trunk(name, at, n), calls=limits) for n, (name, at) in enumerate(ROUTES))
         world.settings = replace(world.settings, trunks=routes)
         world.engine = type(world.engine)(world.settings, snapshot, new_token=world.random.randbytes, key=b"k" * 32)
     else:
@@ -339,3 +341,26 @@ def test_line_lowered_while_calls_live_ends_none_and_admits_none_until_below() -
     assert attempt() == 403, "one call, one channel"
     set_channels(2)
     assert attempt() == 200, "raised again, it is free at once"
+
+
+@pytest.mark.parametrize(("status", "goes_on"), [(200, False), (486, False), (503, True)])
+def test_next_route_is_tried_only_if_it_is_still_wanted_when_its_slot_is_there(status: int, goes_on: bool) -> None:
+    town = with_limits(calls=5, route_s=2.0)
+    at_once(town)
+    world, late = town.world, []
+    receive = world.agents[TRUNK_A]
+    world.agents[TRUNK_A] = lambda data, source: late.append((data, source))
+    act = town.trunk.answer if status == 200 else partial(town.trunk.reject, status=status)
+    town.trunk.behave = act
+    call = town.alice.call(NUMBER)
+    world.run(1.0)
+    world.store_delay = 0.2
+    world.run(1.1)  # the first route is overdue, and the second one's slot is asked for
+    assert [slot.owner for slot in world.engine.channels._asked] == ["carrier-b"]
+    world.agents[TRUNK_A] = receive
+    receive(*late[0])
+    world.run(5.0)
+    assert call.status == (200 if goes_on else status)
+    assert len(invites_to(town, TRUNK_B)) == goes_on
+    assert sum(owner == "trunk:carrier-b" for owner, _ in world.store.all()) == goes_on
+    town.assert_reconciled()
