@@ -118,8 +118,7 @@ class Call:
         carrier.arrived(self)
         self.context = ResponseContext(list(self.groups), self.retry_on)
         desk.out.append(Journal(keep.admission(self)))
-        settings = desk.settings
-        desk.queue.set(("call", self.id, "setup"), desk.now.mono + settings.setup_s)
+        desk.queue.set(("call", self.id, "setup"), desk.now.mono + desk.settings.setup_s)
         self._try_next()
 
     def _try_next(self) -> None:
