@@ -46,7 +46,7 @@ class Relay:
             writer.transport.abort()
             return
         link = _Link()
-        for work in (self._ask(link, reader, server_writer), self._reply(link, server_reader, writer)):
+        for work in (self._ask(link, reader, server_writer), self._reply(link, server_reader), self._deliver(link, writer)):
             task = asyncio.ensure_future(work)
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -61,17 +61,24 @@ class Relay:
                 writer.write(data)
         writer.transport.abort()
 
-    async def _reply(self, link: _Link, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _reply(self, link: _Link, reader: asyncio.StreamReader) -> None:
         loop = asyncio.get_running_loop()
         with contextlib.suppress(OSError):
             while data := await reader.read(CHUNK):
                 if link.doomed:
                     break
-                if self.delay_s or link.busy_until > loop.time():
-                    link.busy_until = max(link.busy_until, loop.time() + self.delay_s)  # in order, also when the delay ends
-                    loop.call_at(link.busy_until, writer.write, data)
-                else:
-                    writer.write(data)
+                link.late.put_nowait((loop.time() + self.delay_s, data))
+        link.late.put_nowait((0.0, b""))
+
+    async def _deliver(self, link: _Link, writer: asyncio.StreamWriter) -> None:
+        """Write what was read, in its order, each when it is due."""
+        loop = asyncio.get_running_loop()
+        while True:
+            due_at, data = await link.late.get()
+            if not data:
+                break
+            await asyncio.sleep(max(0.0, due_at - loop.time()))
+            writer.write(data)
         writer.transport.abort()
 
 
@@ -80,4 +87,4 @@ class _Link:
 
     def __init__(self) -> None:
         self.doomed = False
-        self.busy_until = 0.0
+        self.late: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
