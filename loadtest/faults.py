@@ -2,31 +2,32 @@
 
 Each fault has a before, a during and an after. Calls of many lines come at a rate and are held; some lines get more calls than
 they have channels all the time, at both nodes; emergency calls go on beside. What the parties did is the truth: how many calls
-a line had at once, and which calls there were. Records are read as a consumer would, so that a flush takes none unread.
+a line had at once, and which calls there were. Records are read by a consumer whose group is a sink of the nodes: what it has
+not acknowledged comes again, from a store that was emptied or fell back too.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import re
+import shutil
 import time
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import redis.asyncio as redis
-
-from cdr import codec
+from cdr.consumer import Consumer
 from loadtest.generate import at_rate, percentile
 from loadtest.network import Network, many_lines
-from loadtest.reconcile import STREAM, TOLERANCE_MS, Reconciliation, compare, live_slots
+from loadtest.reconcile import TOLERANCE_MS, Reconciliation, compare, live_slots, wait_until
 from loadtest.relay import Relay
 from loadtest.report import Report, counted
 from loadtest.ua import CallError, NoAnswerError
 from loadtest.valkey import Valkey
 
 if TYPE_CHECKING:
+    from cdr.consumer import Delivery
     from cdr.facts import Record
     from loadtest.agents import Router
     from loadtest.node import Node
@@ -44,10 +45,15 @@ LATENCY_S = 0.75
 LOSE_EVERY_S = 0.5
 STILL_S = 0.5  # a line whose calls changed within this is not compared with its slots
 SETTLE_S = 60.0
+SINK = "billing"
+PUBLISHER_ERROR = re.compile(r'sipproxy_cdr_errors_total\{error="(\w+)"\}')
+LATE_MS = 1_500  # from a call's end to its record in the stream; it takes 60 ms while nothing is in the way
+LOADED = 16_384  # commands that the store loads slowly: it answers others behind each 1,024 of them
 PHASES = ("before", "during", "after")
 SETTINGS: Mapping[str, Mapping[str, object]] = {
     "log": {"level": "warning"},
     "store": {"lease_s": 15, "refresh_s": 5},  # leases end within a fault
+    "cdr": {"sinks": [SINK]},
 }
 
 
@@ -100,6 +106,11 @@ class FaultReport:
     emergency_failures: list[str] = field(default_factory=list)
     slots_right_s: float | None = None
     slots_left: int = 0
+    errors: Counter[str] = field(default_factory=Counter)  # what the publishers of both nodes met, by its name
+    late: int = 0  # records that the fault kept in the journals
+    resumed_s: float = 0.0  # from the fault's end until the first of them was published
+    drain_s: float = 0.0  # from then until the last one was
+    drained: int = 0  # records that were published meanwhile, of calls that went on too
     records_again: int = 0  # records that were published a second time, under the same id
     result: Reconciliation = field(default_factory=Reconciliation)
 
@@ -115,8 +126,8 @@ class _Run:
         self.live: dict[str, set[str]] = defaultdict(set)  # Call-IDs of answered calls, by line
         self.changed_at: dict[str, float] = defaultdict(float)
         self.records: dict[str, Record] = {}
-        self._read_to: bytes = b"-"
-        self._reading = asyncio.Lock()
+        self.entries: dict[str, tuple[int, int]] = {}  # when records came into the stream, and how late after their calls, ms
+        self.ended_ms = 0  # when the fault ended
 
     # -- calls
 
@@ -185,23 +196,32 @@ class _Run:
             await asyncio.sleep(0.1)
         self.report.slots_right_s = first - since
 
-    async def read_records(self, *, then_flush: bool = False) -> None:
-        """Take what was published since the last time; a flush comes with it in one transaction."""
-        async with self._reading:
-            pipe = self.store.client.pipeline(transaction=then_flush)
-            pipe.xrange(STREAM, min=self._read_to)
-            if then_flush:
-                pipe.flushall()
-            entries: Any = (await pipe.execute())[0]
-            for entry_id, fields in entries:
-                self._read_to = b"(" + entry_id
-                if fields.get(b"type", b"final") != b"final":
-                    continue
-                record = codec.decode(fields[b"d"])
-                self.report.records_again += record.id in self.records
-                self.records[record.id] = record
-            if then_flush:
-                self._read_to = b"-"
+    async def take(self, batch: list[Delivery]) -> None:
+        """The records of a batch into the table of final ones, by id."""
+        for one in batch:
+            if one.record.type == "final":
+                self.report.records_again += one.record.id in self.records
+                self.records[one.record.id] = one.record
+                at_ms = int(one.entry_id.partition("-")[0])
+                self.entries[one.entry_id] = (at_ms, at_ms - one.record.end_at_ms)
+
+    async def note_errors(self) -> None:
+        """What the nodes' publishers have met."""
+        for node in self.nodes:
+            for name, value in (await node.metrics()).items():
+                match = PUBLISHER_ERROR.fullmatch(name)
+                if match is not None:
+                    self.report.errors[match[1]] += round(value)
+
+    def note_drain(self) -> None:
+        """What came late into the stream after the fault's end, and the others among it."""
+        entries = sorted(entry for entry in self.entries.values() if entry[0] >= self.ended_ms)
+        late = [at_ms for at_ms, late_ms in entries if late_ms >= LATE_MS]
+        if late:
+            self.report.late = len(late)
+            self.report.resumed_s = (late[0] - self.ended_ms) / 1000
+            self.report.drained = sum(late[0] <= at_ms <= late[-1] for at_ms, _ in entries)
+            self.report.drain_s = (late[-1] - late[0]) / 1000
 
 
 Fault = Callable[[_Run, float], Awaitable[None]]
@@ -222,7 +242,7 @@ async def _kill(run: _Run, seconds: float) -> None:
 
 
 async def _flush(run: _Run, seconds: float) -> None:
-    await run.read_records(then_flush=True)
+    await run.store.client.flushall()
     await asyncio.sleep(seconds)
 
 
@@ -252,6 +272,55 @@ async def _lost_reply(run: _Run, seconds: float) -> None:
     run.store.relay.lose_replies = 0
 
 
+async def _misconf(run: _Run, seconds: float) -> None:
+    """A save to disk fails: a directory with something in it stands where the file is to go."""
+    obstacle = run.store.directory / "dump.rdb" / "in the way"
+    obstacle.mkdir(parents=True)
+    await run.store.client.config_set("save", "3600 1")  # without any the store does not mind
+    await _save(run, "err")
+    await asyncio.sleep(seconds)
+    shutil.rmtree(obstacle.parent)
+    await _save(run, "ok")
+    await run.store.client.config_set("save", "")
+
+
+async def _save(run: _Run, outcome: str) -> None:
+    """Have the store saved; raises AssertionError when that does not end as it should."""
+    deadline = time.monotonic() + SETTLE_S
+    while time.monotonic() < deadline:
+        state = await run.store.client.info("persistence")
+        if not state["rdb_bgsave_in_progress"] and state["rdb_last_bgsave_status"] == outcome:
+            return
+        if not state["rdb_bgsave_in_progress"] and not state["aof_rewrite_in_progress"]:
+            await run.store.client.bgsave()
+        await asyncio.sleep(0.05)
+    raise AssertionError(f"the store's save did not end with {outcome!r}")
+
+
+async def _loading(run: _Run, seconds: float) -> None:
+    """The store starts on much data: it is there, and answers that it is loading."""
+    await run.store.client.rpush("filler", *([b"x"] * 16))
+    async with run.store.client.pipeline(transaction=False) as pipe:
+        for _ in range(LOADED):
+            pipe.lset("filler", 0, "y")
+        await pipe.execute()
+    await run.store.kill()
+    slow = ("--key-load-delay", str(round(1e6 * seconds / LOADED)))  # microseconds a command
+    await run.store.start_again(*slow, timeout_s=10 * seconds + SETTLE_S)
+
+
+async def _old_copy(run: _Run, seconds: float) -> None:
+    """The store dies and comes back with what it had a while before, as from a backup or an asynchronous replica."""
+    files, copy = run.store.directory / "appendonlydir", run.store.directory / "copy"
+    shutil.copytree(files, copy)
+    await asyncio.sleep(seconds / 2)
+    await run.store.kill()
+    shutil.rmtree(files)
+    copy.rename(files)
+    await run.store.start_again()
+    await asyncio.sleep(seconds / 2)
+
+
 FAULTS: Mapping[str, Fault] = {
     "stopped": _stop,
     "killed": _kill,
@@ -259,6 +328,9 @@ FAULTS: Mapping[str, Fault] = {
     "slow": _latency,
     "read-only": _read_only,
     "full": _full,
+    "misconf": _misconf,
+    "loading": _loading,
+    "old copy": _old_copy,
     "lost reply": _lost_reply,
 }
 
@@ -277,23 +349,24 @@ async def run_fault(name: str, timing: Timing, progress: Callable[[str], None] =
         tight, caller, wide_routers = routers[:TIGHT_LINES], routers[-1], routers[TIGHT_LINES:-1]
         await asyncio.gather(*(_known(run, user) for user in users[:TIGHT_LINES]))
         seconds = timing.before_s + timing.during_s + timing.after_s
-        async with asyncio.TaskGroup() as group:
+        async with Consumer(network.store.client, group=SINK, idle_s=5) as consumer, asyncio.TaskGroup() as group:
             group.create_task(_calls(run, wide_routers, timing, seconds))
             group.create_task(_tight_calls(run, tight, timing, seconds))
             group.create_task(at_rate(1 / EMERGENCY_EVERY_S, int(seconds / EMERGENCY_EVERY_S), lambda _: run.emergency(caller)))
-            reader = group.create_task(_read_on(run))
+            group.create_task(consumer.run(run.take))
             progress("before")
             await asyncio.sleep(timing.before_s)
             run.phase = "during"
             progress("during")
             await fault(run, timing.during_s)
-            run.phase = "after"
+            run.phase, run.ended_ms = "after", time.time_ns() // 1_000_000
             progress("after")
             await run.watch_slots(time.monotonic())
             await asyncio.sleep(timing.after_s)
-            reader.cancel()
-        report.slots_left = await network.slots_of_all(0, timeout_s=SETTLE_S)
-        await _compare(run)
+            report.slots_left = await network.slots_of_all(0, timeout_s=SETTLE_S)
+            await _compare(run)
+            await run.note_errors()
+            consumer.stop()
     return report
 
 
@@ -326,21 +399,10 @@ async def _tight_calls(run: _Run, routers: list[Router], timing: Timing, seconds
     await at_rate(rate, round(rate * seconds), one)
 
 
-async def _read_on(run: _Run) -> None:
-    with contextlib.suppress(asyncio.CancelledError):
-        while True:
-            with contextlib.suppress(OSError, redis.RedisError):
-                await run.read_records()
-            await asyncio.sleep(0.3)
-
-
 async def _compare(run: _Run) -> None:
     placed = run.network.ledger.placed()
-    deadline = time.monotonic() + SETTLE_S
-    while len(run.records) < len(placed) and time.monotonic() < deadline:
-        await run.read_records()
-        await asyncio.sleep(0.2)
-    await run.read_records()
+    await wait_until(lambda: len(run.records) >= len(placed), timeout_s=SETTLE_S)
+    run.note_drain()
     slowest = max((max(phase.setup_ms, default=0.0) for phase in run.report.phases.values()), default=0.0)
     run.report.result = compare(placed, run.records.values(), tolerance_ms=TOLERANCE_MS + round(slowest))
 
@@ -363,6 +425,11 @@ def fault_report(found: FaultReport) -> Report:
     report.add("records", "records", found.result.records)
     report.add("lost", "records lost", len(found.result.missing))
     report.add("double", "calls with two records", len(found.result.repeated))
+    report.add("errors", "what the publishers met", counted(found.errors))
+    report.add("late", "records that waited for the fault's end", found.late)
+    report.add("resumed_s", "end of the fault until the first of them was published", found.resumed_s, "s")
+    report.add("drain_s", "from then until the last one was", found.drain_s, "s")
+    report.add("drain_per_s", "records published in this time", found.drained / max(found.drain_s, 0.001), "a second")
     report.add("again", "records published again under their id", found.records_again)
     report.expect(not found.failures, f"{len(found.failures)} calls failed: {found.failures[:3]}")
     report.expect(not found.emergency_failures, f"emergency calls failed: {found.emergency_failures[:3]}")

@@ -75,10 +75,10 @@ class Valkey:
                     break
         shutil.rmtree(self.directory, ignore_errors=True)
 
-    async def _launch(self) -> None:
+    async def _launch(self, *options: str) -> None:
         command = [server_binary(), "--port", "0", "--unixsocket", str(self.directory / "s"), "--unixsocketperm", "700"]
         command += ["--dir", str(self.directory), "--appendonly", "yes", "--appendfsync", "everysec", "--save", ""]
-        command += ["--maxmemory-policy", "noeviction", "--daemonize", "no"]
+        command += ["--maxmemory-policy", "noeviction", "--daemonize", "no", *options]
         with (self.directory / "log").open("wb") as output:
             self._process = await asyncio.create_subprocess_exec(
                 *command, stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
@@ -92,10 +92,10 @@ class Valkey:
             self._process.kill()
         await self._process.wait()
 
-    async def start_again(self) -> None:
-        """Start a killed server on what its append-only file has."""
-        await self._launch()
-        await self._wait_ready()
+    async def start_again(self, *options: str, timeout_s: float = START_S) -> None:
+        """Start a killed server on what its append-only file has, with further options; returns when it has loaded that."""
+        await self._launch(*options)
+        await self._wait_ready(timeout_s)
 
     def stop(self) -> None:
         """Freeze the server (SIGSTOP): connections stay open, nothing is answered."""
@@ -106,9 +106,9 @@ class Valkey:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGCONT)
 
-    async def _wait_ready(self) -> None:
+    async def _wait_ready(self, timeout_s: float = START_S) -> None:
         assert self._process is not None
-        deadline = asyncio.get_running_loop().time() + START_S
+        deadline = asyncio.get_running_loop().time() + timeout_s
         while asyncio.get_running_loop().time() < deadline:
             if self._process.returncode is not None:
                 break

@@ -18,10 +18,21 @@ if TYPE_CHECKING:
 SHORT = Timing(before_s=1.0, during_s=2.5, after_s=1.0, rate=6.0, hold_s=0.8)
 
 
-@pytest.mark.parametrize("name", ["stopped", "killed", "flushed", "lost reply"])
-async def test_store_in_trouble_refuses_no_emergency_call_and_loses_no_record(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [
+        ("stopped", ""),
+        ("killed", "away"),
+        ("flushed", ""),
+        ("misconf", "misconf"),
+        ("loading", "loading"),
+        ("lost reply", ""),
+    ],
+)
+async def test_store_in_trouble_refuses_no_emergency_call_and_loses_no_record(name: str, error: str) -> None:
     assert name in FAULTS
     report = await run_fault(name, SHORT)
+    assert error in {"", *report.errors}, report.errors
     assert report.failures == []
     assert report.emergency_failures == []
     assert report.phases["during"].emergency_ms
