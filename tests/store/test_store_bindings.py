@@ -141,7 +141,7 @@ async def test_away_beyond_the_bound_is_dropped_and_counted(doomed: Server, conn
 async def test_away_binding_that_dies_while_it_waits_is_not_written(doomed: Server, connect: Connect) -> None:
     clock = [time.time_ns() // 1_000_000]
     store = await connect(doomed.url)
-    bindings = Bindings(store, utc_ms=lambda: clock[0])
+    bindings = Bindings(store, node="n1", utc_ms=lambda: clock[0])
     bindings.save("u", binding("a"))
     await written(bindings)
     doomed.kill()
