@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from pathlib import Path
 from typing import get_args, get_type_hints
 
@@ -275,3 +276,9 @@ def test_skipped_test_fails_the_run_in_ci_alone(tmp_path: Path, ci: str, code: i
     )
     assert done.returncode == code, done.stdout + done.stderr
     assert ("CI leaves nothing out: 1 skipped" in done.stdout) is (code == 1)
+
+
+def test_test_files_have_names_of_their_own() -> None:
+    """Without packages two files of one name cannot be collected in one run, which a run of either alone does not show."""
+    names = Counter(file.name for file in (ROOT / "tests").rglob("test_*.py"))
+    assert [name for name, count in names.items() if count > 1] == []
