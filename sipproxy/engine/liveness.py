@@ -103,6 +103,7 @@ class Probe:
     call: Call
     dialog: Dialog
     side: Side
+    sent: Now
 
     def response(self, _key: Hashable, response: Response, /) -> None:
         if response.status < 200:
@@ -112,7 +113,7 @@ class Probe:
         elif response.status == 503 and self.dialog.target.kind == "forward" and self.side is Side.CALLEE:
             self.failed(None, timed_out=False)  # the forwarded part's own word: it could not send
         else:
-            heard(self.call, self.dialog, self.side)
+            heard(self.call, self.dialog, self.side, sent=self.sent)
 
     def failed(self, _key: Hashable, /, *, timed_out: bool) -> None:
         _lost(self, again_s=0 if timed_out else 64 * self.call.desk.settings.timers.t1)
@@ -137,15 +138,15 @@ def refreshed(call: Call, dialog: Dialog, agreed: Agreed | None) -> None:
         _arm(call, dialog)
 
 
-def heard(call: Call, dialog: Dialog, side: Side, *, asks: bool = False) -> None:
-    """A message of that side arrived: proof of life. `asks` is whether it is a request of its own, and no answer."""
+def heard(call: Call, dialog: Dialog, side: Side, *, sent: Now | None = None) -> None:
+    """A message of that side arrived: proof of life. `sent` is the earliest instant at which it can have been sent first, where
+    it may be a repetition: what a party's transactions repeat does not say that its dialog is still there."""
     if dialog.watch is None or dialog.ended or not call.is_answered:
         call.seen()
         return
     before = dialog.watch.proofs[side]
     dialog.watch.heard(side, _heard_at(call, dialog, side))
-    if asks and call.resumed is not None:
-        sent = call.resumed.sent(call.desk.now, repeated_s=64 * call.desk.settings.timers.t1)
+    if sent is not None:
         dialog.watch.proofs[side] = max(before, min(sent, dialog.watch.proofs[side]))
     call.alive(dialog.watch.proof)
     _arm(call, dialog)
@@ -191,7 +192,7 @@ def _send(call: Call, dialog: Dialog, side: Side) -> None:
         return
     desk, party = call.desk, dialog.sides[side]
     desk.count("probes", side.name.lower())
-    probe = Probe(call, dialog, side)
+    probe = Probe(call, dialog, side, desk.now)
     to = ending.reach(call, dialog, side)
     via = via_of(desk, to)
     if via is None:

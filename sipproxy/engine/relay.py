@@ -25,6 +25,7 @@ from sipproxy.sip.flow import LOOP
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
+    from sipproxy.engine.actions import Now
     from sipproxy.engine.calls import Calls, Found
     from sipproxy.engine.state import Desk
     from sipproxy.engine.transactions import Server
@@ -45,6 +46,7 @@ class Relay:
     desk: Desk
     server: Server
     found: Found
+    begun: Now
     asked: session.Asked | None = None  # the session timer that the forwarded request asks for
     route: str = ""  # the trunk route that it goes to
     key: Hashable = None
@@ -62,7 +64,8 @@ class Relay:
             return
         found = self.found
         if response.status not in liveness.GONE:
-            liveness.heard(found.call, found.dialog, liveness.Side.CALLEE if found.from_caller else liveness.Side.CALLER)
+            side = liveness.Side.CALLEE if found.from_caller else liveness.Side.CALLER
+            liveness.heard(found.call, found.dialog, side, sent=self.begun)
         if response.status >= 200 and not self.done:
             self.done = True
             self.desk.queue.cancel(("relay", self.key))
@@ -182,7 +185,8 @@ class Relays:
     def _forward(self, request: Request, flow: Flow, editor: Editor, found: Found, to: Flow | Hop) -> None:
         desk = self._desk
         server = desk.transactions.new_server(request, desk.reply_target(request, flow), desk.now.mono)
-        relay = Relay(desk, server, found, route=carrier.route_of(found.call, found.dialog, to_caller=not found.from_caller))
+        route = carrier.route_of(found.call, found.dialog, to_caller=not found.from_caller)
+        relay = Relay(desk, server, found, desk.now, route=route)
         server.user = relay
         if found.call.phase is Phase.ANSWERED and not found.call.is_emergency:
             terms = desk.settings.session_terms
@@ -237,12 +241,14 @@ class Relays:
         """What the request says about the call: proof of life, or its end."""
         call, dialog = found.call, found.dialog
         side = liveness.Side.CALLER if found.from_caller else liveness.Side.CALLEE
+        now, repeated_s = self._desk.now, 64 * self._desk.settings.timers.t1
         if request.method == b"BYE" and call.resumed is not None and dialog.watch is not None:
-            call.resumed.leaving(dialog.watch.proofs[side], self._desk.now, repeated_s=64 * self._desk.settings.timers.t1)
+            call.resumed.leaving(dialog.watch.proofs[side], now, repeated_s=repeated_s)
         if request.method == b"ACK":
             call.seen()  # no proof: who has hung up still repeats it for each 2xx that comes (RFC 3261 §13.2.2.4)
         else:
-            liveness.heard(call, dialog, side, asks=True)
+            sent = call.resumed.sent(now, repeated_s=repeated_s) if call.resumed is not None else None
+            liveness.heard(call, dialog, side, sent=sent)
         if dialog.sides is not None:
             dialog.sides = after_request(dialog.sides, request)
 

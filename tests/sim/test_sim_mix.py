@@ -14,5 +14,5 @@ def test_random_calls_with_losses_and_kills_agree_with_the_truth_of_their_partie
     result = run_world(seed, CALLS)
     assert not result.differences, "\n".join(f"{d.what}\n{d.ladder}" for d in result.differences)
     assert result.totals["quiet"] > 50
-    assert result.totals["records"] > CALLS * 0.9
+    assert result.totals["records"] > CALLS * 0.8  # a node that is away takes no calls
     assert result.errors_ms

@@ -203,6 +203,34 @@ def test_one_vanished_party_ends_the_call_at_the_last_instant_both_were_there() 
     town.assert_reconciled()
 
 
+@pytest.mark.parametrize("asked", ["probe", "info"])
+def test_repeated_answer_is_no_later_a_sign_of_life_than_what_it_answers(asked: str) -> None:
+    """RFC 3261 §17.2.2: a transaction answers a repeated request with what it said before, whatever became of the dialog since."""
+    town = short_town()
+    world = town.world
+    call = town.alice.call(b"03023125001")
+    world.run(30.0)
+    send, asked_at = world.send, []
+
+    def lossy(data: bytes, source: tuple[str, int], to: tuple[str, int]) -> None:
+        kind = b"OPTIONS" if asked == "probe" else b"INFO"
+        if source == town.alice.address and data.startswith(b"SIP/2.0 200") and kind in data and len(asked_at) < 3:
+            asked_at.append(world.now)
+            town.alice.by_call_id.clear()  # it forgets the dialog as soon as it has answered
+            return
+        send(data, source, to)
+
+    world.send = lossy  # type: ignore[method-assign]
+    if asked == "info":
+        town.trunk._in_dialog(town.trunk.calls[0], b"INFO")
+    world.run(3 * PROBE_S)
+    (record,) = world.records
+    assert len(asked_at) == 3
+    assert asked_at[2] - asked_at[0] > 1.0
+    assert (record.end_reason, record.duration_certain) == ("session_expired", False)
+    assert record.billable_ms == pytest.approx((asked_at[0] - call.answered_at) * 1000, abs=100)
+
+
 def test_emergency_call_outlives_a_caller_whose_signalling_is_lost_but_not_both() -> None:
     town = short_town()
     world = town.world
