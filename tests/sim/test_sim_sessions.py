@@ -205,7 +205,7 @@ def test_one_vanished_party_ends_the_call_at_the_last_instant_both_were_there() 
 
 @pytest.mark.parametrize("asked", ["probe", "info"])
 def test_repeated_answer_is_no_later_a_sign_of_life_than_what_it_answers(asked: str) -> None:
-    """RFC 3261 §17.2.2: a transaction answers a repeated request with what it said before, whatever became of the dialog since."""
+    """RFC 3261 §17.2.2: a transaction answers a repeated request with what it said before, whatever became of the dialog."""
     town = short_town()
     world = town.world
     call = town.alice.call(b"03023125001")
