@@ -15,6 +15,7 @@ from publishing import STREAM, Node, until
 
 from cdr import assemble
 from cdr import publisher as publisher_module
+from cdr.consumer import latest
 from cdr.entries import Poison
 from cdr.facts import Admit, Alive, Record
 from cdr.interims import Due, Interims
@@ -235,4 +236,70 @@ async def test_publisher_damaged_facts_of_a_live_call_hold_nothing_up(tmp_path: 
     node.call(3)
     await node.drained()
     assert {call for call, _, _ in await entries(client)} == {"good", "call-1", "call-2", "call-3"}
+    await node.stop()
+
+
+class Clocks:
+    """Both clocks as the publisher reads them, in a test's hands."""
+
+    def __init__(self) -> None:
+        self.mono_ms, self.utc_ms = 5_000_000, SETUP_AT_MS
+
+    def pass_ms(self, ms: int) -> None:
+        self.mono_ms += ms
+        self.utc_ms += ms
+
+    def monotonic(self) -> float:
+        return self.mono_ms / 1000
+
+    def monotonic_ns(self) -> int:
+        return self.mono_ms * 1_000_000
+
+    def time_ns(self) -> int:
+        return self.utc_ms * 1_000_000
+
+
+async def test_publisher_call_of_26_hours_is_shown_every_quarter_and_its_final_record_replaces_all_of_it(
+    tmp_path: Path, client: redis.asyncio.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the way the node is started again, and the wall clock is set by an hour, back and forth: no record says otherwise."""
+    clocks = Clocks()
+    monkeypatch.setattr(publisher_module, "time", clocks)
+    monkeypatch.setattr(publisher_module, "LINGER_S", 0.0)
+    node = LiveNode(tmp_path / "journal", client, interim_s=900, boot="b").start()
+    node.journal.append(Admit(draft("long"), "b", clocks.mono_ms))
+    clocks.pass_ms(5000)
+    node.journal.append(answer("long", after_ms=5000))
+    node.publisher.appended(answer("long", after_ms=5000))
+    node.publisher.wake()
+    await until(lambda: node.publisher.stats.interims == 1)
+    sent = 1
+    for quarter in range(1, 105):
+        clocks.pass_ms(900_000)
+        node.publisher.wake()
+        sent += 1
+        await until(lambda sent=sent: node.publisher.stats.interims >= sent)
+        if quarter == 40:
+            clocks.utc_ms += 3_600_000
+        if quarter == 50:
+            await node.stop()
+            clocks.utc_ms -= 7_200_000
+            node.start()
+            node.publisher.take_up(node.recovered.unfinished)
+            sent = 0
+    assert node.publisher.stats.interims == 54, "none is early, and none comes twice"
+    day = ended(1, "long", answer_at_ms=SETUP_AT_MS + 5000, duration_ms=93_605_000, billable_ms=93_600_000)
+    node.publisher.ended("long")
+    node.journal.append(day)
+    node.publisher.appended(day)
+    await node.drained()
+    records = [record async for record in tail(client, STREAM, last=1000) if isinstance(record, Record)]
+    assert [record.type for record in records] == ["start", *["interim"] * 104, "final"]
+    assert [record.billable_ms for record in records[1:-1]] == [900_000 * quarter for quarter in range(1, 105)]
+    assert {record.answer_at_ms for record in records} == {SETUP_AT_MS + 5000}
+    assert latest(records) == [day.record]
+    clocks.pass_ms(1_800_000)
+    node.publisher.wake()
+    await node.drained()
+    assert node.publisher.stats.interims == 54
     await node.stop()

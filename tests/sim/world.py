@@ -108,6 +108,7 @@ class World:
     ) -> None:
         self.random = random.Random(seed)
         self.now = 1000.0
+        self.epoch_ms = EPOCH_MS  # what the wall clock said at 0; a test sets it
         self._events: list[tuple[float, int, Callable[[], None]]] = []  # when, in which order, what
         self._order = 0
         self.delay, self.loss, self.duplicate = delay, loss, duplicate
@@ -161,7 +162,7 @@ class World:
 
     @property
     def instant(self) -> Now:
-        return Now(self.now, EPOCH_MS + round(self.now * 1000))
+        return Now(self.now, self.epoch_ms + round(self.now * 1000))
 
     def _refresh(self) -> None:
         if self.store_answers:
