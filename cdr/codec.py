@@ -41,6 +41,7 @@ class Head(msgspec.Struct, frozen=True):
     seq: int = 0
     schema: int = 1
     type: str = "final"
+    end_at_ms: int = 0
 
 
 class Scanned(msgspec.Struct, frozen=True):
@@ -50,6 +51,7 @@ class Scanned(msgspec.Struct, frozen=True):
     id: str = ""
     seq: int = 0
     record: bytes = b""
+    end_at_ms: int = 0
 
 
 class _AdmitEntry(msgspec.Struct, tag="admit", omit_defaults=True):
@@ -155,7 +157,7 @@ def scan(data: bytes | memoryview) -> Scanned:
         if not record:
             return Scanned(entry.type, entry.id, entry.seq)
         head = _HEADS.decode(record)
-        return Scanned(entry.type, head.id, head.seq, record)
+        return Scanned(entry.type, head.id, head.seq, record, head.end_at_ms)
     except _FAULTS as error:
         raise CodecError(f"no journal entry: {error}") from error
 

@@ -3,7 +3,8 @@
 Every append is one write to the kernel, so that a killed process loses nothing; a thread syncs groups of them to the disk.
 Records stay until they are confirmed as published, and the facts of a live call until it ends. Segments are removed oldest
 first only, because an END must not go before its ADMIT; the facts of a few calls that outlive their segment are appended
-again. The newest segment always stays, and its header knows the numbers given so far.
+again. The newest segment always stays, and its header knows the numbers given so far; `prune` begins a new one, so that what is
+confirmed does not lie there until it is full.
 
 Left out: the file format (`segment`), files (`storage`), reading them back at start (`recovery`), the timing of syncs
 (`syncer`), the way into the stream (`publisher`). One thread appends and confirms; `read` may run in another one.
@@ -41,6 +42,7 @@ MIN_SEGMENT_BYTES = 4096
 MAX_SEGMENT_BYTES = 256 * 1024 * 1024  # One segment at a time is held in memory at recovery.
 CARRY_CALLS = 4  # Calls carried on per append: bounds its time, and is faster than segments can fill.
 CARRY_SEGMENTS = 4  # Segments that may lie before calls are carried on at all.
+PRUNE_CALLS = 50  # Calls carried on by one step of pruning: some 2 ms in which the event loop does nothing else.
 PROBE_S = 1.0  # How often the disk's free space is looked at.
 
 
@@ -167,6 +169,31 @@ class Journal:
             return  # Counted in `_write`; the number is in memory and goes into the next header.
         self._started.want(self._position)
         self._remove()
+
+    def prune(self, before_ms: int) -> bool:
+        """Let go of what is confirmed of calls that ended before `before_ms` (UTC ms), wherever it stands; True: call it again.
+
+        The newest segment is closed when it holds such a record, and live calls whose facts stand among them are carried on.
+        The files are gone once `position` is synced. What is not confirmed stays. What the disk refuses is counted, not raised.
+        """
+        self._started  # noqa: B018  raises before recovery and after closing
+        carried = 0
+        with contextlib.suppress(JournalError, OSError):
+            if self._segments[-1].oldest_ms < before_ms:
+                self._rotate(self._segments[-1])
+            self._remove()
+            last = max((at for at, part in enumerate(self._segments[:-1]) if part.oldest_ms < before_ms), default=-1)
+            for part in self._segments[: last + 1]:
+                if part.last_seq > self._confirmed or part.damaged:
+                    break
+                for call in list(part.pins)[: PRUNE_CALLS - carried]:
+                    self._carry_call(call)
+                    carried += 1
+            self._remove()
+            if self._condemned:
+                self._write(codec.encode_confirmed(self._confirmed), urgent=False)
+                self._started.want(self._position)
+        return carried >= PRUNE_CALLS
 
     def records_from(self, seq: int) -> Iterator[Record]:
         """The final records numbered `seq` and above, in order, read from disk as they are asked for.
@@ -322,6 +349,7 @@ class Journal:
         ref = self._write(payload, urgent=True)
         self._gaps += record.seq - self._last_seq - 1
         self._last_seq = ref.segment.last_seq = record.seq
+        ref.segment.oldest_ms = min(ref.segment.oldest_ms, record.end_at_ms)
         self._live.end(record.id)
 
     def _write(self, payload: bytes, *, urgent: bool) -> Ref:

@@ -9,14 +9,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from cdr import codec
-from cdr.segment import FRAME_SIZE, MAX_PAYLOAD, Frame, frames
+from cdr.segment import FRAME_SIZE, HEADER_SIZE, MAX_PAYLOAD, SUFFIX, Frame, Header, Hole, frames, read_header
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
     from cdr.storage import Segment
 
-__all__ = ["READ_BYTES", "Batch", "Entry", "Wanted", "read_entries"]
+__all__ = ["READ_BYTES", "Batch", "Entry", "Wanted", "read_directory", "read_entries"]
 
 READ_BYTES = 4 * (MAX_PAYLOAD + FRAME_SIZE)  # One window: every frame fits.
 
@@ -66,6 +67,24 @@ def read_entries(parts: Sequence[tuple[Segment, int]], position: int, salt: int,
                     return Batch(entries, position + frame.end)
             position = following
     return Batch(entries, position)
+
+
+def read_directory(directory: Path) -> Iterator[tuple[str, Header | None, list[Frame | Hole]]]:
+    """Each segment's file name, its header (None where that cannot be read) and what stands in it, one segment in memory.
+
+    Reads beside a running node: nothing is locked, cut or changed. Raises OSError.
+    """
+    paths = sorted(directory.glob(f"*{SUFFIX}"))
+    for path in paths:
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            continue  # Its records were confirmed meanwhile.
+        header = read_header(data[:HEADER_SIZE])
+        items = [] if header is None else list(frames(data, HEADER_SIZE, header.position, header.salt))
+        if path is paths[-1] and items and isinstance(items[-1], Hole) and items[-1].torn:
+            items.pop()  # The running node may be writing there.
+        yield path.name, header, items
 
 
 def _read_window(part: Segment, position: int, end: int, salt: int) -> tuple[list[Frame], int]:

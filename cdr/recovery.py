@@ -164,6 +164,7 @@ def _note_frame(part: Segment, frame: Frame, found: Found) -> None:
     if entry.kind == "end":
         found.last_seq = max(found.last_seq, entry.seq)
         part.last_seq = max(part.last_seq, entry.seq)
+        part.oldest_ms = min(part.oldest_ms, entry.end_at_ms)
         found.live.end(entry.id)
         found.payloads.pop(entry.id, None)
     elif entry.kind in ("admit", "answer", "alive"):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from cdr.facts import Record
 
-__all__ = ["DAY_MS", "Invoice", "Reason", "Rules", "due_at", "months_after", "reason_of"]
+__all__ = ["DAY_MS", "HOUR_MS", "Invoice", "Reason", "Rules", "due_at", "months_after", "reason_of"]
 
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
@@ -42,7 +42,7 @@ class Rules(NamedTuple):
     invoices: Sequence[Invoice] = ()
 
 
-def reason_of(record: Record, free: frozenset[str]) -> Reason:
+def reason_of(record: Record, rules: Rules) -> Reason:
     """Why the record goes when it goes."""
     if record.type != "final":
         return "live"
@@ -56,13 +56,13 @@ def reason_of(record: Record, free: frozenset[str]) -> Reason:
         return "unanswered"
     if record.direction == "incoming":
         return "incoming"
-    free_call = record.destination_class in free or (record.direction == "internal" and "internal" in free)
+    free_call = record.destination_class in rules.free or (record.direction == "internal" and "internal" in rules.free)
     return "free" if free_call or record.billable_ms <= 0 else "billed"
 
 
 def due_at(record: Record, rules: Rules) -> tuple[Reason, int | None]:
     """The reason, and when the record has to be gone, in UTC ms; None while that is not known yet."""
-    reason = reason_of(record, rules.free)
+    reason = reason_of(record, rules)
     ended = record.end_at_ms or record.last_seen_at_ms or record.setup_at_ms
     if reason == "fraud":
         return reason, ended + rules.fraud_ms

@@ -14,6 +14,7 @@ import ctypes
 import errno
 import fcntl
 import os
+from math import inf
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,7 +31,7 @@ _FALLOCATE = getattr(_LIBC, "fallocate64", None) or getattr(_LIBC, "fallocate", 
 class Segment:
     """One file of the journal. `size` counts what was written whole; `pins` the facts of live calls in it, by call."""
 
-    __slots__ = ("allocated", "broken", "damaged", "descriptor", "last_seq", "path", "pins", "position", "size")
+    __slots__ = ("allocated", "broken", "damaged", "descriptor", "last_seq", "oldest_ms", "path", "pins", "position", "size")
 
     def __init__(self, path: Path, position: int, size: int) -> None:
         self.path = path
@@ -38,6 +39,7 @@ class Segment:
         self.size = size
         self.descriptor = -1
         self.last_seq = 0  # highest number of an END in it
+        self.oldest_ms: float = inf  # when the first of the calls with an END in it ended, UTC ms
         self.pins: dict[str, int] = {}
         self.damaged = False
         self.allocated = 0  # bytes from the file's beginning whose blocks are its own

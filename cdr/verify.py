@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from cdr import codec
-from cdr.segment import HEADER_SIZE, SUFFIX, Frame, frames, read_header
+from cdr.reading import read_directory
+from cdr.segment import Frame
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -134,24 +135,16 @@ def read_journal(directory: Path) -> Holding:
     The header of the oldest segment knows the highest number given before it: what was below went with older segments.
     """
     holding = Holding("journal")
-    segments = []
-    for path in sorted(directory.glob(f"*{SUFFIX}")):
-        try:
-            data = path.read_bytes()
-        except FileNotFoundError:
-            continue  # Its records were confirmed meanwhile.
-        header = read_header(data[:HEADER_SIZE])
+    for name, header, items in read_directory(directory):
         if header is None:
-            holding.findings.append(Finding("damage", "journal", "", 0, 0, f"{path.name}: no readable header"))
+            holding.findings.append(Finding("damage", "journal", "", 0, 0, f"{name}: no readable header"))
             continue
         holding.floor.setdefault(header.node, header.last_seq)
         holding.top[header.node] = max(holding.top.get(header.node, 0), header.last_seq)
-        segments.append((path.name, data, header))
-    for number, (name, data, header) in enumerate(segments):
-        for item in frames(data, HEADER_SIZE, header.position, header.salt):
+        for item in items:
             if isinstance(item, Frame):
                 _take(holding, item.payload)
-            elif not (item.torn and number == len(segments) - 1):  # The running node may be writing there.
+            else:
                 detail = f"{name}: {item.end - item.offset} bytes at {item.offset}: {item.reason}"
                 holding.findings.append(Finding("damage", "journal", header.node, 0, 0, detail))
     return holding

@@ -21,6 +21,7 @@ from redis.exceptions import RedisError
 
 from cdr.journal import Journal, JournalError
 from cdr.publisher import Publisher
+from cdr.retention import HOUR_MS
 from policy import profiles
 from policy import store as policy_store
 from policy.build import snapshot_of
@@ -30,7 +31,7 @@ from sipproxy.admin.control import ControlServer, socket_path
 from sipproxy.certificates import renew, tls_of
 from sipproxy.config_file import split_address
 from sipproxy.engine.core import Engine
-from sipproxy.lifecycle import Stop, boot_id, drain, is_healthy, resume, settle
+from sipproxy.lifecycle import Stop, boot_id, drain, is_healthy, resume, run_pruning, settle
 from sipproxy.log import configure
 from sipproxy.metrics import LoopLag, Metrics, MetricsServer
 from sipproxy.neighbours import Neighbours
@@ -307,7 +308,7 @@ class Node:
             stack.push_async_callback(server.close)
         control = ControlServer(
             socket_path(self.data_dir),
-            handlers(self.engine, self.shell, self.store, self._publisher, self.neighbours),
+            handlers(self.engine, self.shell, self.store, self._publisher, self.neighbours, journal=self._journal),
             on_error=lambda command, error: self.log.error("control_failed", command=command, error=repr(error)),
         )
         await control.start()
@@ -332,6 +333,7 @@ class Node:
                 heartbeat.run(),
                 *self.neighbours.tasks(),
                 self.shell.run_journal_watch(),
+                run_pruning(self._journal, self.config.cdr.keep_unbilled_h * HOUR_MS),
                 self._lag.run(),
                 self._notifier.run(lambda: is_healthy(self.engine), self._status),
             ]

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from cdr import pruning
+from cdr.journal import JournalError
 from sipproxy.engine.recover import slots_of
 from sipproxy.sip.transaction import State
 
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from sipproxy.shell import Shell
     from sipproxy.store.slots import Slots
 
-__all__ = ["Stop", "boot_id", "drain", "is_healthy", "resume", "settle"]
+__all__ = ["Stop", "boot_id", "drain", "is_healthy", "resume", "run_pruning", "settle"]
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # random(4): drawn anew at each boot
 TIME_NAMESPACE = "/proc/self/ns/time"  # time_namespaces(7): another one may count the monotonic clock otherwise
@@ -30,6 +32,7 @@ ENDED_LATELY = 10_000  # ended calls whose slots are released again at start; at
 SETTLE_S = 1.0  # for the store to take the slots of live calls before new calls come
 POLL_S = 0.05
 LAST_WORDS_S = 5.0  # for the answers to the last BYEs
+PRUNE_S = 600.0  # between two looks for records that the journal has kept long enough
 OVERDUE_S = 5.0  # a deadline that is missed by so much: the engine does not run
 PENDING = (State.TRYING, State.CALLING, State.PROCEEDING)
 UNASKED = (b"OPTIONS", b"REGISTER")  # of our own: nobody waits for their answers
@@ -112,6 +115,14 @@ def _is_waiting(engine: Engine) -> bool:
     """Whether somebody still waits for the answer to a request that we forwarded."""
     clients = engine.desk.transactions.clients.values()
     return any(client.machine.state in PENDING and client.request.method not in UNASKED for client in clients)
+
+
+async def run_pruning(journal: Journal, keep_ms: int, *, every_s: float = PRUNE_S) -> None:
+    """Have the journal let go of confirmed records of calls that ended `keep_ms` ago, so that it happens without a command."""
+    while True:
+        with contextlib.suppress(JournalError):  # Counted by the journal; the next time does it.
+            await pruning.prune(journal, time.time_ns() // 1_000_000 - keep_ms)
+        await asyncio.sleep(every_s)
 
 
 def is_healthy(engine: Engine) -> bool:

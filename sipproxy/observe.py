@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from cdr import pruning
+from cdr.journal import JournalError
 from sipproxy.admin.control import ControlError
 from sipproxy.shell import instant
 from sipproxy.sip.text import text
@@ -232,7 +234,9 @@ def _cdr_metrics(metrics: Metrics, journal: Journal, publisher: Publisher, shell
     )
 
 
-def handlers(engine: Engine, shell: Shell, store: Store, publisher: Publisher, neighbours: Neighbours) -> dict[str, Handler]:
+def handlers(
+    engine: Engine, shell: Shell, store: Store, publisher: Publisher, neighbours: Neighbours, *, journal: Journal
+) -> dict[str, Handler]:
     """What the control socket answers."""
 
     def calls(_: Row) -> Row:
@@ -283,4 +287,22 @@ def handlers(engine: Engine, shell: Shell, store: Store, publisher: Publisher, n
             raise ControlError(f"{call} is an emergency call; --emergency ends it all the same")
         return {"id": call, "state": state}
 
-    return {"calls": calls, "end": end, "nodes": nodes, "registrations": registrations, "status": status, "trunks": trunks}
+    async def prune(request: Row) -> Row:
+        before_ms = request.get("before_ms")
+        if not isinstance(before_ms, int):
+            raise ControlError("before_ms: expected a time in ms")
+        try:
+            await pruning.prune(journal, before_ms)
+        except JournalError as error:
+            raise ControlError(str(error)) from None
+        return {}
+
+    return {
+        "calls": calls,
+        "end": end,
+        "nodes": nodes,
+        "prune": prune,
+        "registrations": registrations,
+        "status": status,
+        "trunks": trunks,
+    }

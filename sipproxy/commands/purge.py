@@ -5,20 +5,22 @@ from __future__ import annotations
 import datetime as dt
 import time
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cdr import pruning
+from cdr.journal import JournalError
 from cdr.purging import Purge, Report, Tally, invoices, mark_invoiced
 from cdr.retention import DAY_MS, HOUR_MS, Invoice, Rules
 from cdr.wire import Link
 from policy.stamp import parse_stamp
+from sipproxy.admin import control
 from sipproxy.commands.backend import with_store
 from sipproxy.commands.output import REFUSED, USAGE, CommandError
 from sipproxy.config import load
 from sipproxy.store import traces
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from redis.asyncio import Redis
 
     from sipproxy.commands.output import Output
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 __all__ = ["invoiced", "purge"]
 
 TIMEOUT_S = 30.0
+JOURNAL = "journal"
+BESIDE = "in a file with records that are not confirmed"
 
 
 def invoiced(path: Path, output: Output, *, until: str, sent: str) -> int:
@@ -61,13 +65,14 @@ def purge(path: Path, output: Output, *, dry_run: bool, unacknowledged: bool) ->
     config = load(path)
     now_ms = time.time_ns() // 1_000_000
 
-    async def work(client: Redis) -> Report:
+    async def work(client: Redis) -> tuple[Report, Rules]:
         link = Link(client, timeout_s=TIMEOUT_S)
         try:
+            rules = await _rules(link, config)
             found = Purge(
                 link,
                 config.cdr.stream,
-                await _rules(link, config),
+                rules,
                 node=config.node.id,
                 now_ms=now_ms,
                 exports_ms=config.cdr.keep_exports_h * HOUR_MS,
@@ -77,11 +82,12 @@ def purge(path: Path, output: Output, *, dry_run: bool, unacknowledged: bool) ->
             )
             report = await found.run()
             await _traces(client, report, now_ms - config.cdr.keep_trace_days * DAY_MS, dry_run=dry_run)
-            return report
+            return report, rules
         finally:
             await link.drop()
 
-    report = with_store(config, work)
+    report, rules = with_store(config, work)
+    _journal(config, report, rules, now_ms, dry_run=dry_run)
     _print(report, output, dry_run=dry_run, unacknowledged=unacknowledged)
     return REFUSED if report.left and not dry_run else 0
 
@@ -95,6 +101,46 @@ async def _rules(link: Link, config: Config) -> Rules:
         free=frozenset(kept.unbilled),
         invoices=await invoices(link, kept.stream),
     )
+
+
+def _journal(config: Config, report: Report, rules: Rules, now_ms: int, *, dry_run: bool) -> None:
+    """Old confirmed records in the journal of this machine's node, running or stopped."""
+    directory = Path(config.node.data_dir) / "journal"
+    if not directory.is_dir():
+        return
+    refusal = ""
+    try:
+        before = pruning.survey(directory, rules, now_ms)
+        if not dry_run and any(one.confirmed for one in before.overdue):
+            refusal = _prune(config, directory, now_ms - rules.unbilled_ms)
+        after = before if dry_run else pruning.survey(directory, rules, now_ms)
+    except OSError as error:
+        report.note(report.left, JOURNAL, f"{directory}: {error.strerror or error}", now_ms)
+        return
+    there = {one[:2] for one in after.overdue}
+    for one in before.overdue:
+        if one.confirmed if dry_run else one[:2] not in there:
+            report.note(report.gone, JOURNAL, one.reason, one.ended_ms)
+    for one in after.overdue:
+        if not one.confirmed:
+            report.note(report.left, JOURNAL, f"{one.reason}, not confirmed", one.ended_ms)
+        elif not dry_run:
+            report.note(report.left, JOURNAL, f"{one.reason}, {refusal or BESIDE}", one.ended_ms)
+    for name, at_ms in after.aside:
+        report.note(report.left, JOURNAL, f"{name}: damaged, kept for a person to look at", at_ms)
+
+
+def _prune(config: Config, directory: Path, before_ms: int) -> str:
+    """Have the node do it, or do it in its place; why that was not possible, "" when it was."""
+    try:
+        try:
+            control.ask(control.socket_path(config.node.data_dir), "prune", timeout_s=TIMEOUT_S, before_ms=before_ms)
+        except control.NodeAwayError:
+            size = config.cdr.segment_bytes
+            pruning.prune_stopped(directory, node=config.node.id, segment_bytes=size, before_ms=before_ms)
+    except (control.ControlError, JournalError, OSError) as error:
+        return str(error)[:200]
+    return ""
 
 
 async def _traces(client: Redis, report: Report, before_ms: int, *, dry_run: bool) -> None:

@@ -1,25 +1,28 @@
-"""`sipproxy cdr export|purge|invoiced|quality|access` as processes, on a real store."""
+"""`sipproxy cdr export|purge|hold|invoiced|quality|access` on a real store; most in this process, two as processes."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import pwd
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
-import redis.asyncio
+import redis
+from typer.testing import CliRunner
 
 from cdr import codec
 from cdr.export import read
-from cdr.facts import Record
-from sipproxy.store.embedded import EmbeddedStore
+from cdr.facts import Admit, End, Record
+from cdr.journal import Journal
+from loadtest.valkey import Valkey
+from sipproxy.cli import app
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 NOW_MS = time.time_ns() // 1_000_000
@@ -30,25 +33,37 @@ def draft(call: str, **fields: Any) -> Record:
     return Record(id=call, node="n1", direction="outgoing", **fields)
 
 
+class Done(NamedTuple):
+    stdout: str
+    stderr: str
+
+
 @pytest.fixture
-async def client() -> AsyncIterator[redis.asyncio.Redis]:
-    with tempfile.TemporaryDirectory(prefix="cdr-") as folder:  # pytest's own may be too long for a socket's path
-        store = EmbeddedStore(folder)
-        await store.start()
-        made = redis.asyncio.Redis.from_url(store.url)
+def client() -> Iterator[redis.Redis]:
+    with asyncio.Runner() as runner:
+        store = Valkey()
+        runner.run(store.__aenter__())
+        made = redis.Redis.from_url(store.url)
         yield made
-        await made.aclose()
-        await store.stop()
+        made.close()
+        runner.run(store.__aexit__())
 
 
 @pytest.fixture
-def config(client: redis.asyncio.Redis, tmp_path: Path) -> Path:
+def config(client: redis.Redis, tmp_path: Path) -> Path:
     file = tmp_path / "node.toml"
-    file.write_text(f'[store]\nurl = "unix://{client.connection_pool.connection_kwargs["path"]}"\n')
+    file.write_text(f'[node]\nid = "n1"\n[store]\nurl = "unix://{client.connection_pool.connection_kwargs["path"]}"\n')
     return file
 
 
-def run(config: Path, *arguments: str | Path, code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(config: Path, *arguments: str | Path, code: int = 0) -> Done:
+    """In this process: what a process adds is the same for all commands, and two tests see to it."""
+    done = CliRunner().invoke(app, ["cdr", *map(str, arguments), "-c", str(config)])
+    assert done.exit_code == code, done.output
+    return Done(done.stdout, done.stderr)
+
+
+def run_process(config: Path, *arguments: str | Path, code: int = 0, **environment: str) -> Done:
     done = subprocess.run(
         [sys.executable, "-m", "sipproxy", "cdr", *map(str, arguments), "-c", str(config)],
         cwd=ROOT,
@@ -60,14 +75,14 @@ def run(config: Path, *arguments: str | Path, code: int = 0, **environment: str)
     )
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
-    return done
+    return Done(done.stdout, done.stderr)
 
 
 def answer(config: Path, *arguments: str | Path, code: int = 0) -> Any:
     return json.loads(run(config, *arguments, "--json", code=code).stdout)
 
 
-async def fill(client: redis.asyncio.Redis) -> None:
+def fill(client: redis.Redis) -> None:
     """Of each hour an answered call of 60 s and a refused attempt, 30 hours back; and one call to 112."""
     calls = []
     for number in range(30):
@@ -82,11 +97,11 @@ async def fill(client: redis.asyncio.Redis) -> None:
     calls.append(draft("e", seq=61, verdict="emergency", profile="velbert", setup_at_ms=NOW_MS, end_at_ms=NOW_MS, status=480))
     for record in calls:
         fields = {"id": record.id, "v": 1, "type": "final", "node": "n1", "seq": record.seq, "d": codec.encode(record)}
-        await client.xadd("sp:cdr", fields)
+        client.xadd("sp:cdr", fields)
 
 
-async def test_export_writes_acknowledges_and_goes_on(client: redis.asyncio.Redis, config: Path, tmp_path: Path) -> None:
-    await fill(client)
+def test_export_writes_acknowledges_and_goes_on(client: redis.Redis, config: Path, tmp_path: Path) -> None:
+    fill(client)
     out = tmp_path / "out"
     done = answer(config, "export", "-o", out, "--format", "csv", "--rows-per-file", "25")
     assert (done["records"], done["files"], done["rejected"]) == (61, 3, 0)
@@ -94,7 +109,7 @@ async def test_export_writes_acknowledges_and_goes_on(client: redis.asyncio.Redi
     assert [record.seq for record in rows] == list(range(1, 62))
     assert rows[1].user_agent == "=1+1"
     assert not any(b",=1+1" in file.read_bytes() for file in out.glob("*.csv"))
-    assert (await client.xpending("sp:cdr", "export"))["pending"] == 0
+    assert (client.xpending("sp:cdr", "export"))["pending"] == 0
     assert answer(config, "export", "-o", out)["files"] == 0
     assert answer(config, "export", "-o", tmp_path / "other", "--group", "second", "--profile", "german-csv")["records"] == 61
     assert (tmp_path / "other").glob("*.csv")
@@ -124,36 +139,32 @@ def test_export_wrong_use_is_told_and_writes_nothing(
     assert not (tmp_path / "out").exists()
 
 
-async def test_export_where_no_server_listens_acknowledges_nothing(
-    client: redis.asyncio.Redis, config: Path, tmp_path: Path
-) -> None:
-    await fill(client)
+def test_export_where_no_server_listens_acknowledges_nothing(client: redis.Redis, config: Path, tmp_path: Path) -> None:
+    fill(client)
     done = run(config, "export", "-o", tmp_path / "out", "--sftp", "sftp://u@127.0.0.1:1/in", code=1)
     assert "sftp://u@127.0.0.1:1/in" in done.stderr
-    assert await client.xinfo_groups("sp:cdr") == []
+    assert client.xinfo_groups("sp:cdr") == []
 
 
-async def test_purge_reports_and_spares_what_nobody_has_fetched(
-    client: redis.asyncio.Redis, config: Path, tmp_path: Path
-) -> None:
-    await fill(client)
-    await client.xgroup_create("sp:cdr", "export", id="0")
+def test_purge_reports_and_spares_what_nobody_has_fetched(client: redis.Redis, config: Path, tmp_path: Path) -> None:
+    fill(client)
+    client.xgroup_create("sp:cdr", "export", id="0")
     before = answer(config, "quality", "--by", "route")
     refused = answer(config, "purge", code=1)
     assert refused["gone"] == []
     assert [(row["reason"], row["count"]) for row in refused["left"]] == [("refused, not acknowledged by every group", 6)]
     answer(config, "export", "-o", tmp_path / "out")
     assert [row["count"] for row in answer(config, "purge", "--dry-run")["gone"]] == [6]
-    assert await client.xlen("sp:cdr") == 61
+    assert client.xlen("sp:cdr") == 61
     done = answer(config, "purge")
     assert [(row["place"], row["reason"], row["count"]) for row in done["gone"]] == [("stream", "refused", 6)]
-    assert (done["left"], done["not_invoiced"]["count"], await client.xlen("sp:cdr")) == ([], 30, 55)
+    assert (done["left"], done["not_invoiced"]["count"], client.xlen("sp:cdr")) == ([], 30, 55)
     assert answer(config, "quality", "--by", "route") == before
-    assert "30 billed records are in no invoice yet" in run(config, "purge").stdout
+    assert "30 billed records are in no invoice yet" in run_process(config, "purge").stdout
 
 
-async def test_invoiced_is_noted_and_wrong_dates_are_told(client: redis.asyncio.Redis, config: Path) -> None:
-    await fill(client)
+def test_invoiced_is_noted_and_wrong_dates_are_told(client: redis.Redis, config: Path) -> None:
+    fill(client)
     assert answer(config, "invoiced") == []
     (noted,) = answer(config, "invoiced", "2026-02-01T00:00:00Z", "--sent", "2026-02-05T00:00:00Z")
     assert noted == {"until_ms": 1_769_904_000_000, "sent_ms": 1_770_249_600_000}
@@ -162,8 +173,8 @@ async def test_invoiced_is_noted_and_wrong_dates_are_told(client: redis.asyncio.
     assert "no time" in run(config, "invoiced", "soon", code=2).stderr
 
 
-async def test_quality_tells_figures_and_draws_them(client: redis.asyncio.Redis, config: Path, tmp_path: Path) -> None:
-    await fill(client)
+def test_quality_tells_figures_and_draws_them(client: redis.Redis, config: Path, tmp_path: Path) -> None:
+    fill(client)
     rows = {row["group"]: row for row in answer(config, "quality")}
     assert list(rows) == ["velbert", "110/112 velbert", "all but 110/112"]
     ours = rows["velbert"]
@@ -182,11 +193,50 @@ async def test_quality_tells_figures_and_draws_them(client: redis.asyncio.Redis,
     assert "no such file" in run(config, "quality", "--plot", tmp_path / "none" / "q.png", code=1).stderr.lower()
 
 
-async def test_quality_picture_without_matplotlib_names_the_command(
-    client: redis.asyncio.Redis, config: Path, tmp_path: Path
-) -> None:
-    await fill(client)
+def test_quality_picture_without_matplotlib_names_the_command(client: redis.Redis, config: Path, tmp_path: Path) -> None:
+    fill(client)
     (tmp_path / "without").mkdir()
     (tmp_path / "without" / "matplotlib.py").write_text("raise ImportError('none here')")
-    done = run(config, "quality", "--plot", tmp_path / "q.png", code=1, PYTHONPATH=f"{tmp_path / 'without'}:{ROOT}")
+    done = run_process(config, "quality", "--plot", tmp_path / "q.png", code=1, PYTHONPATH=f"{tmp_path / 'without'}:{ROOT}")
     assert "pip install 'sipproxy[plot]'" in done.stderr
+
+
+def journal(config: Path, calls: int, *, confirmed: int, age_h: int = 30) -> Path:
+    """The journal of the configuration's node, as it lies there when the node is stopped."""
+    directory = config.parent / "data" / "journal"
+    made = Journal(directory, node="n1")
+    made.recover()
+    ended = NOW_MS - age_h * HOUR_MS
+    for seq in range(made.last_seq + 1, made.last_seq + calls + 1):
+        record = draft(f"j{seq}", seq=seq, setup_at_ms=ended - 5, end_at_ms=ended, verdict="deny", end_reason="refused")
+        made.append(Admit(record))
+        made.append(End(record))
+    made.confirm(confirmed)
+    made.close()
+    return directory
+
+
+def test_purge_journal_of_a_stopped_node_goes_but_for_what_is_not_confirmed(
+    client: redis.Redis, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = journal(config, 3, confirmed=3)
+    dry = answer(config, "purge", "--dry-run")
+    assert [(row["place"], row["reason"], row["count"]) for row in dry["gone"]] == [("journal", "refused", 3)]
+    monkeypatch.setattr("os.geteuid", lambda: directory.stat().st_uid + 1)
+    (kept,) = answer(config, "purge", code=1)["left"]
+    assert (kept["place"], kept["count"]) == ("journal", 3)
+    assert "run this as that user" in kept["reason"]
+    monkeypatch.undo()
+    done = answer(config, "purge")
+    assert (done["gone"], done["left"]) == (dry["gone"], [])
+    assert answer(config, "purge")["gone"] == []
+    journal(config, 2, confirmed=4)
+    journal(config, 1, confirmed=4, age_h=1)
+    done = answer(config, "purge", code=1)
+    assert done["gone"] == []
+    assert [(row["reason"], row["count"]) for row in done["left"]] == [
+        ("refused, in a file with records that are not confirmed", 1),
+        ("refused, not confirmed", 1),
+    ]
+    journal(config, 0, confirmed=6)
+    assert answer(config, "purge")["left"] == []
