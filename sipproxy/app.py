@@ -49,6 +49,7 @@ from sipproxy.store.nodes import Heartbeat
 from sipproxy.store.slots import Slots
 from sipproxy.store.traces import Traces
 from sipproxy.systemd import Notifier
+from sipproxy.watching import Watching, copy_to
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -306,9 +307,13 @@ class Node:
                 # Whoever watches loses sight; whoever calls must not lose the call for it.
                 self.log.warning("metrics_not_started", address=self.config.metrics.address, error=str(error))
             stack.push_async_callback(server.close)
+        if self.config.hep.address:
+            stack.callback(copy_to(self.config.hep, self._transports, metrics).close)
+        watching = Watching(self.engine, self.log, self._transports.watchers, self.shell.watchers)
         control = ControlServer(
             socket_path(self.data_dir),
             handlers(self.engine, self.shell, self.store, self._publisher, self.neighbours, journal=self._journal),
+            streamers={"watch": watching.watch},
             on_error=lambda command, error: self.log.error("control_failed", command=command, error=repr(error)),
         )
         await control.start()

@@ -15,6 +15,7 @@ __all__ = [
     "Cdr",
     "Config",
     "Emergency",
+    "Hep",
     "Limits",
     "Listen",
     "Log",
@@ -159,6 +160,15 @@ class Metrics(Section, frozen=True):
     address: Text = "127.0.0.1:9464"  # "" = off
 
 
+class Hep(Section, frozen=True):
+    address: Text = ""  # IP:port of a collector of SIP messages (Homer, sngrep); "" = none
+    capture_id: Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)] = 2001  # of this node at the collector
+    password: Text = ""
+
+    def __repr__(self) -> str:
+        return f"Hep({self.address!r})"
+
+
 class Log(Section, frozen=True):
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["json", "console"] = "json"
@@ -179,6 +189,7 @@ class Config(Section, frozen=True):
     limits: Limits = Limits()
     cdr: Cdr = Cdr()
     metrics: Metrics = Metrics()
+    hep: Hep = Hep()
     log: Log = Log()
 
 

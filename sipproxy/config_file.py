@@ -269,9 +269,13 @@ def _check(config: Config, reader: _Reader) -> None:
     if store.refresh_s * 2 > store.lease_s:
         detail = f"at most half of lease_s = {store.lease_s}, so that one refresh may be lost"
         reader.fault(("store", "refresh_s"), detail)
-    if config.metrics.address:
-        with _told(reader, ("metrics", "address")):
-            split_address(config.metrics.address)
+    for section, address in (("metrics", config.metrics.address), ("hep", config.hep.address)):
+        if address:
+            with _told(reader, (section, "address")):
+                split_address(address)
+    if config.hep.address:
+        with _told(reader, ("hep", "address")):
+            ipaddress.ip_address(split_address(config.hep.address)[0])
     for index, network in enumerate(config.emergency.access_networks):
         with _told(reader, ("emergency", "access_networks", index)):
             ipaddress.ip_network(network)

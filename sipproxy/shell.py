@@ -32,7 +32,7 @@ from sipproxy.engine.actions import (
 from sipproxy.engine.actions import Journal as JournalFact
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Sequence
+    from collections.abc import Callable, Hashable, Sequence
 
     from cdr.facts import Fact
     from cdr.journal import Journal
@@ -91,6 +91,7 @@ class Shell:
         self._timer_at = 0.0
         self._log = structlog.get_logger("engine")
         self.facts_lost = 0
+        self.watchers: list[Callable[[Fact], None]] = []  # are told each fact before it is journalled
         self.quality = RunningFigures()
         self.disk: Literal["ok", "filling", "full"] = "ok"  # where the journal lies
 
@@ -198,6 +199,8 @@ class Shell:
             getattr(self._log, action.level)(action.event, **action.fields)
 
     def _append(self, fact: Fact) -> None:
+        for watcher in self.watchers:
+            watcher(fact)
         if isinstance(fact, End):
             self.quality.add(fact.record)
         if isinstance(fact, End):

@@ -1,7 +1,8 @@
 """The control socket of a running node: a Unix-domain socket in its data directory, for commands on the same machine.
 
 One JSON object a line each way: `{"command": "calls", ...}` is answered by `{"ok": true, "result": {...}}` or
-`{"ok": false, "error": "..."}`. Sizes, times and the number of connections are bounded. Who may open the socket is
+`{"ok": false, "error": "..."}`; a command that streams answers with many such lines and closes. Sizes, times and the number of
+connections are bounded. Who may open the socket is
 decided by the file's mode (0600) alone. Leaves out: HTTP, which is for operators on other machines.
 """
 
@@ -13,7 +14,7 @@ import errno
 import inspect
 import os
 import socket
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,9 @@ __all__ = [
     "ControlServer",
     "Handler",
     "NodeAwayError",
+    "Streamer",
     "ask",
+    "follow",
     "socket_path",
 ]
 
@@ -37,6 +40,7 @@ IDLE_S = 30.0
 MAX_PATH_BYTES = 103  # sockaddr_un on Linux has 108 bytes, on macOS 104, each with a closing zero
 
 Handler = Callable[[dict[str, Any]], Awaitable[dict[str, Any]] | dict[str, Any]]
+Streamer = Callable[[dict[str, Any]], AsyncIterator[dict[str, Any]]]
 
 
 class ControlError(Exception):
@@ -57,10 +61,16 @@ class ControlServer:
     to refuse with a text. Any other exception is answered as such and given to `on_error`, and the node lives on."""
 
     def __init__(
-        self, path: Path, handlers: Mapping[str, Handler], *, on_error: Callable[[str, Exception], None] | None = None
+        self,
+        path: Path,
+        handlers: Mapping[str, Handler],
+        *,
+        streamers: Mapping[str, Streamer] | None = None,
+        on_error: Callable[[str, Exception], None] | None = None,
     ) -> None:
         self._path = path
         self._handlers = dict(handlers)
+        self._streamers = dict(streamers or {})
         self._on_error = on_error
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
@@ -104,10 +114,11 @@ class ControlServer:
             while True:
                 async with asyncio.timeout(IDLE_S):
                     line = await reader.readuntil(b"\n")
-                answer = await self._answer(line)
-                async with asyncio.timeout(IDLE_S):
-                    writer.write(answer)
-                    await writer.drain()
+                command, request = _request(line)
+                if request is not None and command in self._streamers:
+                    await self._stream(command, request, writer)
+                    return
+                await _send(writer, await self._answer(command, request))
         except asyncio.LimitOverrunError:
             self.refused += 1
             writer.write(_refusal(f"a request has at most {MAX_REQUEST_BYTES} bytes"))
@@ -119,15 +130,21 @@ class ControlServer:
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
 
-    async def _answer(self, line: bytes) -> bytes:
-        try:
-            request = msgspec.json.decode(line, type=dict[str, Any])
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    async def _stream(self, command: str, request: dict[str, Any], writer: asyncio.StreamWriter) -> None:
+        """Send what a command tells as it comes, until it ends or the client has gone."""
+        async with contextlib.aclosing(self._streamers[command](request)) as events:  # type: ignore[type-var]
+            try:
+                async for event in events:
+                    await _send(writer, msgspec.json.encode({"ok": True, "result": event}) + b"\n")
+            except ControlError as error:
+                await _send(writer, _refusal(str(error)))
+
+    async def _answer(self, command: str, request: dict[str, Any] | None) -> bytes:
+        if request is None:
             return _refusal("a request is one JSON object on one line")
-        command = request.pop("command", None)
-        handler = self._handlers.get(command) if isinstance(command, str) else None
+        handler = self._handlers.get(command)
         if handler is None:
-            return _refusal(f"unknown command {str(command)[:80]!r}; known: {', '.join(sorted(self._handlers))}")
+            return _refusal(f"unknown command {command[:80]!r}; known: {', '.join(sorted(self._handlers))}")
         try:
             result = handler(request)
             if inspect.isawaitable(result):
@@ -137,7 +154,7 @@ class ControlServer:
             return _refusal(str(error))
         except Exception as error:  # an operator's question must never end the node
             if self._on_error is not None:
-                self._on_error(str(command), error)
+                self._on_error(command, error)
             return _refusal(f"{command} failed in the node: {type(error).__name__}; see its log")
         if len(answer) > MAX_RESPONSE_BYTES:
             return _refusal(f"the answer has {len(answer)} bytes, more than {MAX_RESPONSE_BYTES}; ask for fewer entries")
@@ -169,6 +186,43 @@ def ask(path: Path, command: str, *, timeout_s: float = 5.0, **args: Any) -> dic
         raise ControlError(str(answer.get("error", "refused")))
     result: dict[str, Any] = answer["result"]
     return result
+
+
+def follow(path: Path, command: str, *, patience_s: float = 20.0, **args: Any) -> Iterator[dict[str, Any]]:
+    """What a streaming command tells, as it comes. Raises NodeAwayError when nothing comes for `patience_s`, ControlError when
+    it is refused."""
+    request = msgspec.json.encode({"command": command, **args}) + b"\n"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        client.settimeout(patience_s)
+        try:
+            with _reachable(path) as short:
+                client.connect(short)
+            client.sendall(request)
+            with client.makefile("rb") as lines:
+                while line := lines.readline(MAX_RESPONSE_BYTES):
+                    answer = msgspec.json.decode(line, type=dict[str, Any])
+                    if answer.get("ok") is not True:
+                        raise ControlError(str(answer.get("error", "refused")))
+                    yield answer["result"]
+        except TimeoutError:
+            raise NodeAwayError(f"the node on {path} said nothing for {patience_s:g} s") from None
+        except OSError as error:
+            raise NodeAwayError(f"no node answers on {path} ({error.strerror or error})") from None
+
+
+def _request(line: bytes) -> tuple[str, dict[str, Any] | None]:
+    """Command and request of a line; None where it is no such thing."""
+    try:
+        request = msgspec.json.decode(line, type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return "", None
+    return str(request.pop("command", None)), request
+
+
+async def _send(writer: asyncio.StreamWriter, data: bytes) -> None:
+    async with asyncio.timeout(IDLE_S):
+        writer.write(data)
+        await writer.drain()
 
 
 def _read_line(client: socket.socket) -> bytes:

@@ -24,7 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-trace_app = typer.Typer(help="Records of malicious calls, by order of a line.", no_args_is_help=True)
+trace_app = typer.Typer(help="Follow a line live; records of malicious calls, by order of a line.", no_args_is_help=True)
 app.add_typer(line.app, name="line")
 app.add_typer(psap.app, name="psap")
 app.add_typer(block.app, name="block")
@@ -201,6 +201,29 @@ def reseed(
     from sipproxy.commands import output, reseeding
 
     output.run(lambda out: reseeding.reseed(config, out, why=why, dry_run=dry_run), as_json=as_json)
+
+
+@trace_app.command("follow")
+def trace_follow(
+    target: Annotated[str, typer.Argument(metavar="LINE|NUMBER|CALL", help="As `line list` and `calls` show them.")],
+    why: Annotated[str, typer.Option("--why", help="What for; it is written down with who asked.")] = "",
+    minutes: Annotated[float, typer.Option(min=0.01, max=240, help="It ends by itself after so long.")] = 15,
+    file: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE.pcap", help="A new packet file, for Wireshark or sngrep.")
+    ] = None,
+    whole: Annotated[bool, typer.Option("--whole", help="Whole messages, not their first lines alone.")] = False,
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: JsonOption = False,
+) -> None:
+    """Follow a line's messages and decisions live.
+
+    On the node that it is run on. Proofs of passwords are blinded. With --json one event a line.
+    """
+    from sipproxy.commands import following, output
+
+    output.run(
+        lambda out: following.follow(config, out, target, why=why, minutes=minutes, file=file, whole=whole), as_json=as_json
+    )
 
 
 @trace_app.command("list")

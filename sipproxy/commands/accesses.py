@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
+from redis.exceptions import RedisError
 
 from cdr import access
 from cdr.access import Access, Seen
 from cdr.wire import Link
 from sipproxy.commands.backend import with_store
+from sipproxy.commands.output import CommandError
 from sipproxy.config import load
 
 if TYPE_CHECKING:
@@ -28,8 +30,9 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from sipproxy.commands.output import Output
+    from sipproxy.config import Config
 
-__all__ = ["Count", "recorded", "show"]
+__all__ = ["Count", "begin", "end", "recorded", "show"]
 
 TIMEOUT_S = 5.0
 NOBODY = 2**32 - 1  # the kernel's login uid of what nobody logged in for, such as a cron job
@@ -58,6 +61,37 @@ async def recorded(client: Redis, stream: str, command: str, what: str) -> Async
             await access.end(link.call, stream, access_id, count.records)
     finally:
         await link.drop()
+
+
+def begin(config: Config, command: str, what: str) -> str:
+    """Write down that this person runs `command`, where the log can be reached; the entry's id, "" where it cannot."""
+
+    async def work(client: Redis) -> str:
+        link = Link(client, timeout_s=TIMEOUT_S)
+        try:
+            return await access.begin(link.call, config.cdr.stream, _access(command, what))
+        finally:
+            await link.drop()
+
+    try:
+        return with_store(config, work)
+    except (CommandError, RedisError, OSError):
+        return ""
+
+
+def end(config: Config, access_id: str, records: int) -> None:
+    """Write down how much was seen."""
+
+    async def work(client: Redis) -> None:
+        link = Link(client, timeout_s=TIMEOUT_S)
+        try:
+            await access.end(link.call, config.cdr.stream, access_id, records)
+        finally:
+            await link.drop()
+
+    if access_id:
+        with contextlib.suppress(CommandError, RedisError, OSError):
+            with_store(config, work)
 
 
 def show(path: Path, output: Output, *, count: int) -> int:

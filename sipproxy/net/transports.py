@@ -7,8 +7,10 @@ trying a name's further addresses when the first fails, which needs a new transa
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING
 
+from sipproxy.net.passed import Passed
 from sipproxy.net.stream import StreamLimits, StreamListener
 from sipproxy.net.udp import UdpListener
 from sipproxy.sip.flow import Flow, Hop
@@ -55,6 +57,7 @@ class Transports:
         self._by_kind: dict[tuple[str, int], int] = {}  # (transport, IP version) -> the first listener
         self._lookups: set[asyncio.Task[None]] = set()
         self.failures: dict[str, int] = {}
+        self.watchers: list[Callable[[Passed], None]] = []  # are told each message that passes
 
     def bind(self, listens: Sequence[tuple[str, str, int]], *, next_free: bool = False) -> list[tuple[str, str, int]]:
         """Bind (transport, IP, port) each; what was taken. With `next_free` a busy port is replaced by one of the next 20.
@@ -80,11 +83,11 @@ class Transports:
         return taken
 
     def _listener(self, index: int, transport: str, host: str, port: int) -> UdpListener | StreamListener:
-        on_message = self._on_message
+        take = self._take
         if transport == "UDP":
 
             def datagram(data: bytes, source: str, source_port: int) -> None:
-                on_message(data, Flow("UDP", index, source, source_port))
+                take(data, Flow("UDP", index, source, source_port))
 
             return UdpListener(
                 host, port, datagram, on_failed=lambda key, _: self._on_failed(key), max_datagram=self._message_bytes
@@ -94,7 +97,7 @@ class Transports:
             return Flow(transport, index, source, source_port, connection, stream.names(connection))
 
         def message(data: bytes, source: str, source_port: int, connection: int) -> None:
-            on_message(data, flow_of(source, source_port, connection))
+            take(data, flow_of(source, source_port, connection))
 
         def refused(head: bytes, fault: ParseError, source: str, source_port: int, connection: int) -> None:
             self._on_refused(head, fault, flow_of(source, source_port, connection))
@@ -109,6 +112,17 @@ class Transports:
             tls=self._tls if transport == "TLS" else None,
         )
         return stream
+
+    def _take(self, data: bytes, flow: Flow) -> None:
+        if self.watchers:
+            self._show(flow, data, outgoing=False)
+        self._on_message(data, flow)
+
+    def _show(self, flow: Flow, data: bytes, *, outgoing: bool) -> None:
+        local = self._listeners[flow.listener].address
+        passed = Passed(time.time_ns(), outgoing, flow.transport, local, (flow.host, flow.port), data)
+        for watcher in self.watchers:
+            watcher(passed)
 
     async def start(self) -> None:
         """Deliver messages from now on."""
@@ -173,6 +187,8 @@ class Transports:
 
     def _transmit(self, to: Flow, data: bytes, key: Hashable | None, domain: str = "") -> None:
         listener = self._listeners[to.listener]
+        if self.watchers:
+            self._show(to, data, outgoing=True)
         if isinstance(listener, StreamListener):
             listener.send(data, to.host, to.port, to.connection, domain=domain, key=key)
             return
