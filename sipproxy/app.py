@@ -228,7 +228,7 @@ class Node:
         await self._transports.start()
         self.shell.start()
         self._notifier.tell("READY=1", status=self._status())
-        self._lag = LoopLag(metrics)
+        self._lag = LoopLag(metrics, on_sample=self.shell.late)
         self.log.info(
             "ready",
             node=config.node.id,

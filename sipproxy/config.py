@@ -36,6 +36,7 @@ Filled = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
 Many = msgspec.Meta(max_length=1000)
 Seconds = Annotated[int, msgspec.Meta(ge=1, le=7 * 86400)]
 Count = Annotated[int, msgspec.Meta(ge=1, le=10_000_000)]
+PerSecond = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 
 
 class Section(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -136,6 +137,16 @@ class Limits(Section, frozen=True):
     calls: Count = 50_000
     bindings: Count = 200_000
     nonces: Count = 100_000
+    source_per_s: PerSecond = 100
+    source_burst: Count = 1000
+    line_per_s: PerSecond = 50
+    line_burst: Count = 500
+    strangers_per_s: PerSecond = 500
+    strangers_burst: Count = 2000
+    registers_per_s: PerSecond = 500
+    registers_burst: Count = 1000
+    sources: Count = 65_536
+    lag_ms: Annotated[int, msgspec.Meta(ge=20, le=10_000)] = 250
 
 
 class Cdr(Section, frozen=True):

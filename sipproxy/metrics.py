@@ -115,8 +115,12 @@ class Metrics(Collector):
 class LoopLag:
     """Measures how late the event loop runs a timer: the time that a message may have to wait."""
 
-    def __init__(self, metrics: Metrics, *, interval_s: float = LAG_INTERVAL_S) -> None:
+    def __init__(
+        self, metrics: Metrics, *, interval_s: float = LAG_INTERVAL_S, on_sample: Callable[[float], None] = lambda _: None
+    ) -> None:
+        """`on_sample` is told each lateness, in seconds."""
         self._observe = metrics.lag.observe
+        self._on_sample = on_sample
         self._interval = interval_s
         self.worst_s = 0.0
 
@@ -129,6 +133,7 @@ class LoopLag:
             lag = max(0.0, loop.time() - due)
             self.worst_s = max(self.worst_s, lag)
             self._observe(lag)
+            self._on_sample(lag)
 
 
 class MetricsServer:

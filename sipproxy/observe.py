@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from cdr import pruning
 from cdr.journal import JournalError
 from sipproxy.admin.control import ControlError
+from sipproxy.engine.shed import Load
 from sipproxy.shell import instant
 from sipproxy.sip.text import text
 
@@ -118,6 +119,7 @@ def _engine_metrics(metrics: Metrics, engine: Engine) -> None:
 
     for name, (words, labels) in families.items():
         metrics.counter(f"sipproxy_{name}", words, partial(of, name), labels)
+    _load_metrics(metrics, engine)
     transactions = engine.desk.transactions
     metrics.gauge("sipproxy_calls_live", "calls between INVITE and end", lambda: engine.calls.live)
     metrics.gauge(
@@ -132,6 +134,35 @@ def _engine_metrics(metrics: Metrics, engine: Engine) -> None:
     metrics.gauge("sipproxy_slots_held", "slots of this node's live calls", engine.channels.count, ("kind",))
     metrics.gauge("sipproxy_policy_version", "version of the snapshot in use", lambda: engine.desk.snapshot.version)
     metrics.gauge("sipproxy_lines", "lines in the snapshot", lambda: len(engine.desk.snapshot.lines))
+
+
+def _load_metrics(metrics: Metrics, engine: Engine) -> None:
+    shedder = engine.shedder
+    metrics.counter(
+        "sipproxy_shed",
+        "messages not taken, by whose budget or what was full",
+        lambda: _floats(shedder.counts),
+        ("reason", "kind"),
+    )
+    metrics.gauge(
+        "sipproxy_load",
+        "1 for the node's state: calm, or up to what is refused: scanners, options, register, invite",
+        lambda: {load.name.lower(): float(shedder.load is load) for load in Load},
+        ("state",),
+    )
+    metrics.counter("sipproxy_load_changes", "times that a state was entered", lambda: dict(shedder.changes), ("state",))
+    metrics.gauge(
+        "sipproxy_buckets",
+        "sources and lines whose messages are counted",
+        lambda: {"source": len(shedder.sources), "line": len(shedder.lines)},
+        ("of",),
+    )
+    metrics.counter(
+        "sipproxy_buckets_forgotten",
+        "sources and lines forgotten for lack of room",
+        lambda: {"source": shedder.sources.evicted, "line": shedder.lines.evicted},
+        ("of",),
+    )
 
 
 def _binding_metrics(metrics: Metrics, engine: Engine, bindings: Bindings, neighbours: Neighbours) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from sipproxy.config_file import split_address
 from sipproxy.engine.forward import parse_hop
-from sipproxy.engine.settings import Listener, Settings, TrunkRoute
+from sipproxy.engine.settings import Listener, Rates, Settings, TrunkRoute
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,6 +59,18 @@ def engine_settings(config: Config, bound: Sequence[Bound], *, boot: str = "") -
         max_transactions=limits.transactions,
         max_calls=limits.calls,
         max_bindings=limits.bindings,
+        rates=Rates(
+            source_per_s=limits.source_per_s,
+            source_burst=limits.source_burst,
+            line_per_s=limits.line_per_s,
+            line_burst=limits.line_burst,
+            strangers_per_s=limits.strangers_per_s,
+            strangers_burst=limits.strangers_burst,
+            registers_per_s=limits.registers_per_s,
+            registers_burst=limits.registers_burst,
+            sources=limits.sources,
+            lag_s=limits.lag_ms / 1000,
+        ),
     )
 
 

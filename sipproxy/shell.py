@@ -30,6 +30,7 @@ from sipproxy.engine.actions import (
     TakeSlot,
 )
 from sipproxy.engine.actions import Journal as JournalFact
+from sipproxy.engine.shed import Signals
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
@@ -92,6 +93,7 @@ class Shell:
         self._log = structlog.get_logger("engine")
         self.facts_lost = 0
         self.watchers: list[Callable[[Fact], None]] = []  # are told each fact before it is journalled
+        self._drops = 0  # datagrams that the kernel has dropped so far
         self.quality = RunningFigures()
         self.disk: Literal["ok", "filling", "full"] = "ok"  # where the journal lies
 
@@ -112,6 +114,13 @@ class Shell:
     def refused(self, head: bytes, fault: ParseError, flow: Flow) -> None:
         """A stream broke at a message with this head."""
         self._perform(self.engine.refuse_stream(head, fault, flow, instant()))
+
+    def late(self, lag_s: float) -> None:
+        """The event loop ran a timer so many seconds late."""
+        assert self.transports is not None
+        drops = self.transports.kernel_drops
+        self._perform(self.engine.observe(Signals(lag_s, drops - self._drops), instant()))
+        self._drops = drops
 
     def _slot_result(self, action: TakeSlot, result: SlotResult) -> None:
         taken, used, of_account = result

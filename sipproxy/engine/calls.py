@@ -72,6 +72,10 @@ class Calls:
             part.head = None
         call.parts.clear()  # calls that refer to each other would wait for the garbage collector
 
+    def has(self, call_id: bytes) -> bool:
+        """Whether a call with this Call-ID is known."""
+        return call_id in self._by_call_id
+
     def of(self, call_id: bytes) -> list[Call]:
         """The calls with this Call-ID, those included that ended less than 64*T1 ago."""
         return list(self._by_call_id.get(call_id, ()))

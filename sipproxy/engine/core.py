@@ -25,6 +25,7 @@ from sipproxy.engine.registrar import Registrar
 from sipproxy.engine.relay import IN_DIALOG, Relay, Relays
 from sipproxy.engine.replicas import Replicas
 from sipproxy.engine.setup import Setup
+from sipproxy.engine.shed import Shedder
 from sipproxy.engine.state import KNOWN_METHODS, Desk, request_label
 from sipproxy.sip.digest import NonceSource
 from sipproxy.sip.errors import ParseError
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from sipproxy.engine.peers import Peer
     from sipproxy.engine.recover import Unfinished
     from sipproxy.engine.settings import Settings
+    from sipproxy.engine.shed import Signals
 
 __all__ = ["Engine"]
 
@@ -75,14 +77,32 @@ class Engine:
         self._relays = Relays(self.desk, self.calls)
         self._edges = Edges(self.desk, IN_DIALOG)
         self._replicas = Replicas(self.desk)
+        self.shedder = Shedder(self.desk, self.calls, settings.rates)
 
     # Events
 
     def receive(self, data: bytes, flow: Flow, now: Now) -> list[Action]:
         """One message, whole, as it came from the network."""
         self.desk.now = now
-        self._deliver(data, flow)
+        verdict = self.shedder.check(data, flow)
+        if verdict is None:
+            self._deliver(data, flow)
+        elif verdict.retry_s:
+            self._turn_away(data, flow, verdict.retry_s)
+        else:
+            return []
         return self._actions()
+
+    def observe(self, signals: Signals, now: Now) -> list[Action]:
+        """How the node is doing, told every 0.1 s. A change of its state is logged."""
+        self.desk.now = now
+        before = self.shedder.load
+        after = self.shedder.observe(signals)
+        if after is not None:
+            level = "warning" if after > before else "info"
+            fields = {"lag_ms": round(1000 * signals.lag_s), "drops": signals.drops, "calls": self.calls.live}
+            self.desk.note(level, "load", state=after.name.lower(), before=before.name.lower(), **fields)
+        return self.desk.take_actions()
 
     def _deliver(self, data: bytes, flow: Flow) -> None:
         try:
@@ -259,6 +279,21 @@ class Engine:
             # A header that only now was needed turns out malformed.
             desk.count("malformed", "late")
             self._refuse_malformed(request, flow, fault)
+
+    def _turn_away(self, data: bytes, flow: Flow, retry_s: int) -> None:
+        """503 for a customer's request that comes at the wrong time. The repetition of one that was taken is none."""
+        request = salvage(data)
+        if request is None:
+            return
+        request.stamp(flow.host, flow.port)
+        try:
+            if self.desk.transactions.find_server(request) is None:
+                self.desk.reply(request, flow, 503, headers=[(b"Retry-After", b"%d" % retry_s)])
+                return
+        except ParseError:
+            self.desk.count("malformed", "unanswerable")
+            return
+        self._deliver(data, flow)
 
     def _salvage(self, data: bytes, flow: Flow, fault: ParseError) -> None:
         self.desk.count("malformed", "structure")

@@ -8,11 +8,12 @@ clock stamped it.
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from sipproxy.sip.flow import Flow  # noqa: TC001  msgspec reads the annotations
+from sipproxy.sip.flow import Flow, source_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,6 +65,7 @@ class Location:
         self._node = node
         self._by_user: dict[str, dict[str, Binding]] = {}
         self._by_flow: dict[Flow, set[str]] = {}
+        self._flows_at: Counter[str] = Counter()  # flows by source
         self._expiries: list[tuple[int, str, str]] = []  # heap; stale entries are skipped when due
         self.count = 0
         self.elsewhere = 0  # of them, those with a flow of another node
@@ -95,6 +97,21 @@ class Location:
             )
         ]
 
+    def accounts_at(self, flow: Flow, now_ms: int) -> tuple[str, int]:
+        """One account with an unexpired binding over this very flow, "" for none, and how many accounts share the flow."""
+        users = self._by_flow.get(flow)
+        if users is None:
+            return "", 0
+        for user in users:
+            for binding in self._by_user.get(user, {}).values():
+                if binding.flow == flow and binding.expires_at_ms > now_ms:
+                    return user, len(users)
+        return "", 0
+
+    def flows_at(self, host: str) -> int:
+        """How many flows of bindings lead to this IP address, or into its IPv6 /64: the routers behind it."""
+        return self._flows_at[source_of(host)]
+
     def _is_indexed(self, binding: Binding) -> bool:
         """A connection's number means something at its own node alone."""
         return self.is_own(binding) or binding.flow.transport == "UDP"
@@ -116,7 +133,10 @@ class Location:
         if old is not None and old.flow != binding.flow:
             self._forget_flow(user, old.flow)
         if self._is_indexed(binding):
-            self._by_flow.setdefault(binding.flow, set()).add(user)
+            if binding.flow not in self._by_flow:
+                self._by_flow[binding.flow] = set()
+                self._flows_at[source_of(binding.flow.host)] += 1
+            self._by_flow[binding.flow].add(user)
         heapq.heappush(self._expiries, (binding.expires_at_ms, user, binding.key))
         if len(self._expiries) > 2 * self.count + 1024:
             self._expiries = [(b.expires_at_ms, u, b.key) for u, b in self.items()]
@@ -143,6 +163,10 @@ class Location:
             users.discard(user)
             if not users:
                 del self._by_flow[flow]
+                source = source_of(flow.host)
+                self._flows_at[source] -= 1
+                if not self._flows_at[source]:
+                    del self._flows_at[source]
 
     def expire(self, now_ms: int) -> list[tuple[str, Binding]]:
         """Remove and return what has expired."""

@@ -12,7 +12,7 @@ from sipproxy.sip.timers import Timers
 if TYPE_CHECKING:
     from sipproxy.sip.flow import Flow, Hop
 
-__all__ = ["Listener", "Settings", "TrunkRoute"]
+__all__ = ["Listener", "Rates", "Settings", "TrunkRoute"]
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -57,6 +57,27 @@ class TrunkRoute:
         address = ipaddress.ip_address(flow.host)
         return any(address in network and port in (0, flow.port) for network, port in self.networks)
 
+    def is_from(self, flow: Flow) -> bool:
+        """Whether what came on this flow may be the carrier's, from whatever port: it is then not counted as a stranger's."""
+        address = ipaddress.ip_address(flow.host)
+        return any(name in flow.names for name in self.names) or any(address in network for network, _ in self.networks)
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Messages outside calls a second, and how many at once; see [limits] of config.example.toml."""
+
+    source_per_s: int = 100
+    source_burst: int = 1000
+    line_per_s: int = 50
+    line_burst: int = 500
+    strangers_per_s: int = 500
+    strangers_burst: int = 2000
+    registers_per_s: int = 500
+    registers_burst: int = 1000
+    sources: int = 65_536  # remembered sources, and as many lines
+    lag_s: float = 0.25  # lateness of the event loop from which on the node is under load
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -89,6 +110,7 @@ class Settings:
     max_transactions: int = 200_000
     max_calls: int = 50_000
     max_bindings: int = 200_000
+    rates: Rates = field(default_factory=Rates)
     timers: Timers = field(default_factory=Timers)
 
     @property

@@ -93,6 +93,11 @@ class Transactions:
         self.told: Client | None = None  # whose response its user is being told; over TCP it has left the table by then
 
     @property
+    def share(self) -> float:
+        """How full the tables are, from 0 to 1."""
+        return (len(self.servers) + len(self.clients)) / self._limit
+
+    @property
     def is_full(self) -> bool:
         return len(self.servers) + len(self.clients) >= self._limit
 

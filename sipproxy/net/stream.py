@@ -11,13 +11,13 @@ message means.
 from __future__ import annotations
 
 import asyncio
-import functools
 import ipaddress
 import socket
 from typing import TYPE_CHECKING
 
 from sipproxy.net.connection import Connection, StreamLimits
 from sipproxy.net.tls import name_matches
+from sipproxy.sip.flow import source_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Hashable
@@ -148,7 +148,7 @@ class StreamListener:
         """Take a connection in; the reason when a limit is against it."""
         if len(self._connections) >= self.limits.connections:
             return "too_many"
-        source = _source(connection.host)
+        source = source_of(connection.host)
         count = self._per_source.get(source, 0)
         if connection.accepted and count >= self.limits.connections_per_source:
             return "too_many_from_source"
@@ -164,7 +164,7 @@ class StreamListener:
             return
         if self._outgoing.get((connection.host, connection.port)) is connection:
             del self._outgoing[connection.host, connection.port]
-        source = _source(connection.host)
+        source = source_of(connection.host)
         self._per_source[source] -= 1
         if not self._per_source[source]:
             del self._per_source[source]
@@ -263,18 +263,6 @@ class StreamListener:
                 connection.not_connected("shutdown")
 
         task.add_done_callback(done)
-
-
-@functools.lru_cache(maxsize=4096)
-def _source(host: str) -> str:
-    """What connections are counted by: the address, or an IPv6 address's /64, which one customer has whole."""
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return host
-    if address.version == 4:
-        return host
-    return str(ipaddress.ip_network((int(address) >> 64 << 64, 64)))
 
 
 def _socket(address: str) -> socket.socket:

@@ -202,6 +202,11 @@ class Transports:
         if key is not None:
             asyncio.get_running_loop().call_soon(self._on_failed, key)
 
+    @property
+    def kernel_drops(self) -> int:
+        """Datagrams that the kernel dropped because a listener's receive buffer was full."""
+        return sum(listener.kernel_drops for listener in self._listeners if isinstance(listener, UdpListener))
+
     def counters(self) -> dict[tuple[str, ...], float]:
         """(transport, what) -> count, over all listeners."""
         totals: dict[tuple[str, ...], float] = {}

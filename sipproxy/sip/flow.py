@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import ipaddress
 from typing import NamedTuple
 
-__all__ = ["LOOP", "Flow", "Hop"]
+__all__ = ["LOOP", "Flow", "Hop", "source_of"]
 
 LOOP = "LOOP"
 """The transport of what one call of the engine sends to another one, the forwarded part of it: it never leaves the engine.
@@ -50,3 +52,15 @@ class Hop(NamedTuple):
         if ":" in self.host:
             return 6
         return 4 if self.host.replace(".", "").isdecimal() else 0
+
+
+@functools.lru_cache(maxsize=4096)
+def source_of(host: str) -> str:
+    """What limits count a peer by: its IPv4 address, or an IPv6 address's /64, which one customer has whole."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host
+    if address.version == 4:
+        return host
+    return str(ipaddress.ip_network((int(address) >> 64 << 64, 64)))

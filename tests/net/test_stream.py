@@ -460,8 +460,8 @@ def test_stream_address_in_use_raises() -> None:
 
 
 async def test_stream_ipv6_sources_are_counted_by_their_64() -> None:
-    from sipproxy.net.stream import _source
+    from sipproxy.sip.flow import source_of
 
-    assert _source("2001:db8:1:2::1") == _source("2001:db8:1:2:ffff::9")
-    assert _source("2001:db8:1:2::1") != _source("2001:db8:1:3::1")
-    assert _source("192.0.2.1") != _source("192.0.2.2")
+    assert source_of("2001:db8:1:2::1") == source_of("2001:db8:1:2:ffff::9")
+    assert source_of("2001:db8:1:2::1") != source_of("2001:db8:1:3::1")
+    assert source_of("192.0.2.1") != source_of("192.0.2.2")

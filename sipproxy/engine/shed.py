@@ -1,0 +1,308 @@
+"""What a node under load, or under attack, does not take: decided on the bytes, before anything is parsed.
+
+Pure. Three things refuse a message: the budget of its source (an IPv4 address, an IPv6 /64) or of its line, the budget that all
+strangers share, and the node's own state. Refused first are scanners, then what strangers ask outside a call, then REGISTER,
+then new INVITEs. Never refused are emergency calls, and what belongs to a live call: requests with a To tag, ACK, CANCEL and
+responses, of a known flow or with the Call-ID of a live call. Trunk routes and other nodes are not counted at all.
+
+A stranger is a source without a live binding, outside the emergency access networks. He gets no answer; a customer gets a 503
+with a Retry-After that spreads a storm over the time that the node needs for it (RFC 3261 §21.5.4).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, OrderedDict
+from enum import IntEnum
+from typing import TYPE_CHECKING, NamedTuple
+
+from policy.emergency import service_of
+from sipproxy.sip.flow import LOOP, source_of
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+    from sipproxy.engine.calls import Calls
+    from sipproxy.engine.settings import Rates
+    from sipproxy.engine.state import Desk
+    from sipproxy.sip.flow import Flow
+
+__all__ = ["Load", "Shedder", "Signals", "Verdict", "kind_of", "may_be_emergency"]
+
+MAX_CREDIT = 65_536  # bytes that a source may get back at most for what it sent before
+MIN_RETRY_S, MAX_RETRY_S = 5, 600  # Retry-After; the longest is well within the life of a binding
+STEP_UP = 2  # samples in a row above the mark until one more kind is refused: one is a hiccup
+FULL = 0.8  # of the transaction tables
+CALM_S = 3.0  # without a sign of load until one kind less is refused
+
+# What scanners of the internet call themselves. Anybody can call himself otherwise: this is only who goes first.
+_SCANNER = re.compile(
+    rb"\n(?:user-agent|server)[ \t]*:[ \t]*(?:friendly-(?:scanner|request)|sipvicious|sip-?scan|sipcli|sundayddr|iwar|pplsip|"
+    rb"vaxsip|smap|sipsak|gulp|nm@nm|eyebeam release 3006o)",
+    re.IGNORECASE,
+)
+_FIRST_LINE = re.compile(rb"[A-Za-z0-9.!%*_+`'~-]{1,32} \S{1,4096} (?:SIP|sip)/2\.0\r?\n")
+_TO_TAG = re.compile(rb"\n(?:to|t)[ \t]*:(?:[^\r\n]|\r?\n[ \t])*;\s*tag\s*=", re.IGNORECASE)
+_CALL_ID = re.compile(rb"\n(?:call-id|i)[ \t]*:[ \t]*([^\s]+)", re.IGNORECASE)
+_HELP = re.compile(rb"[sS][oO][sS]|%|[\x80-\xff]|1[-.() ]*1[-.() ]*[02]")
+_PLAIN = re.compile(rb"INVITE (\S+) SIP/2\.0\r?\n")
+
+
+class Kind(IntEnum):
+    """What a message is, in the order in which it is refused; PART, of a call or of a transaction, never is."""
+
+    SCANNER = 1
+    OPTIONS = 2  # whatever is asked outside a call
+    REGISTER = 3
+    INVITE = 4
+    PART = 5
+
+
+_LABELS = ("", *(kind.name.lower() for kind in Kind))
+# By kind, what has to be left of the budget that strangers share, so that what is more important still gets some of it.
+_FLOORS = (1.0, 0.75, 0.5, 0.25, 0.0, 0.0)
+
+
+class Load(IntEnum):
+    """The node's state: what is refused besides what is over its budget. Each state refuses what those before it do."""
+
+    CALM = 0
+    SCANNERS = 1
+    OPTIONS = 2
+    REGISTER = 3
+    INVITE = 4
+
+
+class Signals(NamedTuple):
+    """What the shell sees every 0.1 s: lateness of its loop in seconds, and datagrams that the kernel dropped meanwhile."""
+
+    lag_s: float
+    drops: int
+
+
+class Verdict(NamedTuple):
+    """Why a message is not taken; `retry_s` is what a customer is told, 0 where nothing is answered."""
+
+    reason: str
+    retry_s: int = 0
+
+
+class Bucket:
+    """Tokens that come back at a rate. `credit` is what a source may still be sent, in bytes."""
+
+    __slots__ = ("at", "credit", "tokens", "trusted")
+
+    def __init__(self, tokens: float, at: float) -> None:
+        self.tokens, self.at, self.credit, self.trusted = tokens, at, 0, False
+
+    def take(self, now: float, rate: float, burst: float, floor: float = 0.0) -> bool:
+        """Take one of the tokens above `floor`; False when there is none."""
+        self.tokens = min(burst, self.tokens + (now - self.at) * rate) if now > self.at else self.tokens
+        self.at = max(self.at, now)
+        if self.tokens < floor + 1.0:
+            return False
+        self.tokens -= 1.0
+        return True
+
+
+class Buckets:
+    """Buckets by key, at most `limit`: the one that was used least recently goes first, which is counted."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._table: OrderedDict[Hashable, Bucket] = OrderedDict()
+        self.evicted = 0
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def find(self, key: Hashable) -> Bucket | None:
+        found = self._table.get(key)
+        if found is not None:
+            self._table.move_to_end(key)
+        return found
+
+    def add(self, key: Hashable, bucket: Bucket) -> Bucket:
+        self._table[key] = bucket
+        if len(self._table) > self._limit:
+            self._table.popitem(last=False)
+            self.evicted += 1
+        return bucket
+
+
+def may_be_emergency(data: bytes) -> bool:
+    """Whether an INVITE can be a call for help, from the bytes of its first line; in doubt it is.
+
+    What has no sign of it in any spelling is none; for a well-formed first line with a sign, policy has the word.
+    """
+    end = data.find(b"\n")
+    if _HELP.search(data, 0, end if end >= 0 else len(data)) is None:
+        return False
+    plain = _PLAIN.match(data)
+    return plain is None or bool(service_of(plain[1]))
+
+
+def kind_of(data: bytes) -> Kind:
+    """What a message is that begins with its first line (line ends before it are for the caller to strip)."""
+    if data.startswith((b"SIP/2.0 ", b"ACK ", b"CANCEL ", b"sip/2.0 ")) or _TO_TAG.search(data) is not None:
+        return Kind.PART
+    if data.startswith(b"INVITE ") and may_be_emergency(data):
+        return Kind.PART
+    if _FIRST_LINE.match(data) is None or _SCANNER.search(data) is not None:
+        return Kind.SCANNER
+    if data.startswith(b"INVITE "):
+        return Kind.INVITE
+    return Kind.REGISTER if data.startswith(b"REGISTER ") else Kind.OPTIONS
+
+
+class Shedder:
+    """Stands before the engine. `counts` are messages not taken by reason and kind."""
+
+    def __init__(self, desk: Desk, calls: Calls, rates: Rates) -> None:
+        self._desk, self._calls, self._rates = desk, calls, rates
+        self.load = Load.CALM
+        self.since = 0.0  # monotonic seconds of the last change
+        self.counts: Counter[tuple[str, ...]] = Counter()
+        self.changes: Counter[str] = Counter()
+        self.sources = Buckets(rates.sources)
+        self.lines = Buckets(rates.sources)
+        self._strangers = Bucket(rates.strangers_burst, 0.0)
+        self._registers = Bucket(rates.registers_burst, 0.0)
+        self._next_register_at = 0.0  # the place in time of the next REGISTER that has to come again
+        self._high = 0
+        self._high_at = 0.0
+
+    def check(self, data: bytes, flow: Flow) -> Verdict | None:
+        """Why this message is not to be taken, None when it is."""
+        if flow.transport == LOOP:
+            return None
+        source = self.source(flow)
+        if source.trusted or (flow.names and self._is_trusted(flow)):
+            return None
+        if data[:1] in (b"\r", b"\n"):
+            data = data.lstrip(b"\r\n")  # RFC 3261 §7.5: line ends before the first line are ignored
+        source.credit = min(MAX_CREDIT, source.credit + len(data))
+        kind = kind_of(data)
+        desk = self._desk
+        user, sharing = desk.location.accounts_at(flow, desk.now.utc_ms)
+        verdict = self._customer(kind, user, sharing) if user else self._source(kind, data, flow, source)
+        if verdict is not None:
+            self.counts[verdict.reason, _LABELS[kind]] += 1
+        return verdict
+
+    # Budgets
+
+    def source(self, flow: Flow) -> Bucket:
+        """What is remembered of the source of a flow."""
+        key = source_of(flow.host)
+        found = self.sources.find(key)
+        if found is not None:
+            return found
+        new = self.sources.add(key, Bucket(self._rates.source_burst, self._desk.now.mono))
+        new.trusted = self._is_trusted(flow)
+        return new
+
+    def _is_trusted(self, flow: Flow) -> bool:
+        desk = self._desk
+        return desk.peers.has_host(flow.host) or any(route.is_from(flow) for route in desk.settings.trunks)
+
+    def _customer(self, kind: Kind, user: str, sharing: int) -> Verdict | None:
+        """A message over the flow of live bindings, which so many accounts share; `user` is one of them."""
+        if kind is Kind.PART:
+            return None
+        desk, rates, now = self._desk, self._rates, self._desk.now.mono
+        if self.load >= kind >= Kind.REGISTER:
+            return Verdict("load", self._retry(kind))
+        account = desk.snapshot.accounts.get(user)
+        line = account.line if account is not None else user
+        bucket = self.lines.find(line) or self.lines.add(line, Bucket(rates.line_burst, now))
+        if not bucket.take(now, sharing * rates.line_per_s, sharing * rates.line_burst):
+            return Verdict("line", self._retry(kind) if kind >= Kind.REGISTER else 0)
+        if kind is Kind.REGISTER and not self._registers.take(now, rates.registers_per_s, rates.registers_burst):
+            return Verdict("registers", self._retry(kind))
+        return None
+
+    def _source(self, kind: Kind, data: bytes, flow: Flow, source: Bucket) -> Verdict | None:
+        """A message that no live binding explains: a stranger's, or of a customer behind an address that others share."""
+        if kind is Kind.PART and (self._is_live(data) or (data.startswith(b"INVITE ") and may_be_emergency(data))):
+            return None
+        desk, rates, now = self._desk, self._rates, self._desk.now.mono
+        lines = desk.location.flows_at(flow.host)
+        is_stranger = not lines and not desk.settings.in_access_network(flow.host)
+        if self.load >= kind and (is_stranger or kind >= Kind.REGISTER):
+            return Verdict("load", 0 if is_stranger else self._retry(kind))
+        if not source.take(now, rates.source_per_s + lines * rates.line_per_s, rates.source_burst + lines * rates.line_per_s):
+            source.trusted = desk.peers.has_host(flow.host)  # another node may have shown itself since
+            return None if source.trusted else Verdict("source")
+        if not is_stranger:
+            return None
+        floor = _FLOORS[kind] * rates.strangers_burst
+        if not self._strangers.take(now, rates.strangers_per_s, rates.strangers_burst, floor):
+            return Verdict("strangers")
+        return None
+
+    def _is_live(self, data: bytes) -> bool:
+        found = _CALL_ID.search(data)
+        return found is not None and self._calls.has(found[1])
+
+    def _retry(self, kind: Kind) -> int:
+        """Seconds until this one should come again: each REGISTER has a place of its own in the time that all of them need,
+        and nobody keeps step with others."""
+        jitter = int.from_bytes(self._desk.new_token(2), "big") / 65_536
+        if kind is not Kind.REGISTER:
+            return round(MIN_RETRY_S * (1 + jitter))
+        now = self._desk.now.mono
+        # A REGISTER comes twice where its nonce is stale, and some come early: half of the rate is kept free.
+        self._next_register_at = max(self._next_register_at, now) + 2 / self._rates.registers_per_s
+        return min(MAX_RETRY_S, MIN_RETRY_S + int((self._next_register_at - now) * (0.9 + 0.2 * jitter)))
+
+    # State
+
+    def observe(self, signals: Signals) -> Load | None:
+        """Take a sample; the new state when it changed. One step at a time, up at once and down after a calm while."""
+        desk = self._desk
+        now = desk.now.mono
+        high, bound = self._pressure(signals)
+        if high:
+            self._high, self._high_at = self._high + 1, now
+            if self._high >= STEP_UP and self.load < bound:
+                return self._change(Load(self.load + 1))
+            return None
+        self._high = 0
+        if self.load > Load.CALM and now - self._high_at >= CALM_S and now - self.since >= CALM_S:
+            return self._change(Load(self.load - 1))
+        return None
+
+    def _pressure(self, signals: Signals) -> tuple[bool, Load]:
+        """Whether a signal is above its mark, and the state that it can bring about.
+
+        Datagrams that found the kernel's buffer full say that too much comes, and that is strangers'; a late loop or a full
+        table that too much is being done. Once under load, half of the mark counts, so that a state does not come and go.
+        """
+        busy = self._desk.transactions.share > FULL
+        mark = self._rates.lag_s if self.load is Load.CALM else self._rates.lag_s / 2
+        if busy or signals.lag_s >= mark:
+            return True, Load.INVITE
+        return signals.drops > 0, Load.OPTIONS
+
+    def _change(self, load: Load) -> Load:
+        self.load, self.since, self._high = load, self._desk.now.mono, 0
+        self.changes[load.name.lower()] += 1
+        return load
+
+    # Bytes back
+
+    def may_send(self, flow: Flow, size: int) -> bool:
+        """Whether so many bytes may go to whoever sent from this flow; they are taken off his credit.
+
+        Only UDP sources can be forged; trunks, other nodes and live bindings have proven that they are there.
+        """
+        if flow.transport != "UDP":
+            return True
+        source = self.source(flow)
+        if source.trusted or self._desk.location.accounts_at(flow, self._desk.now.utc_ms)[1]:
+            return True
+        if source.credit < size:
+            return False
+        source.credit -= size
+        return True

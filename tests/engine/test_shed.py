@@ -1,0 +1,300 @@
+"""What is not taken under load, in which order, and what always is (docs/design.md, "Under load")."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from policy.emergency import service_of
+from sipproxy.engine.actions import Note
+from sipproxy.engine.settings import Rates
+from sipproxy.engine.shed import CALM_S, Bucket, Buckets, Kind, Load, Signals, kind_of, may_be_emergency
+from sipproxy.sip.flow import Flow
+from sipproxy.sip.message import Response
+from tests.engine.desk import DOMAIN, ROUTER, STRANGER, Desk
+from tests.sim.conftest import TRUNK_A, make_town
+
+CONTACT = b"<sip:alice@203.0.113.1:5060>"
+FEW = Rates(
+    source_per_s=1, source_burst=8, line_per_s=1, line_burst=6, strangers_per_s=1, strangers_burst=20, registers_per_s=1,
+    registers_burst=4, sources=50,
+)  # fmt: skip
+CALL = b"sip:03023125001@sip.example"
+
+
+def desk_of(rates: Rates = FEW) -> Desk:
+    return Desk(make_town(rates=rates).world.engine)
+
+
+def at_load(desk: Desk, load: Load) -> Desk:
+    """The node's loop is late until it is in this state."""
+    for _ in range(2 * load):
+        desk.tick(0.1)
+        desk.actions = desk.engine.observe(Signals(1.0, 0), desk.now)
+    assert desk.engine.shedder.load is load
+    return desk
+
+
+def stranger(number: int) -> Flow:
+    return Flow("UDP", 0, f"192.0.2.{number}", 5060)
+
+
+def messages(desk: Desk, method: bytes, count: int, flow: Flow, uri: bytes = DOMAIN) -> list[list[int]]:
+    """The statuses that each of `count` requests of its own got at once."""
+    return [[m.status for m in desk.receive(desk.request(method, uri), flow) if isinstance(m, Response)] for _ in range(count)]
+
+
+def test_kinds_are_told_by_bytes_alone() -> None:
+    desk = Desk()
+    told = {
+        desk.request(b"OPTIONS"): Kind.OPTIONS,
+        desk.request(b"MESSAGE"): Kind.OPTIONS,
+        desk.request(b"REGISTER"): Kind.REGISTER,
+        desk.request(b"INVITE", CALL): Kind.INVITE,
+        desk.request(b"OPTIONS", headers=((b"User-Agent", b"friendly-scanner"),)): Kind.SCANNER,
+        desk.request(b"INVITE", CALL, headers=((b"user-agent", b"sipcli/v1.8"),)): Kind.SCANNER,
+        b"GET / HTTP/1.1\r\n\r\n": Kind.SCANNER,
+        b"\x16\x03\x01\x02\x00\x01": Kind.SCANNER,
+        b"": Kind.SCANNER,
+        desk.request(b"INVITE", b"sip:112@sip.example"): Kind.PART,
+        desk.request(b"INVITE", b"urn:service:sos", headers=((b"User-Agent", b"sipvicious"),)): Kind.PART,
+        desk.request(b"INVITE", CALL, to_tag=b"x"): Kind.PART,
+        desk.request(b"BYE", to_tag=b"x"): Kind.PART,
+        desk.request(b"BYE").replace(b"\r\nTo: <sip:sip.test>", b"\r\nt :<sip:sip.test>\r\n ; TAG = x"): Kind.PART,
+        desk.request(b"CANCEL", CALL): Kind.PART,
+        desk.request(b"ACK", CALL): Kind.PART,
+        b"SIP/2.0 200 OK\r\n\r\n": Kind.PART,
+    }
+    assert {data: kind_of(data) for data in told} == told
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    st.sampled_from(
+        [b"110", b"112", b"+112", b"1-1-2", b"%31%31%32", b"*31#112", b"0108811", b"010881120", b"11201", b"sos", b"SOS"]
+    ),
+    st.sampled_from([b"sip:%b@sip.example", b"tel:%b", b"SIP:%b", b"sip:%b@x;user=phone", b"urn:service:%b", b"%b"]),
+    st.sampled_from([b" SIP/2.0\r\n", b" sip/2.0\n", b"\tSIP/2.0\r\n", b""]),
+)
+def test_whatever_policy_takes_for_a_call_for_help_is_one_by_its_bytes(user: bytes, form: bytes, end: bytes) -> None:
+    """Design: invariant 1. The cheap test errs on one side only."""
+    target = form % user
+    if service_of(target):
+        assert may_be_emergency(b"INVITE " + target + end)
+        assert kind_of(b"INVITE " + target + end + b"Via: x\r\n\r\n") is Kind.PART
+
+
+@settings(deadline=None, max_examples=500)
+@given(st.binary(max_size=60))
+def test_any_target_that_policy_takes_for_a_call_for_help_is_one_by_its_bytes(target: bytes) -> None:
+    if service_of(target) and b"\n" not in target:
+        assert may_be_emergency(b"INVITE " + target + b" SIP/2.0\r\n")
+
+
+def test_an_ordinary_call_with_the_digits_somewhere_is_no_call_for_help() -> None:
+    assert not may_be_emergency(b"INVITE sip:03011255110@sip.example SIP/2.0\r\n")
+    assert not may_be_emergency(b"INVITE sip:03012345@sip.example SIP/2.0\r\nTo: <sip:112@x>\r\n")
+
+
+def test_a_source_over_its_budget_gets_nothing_and_has_it_back_with_time() -> None:
+    desk = desk_of()
+    assert messages(desk, b"OPTIONS", 10, STRANGER) == [[200]] * 8 + [[]] * 2
+    assert desk.engine.shedder.counts == {("source", "options"): 2}
+    desk.tick(3)
+    assert messages(desk, b"OPTIONS", 5, STRANGER) == [[200]] * 3 + [[]] * 2
+
+
+def test_an_ipv6_customer_has_one_budget_whatever_addresses_he_takes() -> None:
+    desk = desk_of()
+    found = [messages(desk, b"OPTIONS", 1, Flow("UDP", 0, f"2001:db8:1:2::{n:x}", 5060))[0] for n in range(1, 11)]
+    assert found == [[200]] * 8 + [[]] * 2
+    assert messages(desk, b"OPTIONS", 1, Flow("UDP", 0, "2001:db8:1:3::1", 5060)) == [[200]]
+
+
+def test_many_strangers_share_a_budget_of_which_the_important_get_more() -> None:
+    desk = desk_of()
+    found = {}
+    for number, method in enumerate([b"OPTIONS"] * 15 + [b"REGISTER"] * 15 + [b"INVITE"] * 15):
+        answered = messages(desk, method, 1, stranger(number), CALL if method == b"INVITE" else DOMAIN)[0]
+        found[method] = found.get(method, 0) + bool(answered)
+    assert found == {b"OPTIONS": 10, b"REGISTER": 5, b"INVITE": 5}
+    assert desk.engine.shedder.counts == {
+        ("strangers", "options"): 5,
+        ("strangers", "register"): 10,
+        ("strangers", "invite"): 10,
+    }
+
+
+@pytest.mark.parametrize("load", list(Load))
+def test_each_state_refuses_one_kind_more(load: Load) -> None:
+    desk = at_load(desk_of(), load)
+    scanner = desk.request(b"OPTIONS", headers=((b"User-Agent", b"sipvicious"),))
+    taken = [
+        bool(desk.receive(scanner, STRANGER)),
+        bool(desk.receive(desk.request(b"OPTIONS"), STRANGER)),
+        bool(desk.receive(desk.request(b"REGISTER"), STRANGER)),
+        bool(desk.receive(desk.request(b"INVITE", CALL), STRANGER)),
+        bool(desk.receive(desk.request(b"INVITE", b"sip:112@sip.example"), STRANGER)),
+        bool(desk.receive(desk.request(b"BYE", to_tag=b"x"), STRANGER)),
+        bool(desk.receive(b"\r\n\r\n" + desk.request(b"INVITE", b"sip:110@sip.example"), STRANGER)),
+    ]
+    assert taken == [index >= load for index in (*range(6), 4)]
+
+
+def test_a_customer_is_told_when_to_come_again_and_his_calls_for_help_pass() -> None:
+    desk = desk_of(Rates())
+    assert desk.register(CONTACT).status == 200
+    at_load(desk, Load.INVITE)
+    for method, uri in ((b"REGISTER", DOMAIN), (b"INVITE", CALL)):
+        answer = desk.answer(desk.request(method, uri))
+        assert (answer.status, 5 <= int(answer.first(b"retry-after") or b"") <= 12) == (503, True)
+    assert desk.answer(desk.request(b"OPTIONS")).status == 200, "asking whether we are there costs little"
+    helped = desk.receive(desk.request(b"INVITE", b"sip:112@sip.example"))
+    assert not [m for m in helped if isinstance(m, Response) and m.status >= 300]
+    assert [m for m in helped if not isinstance(m, Response)], "it is on its way"
+
+
+def test_a_call_for_help_passes_every_empty_budget() -> None:
+    """Design: invariant 1."""
+    desk = desk_of()
+    assert desk.register(CONTACT).status == 200
+    at_load(desk, Load.INVITE)
+    for flow in (ROUTER, STRANGER, Flow("UDP", 0, ROUTER.host, 4444)):
+        for _ in range(20):
+            messages(desk, b"OPTIONS", 1, flow)
+        for number in range(20):
+            assert desk.receive(desk.request(b"INVITE", b"sip:112@sip.example", call_id=b"%d-%d" % (flow.port, number)), flow)
+
+
+def test_the_repetition_of_a_request_that_was_taken_is_not_turned_away() -> None:
+    desk = desk_of(Rates())
+    assert desk.register(CONTACT).status == 200
+    invite = desk.request(
+        b"INVITE", CALL, headers=(desk.credentials(b"INVITE", CALL), (b"Contact", CONTACT)), branch=b"z9hG4bKonce"
+    )
+    assert [m.status for m in desk.receive(invite) if isinstance(m, Response)] == [100]
+    at_load(desk, Load.INVITE)
+    assert {m.status for m in desk.receive(invite) if isinstance(m, Response)} <= {100}
+    assert desk.answer(desk.request(b"INVITE", CALL)).status == 503
+
+
+def test_what_belongs_to_a_live_call_passes_whoever_sends_it() -> None:
+    desk = desk_of(Rates(source_burst=1, source_per_s=1))
+    desk.engine.shedder._rates = Rates()
+    assert desk.register(CONTACT).status == 200
+    desk.receive(
+        desk.request(b"INVITE", CALL, headers=(desk.credentials(b"INVITE", CALL), (b"Contact", CONTACT)), call_id=b"live")
+    )
+    desk.engine.shedder._rates = Rates(source_burst=1, source_per_s=1)
+    messages(desk, b"OPTIONS", 3, STRANGER)
+    before = sum(desk.engine.shedder.counts.values())
+    for method in (b"BYE", b"INFO", b"CANCEL", b"ACK"):
+        desk.receive(desk.request(method, CALL, call_id=b"live", to_tag=b"t"), STRANGER)
+    assert sum(desk.engine.shedder.counts.values()) == before
+    desk.receive(desk.request(b"BYE", CALL, call_id=b"made up", to_tag=b"t"), STRANGER)
+    assert desk.engine.shedder.counts["source", "part"] == 1, "a To tag alone opens no door"
+
+
+def test_a_line_has_its_own_budget_behind_an_address_that_others_flood() -> None:
+    desk = desk_of()
+    assert desk.register(CONTACT).status == 200
+    neighbour = Flow("UDP", 0, ROUTER.host, 40_000)
+    messages(desk, b"OPTIONS", 30, neighbour)
+    assert ("source", "options") in desk.engine.shedder.counts
+    assert messages(desk, b"OPTIONS", 7, ROUTER) == [[200]] * 6 + [[]], "the line's six"
+    desk.tick(60)
+    assert messages(desk, b"INVITE", 7, ROUTER, CALL) == [[407]] * 6 + [[503]]
+
+
+def test_registered_routers_that_all_come_at_once_are_given_different_times() -> None:
+    desk = desk_of(Rates(registers_per_s=10, registers_burst=4))
+    assert desk.register(CONTACT).status == 200
+    waits = []
+    for _ in range(200):
+        desk.engine.shedder.lines = Buckets(50)  # as many lines as REGISTERs
+        answer = desk.answer(desk.request(b"REGISTER"))
+        if answer.status == 503:
+            waits.append(int(answer.first(b"retry-after") or b""))
+    assert len(waits) > 190
+    assert waits[0] <= 6
+    assert 38 <= max(waits) <= 50, "each has 2/10 s, after 5 s"
+    busiest = max(sum(second <= wait < second + 5 for wait in waits) for second in range(50))
+    assert busiest <= 45, "no more than come in five seconds at most of the rate"
+
+
+def test_trunks_are_never_counted() -> None:
+    desk = at_load(desk_of(), Load.INVITE)
+    trunk = Flow("UDP", 0, *TRUNK_A)
+    assert messages(desk, b"OPTIONS", 30, trunk) == [[200]] * 30
+
+
+def test_the_table_of_sources_is_bounded_and_forgets_the_silent_first() -> None:
+    desk = desk_of(Rates(sources=50))
+    for number in range(1, 200):
+        messages(desk, b"OPTIONS", 1, stranger(number))
+        messages(desk, b"OPTIONS", 1, STRANGER)
+    assert len(desk.engine.shedder.sources) == 50
+    assert desk.engine.shedder.sources.evicted == 150
+    assert desk.engine.shedder.sources.find(STRANGER.host) is not None
+
+
+def test_the_table_of_lines_is_bounded() -> None:
+    buckets = Buckets(3)
+    for key in range(10):
+        buckets.add(key, Bucket(1, 0.0))
+    assert (len(buckets), buckets.evicted, buckets.find(9) is None, buckets.find(1)) == (3, 7, False, None)
+
+
+def test_a_state_comes_after_two_bad_samples_and_goes_after_a_calm_while() -> None:
+    desk = desk_of()
+    states = []
+
+    def sample(lag_s: float, drops: int = 0) -> None:
+        desk.tick(0.1)
+        for action in desk.engine.observe(Signals(lag_s, drops), desk.now):
+            assert isinstance(action, Note)
+            states.append((action.level, action.event, action.fields["state"]))
+
+    sample(1.0)
+    sample(0.0)
+    sample(1.0)
+    assert states == [], "one late sample is a hiccup"
+    sample(1.0)
+    assert states == [("warning", "load", "scanners")]
+    for _ in range(round(10 * CALM_S) - 2):
+        sample(0.0)
+    sample(0.13)
+    for _ in range(round(10 * CALM_S) - 2):
+        sample(0.0)
+    assert len(states) == 1, "half of the mark is not calm"
+    for _ in range(5):
+        sample(0.0)
+    assert states[1:] == [("info", "load", "calm")]
+
+
+def test_datagrams_that_the_kernel_dropped_are_strangers_doing() -> None:
+    """A flood must not make the node refuse its customers."""
+    desk = desk_of()
+    for _ in range(20):
+        desk.tick(0.1)
+        desk.engine.observe(Signals(0.0, 100), desk.now)
+    assert desk.engine.shedder.load is Load.OPTIONS
+
+
+def test_a_full_transaction_table_is_load() -> None:
+    desk = desk_of()
+    table = desk.engine.desk.transactions
+    table._limit = 10
+    table.servers.update(dict.fromkeys(range(9)))  # type: ignore[misc]
+    for _ in range(8):
+        desk.tick(0.1)
+        desk.engine.observe(Signals(0.0, 0), desk.now)
+    assert desk.engine.shedder.load is Load.INVITE
+
+
+def test_time_that_stands_still_gives_nothing_back() -> None:
+    bucket = Bucket(1.0, 5.0)
+    assert bucket.take(5.0, 1.0, 1.0)
+    assert not bucket.take(4.0, 1.0, 1.0)
+    assert bucket.take(6.0, 1.0, 1.0)
