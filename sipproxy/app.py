@@ -46,6 +46,7 @@ from sipproxy.store.connection import State, Store
 from sipproxy.store.embedded import EmbeddedError, EmbeddedStore
 from sipproxy.store.errors import StoreError
 from sipproxy.store.nodes import Heartbeat
+from sipproxy.store.secret import SharedSecret, kept_secret
 from sipproxy.store.slots import Slots
 from sipproxy.store.traces import Traces
 from sipproxy.systemd import Notifier
@@ -63,7 +64,6 @@ if TYPE_CHECKING:
 __all__ = ["StartError", "main"]
 
 EXPIRE_S = 1.0  # between two looks at expired bindings
-KEY_BYTES = 32
 SHOWN_ACCOUNTS = 2
 FLUSH_S = 2.0  # for the last records to reach the store before the node leaves
 LEAVE_S = 20.0  # that closing everything may take after that
@@ -198,7 +198,7 @@ class Node:
             engine_settings(config, bound, boot=boot_id()),
             snapshot,
             new_token=os.urandom,
-            key=_secret(self.data_dir / "secret.key"),
+            key=kept_secret(self.data_dir / "secret.key"),
             next_seq=found.next_seq,
             nonce_lifetime_s=config.registrar.nonce_lifetime_s,
             max_nonces=config.limits.nonces,
@@ -216,7 +216,10 @@ class Node:
         self.shell.transports = self._transports
         self.store.on_state(self._on_store_state)
         self.neighbours = Neighbours(self.store, self._bindings, self.shell, self._journal, [host for _, host, _ in bound])
+        self._secret = SharedSecret(self.store, self.data_dir / "shared.key", self.engine.auth.rekey)
+        self.engine.auth.rekey(self._secret.current)
         try:
+            await self._secret.step()
             await self.neighbours.follower.step()
         except StoreError as error:
             self.log.warning("bindings_not_loaded", error=str(error))  # they are fetched as soon as the store is back
@@ -337,6 +340,7 @@ class Node:
                 renew(self._tls, self.log),
                 heartbeat.run(),
                 *self.neighbours.tasks(),
+                self._secret.run(lambda problem: self.log.warning("secret_not_kept", problem=problem)),
                 self.shell.run_journal_watch(),
                 run_pruning(self._journal, self.config.cdr.keep_unbilled_h * HOUR_MS),
                 self._lag.run(),
@@ -433,19 +437,6 @@ async def _cancel_all(tasks: list[asyncio.Task[None]]) -> None:
         for task in pending:
             task.cancel()
         _, pending = await asyncio.wait(pending, timeout=CANCEL_EVERY_S)
-
-
-def _secret(path: Path) -> bytes:
-    """The node's key for nonces and tags: made once, readable by its owner alone."""
-    with contextlib.suppress(FileNotFoundError):
-        found = path.read_bytes()
-        if len(found) == KEY_BYTES:
-            return found
-    key = os.urandom(KEY_BYTES)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(key)
-    return key
 
 
 def _welcome(config: Config, bound: list[Bound], snapshot: Snapshot) -> str:

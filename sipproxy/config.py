@@ -82,6 +82,8 @@ class Registrar(Section, frozen=True):
     max_expires_s: Seconds = 7200
     max_contacts: Annotated[int, msgspec.Meta(ge=1, le=100)] = 10
     nonce_lifetime_s: Seconds = 300
+    contact_networks: Annotated[tuple[Filled, ...], Many] = ()  # that contacts may name although no router is there
+    carrier_headers: Annotated[tuple[Filled, ...], Many] = ()  # beginnings of header names that no customer may send
 
 
 class Policy(Section, frozen=True):
@@ -147,6 +149,12 @@ class Limits(Section, frozen=True):
     registers_burst: Count = 1000
     sources: Count = 65_536
     lag_ms: Annotated[int, msgspec.Meta(ge=20, le=10_000)] = 250
+    guesses_pair: Count = 10  # wrong passwords looked at within guess_window_s, of one account name from one source
+    guesses_user: Count = 50
+    guesses_source: Count = 100
+    guesses_answered: Count = 1000  # requests of a source over its limits that are answered within the window
+    guess_window_s: Annotated[int, msgspec.Meta(ge=10, le=86400)] = 600
+    guess_entries: Count = 50_000
 
 
 class Cdr(Section, frozen=True):

@@ -87,6 +87,9 @@ def _engine_metrics(metrics: Metrics, engine: Engine) -> None:
         "decisions": ("policy decisions", ("verdict", "rule")),
         "malformed": ("messages that could not be read", ("what",)),
         "auth_failures": ("requests without valid credentials", ("why",)),
+        "guesses_limited": ("requests whose credentials were not looked at, by the budget that was used up", ("budget",)),
+        "registers_refused": ("registrations for somebody else, by the header that says so", ("header",)),
+        "contacts_refused": ("contacts that name what no router is reached at", ("why",)),
         "requests_refused": ("requests refused before policy", ("reason",)),
         "responses_dropped": ("responses that belong to nothing", ("reason",)),
         "branch_failures": ("forwarded INVITEs without a final response", ("reason",)),
@@ -120,6 +123,9 @@ def _engine_metrics(metrics: Metrics, engine: Engine) -> None:
     for name, (words, labels) in families.items():
         metrics.counter(f"sipproxy_{name}", words, partial(of, name), labels)
     _load_metrics(metrics, engine)
+    guesses = engine.auth.guesses
+    metrics.gauge("sipproxy_guess_entries", "names, sources and pairs whose guesses are counted", guesses.sizes, ("table",))
+    metrics.counter("sipproxy_guesses_forgotten", "of them, those that there was no room for", lambda: guesses.forgotten)
     transactions = engine.desk.transactions
     metrics.gauge("sipproxy_calls_live", "calls between INVITE and end", lambda: engine.calls.live)
     metrics.gauge(

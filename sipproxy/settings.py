@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from sipproxy.config_file import split_address
 from sipproxy.engine.forward import parse_hop
+from sipproxy.engine.guesses import GuessLimits
 from sipproxy.engine.settings import Listener, Rates, Settings, TrunkRoute
 
 if TYPE_CHECKING:
@@ -71,6 +72,16 @@ def engine_settings(config: Config, bound: Sequence[Bound], *, boot: str = "") -
             sources=limits.sources,
             lag_s=limits.lag_ms / 1000,
         ),
+        guesses=GuessLimits(
+            pair=limits.guesses_pair,
+            user=limits.guesses_user,
+            source=limits.guesses_source,
+            answered=limits.guesses_answered,
+            window_s=limits.guess_window_s,
+            entries=limits.guess_entries,
+        ),
+        contact_networks=tuple(ipaddress.ip_network(n, strict=False) for n in registrar.contact_networks),
+        carrier_headers=tuple(name.lower().encode() for name in registrar.carrier_headers),
     )
 
 

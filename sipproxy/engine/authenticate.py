@@ -1,15 +1,23 @@
 """Digest authentication of accounts (RFC 3261 §22, RFC 7616, RFC 8760) against the snapshot's HA1 values.
 
-Pure. What is proven is an account; whether that account may do what it asks is decided elsewhere. An unknown user and a
-wrong response are answered alike.
+Pure. What is proven is an account; whether that account may do what it asks is decided elsewhere. Nothing here tells whether an
+account exists, neither by what is answered nor by the work done: an unknown user, a wrong response, a barred line get the same
+status and, for one name, always the same challenges, after one digest of the same size and one comparison. An account whose
+stored hashes verify only some algorithms is offered those alone, because a client that prefers another would be locked out; so
+each name without an account is given, by a keyed hash of it, the algorithms of some account: as many names as accounts have
+each set. Guesses are limited (`engine.guesses`), but never those of a call for help (design: invariant 1).
 """
 
 from __future__ import annotations
 
+import hashlib
+import hmac
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sipproxy.sip.digest import Credentials, NonceState, parse_credentials, verify, write_challenge
+from sipproxy.engine.guesses import Guesses, source_of
+from sipproxy.sip.digest import ALGORITHMS, Credentials, NonceState, parse_credentials, verify, write_challenge
 from sipproxy.sip.errors import ParseError
 from sipproxy.sip.uri import Uri, parse_uri
 
@@ -17,9 +25,14 @@ if TYPE_CHECKING:
     from policy.model import Account
     from sipproxy.engine.state import Desk, Headers
     from sipproxy.sip.digest import NonceSource
+    from sipproxy.sip.flow import Flow
     from sipproxy.sip.message import Request
 
 __all__ = ["Authenticator", "Challenged", "Outcome", "Proven"]
+
+RECOUNT_S = 60.0  # between two counts of which algorithms accounts have: 3 ms for 10,000 of them
+# An HA1 that no password has, as long as a real one: the time taken must not tell who exists.
+_NOBODY = {"MD5": "0" * 32, "SHA-256": "0" * 64, "SHA-512-256": "0" * 64}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +44,10 @@ class Proven:
 
 @dataclass(frozen=True, slots=True)
 class Challenged:
-    """No proof: answer `status` with these challenges. `why` is for counters: missing, stale, replayed, wrong, malformed."""
+    """No proof: answer `status` with these challenges; nothing when it is 0, which a source that guesses on and on gets.
+
+    `why` is for counters: missing, stale, replayed, forged, wrong, limited, dropped, malformed.
+    """
 
     status: int
     headers: Headers
@@ -42,51 +58,91 @@ Outcome = Proven | Challenged
 
 
 class Authenticator:
-    """Checks credentials for our realm and writes challenges. The nonce source holds the only state."""
+    """Checks credentials for our realm and writes challenges. `secret` is what unknown names get their algorithms by: one for
+    all nodes, or a name would be told from an account by asking two of them."""
 
-    def __init__(self, desk: Desk, nonces: NonceSource) -> None:
+    def __init__(self, desk: Desk, nonces: NonceSource, secret: bytes) -> None:
         self._desk = desk
         self._nonces = nonces
+        self._secret = hashlib.sha256(b"names" + secret).digest()
+        self.guesses = Guesses(desk.settings.guesses)
+        self._offers: list[tuple[int, tuple[str, ...]]] = []  # algorithms, and how many accounts have these or a set before
+        self._counted = (0, -RECOUNT_S)  # policy version, and when
 
-    def check(self, request: Request, *, proxy: bool, user_hint: str) -> Outcome:
+    def rekey(self, key: bytes) -> None:
+        """Use the secret that all nodes share from now on."""
+        self._nonces.rekey(key)
+        self._secret = hashlib.sha256(b"names" + key).digest()
+
+    def check(self, request: Request, flow: Flow, *, proxy: bool, user_hint: str, emergency: bool = False) -> Outcome:
         """Prove the request's account. `user_hint` is who it claims to be, which selects the algorithms offered.
 
-        `proxy` selects Proxy-Authorization and 407 against Authorization and 401.
+        `proxy` selects Proxy-Authorization and 407 against Authorization and 401. An `emergency` call is refused by no limit.
         """
-        outcome = self._credentials(request, proxy=proxy)
+        source = source_of(flow.host)
+        outcome = self._credentials(request, source, proxy=proxy, emergency=emergency)
         if isinstance(outcome, Proven):
             return outcome
-        why, user = (outcome, user_hint) if isinstance(outcome, str) else (outcome[0], outcome[1])
+        why, user = outcome
+        if why == "limited" and not self.guesses.may_answer(source, self._desk.now.mono):
+            why = "dropped"
         self._desk.count("auth_failures", why)
-        return self._challenge(why, proxy=proxy, user=user)
+        if why == "dropped":
+            return Challenged(0, (), why)
+        return self._challenge(why, source, proxy=proxy, user=user or user_hint)
 
-    def _credentials(self, request: Request, *, proxy: bool) -> Proven | str | tuple[str, str]:
+    def _credentials(self, request: Request, source: str, *, proxy: bool, emergency: bool) -> Proven | tuple[str, str]:
         ours: list[Credentials] = []
         for value in request.lines(b"proxy-authorization" if proxy else b"authorization")[:8]:
             try:
                 credentials = parse_credentials(value)
             except ParseError:
-                return "malformed"
+                return "malformed", ""
             if credentials.realm == self._desk.settings.realm:
                 ours.append(credentials)
         if not ours:
-            return "missing"
-        return self._verify(request, ours[0])
+            return "missing", ""
+        return self._verify(request, ours[0], source, emergency=emergency)
 
-    def _verify(self, request: Request, credentials: Credentials) -> Proven | tuple[str, str]:
+    def _verify(self, request: Request, credentials: Credentials, source: str, *, emergency: bool) -> Proven | tuple[str, str]:
         desk = self._desk
-        user = credentials.username
-        account = desk.snapshot.accounts.get(user)
-        known = account.ha1.get(credentials.algorithm) if account is not None else None
-        # The digest is computed for an unknown user too: the time taken must not tell who exists.
-        right = verify(credentials, request.method, known or "0" * 32) and known is not None
-        if not right or not self._uri_fits(request, credentials):
-            return "wrong", user
-        state = self._nonces.check(credentials.nonce, credentials.nc, desk.now.utc_ms // 1000)
+        user, now, utc_s = credentials.username, desk.now.mono, desk.now.utc_ms // 1000
+        state = self._nonces.inspect(credentials.nonce, utc_s, source.encode())
         if state is not NonceState.OK:
-            return ("stale" if state is NonceState.STALE else state.name.lower()), user
+            # Not looked at any further: it guesses nothing, costs no digest, and who knows the password comes again unasked.
+            return state.name.lower(), user
+        known = self._is_known(request, user, source)
+        spent = self.guesses.spent(user, source, now, known=known)
+        if spent:
+            desk.count("guesses_limited", spent if not emergency else "emergency")
+            if not emergency:
+                return "limited", user
+        account = desk.snapshot.accounts.get(user)
+        algorithm = credentials.algorithm if credentials.algorithm in ALGORITHMS else "MD5"
+        # RFC 8760 §2.4: what is not offered is not taken, or the weakest would do for everybody.
+        stored = account.ha1.get(algorithm) if account is not None and algorithm in desk.settings.algorithms else None
+        right = verify(credentials, request.method, stored or _NOBODY[algorithm]) and stored is not None
+        if not right or not self._uri_fits(request, credentials):
+            self.guesses.wrong(user, source, now, known=known)
+            return "wrong", user
+        state = self._nonces.use(credentials.nonce, credentials.nc, utc_s)
+        if state is not NonceState.OK:
+            return state.name.lower(), user
+        self.guesses.right(user, source, now)
         assert account is not None
         return Proven(account)
+
+    def _is_known(self, request: Request, user: str, source: str) -> bool:
+        """Whether the account's own device asks: from where it proved its password lately, from where it is registered, or as
+        the REGISTER that goes on with the Call-ID of a binding (RFC 3261 §10.2.4), which no other knows, from a new address."""
+        desk = self._desk
+        if self.guesses.has_proven(user, source, desk.now.mono):
+            return True
+        call_id = request.call_id.decode("utf-8", "replace") if request.method == b"REGISTER" else ""
+        return any(
+            source_of(binding.flow.host) == source or binding.call_id == call_id
+            for binding in desk.location.bindings(user, desk.now.utc_ms)
+        )
 
     def _uri_fits(self, request: Request, credentials: Credentials) -> bool:
         """RFC 7616 §3.4: the digest's uri is the Request-URI; or, as SIPp and some routers write it, its bare host and port."""
@@ -110,14 +166,37 @@ class Authenticator:
         here = given.host_text in settings.domains or settings.is_ours(given.host_text, given.port)
         return here and (target.host_text in settings.domains or settings.is_ours(target.host_text, target.port))
 
-    def _challenge(self, why: str, *, proxy: bool, user: str) -> Challenged:
+    def _challenge(self, why: str, source: str, *, proxy: bool, user: str) -> Challenged:
         desk = self._desk
-        account = desk.snapshot.accounts.get(user)
-        # A challenge that the account's stored hashes cannot verify would lock out a client that prefers it.
-        offered = [a for a in desk.settings.algorithms if account is None or a in account.ha1]
-        nonce = self._nonces.issue(desk.now.utc_ms // 1000, desk.new_token(8))
+        nonce = self._nonces.issue(desk.now.utc_ms // 1000, desk.new_token(8), source.encode())
         name = b"Proxy-Authenticate" if proxy else b"WWW-Authenticate"
-        # RFC 7616 §3.3: the digest was right and only its nonce is not ours, as of a router that comes from another node.
+        # RFC 7616 §3.3: the nonce is not ours or not good any more; no client has to ask for another password.
         stale = why in ("stale", "replayed", "forged")
-        headers = [(name, write_challenge(desk.settings.realm, nonce, a, stale=stale)) for a in offered]
+        headers = [(name, write_challenge(desk.settings.realm, nonce, a, stale=stale)) for a in self._offered(user)]
         return Challenged(407 if proxy else 401, headers, why)
+
+    def _offered(self, user: str) -> tuple[str, ...]:
+        """The algorithms for a name: those that its account's hashes verify, and as it falls for a name that has none."""
+        desk = self._desk
+        self._count_offers()
+        digest = hmac.digest(self._secret, user.encode("utf-8", "surrogateescape"), "sha256")
+        mark = int.from_bytes(digest[:8], "big") * self._offers[-1][0] >> 64
+        fallen = next(offered for upto, offered in self._offers if mark < upto)
+        account = desk.snapshot.accounts.get(user) or (desk.snapshot.account_of(user) if user.startswith("+") else None)
+        return self._usable(account) or fallen if account is not None else fallen
+
+    def _usable(self, account: Account) -> tuple[str, ...]:
+        return tuple(a for a in self._desk.settings.algorithms if a in account.ha1)
+
+    def _count_offers(self) -> None:
+        """How many accounts are offered what, in the order of the sets' names."""
+        desk = self._desk
+        version, at = self._counted
+        if self._offers and (version == desk.snapshot.version or desk.now.mono - at < RECOUNT_S):
+            return
+        counts = Counter(usable for account in desk.snapshot.accounts.values() if (usable := self._usable(account)))
+        self._offers, upto = [], 0
+        for offered, count in sorted(counts.items()) or [(desk.settings.algorithms, 1)]:
+            upto += count
+            self._offers.append((upto, offered))
+        self._counted = (desk.snapshot.version, desk.now.mono)

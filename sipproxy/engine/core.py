@@ -70,9 +70,9 @@ class Engine:
         self.channels = self.desk.channels
         self.calls = Calls(next_seq=next_seq)
         nonces = NonceSource(key, lifetime_s=nonce_lifetime_s, max_tracked=max_nonces)
-        self._auth = Authenticator(self.desk, nonces)
+        self.auth = Authenticator(self.desk, nonces, key)
         self._registrar = Registrar(self.desk)
-        self._setup = Setup(self.desk, self.calls, self._auth)
+        self._setup = Setup(self.desk, self.calls, self.auth)
         self._forwarding = Forwarding(self.desk, self._setup)
         self._relays = Relays(self.desk, self.calls)
         self._edges = Edges(self.desk, IN_DIALOG)
@@ -376,9 +376,10 @@ class Engine:
             options = b", ".join(request.values(b"require")[:20])
             desk.reply(request, flow, 420, headers=[(b"Unsupported", options)])  # §10.3 step 2
             return
-        outcome = self._auth.check(request, proxy=False, user_hint=text(request.to.uri.user))
+        outcome = self.auth.check(request, flow, proxy=False, user_hint=text(request.to.uri.user))
         if not isinstance(outcome, Proven):
-            desk.reply(request, flow, outcome.status, headers=outcome.headers)
+            if outcome.status:
+                desk.reply(request, flow, outcome.status, headers=outcome.headers)
             return
         # Through a transaction: a retransmission must not meet the CSeq rule of §10.3 step 7.
         server = desk.transactions.new_server(request, desk.reply_target(request, flow), desk.now.mono)

@@ -51,19 +51,37 @@ TRUSTED_ONLY = (
     b"p-preferred-identity",
     b"remote-party-id",
     b"diversion",
+    b"cc-diversion",  # as older gateways write it
     b"history-info",
     b"geolocation",
+    b"geolocation-routing",
+    b"geolocation-error",
     b"identity",  # RFC 8224: a signature, by somebody who may sign
     b"identity-info",
+    b"attestation-info",  # 3GPP TS 24.229 §7.2: what such a signature would be made of
+    b"origination-id",
+    b"additional-identity",
+    b"cellular-network-info",
+    b"relayed-charge",
+    b"service-interact-info",
+    b"p-access-network-info",
     b"p-asserted-service",
+    b"p-preferred-service",
+    b"p-associated-uri",
+    b"p-called-party-id",
     b"p-charge-info",
     b"p-charging-function-addresses",
     b"p-charging-vector",
+    b"p-early-media",
+    b"p-private-network-indication",
     b"p-profile-key",
     b"p-served-user",
     b"p-user-database",
     b"p-visited-network-id",
 )  # RFC 3325 §9.1, RFC 7315 §5 and their kin: from a customer these are claims, not facts
+TRUSTED_BEGINNINGS = (b"p-charg", b"p-dcs-")  # every charging header there will be, and those of RFC 5503
+
+_TRUSTED_ONLY = frozenset(TRUSTED_ONLY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,10 +134,11 @@ def record_route_uri(listener: Listener, mark: bytes) -> bytes:
     return b"<sip:%s%s;lr;%s>" % (listener.sent_by, transport, mark)
 
 
-def strip_trust(editor: Editor, message: Request | Response) -> None:
-    """Take from a customer's message what only a trusted peer may say."""
-    for name in TRUSTED_ONLY:
-        if message.has(name):
+def strip_trust(editor: Editor, message: Request | Response, settings: Settings) -> None:
+    """Take from a customer's message what only a trusted peer may say, the carrier's own headers included."""
+    beginnings = TRUSTED_BEGINNINGS + settings.carrier_headers
+    for name in set(message.keys):
+        if name in _TRUSTED_ONLY or name.startswith(beginnings):
             editor.remove(name)
 
 

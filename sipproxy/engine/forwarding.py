@@ -232,7 +232,7 @@ class Forwarding:
 
         def edit(editor: Editor, target: Target) -> None:
             if target.is_customer:
-                strip_trust(editor, request)
+                strip_trust(editor, request, settings)
             set_privacy(editor, request, said, restricted=restricted)
             faces.to(target.kind).put_on_request(editor, request, settings, target.to)
             diverted.put_on(editor, request, target, canonical)

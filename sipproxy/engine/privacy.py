@@ -72,7 +72,6 @@ _NAMES_THE_CALLER = (
     b"referred-by",
     b"call-info",
     b"organization",
-    b"p-access-network-info",
 )
 _NAMES_THE_USER = (b"subject", b"user-agent", b"server", b"warning")  # RFC 3323 §4.2 and §5.3: only for `user` and `header`
 # Needed as they are for the message to be understood; those of them that name the caller are rewritten by themselves.
@@ -336,12 +335,12 @@ def is_mask(uri: bytes, settings: Settings) -> bool:
     return parsed.user == b"anonymous" and is_ours(parsed, settings)
 
 
-def strip_for_customer(editor: Editor, message: Request | Response) -> None:
+def strip_for_customer(editor: Editor, message: Request | Response, settings: Settings) -> None:
     """A trunk's message to a customer with a Privacy line of its own: what names its sender goes (RFC 3325 §7)."""
     if message.has(b"privacy"):
         values = privacy_values(text(b",".join(message.lines(b"privacy"))))
         if restricts(";".join(values)):
-            strip_trust(editor, message)
+            strip_trust(editor, message, settings)
         elif "history" in values and message.has(b"history-info"):
             editor.remove(b"history-info")
 
@@ -375,9 +374,9 @@ def forward_response(
     if to.transport != "UDP" and not response.has(b"content-length"):
         editor.append(b"Content-Length", b"%d" % len(response.body))
     if from_customer:
-        strip_trust(editor, response)
+        strip_trust(editor, response, settings)
     elif to_customer:
-        strip_for_customer(editor, response)
+        strip_for_customer(editor, response, settings)
     _restore_parties(editor, response, request, both=from_customer or bool(face.address))
     if from_caller:
         face.put_on(editor, response, settings, to)

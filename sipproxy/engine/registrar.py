@@ -9,9 +9,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sipproxy.engine.actions import RemoveBinding, SaveBinding
+from sipproxy.engine.contacts import fault_of, place_of
 from sipproxy.engine.edge import flow_token
 from sipproxy.engine.location import Binding
 from sipproxy.sip.errors import ParseError
+from sipproxy.sip.text import text
 from sipproxy.sip.uri import parse_uri, uris_equal
 
 if TYPE_CHECKING:
@@ -22,8 +24,6 @@ if TYPE_CHECKING:
     from sipproxy.sip.message import Request
 
 __all__ = ["Registrar"]
-
-MAX_CONTACT_BYTES = 512
 
 
 class _RefusedError(Exception):
@@ -58,8 +58,14 @@ class Registrar:
     def _changes(self, request: Request, account: Account, flow: Flow) -> list[Binding]:
         """§10.3 steps 5 to 7: every binding as it would be; one with a past expiry is removed. Nothing is changed here."""
         desk = self._desk
+        if not self._is_served(request):
+            raise _RefusedError(404)  # step 5
         if not self._names_account(request, account):
+            desk.count("registers_refused", "to")
             raise _RefusedError(403)  # step 4: the account may only change its own bindings
+        if not self._names_line(request, account):
+            desk.count("registers_refused", "from")
+            raise _RefusedError(403, b"Third-Party Registration Not Allowed")  # step 3
         held = desk.location.bindings(account.user, desk.now.utc_ms)
         contacts = request.contacts
         if any(contact.is_star for contact in contacts):
@@ -79,9 +85,23 @@ class Registrar:
             raise _RefusedError(503, b"", ((b"Retry-After", b"60"),))
         return list(changes.values())
 
+    def _is_served(self, request: Request) -> bool:
+        """Whether To is an address of ours (step 5): of our domain, or of the host that the Request-URI reached us by."""
+        uri, host = request.to.uri, request.to.uri.host_text
+        settings = self._desk.settings
+        ours = host in settings.domains or any(host == known for found in settings.listeners for known, _ in found.hosts)
+        return uri.is_sip and (ours or host == request.parsed_uri.host_text)
+
+    def _names_line(self, request: Request, account: Account) -> bool:
+        """Whether From is of the account's own line: one account may register another of the line, nobody else may."""
+        snapshot = self._desk.snapshot
+        user = text(request.from_.uri.user)
+        sender = snapshot.accounts.get(user) or (snapshot.account_of(user) if user.startswith("+") else None)
+        return sender is not None and sender.line == account.line
+
     def _names_account(self, request: Request, account: Account) -> bool:
         uri = request.to.uri
-        user = (uri.user or b"").decode("utf-8", "replace")
+        user = text(uri.user)
         if user == account.user:
             return True
         owner = self._desk.snapshot.account_of(user) if user.startswith("+") else None
@@ -89,13 +109,17 @@ class Registrar:
 
     def _binding(self, request: Request, contact: NameAddr, held: list[Binding], user: str, flow: Flow) -> Binding:
         raw = contact.uri.raw
-        if len(raw) > MAX_CONTACT_BYTES or not contact.uri.is_sip:
+        if fault := fault_of(contact):
+            self._desk.count("contacts_refused", fault)
             raise _RefusedError(400, b"Bad Contact")
         instance = (contact.param(b"+sip.instance") or b"").decode("utf-8", "replace")[:200]
         old = self._same(contact, instance, held)
         if old is not None:
             self._in_order(request, old)
         expires = self._expires(request, contact)
+        if expires and (place := place_of(contact, flow, self._desk.settings)):
+            self._desk.count("contacts_refused", place)
+            raise _RefusedError(403, b"Contact Not Allowed")
         key = old.key if old is not None else raw.decode("latin-1")
         expires_at_ms = self._desk.now.utc_ms + expires * 1000
         return Binding(

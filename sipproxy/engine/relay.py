@@ -221,9 +221,9 @@ class Relays:
         """The parties as the receiving side knows them, and nothing that the sender may not say."""
         call, face = found.call, found.call.face(found.dialog.target)
         if found.from_customer:
-            strip_trust(editor, request)
+            strip_trust(editor, request, self._desk.settings)
         elif found.to_customer:
-            strip_for_customer(editor, request)
+            strip_for_customer(editor, request, self._desk.settings)
         forward_in_dialog(editor, request, call.request, from_caller=found.from_caller, face=face, strict=found.from_customer)
         if found.from_caller:
             face.put_on_request(editor, request, self._desk.settings, to)

@@ -6,6 +6,7 @@ import ipaddress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from sipproxy.engine.guesses import GuessLimits
 from sipproxy.engine.session import Terms
 from sipproxy.sip.timers import Timers
 
@@ -111,6 +112,9 @@ class Settings:
     max_calls: int = 50_000
     max_bindings: int = 200_000
     rates: Rates = field(default_factory=Rates)
+    guesses: GuessLimits = field(default_factory=GuessLimits)
+    contact_networks: tuple[Network, ...] = ()  # that contacts may name although no router is reached there
+    carrier_headers: tuple[bytes, ...] = ()  # beginnings of header names, lower case, that customers may not send
     timers: Timers = field(default_factory=Timers)
 
     @property

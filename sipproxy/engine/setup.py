@@ -74,11 +74,13 @@ class Setup:
         service = service_of(request.uri) if trunk is None else ""
         account = self._known(request, flow) if service else None
         if trunk is None and account is None:
-            outcome = self._auth.check(request, proxy=True, user_hint=text(request.from_.uri.user))
+            caller = text(request.from_.uri.user)
+            outcome = self._auth.check(request, flow, proxy=True, user_hint=caller, emergency=bool(service))
             if not isinstance(outcome, Proven):
                 if service:
                     desk.note("warning", "emergency_challenged", source=str(flow), service=service)
-                desk.reply(request, flow, outcome.status, headers=outcome.headers)
+                if outcome.status:
+                    desk.reply(request, flow, outcome.status, headers=outcome.headers)
                 return
             account = outcome.account
         full = self.is_full

@@ -83,7 +83,7 @@ def outgoing_edit(desk: Desk, request: Request, decision: Decision, said: Said, 
     realm = settings.realm.encode()
 
     def edit(editor: Editor, target: Target) -> None:
-        strip_trust(editor, request)
+        strip_trust(editor, request, settings)
         set_privacy(editor, request, said, restricted=decision.restricted)
         faces.to(target.kind).put_on_request(editor, request, settings, target.to)
         if target.is_customer:
@@ -102,7 +102,7 @@ def incoming_edit(desk: Desk, request: Request, decision: Decision, said: Said, 
 
     def edit(editor: Editor, target: Target) -> None:
         if target.is_customer:
-            strip_for_customer(editor, request)
+            strip_for_customer(editor, request, desk.settings)
         faces.to(target.kind).put_on_request(editor, request, desk.settings, target.to)
         if decision.restricted:
             set_privacy(editor, request, said, restricted=True)

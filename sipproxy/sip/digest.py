@@ -2,7 +2,8 @@
 
 Offered and accepted is qop "auth". A response without qop (RFC 2069) is accepted for MD5 only, which is all that clients of
 that age know; `NonceSource` then lets each nonce pass once. auth-int, the -sess algorithms, userhash and username* are neither
-offered nor accepted. Whether a digest `uri` belongs to the request is the engine's to decide: SIPp's is not the Request-URI.
+offered nor accepted, so that a body is not covered (a body that has to be is TLS' to protect). `opaque` is not sent, and read
+past when it comes. Whether a digest `uri` belongs to the request is the engine's to decide: SIPp's is not the Request-URI.
 """
 
 from __future__ import annotations
@@ -234,7 +235,7 @@ def write_credentials(
 
 
 class NonceState(Enum):
-    """What `NonceSource.check` says. STALE and REPLAYED get a new challenge with stale=true (RFC 7616 §3.3)."""
+    """What `NonceSource` says of a nonce. All but OK get a new challenge with stale=true (RFC 7616 §3.3)."""
 
     OK = "ok"
     STALE = "stale"
@@ -252,22 +253,23 @@ class _Seen:
 class NonceSource:
     """Nonces that carry their own proof, and a bounded table of the counts used with them.
 
-    A nonce is the time, a random part and a MAC over both, so that any node with the key, and this one after a restart,
-    knows it. Counts are remembered for nonces that were used, at most `max_tracked`. When the table is full its oldest entry
-    goes, and from then on an unknown nonce counts as stale unless it was issued later than that entry: what was forgotten
-    cannot be replayed, its owner gets a new challenge.
+    A nonce is the time, a random part and a MAC over both and over who asked for it, so that any node with the key, and this
+    one after a restart, knows it, and that it is good for nobody else. Counts are remembered for nonces that were used, at most
+    `max_tracked`. When the table is full its oldest entry goes, and from then on an unknown nonce counts as stale unless it was
+    issued later than that entry: what was forgotten cannot be replayed, its owner gets a new challenge.
 
     A request that carries a count for the second time is REPLAYED, also when its CSeq is new: to be told from a replay it would
     need a new count. A retransmission never gets here, its transaction absorbs it; a client that does not count up gets a new
     challenge with stale=true and answers it unasked.
 
-    After a restart the table is empty: a request that was recorded before passes once more until its nonce's lifetime ends.
+    After a restart, and at another node with the key, the table is empty: a request that was recorded before passes once more
+    there, for its own source alone, until its nonce's lifetime ends.
     """
 
     def __init__(self, key: bytes, *, lifetime_s: int, max_tracked: int) -> None:
         if len(key) < 16 or lifetime_s < 1 or max_tracked < 1:
             raise ValueError("nonces need a key of 16 bytes or more, a lifetime and a table")
-        self._key = key
+        self._keys = [key]
         self._lifetime_s = lifetime_s
         self._max_tracked = max_tracked
         self._seen: dict[bytes, _Seen] = {}
@@ -276,33 +278,47 @@ class NonceSource:
     def __len__(self) -> int:
         return len(self._seen)
 
-    def issue(self, now: int, random: bytes) -> bytes:
-        """A new nonce. `now` is UTC in seconds, `random` at least 8 unpredictable bytes, of which 12 are used."""
+    def rekey(self, key: bytes) -> None:
+        """Issue with this key from now on; what was issued with the one before stays good."""
+        if len(key) < 16:
+            raise ValueError("nonces need a key of 16 bytes or more")
+        if key != self._keys[0]:
+            self._keys = [key, self._keys[0]]
+
+    def issue(self, now: int, random: bytes, owner: bytes) -> bytes:
+        """A new nonce for `owner` alone. `now` is UTC in seconds, `random` at least 8 unpredictable bytes, of which 12 are
+        used."""
         if len(random) < 8:
             raise ValueError("a nonce needs 8 random bytes or more")
         text = now.to_bytes(6, "big") + random[:12].ljust(12, b"\0")
-        return urlsafe_b64encode(text + self._mac(text))
+        return urlsafe_b64encode(text + self._mac(self._keys[0], text, owner))
 
-    def check(self, nonce: bytes, nc: int | None, now: int) -> NonceState:
-        """Judge a nonce and use up its count (None, for credentials without qop, uses up the whole nonce).
-
-        Call it after `verify` said yes: a stranger must not use up the counts, or the table, of others.
-        """
+    def inspect(self, nonce: bytes, now: int, owner: bytes) -> NonceState:
+        """Whether the nonce was issued to `owner` and has not expired: OK, STALE or FORGED. Uses nothing up."""
         if len(nonce) != _NONCE_LENGTH:
             return NonceState.FORGED
         try:
             data = urlsafe_b64decode(nonce)
         except ValueError:
             return NonceState.FORGED
-        text, mac = data[:18], data[18:]
+        text, mac = data[:_TEXT_LENGTH], data[_TEXT_LENGTH:]
+        proven = any(hmac.compare_digest(self._mac(key, text, owner), mac) for key in self._keys)
         # Compared as written too: base64 has several spellings of the same bytes.
-        if not hmac.compare_digest(self._mac(text), mac) or urlsafe_b64encode(data) != nonce:
+        if not proven or urlsafe_b64encode(data) != nonce:
             return NonceState.FORGED
         issued = int.from_bytes(text[:6], "big")
         if not now - self._lifetime_s <= issued <= now + _CLOCK_SKEW_S:
             self._seen.pop(text, None)
             return NonceState.STALE
-        return self._use(text, issued, nc, now)
+        return NonceState.OK
+
+    def use(self, nonce: bytes, nc: int | None, now: int) -> NonceState:
+        """Use up the count of a nonce that `inspect` found OK (None, for credentials without qop, uses up the whole nonce).
+
+        Call it after `verify` said yes: a stranger must not use up the counts, or the table, of others.
+        """
+        text = urlsafe_b64decode(nonce)[:_TEXT_LENGTH]
+        return self._use(text, int.from_bytes(text[:6], "big"), nc, now)
 
     def _use(self, text: bytes, issued: int, nc: int | None, now: int) -> NonceState:
         count = _EVERY_COUNT if nc is None else nc
@@ -339,10 +355,12 @@ class NonceSource:
                 self._forgotten_until = max(self._forgotten_until, issued)
             del self._seen[text]
 
-    def _mac(self, text: bytes) -> bytes:
-        return hmac.digest(self._key, text, "sha256")[:18]
+    @staticmethod
+    def _mac(key: bytes, text: bytes, owner: bytes) -> bytes:
+        return hmac.digest(key, text + owner, "sha256")[:18]
 
 
+_TEXT_LENGTH = 18
 _NONCE_LENGTH = 48  # base64 of 18 bytes of time and random and 18 of MAC
 _CLOCK_SKEW_S = 60  # between nodes that share the key
 _EVERY_COUNT = 2**32

@@ -13,6 +13,8 @@ them in Redis Cluster. Values are msgpack (msgspec structs as maps) where not sa
   `key`, and `b` (the binding) or `gone` (UTC ms). Bounded by number: who has missed some reads all bindings again.
 - `sp:node:<id>` (HASH, store.nodes): heartbeat, as text: `beat` (a counter), `at_ms` (UTC) and what the node tells of itself,
   such as its journal's watermark. Lives for three beats.
+- `sp:secret` (STRING, store.secret): 32 random bytes that the nodes share, so that a nonce of one is good at all: who reads
+  it can make nonces, and nothing else. Made by the first node; lost, it is written again.
 - `sp:probe` (STRING, store.connection): nothing of use, written to learn whether writing is possible. Lives for a minute.
 - `sp:lines`, `sp:accounts`, `sp:numbers`, `sp:blocks`, `sp:psap`, `sp:profiles` (HASH, policy.store): policy data.
 - `sp:policy:log` (STREAM, policy.store): every change of policy data.
@@ -33,6 +35,7 @@ __all__ = [
     "BINDINGS_PATTERN",
     "NODE_PATTERN",
     "PROBE",
+    "SECRET",
     "TRACES",
     "TRACE_ACCESS",
     "bindings",
@@ -46,6 +49,7 @@ __all__ = [
 ]
 
 PROBE = b"sp:probe"
+SECRET = b"sp:secret"
 BINDINGS_LOG = b"sp:bindings:log"
 TRACES = b"sp:trace"
 TRACE_ACCESS = b"sp:trace:access"

@@ -198,6 +198,7 @@ def test_parse_credentials_hostile_repetition_takes_linear_time(filling: bytes) 
 
 
 KEY = b"k" * 32
+OWNER = b"203.0.113.1"
 NOW = 1_800_000_000
 
 
@@ -205,61 +206,67 @@ def source(*, max_tracked: int = 100) -> NonceSource:
     return NonceSource(KEY, lifetime_s=300, max_tracked=max_tracked)
 
 
+def checked(nonces: NonceSource, nonce: bytes, nc: int | None, now: int, owner: bytes = OWNER) -> NonceState:
+    """Look, then use up, as the engine does."""
+    state = nonces.inspect(nonce, now, owner)
+    return nonces.use(nonce, nc, now) if state is NonceState.OK else state
+
+
 def test_nonce_fresh_counts_up_and_each_count_passes_once() -> None:
     nonces = source()
-    nonce = nonces.issue(NOW, b"r" * 12)
+    nonce = nonces.issue(NOW, b"r" * 12, OWNER)
     for count in (1, 2, 3, 10):
-        assert nonces.check(nonce, count, NOW) is NonceState.OK
-        assert nonces.check(nonce, count, NOW) is NonceState.REPLAYED
-    assert nonces.check(nonce, 5, NOW) is NonceState.OK  # overtaken on the way, not used before
-    assert nonces.check(nonce, 5, NOW) is NonceState.REPLAYED
-    assert nonces.check(nonce, 0, NOW) is NonceState.REPLAYED
-    assert nonces.check(nonce, None, NOW) is NonceState.REPLAYED
+        assert checked(nonces, nonce, count, NOW) is NonceState.OK
+        assert checked(nonces, nonce, count, NOW) is NonceState.REPLAYED
+    assert checked(nonces, nonce, 5, NOW) is NonceState.OK  # overtaken on the way, not used before
+    assert checked(nonces, nonce, 5, NOW) is NonceState.REPLAYED
+    assert checked(nonces, nonce, 0, NOW) is NonceState.REPLAYED
+    assert checked(nonces, nonce, None, NOW) is NonceState.REPLAYED
 
 
 def test_nonce_first_count_zero_is_refused() -> None:
     nonces = source()
-    assert nonces.check(nonces.issue(NOW, b"r" * 12), 0, NOW) is NonceState.REPLAYED
+    assert checked(nonces, nonces.issue(NOW, b"r" * 12, OWNER), 0, NOW) is NonceState.REPLAYED
 
 
 def test_nonce_without_count_passes_once() -> None:
     nonces = source()
-    nonce = nonces.issue(NOW, b"r" * 12)
-    assert nonces.check(nonce, None, NOW) is NonceState.OK
-    assert nonces.check(nonce, None, NOW) is NonceState.REPLAYED
-    assert nonces.check(nonce, 1, NOW) is NonceState.REPLAYED
-    assert nonces.check(nonce, 2**32 - 1, NOW) is NonceState.OK or NONCE_WINDOW < 1
+    nonce = nonces.issue(NOW, b"r" * 12, OWNER)
+    assert checked(nonces, nonce, None, NOW) is NonceState.OK
+    assert checked(nonces, nonce, None, NOW) is NonceState.REPLAYED
+    assert checked(nonces, nonce, 1, NOW) is NonceState.REPLAYED
+    assert checked(nonces, nonce, 2**32 - 1, NOW) is NonceState.OK or NONCE_WINDOW < 1
 
 
 @settings(deadline=None)
 @given(st.lists(st.one_of(st.integers(1, 80), st.integers(2**32 - 40, 2**32 - 1)), max_size=40))
 def test_nonce_any_order_of_counts_never_passes_one_twice(counts: list[int]) -> None:
     nonces, used, highest = source(), set[int](), 0
-    nonce = nonces.issue(NOW, b"r" * 12)
+    nonce = nonces.issue(NOW, b"r" * 12, OWNER)
     for count in counts:
         expected = count > highest or (highest - count < NONCE_WINDOW and count not in used)
-        assert (nonces.check(nonce, count, NOW) is NonceState.OK) is expected
+        assert (checked(nonces, nonce, count, NOW) is NonceState.OK) is expected
         used.add(count)
         highest = max(highest, count)
 
 
 def test_nonce_after_restart_with_the_same_key_verifies() -> None:
-    nonce = source().issue(NOW, b"r" * 12)
-    assert source().check(nonce, 7, NOW + 300) is NonceState.OK
-    assert NonceSource(b"x" * 32, lifetime_s=300, max_tracked=9).check(nonce, 7, NOW) is NonceState.FORGED
+    nonce = source().issue(NOW, b"r" * 12, OWNER)
+    assert checked(source(), nonce, 7, NOW + 300) is NonceState.OK
+    assert checked(NonceSource(b"x" * 32, lifetime_s=300, max_tracked=9), nonce, 7, NOW) is NonceState.FORGED
 
 
 @pytest.mark.parametrize(("age", "state"), [(0, "OK"), (300, "OK"), (301, "STALE"), (-60, "OK"), (-61, "STALE")])
 def test_nonce_outside_its_lifetime_is_stale(age: int, state: str) -> None:
     nonces = source()
-    assert nonces.check(nonces.issue(NOW, b"r" * 12), 1, NOW + age) is NonceState[state]
+    assert checked(nonces, nonces.issue(NOW, b"r" * 12, OWNER), 1, NOW + age) is NonceState[state]
 
 
 def test_nonce_used_once_is_stale_after_its_lifetime_and_forgotten() -> None:
     nonces = source()
-    nonce = nonces.issue(NOW, b"r" * 12)
-    assert nonces.check(nonce, 1, NOW) is NonceState.OK
-    assert nonces.check(nonce, 2, NOW + 301) is NonceState.STALE
+    nonce = nonces.issue(NOW, b"r" * 12, OWNER)
+    assert checked(nonces, nonce, 1, NOW) is NonceState.OK
+    assert checked(nonces, nonce, 2, NOW + 301) is NonceState.STALE
     assert len(nonces) == 0
 
 
@@ -267,47 +274,47 @@ def test_nonce_used_once_is_stale_after_its_lifetime_and_forgotten() -> None:
 @given(st.integers(0, 47), st.integers(0, 255))
 def test_nonce_changed_anywhere_is_forged(at: int, byte: int) -> None:
     nonces = source()
-    nonce = nonces.issue(NOW, b"r" * 12)
+    nonce = nonces.issue(NOW, b"r" * 12, OWNER)
     changed = nonce[:at] + bytes((byte,)) + nonce[at + 1 :]
-    assert (nonces.check(changed, 1, NOW) is NonceState.FORGED) is (changed != nonce)
+    assert (checked(nonces, changed, 1, NOW) is NonceState.FORGED) is (changed != nonce)
 
 
 @settings(deadline=None)
 @given(st.binary(max_size=100))
 def test_nonce_any_bytes_are_forged(nonce: bytes) -> None:
-    assert source().check(nonce, 1, NOW) is NonceState.FORGED
+    assert checked(source(), nonce, 1, NOW) is NonceState.FORGED
 
 
 def test_nonce_table_full_forgets_the_oldest_and_never_lets_it_pass_again() -> None:
     nonces = source(max_tracked=3)
-    old = [nonces.issue(NOW + n, b"%012d" % n) for n in range(3)]
-    unused = nonces.issue(NOW, b"u" * 12)
-    assert [nonces.check(nonce, 1, NOW + 3) for nonce in old] == [NonceState.OK] * 3
-    assert nonces.check(nonces.issue(NOW + 4, b"n" * 12), 1, NOW + 4) is NonceState.OK
+    old = [nonces.issue(NOW + n, b"%012d" % n, OWNER) for n in range(3)]
+    unused = nonces.issue(NOW, b"u" * 12, OWNER)
+    assert [checked(nonces, nonce, 1, NOW + 3) for nonce in old] == [NonceState.OK] * 3
+    assert checked(nonces, nonces.issue(NOW + 4, b"n" * 12, OWNER), 1, NOW + 4) is NonceState.OK
     assert len(nonces) == 3
-    assert nonces.check(old[0], 1, NOW + 4) is NonceState.STALE  # forgotten: cannot be told from a replay
-    assert nonces.check(unused, 1, NOW + 4) is NonceState.STALE  # as old as the forgotten one
-    assert nonces.check(old[1], 1, NOW + 4) is NonceState.REPLAYED
-    assert nonces.check(old[1], 2, NOW + 4) is NonceState.OK
+    assert checked(nonces, old[0], 1, NOW + 4) is NonceState.STALE  # forgotten: cannot be told from a replay
+    assert checked(nonces, unused, 1, NOW + 4) is NonceState.STALE  # as old as the forgotten one
+    assert checked(nonces, old[1], 1, NOW + 4) is NonceState.REPLAYED
+    assert checked(nonces, old[1], 2, NOW + 4) is NonceState.OK
 
 
 def test_nonce_table_full_of_expired_entries_makes_room_without_forgetting_live_ones() -> None:
     nonces = source(max_tracked=3)
     for n in range(3):
-        nonces.check(nonces.issue(NOW, b"%012d" % n), 1, NOW)
-    later = [nonces.issue(NOW + 301, b"n%011d" % n) for n in range(2)]
-    assert [nonces.check(nonce, 1, NOW + 301) for nonce in later] == [NonceState.OK] * 2
+        checked(nonces, nonces.issue(NOW, b"%012d" % n, OWNER), 1, NOW)
+    later = [nonces.issue(NOW + 301, b"n%011d" % n, OWNER) for n in range(2)]
+    assert [checked(nonces, nonce, 1, NOW + 301) for nonce in later] == [NonceState.OK] * 2
     assert len(nonces) == 2
-    assert nonces.check(nonces.issue(NOW + 290, b"v" * 12), 1, NOW + 301) is NonceState.OK  # nothing live was forgotten
+    assert checked(nonces, nonces.issue(NOW + 290, b"v" * 12, OWNER), 1, NOW + 301) is NonceState.OK  # none live forgotten
 
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 3)), max_size=60), st.integers(1, 4))
 def test_nonce_table_of_any_size_is_bounded_and_lets_nothing_pass_twice(uses: list[tuple[int, int]], max_tracked: int) -> None:
     nonces, passed = source(max_tracked=max_tracked), set[tuple[int, int]]()
-    issued = [nonces.issue(NOW + n // 3, b"%012d" % n) for n in range(10)]
+    issued = [nonces.issue(NOW + n // 3, b"%012d" % n, OWNER) for n in range(10)]
     for which, count in uses:
-        if nonces.check(issued[which], count, NOW + 10) is NonceState.OK:
+        if checked(nonces, issued[which], count, NOW + 10) is NonceState.OK:
             assert (which, count) not in passed
             passed.add((which, count))
         assert len(nonces) <= max_tracked
@@ -318,12 +325,12 @@ def test_nonce_source_weak_settings_are_our_fault() -> None:
         with pytest.raises(ValueError, match="nonces need"):
             NonceSource(key, lifetime_s=lifetime_s, max_tracked=max_tracked)
     with pytest.raises(ValueError, match="random"):
-        source().issue(NOW, b"short")
+        source().issue(NOW, b"short", OWNER)
 
 
 def test_nonce_in_another_spelling_of_the_same_bytes_is_forged() -> None:
     """It would have a count of its own in a table that is keyed by what was written."""
     nonces = source()
-    nonce = nonces.issue(NOW, b"\xff" * 12)
+    nonce = nonces.issue(NOW, b"\xff" * 12, OWNER)
     assert b"_" in nonce
-    assert nonces.check(nonce.replace(b"_", b"/"), 1, NOW) is NonceState.FORGED
+    assert checked(nonces, nonce.replace(b"_", b"/"), 1, NOW) is NonceState.FORGED

@@ -1,0 +1,114 @@
+"""Which contacts a REGISTER may name (RFC 3261 §10.3), by the address in them.
+
+Pure. Requests for a binding go by the flow that its REGISTER came by and never to the address in its contact, so nothing here
+keeps a packet from going anywhere: it keeps out what can only be a fault or an attempt, before another element believes it.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import TYPE_CHECKING
+
+from sipproxy.sip.grammar import unquote
+
+if TYPE_CHECKING:
+    from sipproxy.engine.settings import Settings
+    from sipproxy.sip.flow import Flow
+    from sipproxy.sip.headers import NameAddr
+
+__all__ = ["MAX_CONTACT_BYTES", "fault_of", "place_of"]
+
+MAX_CONTACT_BYTES = 512  # of the URI
+MAX_VALUE_BYTES = 1024  # of the whole value, with its display name and parameters
+
+_NAMES = {
+    "localhost": "loopback",
+    "localhost.localdomain": "loopback",
+    "ip6-localhost": "loopback",
+    "ip6-loopback": "loopback",
+    "broadcasthost": "broadcast",
+    "metadata.google.internal": "metadata",
+}
+_METADATA = (ipaddress.ip_address("169.254.169.254"), ipaddress.ip_address("fd00:ec2::254"))
+_THIS_NETWORK = ipaddress.ip_network("0.0.0.0/8")
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_COMPATIBLE = ipaddress.ip_network("::/96")
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+def fault_of(contact: NameAddr) -> str:
+    """Why a contact cannot be stored at all, "" when it can."""
+    uri = contact.uri
+    if not uri.is_sip or not uri.host:
+        return "scheme"
+    if len(uri.raw) > MAX_CONTACT_BYTES or len(contact.raw) > MAX_VALUE_BYTES:
+        return "length"
+    if uri.headers:
+        return "headers"  # §19.1.1: not in a Request-URI, which it becomes; they would be added to each request
+    return "host" if any(_is_misspelt(host) for host in _hosts(contact)) else ""
+
+
+def place_of(contact: NameAddr, flow: Flow, settings: Settings) -> str:
+    """What a contact names that no router is reached at from here, "" when it may be registered.
+
+    The address that the REGISTER came from is always good, unless it is a listener of ours; so is loopback from loopback, and
+    what `contact_networks` holds.
+    """
+    source = ipaddress.ip_address(flow.host.partition("%")[0])
+    if settings.is_ours(contact.uri.host_text, contact.uri.port) or contact.uri.host_text.rstrip(".") in settings.domains:
+        return "ours"
+    return next((place for host in _hosts(contact) if (place := _place(host, source, settings))), "")
+
+
+def _hosts(contact: NameAddr) -> list[str]:
+    """The host of the URI and its maddr, which would stand for it (§19.1.1)."""
+    maddr = contact.uri.param(b"maddr")
+    more = [unquote(maddr).decode("latin-1").strip("[]").lower()] if maddr else []
+    return [contact.uri.host_text, *more]
+
+
+def _place(host: str, source: Address, settings: Settings) -> str:
+    name = host.rstrip(".")
+    found = _NAMES.get(name, "loopback" if name.endswith(".localhost") else "")
+    address = _address(name)
+    if address is not None:
+        found = _kind(address)
+        if found and (address == source or any(address in network for network in settings.contact_networks)):
+            return ""
+    return "" if found == "loopback" and source.is_loopback else found
+
+
+def _address(host: str) -> Address | None:
+    """The address that a literal comes down to: the IPv4 one that an IPv6 one stands for, where it does."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return None
+    if isinstance(address, ipaddress.IPv4Address):
+        return address
+    if address in _NAT64 or (address in _COMPATIBLE and int(address) > 1):
+        return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+    return address.ipv4_mapped or address.sixtofour or address
+
+
+def _kind(address: Address) -> str:
+    if address in _METADATA:
+        return "metadata"
+    if address.is_unspecified or address in _THIS_NETWORK:
+        return "unspecified"
+    if address.is_loopback:
+        return "loopback"
+    if address.is_link_local:
+        return "link_local"
+    if address.is_multicast:
+        return "multicast"
+    # 240.0.0.0/4, the limited broadcast 255.255.255.255 included (RFC 1112 §4, RFC 919 §7)
+    return "broadcast" if address.version == 4 and address.is_reserved else ""
+
+
+def _is_misspelt(host: str) -> bool:
+    """Whether a host ends like an IPv4 address and is none (§25.1 toplabel begins with a letter): `127.1`, `0x7f.1`, `213070643`
+    are read as addresses by some, and as which one is their secret."""
+    last = host.rstrip(".").rpartition(".")[2]
+    return last[:1].isdigit() and _address(host.rstrip(".")) is None

@@ -1,0 +1,146 @@
+"""Guesses at passwords: how many wrong responses are looked at per account name, per source, and per pair of both.
+
+Pure: times are monotonic seconds. Names are counted whether an account has them or not, so that nothing here tells which exist.
+A source is an IPv4 address or the /64 of an IPv6 one, which is what one customer has. Only a response to a nonce that we gave
+to that very source counts (`sip.digest.NonceSource`), so nobody uses up the guesses of others by writing their address.
+
+Who is *known* has a budget of its own: a source that proved the account's password within a day, or that holds a binding of
+it. Strangers' guesses at the name, or neighbours' behind one carrier-grade NAT, take nothing from it. An address from which
+many proved theirs gets one more guess for each of them: many customers make more mistakes.
+
+Counts are leaky: a budget comes back evenly over its window. Left out: requests without credentials, which guess nothing.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Hashable
+from dataclasses import dataclass
+from functools import lru_cache
+
+__all__ = ["GuessLimits", "Guesses", "source_of"]
+
+PROVEN_S = 86400.0  # home connections keep an address for a day
+_V6_PREFIX = 64
+
+
+@dataclass(frozen=True, slots=True)
+class GuessLimits:
+    """Wrong responses within `window_s` seconds; `answered` bounds the answers to a source that is over its limit."""
+
+    pair: int = 10
+    user: int = 50
+    source: int = 100
+    answered: int = 1000
+    window_s: int = 600
+    entries: int = 50_000
+
+
+@lru_cache(maxsize=4096)
+def source_of(host: str) -> str:
+    """What an IP literal counts as: an IPv4 address as it is, an IPv6 one by its /64."""
+    if ":" not in host:
+        return host
+    address = ipaddress.IPv6Address(host.partition("%")[0])
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(ipaddress.IPv6Network((int(address) >> _V6_PREFIX << _V6_PREFIX, _V6_PREFIX)))
+
+
+class _Table:
+    """Leaky counts by key, at most `limit` of them: the one that was raised longest ago goes first."""
+
+    def __init__(self, limit: int, window_s: float) -> None:
+        self._limit, self._window_s = limit, window_s
+        self._counts: dict[Hashable, tuple[float, float]] = {}  # key -> count, and when it was so
+
+    def __len__(self) -> int:
+        return len(self._counts)
+
+    def count(self, key: Hashable, budget: int, now: float) -> float:
+        """How much of `budget` is used."""
+        count, at = self._counts.get(key, (0.0, now))
+        return max(0.0, count - (now - at) * budget / self._window_s)
+
+    def is_spent(self, key: Hashable, budget: int, now: float) -> bool:
+        return self.count(key, budget, now) > budget - 1
+
+    def add(self, key: Hashable, budget: int, now: float) -> bool:
+        """Count one more; True when another key was forgotten for it."""
+        count = self.count(key, budget, now)
+        known = self._counts.pop(key, None) is not None
+        full = not known and len(self._counts) >= self._limit
+        if full:
+            del self._counts[next(iter(self._counts))]
+        self._counts[key] = (count + 1, now)
+        return full
+
+    def clear(self, key: Hashable) -> None:
+        self._counts.pop(key, None)
+
+
+class Guesses:
+    """See the module. `forgotten` counts what the tables had no room for."""
+
+    def __init__(self, limits: GuessLimits) -> None:
+        self._limits = limits
+        self._tables = {name: _Table(limits.entries, limits.window_s) for name in ("pair", "user", "source", "own", "answered")}
+        self._proven: dict[tuple[str, str], float] = {}  # (user, source) -> when; the latest last
+        self._proven_at: dict[str, int] = {}  # source -> how many users
+        self.forgotten = 0
+
+    def sizes(self) -> dict[str, int]:
+        """Entries by table."""
+        return {**{name: len(table) for name, table in self._tables.items()}, "proven": len(self._proven)}
+
+    def has_proven(self, user: str, source: str, now: float) -> bool:
+        """Whether this source proved the account's password within a day."""
+        at = self._proven.get((user, source))
+        return at is not None and now - at < PROVEN_S
+
+    def spent(self, user: str, source: str, now: float, *, known: bool) -> str:
+        """Which budget is used up: own, pair, source, user; "" for none."""
+        limits, tables = self._limits, self._tables
+        if known:
+            return "own" if tables["own"].is_spent((user, source), limits.pair, now) else ""
+        if tables["pair"].is_spent((user, source), limits.pair, now):
+            return "pair"
+        if tables["source"].is_spent(source, self._of_source(source), now):
+            return "source"
+        return "user" if tables["user"].is_spent(user, limits.user, now) else ""
+
+    def wrong(self, user: str, source: str, now: float, *, known: bool) -> None:
+        """A response was wrong."""
+        if known:
+            self._add("own", (user, source), self._limits.pair, now)
+            return
+        self._add("pair", (user, source), self._limits.pair, now)
+        self._add("source", source, self._of_source(source), now)
+        self._add("user", user, self._limits.user, now)
+
+    def right(self, user: str, source: str, now: float) -> None:
+        """A response was right: the source is known from now on."""
+        self._tables["own"].clear((user, source))
+        if self._proven.pop((user, source), None) is None:
+            self._proven_at[source] = self._proven_at.get(source, 0) + 1
+        self._proven[user, source] = now
+        oldest = next(iter(self._proven))
+        if len(self._proven) > self._limits.entries or now - self._proven[oldest] >= PROVEN_S:
+            self.forgotten += len(self._proven) > self._limits.entries
+            del self._proven[oldest]
+            self._proven_at[oldest[1]] -= 1
+            if not self._proven_at[oldest[1]]:
+                del self._proven_at[oldest[1]]
+
+    def may_answer(self, source: str, now: float) -> bool:
+        """Whether a source that is over a limit still gets an answer; counts it."""
+        if self._tables["answered"].is_spent(source, self._limits.answered, now):
+            return False
+        self._add("answered", source, self._limits.answered, now)
+        return True
+
+    def _of_source(self, source: str) -> int:
+        return self._limits.source + self._proven_at.get(source, 0)
+
+    def _add(self, table: str, key: Hashable, budget: int, now: float) -> None:
+        self.forgotten += self._tables[table].add(key, budget, now)
