@@ -80,7 +80,7 @@ def engine_settings(config: Config, bound: Sequence[Bound], *, boot: str = "") -
             window_s=limits.guess_window_s,
             entries=limits.guess_entries,
         ),
-        contact_networks=tuple(ipaddress.ip_network(n, strict=False) for n in registrar.contact_networks),
+        contact_networks=tuple(ipaddress.ip_network(n) for n in registrar.contact_networks),
         carrier_headers=tuple(name.lower().encode() for name in registrar.carrier_headers),
     )
 

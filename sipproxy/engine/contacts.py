@@ -108,7 +108,7 @@ def _kind(address: Address) -> str:
 
 
 def _is_misspelt(host: str) -> bool:
-    """Whether a host ends like an IPv4 address and is none (§25.1 toplabel begins with a letter): `127.1`, `0x7f.1`, `213070643`
+    """Whether a host ends like an IPv4 address and is none (§25.1 toplabel begins with a letter): `127.1`, `0x7f.1`, `21307064`
     are read as addresses by some, and as which one is their secret."""
     last = host.rstrip(".").rpartition(".")[2]
     return last[:1].isdigit() and _address(host.rstrip(".")) is None

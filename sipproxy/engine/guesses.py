@@ -33,7 +33,7 @@ class GuessLimits:
     source: int = 100
     answered: int = 1000
     window_s: int = 600
-    entries: int = 50_000
+    entries: int = 50_000  # of each table
 
 
 @lru_cache(maxsize=4096)
