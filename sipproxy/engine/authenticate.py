@@ -16,9 +16,10 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sipproxy.engine.guesses import Guesses, source_of
+from sipproxy.engine.guesses import Guesses
 from sipproxy.sip.digest import ALGORITHMS, Credentials, NonceState, parse_credentials, verify, write_challenge
 from sipproxy.sip.errors import ParseError
+from sipproxy.sip.flow import source_of
 from sipproxy.sip.uri import Uri, parse_uri
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """Guesses at passwords: how many wrong responses are looked at per account name, per source, and per pair of both.
 
 Pure: times are monotonic seconds. Names are counted whether an account has them or not, so that nothing here tells which exist.
-A source is an IPv4 address or the /64 of an IPv6 one, which is what one customer has. Only a response to a nonce that we gave
+A source is an IPv4 address or the /64 of an IPv6 one, as `sip.flow.source_of` says. Only a response to a nonce that we gave
 to that very source counts (`sip.digest.NonceSource`), so nobody uses up the guesses of others by writing their address.
 
 Who is *known* has a budget of its own: a source that proved the account's password within a day, or that holds a binding of
@@ -13,15 +13,12 @@ Counts are leaky: a budget comes back evenly over its window. Left out: requests
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Hashable
 from dataclasses import dataclass
-from functools import lru_cache
 
-__all__ = ["GuessLimits", "Guesses", "source_of"]
+__all__ = ["GuessLimits", "Guesses"]
 
 PROVEN_S = 86400.0  # home connections keep an address for a day
-_V6_PREFIX = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,17 +31,6 @@ class GuessLimits:
     answered: int = 1000
     window_s: int = 600
     entries: int = 50_000  # of each table
-
-
-@lru_cache(maxsize=4096)
-def source_of(host: str) -> str:
-    """What an IP literal counts as: an IPv4 address as it is, an IPv6 one by its /64."""
-    if ":" not in host:
-        return host
-    address = ipaddress.IPv6Address(host.partition("%")[0])
-    if address.ipv4_mapped is not None:
-        return str(address.ipv4_mapped)
-    return str(ipaddress.IPv6Network((int(address) >> _V6_PREFIX << _V6_PREFIX, _V6_PREFIX)))
 
 
 class _Table:
