@@ -66,17 +66,18 @@ class Resumed:
             return now
         return Now(now.mono - repeated_s, now.utc_ms - round(1000 * repeated_s))
 
-    def leaving(self, proof: Now, now: Now, *, repeated_s: float) -> None:
-        """A party hangs up whose last proof of life is `proof`. `repeated_s` is for how long a BYE is repeated.
+    def leaving(self, proof: Now, others: Now, now: Now, *, repeated_s: float) -> None:
+        """A party hangs up. `proof` is its own last proof of life and `others` the other party's; `repeated_s` is for how long
+        a BYE is repeated.
 
-        When it was not heard since the restart, its BYE may be the repetition of one that nobody was there to take. The call
-        then lasted at least until the first one can have been sent; but not longer than the node was there, as the other party
-        may have hung up before, and may have given up repeating it.
+        When it was not heard since the restart, its BYE may be the repetition of one that nobody was there to take: it was
+        there at least until the first one can have been sent. The other one was there for as long as the node was, which would
+        have been told; not heard since, it may have hung up too, and have given up repeating that.
         """
-        if proof.mono >= self.at.mono or now.mono >= self.at.mono + repeated_s:
+        if min(proof, others).mono >= self.at.mono or now.mono >= self.at.mono + repeated_s:
             return
         earliest = Now(now.mono - repeated_s, now.utc_ms - round(1000 * repeated_s))
-        self.left_at = max(proof, min(earliest, self.node_seen))
+        self.left_at = min(max(proof, earliest), max(others, self.node_seen))
 
     def end(self, now: Now, proof: Now, *, by_us: bool) -> tuple[Now, bool]:
         """When the call ended that a party, or we, end now, and whether that is certain."""

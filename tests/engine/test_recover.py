@@ -22,22 +22,25 @@ def seconds(after: float) -> Now:
 
 
 @pytest.mark.parametrize(
-    ("seen", "heard", "bye", "ended", "certain"),
+    ("seen", "heard", "other", "bye", "ended", "certain"),
     [
-        (-0.05, -300.0, 2.0, -30.0, False),  # perhaps the repetition of a BYE of 32 s before
-        (-0.05, -10.0, 2.0, -10.0, False),  # heard later than that: it lived then
-        (-0.05, -300.0, 31.9, -0.1, False),
-        (-60.0, -300.0, 2.0, -60.0, False),  # the other party may have hung up as soon as the node was away
-        (-0.05, -300.0, 32.1, 32.1, True),  # no BYE is repeated for longer
-        (-0.05, 1.0, 2.0, 2.0, True),  # it answered after the restart: it hung up after that
+        (-0.05, -300.0, -300.0, 2.0, -30.0, False),  # perhaps the repetition of a BYE of 32 s before
+        (-0.05, -10.0, -300.0, 2.0, -10.0, False),  # heard later than that: it lived then
+        (-0.05, -300.0, -300.0, 31.9, -0.1, False),
+        (-60.0, -300.0, -300.0, 2.0, -60.0, False),  # the other party may have hung up as soon as the node was away
+        (-60.0, -20.0, -70.0, 2.0, -60.0, False),  # so it may where this one said something meanwhile,
+        (-60.0, 1.0, -70.0, 2.0, -60.0, False),  # or since
+        (-60.0, -20.0, 1.0, 2.0, -20.0, False),  # the other one is still there
+        (-0.05, -300.0, -300.0, 32.1, 32.1, True),  # no BYE is repeated for longer
+        (-0.05, 1.0, 1.5, 2.0, 2.0, True),  # both answered after the restart: it hung up after that
     ],
 )
 def test_bye_after_a_restart_ends_the_call_when_it_certainly_still_lived(
-    seen: float, heard: float, bye: float, ended: float, *, certain: bool
+    seen: float, heard: float, other: float, bye: float, ended: float, *, certain: bool
 ) -> None:
     resumed = Resumed(AT, measured=True, node_seen=seconds(seen))
-    resumed.leaving(seconds(heard), seconds(bye), repeated_s=32.0)
-    at, is_certain = resumed.end(seconds(bye), seconds(heard), by_us=False)
+    resumed.leaving(seconds(heard), seconds(other), seconds(bye), repeated_s=32.0)
+    at, is_certain = resumed.end(seconds(bye), min(seconds(heard), seconds(other)), by_us=False)
     assert at.mono == pytest.approx(AT.mono + ended)
     assert is_certain is certain
 

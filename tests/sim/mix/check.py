@@ -13,9 +13,13 @@ from typing import TYPE_CHECKING
 from tests.sim.world import EPOCH_MS, owner_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from cdr.facts import Record
+    from sipproxy.engine.actions import Holder, Slot
     from tests.sim.mix.truth import Attempt, Story
     from tests.sim.mix.world import MixWorld
+    from tests.sim.world import Address
 
 __all__ = ["Checker", "Difference", "census"]
 
@@ -38,7 +42,7 @@ class Checker:
 
     world: MixWorld
     seed: int
-    limits: dict[str, int]
+    limits: dict[str, int]  # of lines, of accounts by their users, and of trunk routes
     differences: list[Difference] = field(default_factory=list)
     errors_ms: list[float] = field(default_factory=list)
     certain: int = 0
@@ -64,35 +68,59 @@ class Checker:
         world = self.world
         world.quiet_points += 1
         stories, calls = world.ledger.stories, world.engine.calls
-        leases = [(owner_of(slot), slot.member) for slot, _ in world.engine.channels.leases()]
+        taken = world.engine.channels.leases()
+        leases = [(owner_of(slot), slot.member) for slot, _ in taken]
         held = set(leases)
         if len(held) != len(leases):
             self.differ(f"a slot is held twice: {leases}")
+        self._accounts(taken)
         doubted = {call_id for call_id in self._doubted(held) if call_id}
-        have = {(line, world.call_ids.get(call, b"?")) for line, call in held}
-        want = {
-            (line, call_id)
-            for call_id, attempt in world.ledger.live.items()
-            for line in stories[call_id].plan.lines
-            if attempt.lives
-        }
-        for line, call_id in have ^ want:
-            if call_id not in doubted:
-                verb = "is held and not needed" if (line, call_id) in have else "is needed and not held"
-                self.differ(f"slot of {line} {verb}", stories.get(call_id))
-        doubts = sum(1 for story in stories.values() if (now := story.current) is not None and now.doubtful)
-        if not len(world.ledger.live) <= calls.live <= len(world.ledger.live) + doubts:
-            self.differ(f"live calls: {calls.live}, truth {len(world.ledger.live)} and {doubts} doubtful")
+        have = collections.Counter((owner, self._whose(member)) for owner, member in held)
+        least: collections.Counter[tuple[str, bytes]] = collections.Counter()
+        most: collections.Counter[tuple[str, bytes]] = collections.Counter()
+        parts = 0
+        for call_id, attempt in world.ledger.live.items():
+            if attempt.lives:
+                parts += len(attempt.passed)
+                few, many = owners(stories[call_id], attempt, world.ledger.routes, self.limits)
+                least.update((owner, call_id) for owner in few)
+                most.update((owner, call_id) for owner in many)
+        for owner, call_id in have.keys() | most.keys():
+            key = owner, call_id
+            if call_id not in doubted and not least[key] <= have[key] <= most[key]:
+                verb = "is held and not needed" if have[key] > most[key] else "is needed and not held"
+                self.differ(f"slot of {owner} {verb}", stories.get(call_id))
+        doubts = 0
+        for story in stories.values():
+            if (now := story.current) is not None and now.doubtful:
+                doubts += 1 + len(story.plan.forwards)
+        live = len(world.ledger.live) + parts
+        if not live <= calls.live <= live + doubts:
+            self.differ(f"live calls: {calls.live}, truth {live} and {doubts} doubtful")
         self._store(held)
+
+    def _whose(self, member: str) -> bytes:
+        return self.world.call_ids.get(member.partition(":")[0], b"?")
+
+    def _is_let_by(self, member: str) -> bool:
+        """A route refuses neither what came by it and is there already, nor a call for help."""
+        story = self.world.ledger.stories.get(self._whose(member))
+        return member.endswith(":in") or (story is not None and story.plan.kind == "emergency")
+
+    def _accounts(self, taken: Sequence[tuple[Slot, Holder]]) -> None:
+        used = collections.Counter(holder.account for slot, holder in taken if slot.kind == "line")
+        for user, count in used.items():
+            if count > self.limits.get(user, count):
+                self.differ(f"over the limit: {count} of {self.limits[user]} channels of the account {user}")
 
     def _doubted(self, held: set[tuple[str, str]]) -> set[bytes]:
         stories = self.world.ledger.stories
-        ids = {self.world.call_ids.get(call, b"") for _, call in held} | set(self.world.ledger.live)
+        ids = {self._whose(member) for _, member in held} | set(self.world.ledger.live)
         return {c for c in ids if c in stories and any(attempt.doubtful for attempt in stories[c].all)}
 
     def _store(self, held: set[tuple[str, str]]) -> None:
         world = self.world
-        used = collections.Counter(line for line, _ in held)
+        used = collections.Counter(owner for owner, member in held if not self._is_let_by(member))
         for line, count in used.items():
             if count > self.limits[line]:
                 self.differ(f"over the limit: {count} of {self.limits[line]} channels of {line}")
@@ -100,11 +128,11 @@ class Checker:
             return
         kept = world.server.all()
         for line, call in held - kept:
-            self.differ(f"the store lacks a slot of {line}", world.ledger.stories.get(world.call_ids.get(call, b"")))
+            self.differ(f"the store lacks a slot of {line}", world.ledger.stories.get(self._whose(call)))
         for line, call in kept - held:
             # A node that dies between a slot and the admission leaves a lease that nobody knows of: it expires.
-            if call in world.call_ids or not world.kills:
-                self.differ(f"the store has a slot of {line} too many", world.ledger.stories.get(world.call_ids.get(call, b"")))
+            if self._whose(call) != b"?" or not world.kills:
+                self.differ(f"the store has a slot of {line} too many", world.ledger.stories.get(self._whose(call)))
 
     # The end
 
@@ -133,7 +161,8 @@ class Checker:
             self._story(story, by_call.get(call_id, []))
 
     def _story(self, story: Story, records: list[Record]) -> None:
-        left = list(records)
+        left = [record for record in records if not record.forwarded_from]
+        parts = {record.id: record for record in records if record.forwarded_from}
         for attempt in story.all:
             own = [r for r in left if abs(r.setup_at_ms - EPOCH_MS - 1000 * attempt.setup_at) <= STAMP_MS]
             left = [r for r in left if r not in own]
@@ -141,6 +170,7 @@ class Checker:
                 self.differ(f"{len(own)} records of one call: {own}", story)
             elif own:
                 self._attempt(story, attempt, own[0])
+                self._parts(story, attempt, own[0], parts)
                 self._told(story, attempt)
             elif not attempt.doubtful and (attempt.forwarded_at is not None or attempt.final):
                 self.differ("no record of the call", story)
@@ -148,6 +178,35 @@ class Checker:
                 self.differ("an INVITE that came to nothing", story)
         if left and not any(attempt.doubtful for attempt in story.all):
             self.differ(f"records of no attempt: {left}", story)
+        if parts and not any(attempt.doubtful for attempt in story.all):
+            self.differ(f"records of parts of nothing: {parts}", story)
+
+    def _parts(self, story: Story, attempt: Attempt, head: Record, parts: dict[str, Record]) -> None:
+        """The parts of a forwarded call, each the part of the one before it: one record each, which ends as the call does."""
+        before, depth, answered = head, 0, 0
+        while before.forwarded_to:
+            own = [parts.pop(call) for call in before.forwarded_to if call in parts]
+            if len(before.forwarded_to) != 1 or (len(own) != 1 and not attempt.kills):
+                self.differ(f"{len(own)} records of the part of {before}", story)
+            if not own:
+                break
+            before, depth = own[0], depth + 1
+            answered += before.answer_at_ms is not None
+            if attempt.doubtful:
+                continue
+            if before.answer_at_ms is None and before.billable_ms:
+                self.differ(f"a part that is billed without an answer: {before}", story)
+            same = [
+                (before.answer_at_ms or 0, head.answer_at_ms or 0),
+                (before.end_at_ms, head.end_at_ms),
+                (before.billable_ms, head.billable_ms),
+            ]
+            if head.answer_at_ms is not None and any(abs(one - other) > EXACT_MS for one, other in same):
+                self.differ(f"a part that is not as its call: {before}, {head}", story)
+            if head.answer_at_ms is not None and before.duration_certain != head.duration_certain:
+                self.differ(f"a part is as certain as its call: {before}, {head}", story)
+        if not attempt.doubtful and attempt.answered and answered != max(attempt.passed, default=0):
+            self.differ(f"{answered} parts were answered, and {attempt.passed} reached: {head}", story)
 
     def _attempt(self, story: Story, attempt: Attempt, record: Record) -> None:
         self.reasons[record.end_reason] += 1
@@ -231,6 +290,24 @@ class Checker:
             true_ms = 1000 * (bound - attempt.answer_at) + slack_ms
             if record.billable_ms > true_ms:
                 self.differ(f"{record.billable_ms} ms, and not more than {true_ms:.0f}: {record}", story)
+
+
+def owners(story: Story, attempt: Attempt, routes: dict[Address, str], limits: dict[str, int]) -> tuple[list[str], list[str]]:
+    """Whose slots a live call holds at least, and at most: of its lines, its forwarded parts' lines, and the limited routes.
+
+    A route that does not answer is left when its transaction is over: until then nobody outside can say.
+    """
+    lines = [*story.plan.lines]
+    for depth in attempt.passed:
+        lines += story.plan.passed[depth]
+    came_by = routes.get(story.plan.caller.address, "")
+    arrived = [f"trunk:{came_by}"] if came_by and f"trunk:{came_by}" in limits else []
+    tried = {f"trunk:{name}" for name in attempt.routes.values()} & limits.keys()
+    if attempt.answered:
+        sure = {f"trunk:{attempt.route}"} & limits.keys()
+    else:
+        sure = {f"trunk:{attempt.routes[branch]}" for branch in attempt.rung & attempt.routes.keys()} & limits.keys()
+    return [*lines, *arrived, *sure], [*lines, *arrived, *(tried | sure)]
 
 
 def census(root: object) -> dict[str, int]:

@@ -5,30 +5,27 @@ Its memory is the truth about the call. Transactions are those of `sip.transacti
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from math import inf
 from typing import TYPE_CHECKING
 
-from sipproxy.engine.actions import Action, SendTo
-from sipproxy.engine.transactions import Server, Transactions
 from sipproxy.sip.build import write_cancel, write_request, write_response
-from sipproxy.sip.digest import Challenge, parse_challenge, write_credentials
+from sipproxy.sip.digest import parse_challenge
 from sipproxy.sip.flow import Flow
 from sipproxy.sip.message import Request, Response, parse_message
-from sipproxy.sip.timers import TimerQueue, Timers
 from tests.sim.agent import SDP
+from tests.sim.mix.endpoint import Endpoint
 from tests.sim.world import PROXY, REALM, Address
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
+    from collections.abc import Callable
 
+    from sipproxy.engine.transactions import Server
     from tests.sim.mix.plan import Callee, Plan
     from tests.sim.mix.world import MixWorld
 
-__all__ = ["CALL_ID", "Part", "Party"]
+__all__ = ["Part", "Party"]
 
-CALL_ID = re.compile(rb"\r\nCall-ID: ([^\r]+)")
 GIVE_UP_S = 32.0  # 64*T1: a 200 that is not acknowledged (RFC 3261 §13.3.1.4), a cancelled INVITE (§9.1)
 RING_S = 100.0  # a callee's own patience
 PATIENCE_S = 130.0  # a caller's
@@ -60,137 +57,17 @@ class Part:
     ended: str = ""  # local, remote, gone
     acked: set[int] = field(default_factory=set)
     renewing: bool = False
+    early: dict[bytes, Part] = field(default_factory=dict)  # its early dialogs, by the callee's tag
+    acknowledged: set[bytes] = field(default_factory=set)  # the RSeq numbers that have got their PRACK
 
 
-class Party:
-    """One user agent at one address. `user` "" is a carrier or an emergency centre, which nobody asks for credentials."""
+class Party(Endpoint):
+    """One user agent at one address, and what it does in each of its calls."""
 
     def __init__(self, world: MixWorld, address: Address, user: str = "", host: str = REALM) -> None:
-        self.world, self.address, self.user, self.host = world, address, user, host
+        super().__init__(world, address, user, host)
         self.parts: dict[tuple[bytes, bytes], Part] = {}  # by Call-ID and own tag
         self.pending: dict[tuple[bytes, bytes, int], Part] = {}  # INVITEs taken, by Call-ID, caller's tag, CSeq
-        self.gone: set[bytes] = set()  # calls in which it is neither heard nor hears any more
-        self.lost_byes: set[bytes] = set()
-        self.registered = 0
-        self._challenge: Challenge | None = None
-        self._nc = 0
-        self._out: list[Action] = []
-        self._queue = TimerQueue()
-        self._tx = Transactions(Timers(), limit=100_000, emit=self._out.append, queue=self._queue)
-        self._armed: float | None = None
-        self._users: dict[Hashable, Callable[[Response | None], None]] = {}
-        self._sent_by = b"%s:%d" % (address[0].encode(), address[1])
-        world.agents[address] = self._receive
-
-    # Plumbing
-
-    def _token(self) -> bytes:
-        return self.world.random.randbytes(6).hex().encode()
-
-    def _flush(self) -> None:
-        out, self._out[:] = list(self._out), []
-        for action in out:
-            assert isinstance(action, SendTo)
-            self._send(action.data, (action.target.host, action.target.port))
-        at = self._queue.next_at
-        if at is not None and (self._armed is None or at < self._armed):
-            self._armed = at
-            self.world.at(max(at, self.world.now), lambda: self._fire(at))
-
-    def _send(self, data: bytes, to: Address) -> None:
-        call_id = call_id_of(data)
-        if call_id not in self.gone and not (call_id in self.lost_byes and data.startswith(b"BYE ")):
-            self.world.send(data, self.address, to)
-
-    def _fire(self, at: float) -> None:
-        if at != self._armed:
-            return
-        self._armed = None
-        for key in self._queue.due(self.world.now):
-            self._tx.fire(key, self.world.now)  # type: ignore[arg-type]
-        self._flush()
-
-    def response(self, key: Hashable, response: Response, /) -> None:
-        if key in self._users:
-            self._users[key](response)
-
-    def failed(self, key: Hashable, /, *, timed_out: bool) -> None:
-        if key in self._users:
-            self._users.pop(key)(None)
-
-    def _receive(self, data: bytes, source: Address) -> None:
-        if call_id_of(data) in self.gone:
-            return
-        message, now = parse_message(data), self.world.now
-        if isinstance(message, Response):
-            self._tx.receive_response(message, now)
-        else:
-            message.stamp(*source)
-            server = self._tx.find_server(message)
-            passed = message if server is None else self._tx.receive_request(server, message, now)
-            if passed is not None:
-                self._request(passed, source)
-        self._flush()
-
-    def _via(self, branch: bytes) -> tuple[bytes, bytes]:
-        return b"Via", b"SIP/2.0/UDP %s;branch=%s;rport" % (self._sent_by, branch)
-
-    def _contact(self) -> tuple[bytes, bytes]:
-        return b"Contact", b"<sip:%s@%s>" % (self.user.encode() or b"carrier", self._sent_by)
-
-    def _client(self, data: bytes, to: Address, branch: bytes, on_response: Callable[[Response | None], None]) -> None:
-        request = parse_message(data)
-        assert isinstance(request, Request)
-        key = self._tx.new_client(request, branch, Flow("UDP", 0, *to), self, self.world.now)
-        self._users[key] = on_response
-        self._flush()
-
-    # Registering
-
-    def register(self) -> None:
-        """Until it is registered, challenge and all."""
-        me = b"sip:%s@%s" % (self.user.encode(), REALM.encode())
-        call_id, cseq = self._token(), [0]
-
-        def send(value: bytes) -> None:
-            cseq[0] += 1
-            branch = b"z9hG4bK" + self._token()
-            headers = [
-                self._via(branch),
-                (b"Max-Forwards", b"70"),
-                (b"From", b"<%s>;tag=%s" % (me, self._token())),
-                (b"To", b"<%s>" % me),
-                (b"Call-ID", call_id),
-                (b"CSeq", b"%d REGISTER" % cseq[0]),
-                self._contact(),
-                (b"Expires", b"7200"),
-            ]
-            if value:
-                headers.append((b"Authorization", value))
-            self._client(write_request(b"REGISTER", b"sip:" + REALM.encode(), headers), PROXY, branch, done)
-
-        def done(response: Response | None) -> None:
-            if response is not None and response.status == 401:
-                self._challenge = parse_challenge(response.lines(b"www-authenticate")[0])
-                self._nc = 0
-                send(self._credentials(b"REGISTER", b"sip:" + REALM.encode()))
-            elif response is not None and response.status >= 200:
-                self.registered = response.status
-
-        send(b"")
-
-    def _credentials(self, method: bytes, uri: bytes) -> bytes:
-        assert self._challenge is not None
-        self._nc += 1
-        return write_credentials(
-            self._challenge,
-            method=method,
-            uri=uri,
-            user=self.user,
-            password=self.user[::-1],
-            cnonce=self._token(),
-            nc=self._nc,
-        )
 
     # Calling
 
@@ -232,6 +109,10 @@ class Party:
             part.status = part.status or 408
         elif response.status < 200:
             part.provisional = True
+            if part.plan.is_copied and not part.plan.copied:
+                self._copy(part)
+            if response.has(b"rseq") and not part.cancelled:
+                self._acknowledge(part, response)
             if part.cancel_owed or response.status == part.plan.cancel_on:
                 self.cancel(part)
         elif response.status == 407 and self.user and part.tries < 4 and not part.status:
@@ -243,6 +124,37 @@ class Party:
             part.status = part.status or response.status
         else:
             self._success(part, response)
+
+    def _copy(self, part: Part) -> None:
+        """The same INVITE by another path, which is refused as merged while the first one's call lives (§8.2.2.2)."""
+        assert part.invite is not None
+        part.plan.copied = b"z9hG4bK" + self._token()
+        data = part.invite.raw.replace(part.invite.via.branch or b"", part.plan.copied, 1)
+
+        def answered(response: Response | None) -> None:
+            if response is not None and response.status >= 200 and response.status != 482:
+                self._answered(part, response)
+
+        self._client(data, PROXY, part.plan.copied, answered)
+
+    def _acknowledge(self, part: Part, response: Response) -> None:
+        """A PRACK in the early dialog, once (RFC 3262 §4), and what the plan wants to say there then."""
+        tag, number = response.to.tag or b"", response.first(b"rseq") or b""
+        early = part.early.get(tag)
+        if early is None:
+            early = part.early[tag] = Part(part.plan, part.call_id, True, part.local_tag, part.invite, cseq=part.cseq)
+            early.remote_tag, early.remote_target = tag, response.contacts[0].uri.raw
+            early.routes = [route.raw for route in reversed(response.record_routes)]
+        if number in early.acknowledged:
+            return
+        early.acknowledged.add(number)
+
+        def answered(response: Response | None) -> None:
+            if response is not None and response.is_success and part.plan.update_early and not part.status:
+                part.cseq = self._in_dialog(early, b"UPDATE")
+
+        rack = b"%s %d INVITE" % (number, response.cseq.number)
+        part.cseq = self._in_dialog(early, b"PRACK", answered, headers=((b"RAck", rack),))
 
     def _success(self, part: Part, response: Response) -> None:
         tag = response.to.tag or b""
@@ -276,13 +188,19 @@ class Party:
             part.cancelled = True
             self._client(write_cancel(part.invite), PROXY, part.invite.via.branch or b"", lambda _: None)
 
-    def _in_dialog(self, part: Part, method: bytes, on_response: Callable[[Response | None], None] | None = None) -> int:
+    def _in_dialog(
+        self,
+        part: Part,
+        method: bytes,
+        on_response: Callable[[Response | None], None] | None = None,
+        headers: tuple[tuple[bytes, bytes], ...] = (),
+    ) -> int:
         branch = b"z9hG4bK" + self._token()
         if method != b"ACK":
             part.cseq += 1
         assert part.invite is not None
         own, far = (part.invite.from_, part.invite.to) if part.outgoing else (part.invite.to, part.invite.from_)
-        headers = [
+        lines = [
             self._via(branch),
             (b"Max-Forwards", b"70"),
             (b"From", b"<%s>;tag=%s" % (own.uri.raw, part.local_tag)),
@@ -290,10 +208,12 @@ class Party:
             (b"Call-ID", part.call_id),
             (b"CSeq", b"%d %s" % (part.cseq, method)),
             *((b"Route", route) for route in part.routes),
+            *headers,
         ]
-        if method == b"INVITE":
-            headers.append(self._contact())
-        data = write_request(method, part.remote_target, headers)
+        if method in (b"INVITE", b"UPDATE"):
+            lines.append(self._contact())
+            lines += [(b"Supported", value) for value in part.invite.lines(b"supported") if part.outgoing]
+        data = write_request(method, part.remote_target, lines)
         to = PROXY if part.routes else part.peer
         if method == b"ACK":
             self._send(data, to)
@@ -324,8 +244,8 @@ class Party:
             part.ended, part.left_at = "gone", self.world.now
         self.gone.add(part.call_id)
 
-    def renew(self, part: Part) -> None:
-        """A re-INVITE; a party that is told that there is no such dialog hangs up (§12.2.1.2)."""
+    def renew(self, part: Part, method: bytes = b"INVITE") -> None:
+        """A re-INVITE or an UPDATE; a party that is told that there is no such dialog hangs up (§12.2.1.2)."""
         if part.ended or part.status != 200 or part.renewing:
             return
         part.renewing = True
@@ -335,12 +255,13 @@ class Party:
             if response is None or response.status >= 200:
                 part.renewing = False
             if response is not None and 200 <= response.status < 300:
-                self._ack(part, sent[0])
+                if method == b"INVITE":
+                    self._ack(part, sent[0])
             elif response is None or response.status in (408, 481):
                 self.bye(part)
 
         sent[0] = part.cseq + 1
-        self._in_dialog(part, b"INVITE", answered)
+        self._in_dialog(part, method, answered)
 
     # Being called
 
@@ -377,14 +298,20 @@ class Party:
         part.started_at = self.world.now
         part.cseq = 100
         self.parts[part.call_id, part.local_tag] = self.pending[key] = part
-        self._behave(part, plan.next_callee())
+        if self.address in plan.forwards:
+            world, target = self.world, plan.forwards[self.address]
+            world.after(world.random.uniform(0.0, 1.0), lambda: self._forward(part, target))
+        else:
+            self._behave(part, plan.next_callee())
 
     def _behave(self, part: Part, wanted: Callee) -> None:
         world = self.world
         if wanted.act == "silent":
             self.vanish(part)
             return
-        if wanted.ring_after > 0:
+        if wanted.reliable:
+            world.after(wanted.ring_after, lambda: self._repeat_183(part, 0.5, world.now + GIVE_UP_S))
+        elif wanted.ring_after > 0:
             world.after(wanted.ring_after, lambda: self._ring(part))
         if wanted.act == "answer":
             world.after(wanted.after, lambda: self._answer(part))
@@ -397,6 +324,24 @@ class Party:
     def _ring(self, part: Part) -> None:
         if not part.status and part.server is not None:
             self._respond(part.server, 180, part.local_tag)
+
+    def _repeat_183(self, part: Part, interval: float, until: float) -> None:
+        """RFC 3262 §3: until the PRACK comes."""
+        if part.status or part.ended or part.acknowledged or part.server is None:
+            return
+        if self.world.now >= until:
+            self._reject(part, 504)
+            return
+        reliable = ((b"Require", b"100rel"), (b"RSeq", b"1"))
+        self._respond(part.server, 183, part.local_tag, headers=reliable)
+        self.world.after(interval, lambda: self._repeat_183(part, 2 * interval, until))
+
+    def _forward(self, part: Part, target: bytes) -> None:
+        """A 302 to a number (§21.3.3)."""
+        if not part.status and not part.ended and part.server is not None:
+            part.status = 302
+            contact = b"<sip:%s@%s>" % (target, REALM.encode())
+            self._respond(part.server, 302, part.local_tag, headers=((b"Contact", contact),))
 
     def _reject(self, part: Part, status: int) -> None:
         if not part.status and not part.ended and part.server is not None:
@@ -436,6 +381,8 @@ class Party:
         elif request.method == b"INVITE":
             self._repeat_200(part, server, 0.5, self.world.now + GIVE_UP_S)
         else:
+            if request.method == b"PRACK":
+                part.acknowledged.add(b"1")
             self._respond(server, 200)
 
     def _find(self, request: Request) -> Part | None:
@@ -444,15 +391,10 @@ class Party:
             return part.plan.caller_parts.get(request.from_.tag or b"")  # one of a fork's dialogs
         return part
 
-    def _respond(self, server: Server, status: int, tag: bytes = b"") -> None:
-        headers = [(b"Record-Route", route.raw) for route in server.request.record_routes]
-        if server.request.method == b"INVITE":
-            headers.append(self._contact())
-        data = write_response(server.request, status, to_tag=tag, headers=headers)
+    def _respond(self, server: Server, status: int, tag: bytes = b"", headers: tuple[tuple[bytes, bytes], ...] = ()) -> None:
+        lines = [(b"Record-Route", route.raw) for route in server.request.record_routes]
+        if server.request.method in (b"INVITE", b"UPDATE") and status // 100 != 3:
+            lines.append(self._contact())
+        data = write_response(server.request, status, to_tag=tag, headers=[*lines, *headers])
         self._tx.respond(server, status, data, self.world.now)
         self._flush()
-
-
-def call_id_of(data: bytes) -> bytes:
-    found = CALL_ID.search(data)
-    return found[1] if found is not None else b""

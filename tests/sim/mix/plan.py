@@ -14,21 +14,27 @@ if TYPE_CHECKING:
     import random
 
     from tests.sim.mix.party import Part, Party
+    from tests.sim.world import Address
 
-__all__ = ["BEHAVIOURS", "Callee", "Places", "Plan", "draw"]
+__all__ = ["BEHAVIOURS", "Callee", "Device", "Places", "Plan", "draw"]
+
+TOO_DEEP = 6  # devices in a row that forward: one more than a call may be forwarded
+REFRESH_S = 40.0  # between a refresher's requests; the worlds with session timers ask for 90
 
 
 @dataclass(slots=True)
 class Callee:
     """What the next party does that the INVITE reaches: `answer`, `reject`, `ring` (without end) or `silent`.
 
-    Times are seconds after the INVITE; a `ring_after` of 0 or less is no ringing at all.
+    Times are seconds after the INVITE; a `ring_after` of 0 or less is no ringing at all. A `reliable` one rings by a 183 that
+    it repeats until the PRACK (RFC 3262).
     """
 
     act: str = "answer"
     ring_after: float = 0.1
     after: float = 1.0
     status: int = 486
+    reliable: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -37,7 +43,9 @@ class Plan:
 
     `lines` are those of which the call holds a slot once it is forwarded. `end` is who ends it after `talk_s`: `caller`,
     `callee`, `both`, `never`, or somebody of whom nothing is heard any more: `lost_*` hung up and every BYE is lost, `gone_*`
-    vanished. `renew` are re-INVITEs: seconds after the answer, and whose.
+    vanished. `renew` are re-INVITEs and UPDATEs: seconds after the answer, and whose. `forwards` are the devices that send the
+    call on by a 302, and where to; `hops` the addresses that the call can reach, by how often it was forwarded on the way, and
+    `passed` the lines that each of these parts takes a channel of.
     """
 
     name: str
@@ -52,6 +60,12 @@ class Plan:
     talk_s: float = 10.0
     end: str = "caller"
     renew: list[tuple[float, str]] = field(default_factory=list)
+    update_early: bool = False  # an UPDATE by the caller once its PRACK was answered
+    is_copied: bool = False  # the INVITE comes once more by another path, when it was answered provisionally
+    copied: bytes = b""  # the branch of that one
+    forwards: dict[Address, bytes] = field(default_factory=dict)
+    hops: dict[Address, int] = field(default_factory=dict)
+    passed: list[frozenset[str]] = field(default_factory=list)
     hidden: bool = False
     headers: tuple[tuple[bytes, bytes], ...] = ()
     caller_parts: dict[bytes, Part] = field(default_factory=dict)  # by the callee's tag
@@ -65,13 +79,25 @@ class Plan:
 
 
 @dataclass(slots=True)
+class Device:
+    """Where one of a user's devices is, and the user's number: as +E.164, and as dialled within Germany."""
+
+    number: bytes
+    dialled: bytes
+    line: str
+    address: Address
+
+
+@dataclass(slots=True)
 class Places:
     """Who can call whom: parties by line with their numbers as the trunk, and as customers, dial them."""
 
     customers: list[tuple[Party, str]]
-    devices: dict[str, tuple[bytes, bytes, str]]  # by user: +E.164, as dialled within Germany, line
+    devices: dict[str, Device]  # by user
     forked: list[str]  # users with several devices
     trunk: Party
+    trunks: tuple[Address, ...]
+    forwarding_slots: int
 
 
 Change = Callable[["Plan", "random.Random"], None]
@@ -160,6 +186,48 @@ def _forked_rejections(plan: Plan, choose: random.Random) -> None:
     plan.callees = [Callee("reject", 0.1, choose.uniform(0.5, 2), choose.choice([486, 603, 480])) for _ in range(3)]
 
 
+def _reliable(plan: Plan, choose: random.Random) -> None:
+    """Early media that is acknowledged, and an UPDATE before the answer (RFC 3262, RFC 3311)."""
+    plan.headers = (*plan.headers, (b"Supported", b"100rel"))
+    plan.callees = [Callee("answer", 0.1, choose.uniform(0.5, 6), reliable=True)]
+    plan.update_early = choose.random() < 0.7
+    plan.end = choose.choice(["caller", "callee", "both"])
+
+
+def _reliable_cancelled(plan: Plan, choose: random.Random) -> None:
+    _reliable(plan, choose)
+    plan.cancel_at = choose.uniform(0.3, 4)
+
+
+def _refreshed(plan: Plan, choose: random.Random) -> None:
+    """A session that its caller refreshes for as long as it is there (RFC 4028)."""
+    plan.headers = (*plan.headers, (b"Supported", b"timer"))
+    plan.talk_s = choose.uniform(30, 190)
+    side = choose.choice(["caller", "caller_update"])
+    plan.renew = [(REFRESH_S * n, side) for n in range(1, 5)]
+    plan.end = choose.choice(["caller", "callee", "gone_caller", "lost_caller"])
+
+
+def _copied(plan: Plan, choose: random.Random) -> None:
+    """The INVITE comes by two paths."""
+    plan.is_copied = plan.caller.user == ""
+    plan.end = choose.choice(["caller", "callee"])
+
+
+def _forwarded_ends(plan: Plan, choose: random.Random) -> None:
+    if choose.random() < 0.3:
+        plan.callees = [Callee("reject", 0.1, choose.uniform(0.1, 3), choose.choice([486, 480, 603]))]
+    elif choose.random() < 0.3:
+        plan.callees = [Callee("answer", 0.3, choose.uniform(1, 5))]
+        plan.cancel_at = choose.uniform(0.0, 5)
+    elif choose.random() < 0.15:
+        plan.renew = [(choose.uniform(0.5, 5), choose.choice(["caller", "callee", "caller_update", "callee_update"]))]
+    ends = ["caller", "callee", "both"]
+    if plan.caller.user:  # a carrier that is the caller and the callee would fall silent as both
+        ends += ["lost_caller", "lost_callee", "gone_caller", "gone_callee", "never"]
+    plan.end = choose.choice(ends)
+
+
 def _as_it_is(plan: Plan, choose: random.Random) -> None:
     """The plan as it was drawn."""
 
@@ -194,11 +262,25 @@ BEHAVIOURS: tuple[tuple[str, int, frozenset[str], Change], ...] = (
     ("fork, several 200", 6, frozenset(["forked"]), _forked_answers),
     ("fork, rejected", 2, frozenset(["forked"]), _forked_rejections),
     ("fork, one answers", 2, frozenset(["forked"]), _as_it_is),
+    ("100rel", 4, ANY, _reliable),
+    ("100rel, cancelled", 2, ANY, _reliable_cancelled),
+    ("session refreshed", 4, ANY, _refreshed),
+    ("INVITE by two paths", 3, frozenset(["incoming"]), _copied),
+    ("forwarded", 10, frozenset(["forwarded"]), _forwarded_ends),
     ("blocked number", 2, frozenset(["blocked"]), _as_it_is),
     ("unknown number", 1, frozenset(["unknown"]), _as_it_is),
 )
 
-KINDS = (("outgoing", 40), ("incoming", 25), ("internal", 16), ("forked", 10), ("emergency", 6), ("blocked", 2), ("unknown", 1))
+KINDS = (
+    ("outgoing", 36),
+    ("incoming", 22),
+    ("internal", 14),
+    ("forked", 9),
+    ("forwarded", 10),
+    ("emergency", 6),
+    ("blocked", 2),
+    ("unknown", 1),
+)
 
 
 def draw(places: Places, choose: random.Random) -> Plan:
@@ -209,6 +291,8 @@ def draw(places: Places, choose: random.Random) -> Plan:
     plan = _ordinary(name, kind, places, choose)
     plan.talk_s = choose.choice([choose.uniform(0, 1.0), choose.uniform(1, 15), choose.expovariate(1 / 25)])
     plan.callees = [Callee("answer", choose.choice([0.0, 0.1, 0.4]), choose.uniform(0.05, 4))]
+    if kind == "forwarded":
+        _forward(plan, places, choose)
     if kind == "forked":
         plan.callees.append(Callee("ring", 0.1))
     change(plan, choose)
@@ -216,23 +300,58 @@ def draw(places: Places, choose: random.Random) -> Plan:
 
 
 def _ordinary(name: str, kind: str, places: Places, choose: random.Random) -> Plan:
-    if kind in ("incoming", "forked") and (kind == "incoming" or choose.random() < 0.7):
+    if kind in ("incoming", "forked", "forwarded") and (kind == "incoming" or choose.random() < 0.7):
         user = choose.choice(places.forked if kind == "forked" else [u for u in places.devices if u not in places.forked])
-        number, _, line = places.devices[user]
-        plan = Plan(name, places.trunk, number, "incoming", (line,))
+        device = places.devices[user]
+        plan = Plan(name, places.trunk, device.number, "incoming", (device.line,))
         if choose.random() < 0.15:
             plan.hidden, plan.headers = True, ((b"Privacy", b"id"),)
         return plan
     if kind == "unknown":
         return Plan(name, places.trunk, b"+4960329999", kind)
     caller, line = choose.choice(places.customers)
-    if kind == "internal" or kind == "forked":
-        users = [u for u, (_, _, of) in places.devices.items() if of != line and (u in places.forked) is (kind == "forked")]
-        if users:
-            _, dialled, other = places.devices[choose.choice(users)]
-            return Plan(name, caller, dialled, "internal", (line, other))
+    if kind in ("internal", "forked", "forwarded"):
+        forked = kind == "forked"
+        found = [d for user, d in places.devices.items() if d.line != line and (user in places.forked) is forked]
+        if found:
+            device = choose.choice(found)
+            return Plan(name, caller, device.dialled, "internal", (line, device.line))
     if kind == "emergency":
         return Plan(name, caller, b"112", kind)
     if kind == "blocked":
         return Plan(name, caller, b"09001123456", kind)
     return Plan(name, caller, b"03023125%03d" % choose.randint(1, 999), "outgoing", (line,))
+
+
+def _forward(plan: Plan, places: Places, choose: random.Random) -> None:
+    """Have the called device, and some more in a row, send the call on: to the carrier, a device, or where it may not go."""
+    first = next(d for d in places.devices.values() if plan.target in (d.number, d.dialled))
+    others = [d for user, d in places.devices.items() if d is not first and user not in places.forked]
+    others = [d for d in others if d.address != plan.caller.address]
+    choose.shuffle(others)
+    row = [first, *others]
+    length = choose.choice([1, 1, 1, 2, 2, 3, TOO_DEEP])
+    last = choose.choice(["carrier", "carrier", "device", "loop", "112", "blocked"])
+    targets = {
+        "carrier": b"03023125%03d" % choose.randint(1, 999),
+        "device": row[min(length, len(row) - 1)].dialled,
+        "loop": row[0].dialled,
+        "112": b"112",
+        "blocked": b"09001123456",
+    }
+    chain = row[:length]
+    for depth, device in enumerate(chain):
+        plan.hops[device.address] = depth
+        plan.forwards[device.address] = chain[depth + 1].dialled if depth + 1 < len(chain) else targets[last]
+    plan.passed = [frozenset()]
+    for depth in range(1, len(chain) + 1):
+        passing = {chain[depth - 1].line} if places.forwarding_slots else set()
+        if depth < len(chain):
+            passing.add(chain[depth].line)
+        elif last == "device" and length < len(row):
+            passing.add(row[length].line)
+        plan.passed.append(frozenset(passing))
+    if last == "carrier":
+        plan.hops.update(dict.fromkeys(places.trunks, len(chain)))
+    elif last == "device" and length < len(row):
+        plan.hops[row[length].address] = len(chain)

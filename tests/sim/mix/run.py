@@ -5,14 +5,14 @@ from __future__ import annotations
 import collections
 import random
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from policy.model import BlockRule, PsapRoute
 from tests.sim.mix.check import Checker, Difference, census
 from tests.sim.mix.party import Party
-from tests.sim.mix.plan import Places, draw
+from tests.sim.mix.plan import Device, Places, draw
 from tests.sim.mix.truth import Story
 from tests.sim.mix.world import MixWorld
 from tests.sim.world import account, line, snapshot, trunk
@@ -61,36 +61,45 @@ class Result:
         self.errors_ms += other.errors_ms
 
 
-def mix_snapshot() -> Snapshot:
+ACCOUNT_CHANNELS = {"bob": 2, "dora": 1}
+ROUTE_CALLS = 3
+
+
+def mix_snapshot(*, forwarding_slots: int) -> Snapshot:
     lines, accounts = [], []
     for name, profile, area, place, users in LINES:
         lines.append(line(name, *(user for user, _, _ in users), profile=profile, location=place, area_code=area))
-        accounts += [account(user, name, f"+49{area[1:]}{number}") for user, number, _ in users]
+        for user, number, _ in users:
+            made = account(user, name, f"+49{area[1:]}{number}")
+            accounts.append(replace(made, channels=ACCOUNT_CHANNELS.get(user)))
     psap = [
         PsapRoute(place, service, 1, f"sip:{service}@{PSAP[0]}:{PSAP[1]}")
         for place in ("friedberg", "velbert")
         for service in ("110", "112")
     ]
-    return snapshot(lines, accounts, psap=psap, blocks=[BlockRule("B1", "+4923125999", "test")])
+    made = snapshot(lines, accounts, psap=psap, blocks=[BlockRule("B1", "+4923125999", "test")])
+    profiles = {name: replace(profile, forwarding_slots=forwarding_slots) for name, profile in made.profiles.items()}
+    return replace(made, profiles=profiles)
 
 
-def places_of(world: MixWorld) -> Places:
+def places_of(world: MixWorld, forwarding_slots: int) -> Places:
     """Every party at its address."""
     carriers = [Party(world, address, host=address[0]) for address in TRUNKS]
     psap = Party(world, PSAP)
     customers: list[tuple[Party, str]] = []
-    devices: dict[str, tuple[bytes, bytes, str]] = {}
+    devices: dict[str, Device] = {}
     forked: list[str] = []
     for number, (name, _, area, _, users) in enumerate(LINES, 1):
         for index, (user, digits, count) in enumerate(users):
             for device in range(count):
                 party = Party(world, (f"203.0.113.{16 * number + 4 * index + device}", 5060), user)
                 customers.append((party, name))
-            devices[user] = b"+49%s%s" % (area[1:].encode(), digits.encode()), area.encode() + digits.encode(), name
+            number_of = b"+49%s%s" % (area[1:].encode(), digits.encode())
+            devices[user] = Device(number_of, area.encode() + digits.encode(), name, customers[-1][0].address)
             if count > 1:
                 forked.append(user)
     world.parties = [*carriers, psap, *(party for party, _ in customers)]
-    return Places(customers, devices, forked, carriers[0])
+    return Places(customers, devices, forked, carriers[0], TRUNKS, forwarding_slots)
 
 
 def run_world(seed: int, calls: int = CALLS_PER_WORLD) -> Result:
@@ -107,12 +116,17 @@ class _World:
         # A node that starts releases what ended lately once more, from the records that the journal still has: where slots can
         # wait for the store the segments are as long as real ones, else so short that they are removed all the time.
         self.store_fails = choose.random() < 0.5
+        forwarding_slots, limits = choose.choice([0, 1]), {}
+        routes = [trunk("carrier-a", TRUNKS[0]), trunk("carrier-b", TRUNKS[1], 1)]
+        if choose.random() < 0.5:
+            routes = [replace(route, calls=ROUTE_CALLS) for route in routes]
+            limits = {f"trunk:{route.name}": ROUTE_CALLS for route in routes}
         self.world = MixWorld(
-            mix_snapshot(),
+            mix_snapshot(forwarding_slots=forwarding_slots),
             directory,
             segment_bytes=(4096 if self.store_fails else 32) * 1024,
             seed=seed,
-            trunks=(trunk("carrier-a", TRUNKS[0]), trunk("carrier-b", TRUNKS[1], 1)),
+            trunks=tuple(routes),
             delay=choose.choice([(0.001, 0.02), (0.001, 0.02), (0.005, 0.1), (0.001, 0.3)]),
             boot="boot-1",
             setup_s=30.0,
@@ -123,9 +137,10 @@ class _World:
             probe_s=choose.choice([30, 60]),
             session_expires_s=choose.choice([0, 0, 90]),
         )
-        self.places = places_of(self.world)
+        self.places = places_of(self.world, forwarding_slots)
         policy = self.world.engine.desk.snapshot
-        self.checker = Checker(self.world, seed, {name: policy.channels_of(policy.lines[name]) for name, *_ in LINES})
+        limits |= ACCOUNT_CHANNELS | {name: policy.channels_of(policy.lines[name]) for name, *_ in LINES}
+        self.checker = Checker(self.world, seed, limits)
         self.over = False
 
     def run(self, calls: int) -> Result:

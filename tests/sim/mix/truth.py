@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import TYPE_CHECKING
 
-from tests.sim.mix.party import call_id_of
+from tests.sim.mix.endpoint import call_id_of
 
 if TYPE_CHECKING:
     from tests.sim.mix.plan import Plan
@@ -31,8 +31,13 @@ class Attempt:
     """Monotonic seconds. `answered` are the dialogs by the callee's tag; `ended` what became of each, and who said so."""
 
     setup_at: float
+    upstream: bytes = b""  # the branch of the INVITE that it came by
     forwarded_at: float | None = None
     branches: set[bytes] = field(default_factory=set)  # of its INVITEs
+    routes: dict[bytes, str] = field(default_factory=dict)  # trunk routes by branch, until their final response
+    rung: set[bytes] = field(default_factory=set)  # branches that have said something, and were not cancelled
+    route: str = ""  # that it was answered on
+    passed: set[int] = field(default_factory=set)  # how often forwarded it has reached somebody
     final: int = 0  # that the caller was sent
     answered: dict[bytes, float] = field(default_factory=dict)
     ended: dict[bytes, tuple[float, str]] = field(default_factory=dict)  # caller, callee or proxy
@@ -92,9 +97,13 @@ class Story:
 
 
 class Ledger:
-    """What the wire has seen, by Call-ID. `live` are the attempts that a living node has forwarded and that are not over."""
+    """What the wire has seen, by Call-ID. `live` are the attempts that a living node has forwarded and that are not over.
 
-    def __init__(self) -> None:
+    `routes` are the trunk routes by address.
+    """
+
+    def __init__(self, routes: dict[Address, str]) -> None:
+        self.routes = routes
         self.stories: dict[bytes, Story] = {}
         self.live: dict[bytes, Attempt] = {}
 
@@ -105,7 +114,9 @@ class Ledger:
             return
         number, method = _cseq(data)
         if data.startswith(b"INVITE ") and tag_of(_TO_TAG, data) == b"" and source == story.plan.caller.address:
-            self._invited(story, number, now)
+            self._invited(story, number, branch_of(data), now)
+        elif data.startswith(b"SIP/2.0 ") and method == b"INVITE" and not data.startswith(b"SIP/2.0 2"):
+            self._answered_otherwise(story, number, data)
         elif data.startswith(b"SIP/2.0 2") and method == b"INVITE" and tag_of(_FROM_TAG, data) == story.caller_tag:
             attempt = (story.attempts.get(number) or [None])[-1]
             tag = tag_of(_TO_TAG, data)
@@ -113,14 +124,28 @@ class Ledger:
             known = attempt is not None and attempt.lives and branch_of(data) in attempt.branches and not attempt.kills
             if attempt is not None and known and tag not in attempt.answered:
                 attempt.answered[tag] = now
+                attempt.route = attempt.route or attempt.routes.get(branch_of(data), "")
         elif data.startswith(b"BYE "):
             self._left(story, data, now)
 
-    def _invited(self, story: Story, number: int, now: float) -> None:
+    def _invited(self, story: Story, number: int, branch: bytes, now: float) -> None:
         attempts = story.attempts.setdefault(number, [])
         last = attempts[-1] if attempts else None
-        if last is None or (last.old and not last.lives):
-            attempts.append(Attempt(now, doubtful=last is not None and last.doubtful))
+        copied = branch == story.plan.copied and last is not None and last.upstream != branch  # of a call that is over
+        if last is None or (not last.lives and (last.old or copied)):
+            attempts.append(Attempt(now, branch, doubtful=last is not None and last.doubtful))
+
+    @staticmethod
+    def _answered_otherwise(story: Story, number: int, data: bytes) -> None:
+        """A response of a callee other than a 2xx."""
+        attempt, branch = (story.attempts.get(number) or [None])[-1], branch_of(data)
+        if attempt is None or branch not in attempt.branches:
+            return
+        if data.startswith(b"SIP/2.0 1"):
+            attempt.rung.add(branch)
+        else:
+            attempt.rung.discard(branch)
+            attempt.routes.pop(branch, None)
 
     def _left(self, story: Story, data: bytes, now: float, by: str = "") -> None:
         tags = tag_of(_FROM_TAG, data), tag_of(_TO_TAG, data)
@@ -157,10 +182,17 @@ class Ledger:
         elif data.startswith(b"INVITE ") and tag_of(_TO_TAG, data) == b"":
             attempt = (story.attempts.get(_cseq(data)[0]) or [None])[-1]
             if attempt is not None and attempt.lives:
-                attempt.branches.add(branch_of(data))
+                branch = branch_of(data)
+                attempt.branches.add(branch)
+                if to in self.routes:
+                    attempt.routes.setdefault(branch, self.routes[to])
+                if story.plan.hops.get(to):
+                    attempt.passed.add(story.plan.hops[to])
                 if attempt.forwarded_at is None:
                     attempt.forwarded_at = now
                     self.live[story.call_id] = attempt
+        elif data.startswith(b"CANCEL ") and story.current is not None:
+            story.current.rung.discard(branch_of(data))
         elif data.startswith(b"BYE ") and data.count(b"\r\nVia: ") == 1:
             self._left(story, data, now, by="proxy")
 
@@ -173,6 +205,8 @@ class Ledger:
         if not attempts or tag_of(_FROM_TAG, data) != story.caller_tag:
             return
         last = attempts[-1]
+        if branch_of(data) != last.upstream:
+            return  # to a copy of its INVITE
         if status == 407 and last.forwarded_at is None:
             attempts.pop()  # our challenge: no attempt yet
         elif not last.final and not last.cut:
@@ -187,8 +221,14 @@ class Ledger:
                 attempt.old = True
                 if attempt.lives:
                     attempt.kills += 1
+                    attempt.routes = {b"": attempt.route} if attempt.route else {}
+                    hidden = story.plan.hidden
+                    if attempt.answered and hidden and attempt.passed:
+                        # The last part is cut where the caller was hidden from its callee, and the others find out.
+                        attempt.doubtful, hidden = True, False
+                        self.live.pop(story.call_id, None)
                     attempt.doubtful |= story.call_id in doubtful
-                    if not attempt.answered or story.plan.hidden:
+                    if not attempt.answered or hidden:
                         attempt.cut = True
                         self.live.pop(story.call_id, None)
         for call_id in doubtful & self.stories.keys():

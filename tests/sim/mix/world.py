@@ -17,7 +17,7 @@ from sipproxy import lifecycle
 from sipproxy.engine.actions import HoldSlot, Journal, ReleaseSlot, RemoveBinding, SaveBinding, SendTo, TakeSlot
 from sipproxy.engine.core import Engine
 from sipproxy.sip.flow import Flow, Hop
-from tests.sim.mix.party import call_id_of
+from tests.sim.mix.endpoint import call_id_of
 from tests.sim.mix.truth import Ledger
 from tests.sim.world import LEASE_S, PROXY, REFRESH_S, SlotStore, World
 
@@ -156,7 +156,7 @@ class MixWorld(World):
     def __init__(self, snapshot: Snapshot, directory: Path, *, segment_bytes: int, **options: object) -> None:
         super().__init__(snapshot, **options)  # type: ignore[arg-type]
         self.plans: dict[bytes, Plan] = {}
-        self.ledger = Ledger()
+        self.ledger = Ledger({(route.hop.host, route.hop.port): route.name for route in self.settings.trunks})
         self.server = Server(self)
         self.link = Client(self)
         self.replies_lost = False
@@ -353,11 +353,13 @@ class MixWorld(World):
             return None
         return next((callee, party) for party in self.parties if (callee.call_id, callee.local_tag) in party.parts)
 
-    def _renew(self, plan: Plan, part: Part, side: str) -> None:
+    def _renew(self, plan: Plan, part: Part, wanted: str) -> None:
+        side, _, how = wanted.partition("_")
+        method = b"UPDATE" if how else b"INVITE"
         if side == "caller":
-            plan.caller.renew(part)
+            plan.caller.renew(part, method)
         elif (found := self._callee(part)) is not None:
-            found[1].renew(found[0])
+            found[1].renew(found[0], method)
 
     def _end(self, plan: Plan, part: Part) -> None:
         verb, _, who = plan.end.rpartition("_")
