@@ -45,6 +45,7 @@ LATENCY_S = 0.75
 LOSE_EVERY_S = 0.5
 STILL_S = 0.5  # a line whose calls changed within this is not compared with its slots
 SETTLE_S = 60.0
+REGISTERED_S = 7200  # nobody registers again during a fault
 SINK = "billing"
 PUBLISHER_ERROR = re.compile(r'sipproxy_cdr_errors_total\{error="(\w+)"\}')
 LATE_MS = 1_500  # from a call's end to its record in the stream; it takes 60 ms while nothing is in the way
@@ -343,9 +344,12 @@ async def run_fault(name: str, timing: Timing, progress: Callable[[str], None] =
     async with Network(lines, settings=SETTINGS, store=RelayedValkey()) as network, network.another_node() as other:
         run = _Run(network, [network.node, other], report)
         users = list(network.lines)
-        routers = [
-            await network.router(user, node=run.nodes[n % 2] if n >= TIGHT_LINES else None) for n, user in enumerate(users)
-        ]
+        routers = []
+        for number, user in enumerate(users):
+            at = run.nodes[number % 2] if number >= TIGHT_LINES else None
+            routers.append(await network.router(user, register=False, node=at))
+            response = await routers[-1].register(expires_s=REGISTERED_S)
+            assert response.status == 200, f"{user} was answered {response.status}"
         tight, caller, wide_routers = routers[:TIGHT_LINES], routers[-1], routers[TIGHT_LINES:-1]
         await asyncio.gather(*(_known(run, user) for user in users[:TIGHT_LINES]))
         seconds = timing.before_s + timing.during_s + timing.after_s
