@@ -5,6 +5,7 @@
     python -m loadtest fields --calls 10000
     python -m loadtest kill --calls 50
     python -m loadtest billing --records 30000 --outage 600
+    python -m loadtest cdr --records 50000
     python -m loadtest channels
     python -m loadtest vanish
     python -m loadtest faults --only flushed
@@ -25,7 +26,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from loadtest.billing import bill_through_trouble, consume_rate
+from loadtest.billing import bill_through_trouble
+from loadtest.cdr_cost import backlog_report, consume_report, journal_report, publish_report
 from loadtest.channels import SETTINGS as CONTEST_SETTINGS
 from loadtest.channels import contend
 from loadtest.faults import FAULTS, Timing, fault_report, run_fault
@@ -140,6 +142,14 @@ def _parser() -> argparse.ArgumentParser:
     billing.add_argument("--records", type=int, default=30_000, help="records (default %(default)s)")
     billing.add_argument("--outage", type=float, default=10.0, help="seconds without database (default %(default)s)")
     billing.set_defaults(run=_run_billing)
+
+    records = commands.add_parser("cdr", parents=[common], help="what records cost; a backlog that drains under live calls")
+    records.add_argument("--calls", type=int, default=20_000, help="calls in the journal (default %(default)s)")
+    records.add_argument("--waiting", type=int, default=1_000, help="calls that wait for the disk (default %(default)s)")
+    records.add_argument("--records", type=int, default=50_000, help="records in the stream (default %(default)s)")
+    records.add_argument("--rate", type=float, default=25.0, help="live calls a second (default %(default)s)")
+    records.add_argument("--seconds", type=float, default=30.0, help="for so long (default %(default)s)")
+    records.set_defaults(run=_run_cdr)
 
     for command in (register, calls):
         command.add_argument("--accounts", type=int, default=10_000, help="accounts to register (default %(default)s)")
@@ -286,12 +296,7 @@ async def _run_kill(options: argparse.Namespace) -> list[Report]:
 
 
 async def _run_billing(options: argparse.Namespace) -> list[Report]:
-    rates = Report(f"{options.records} records consumed, and written nowhere")
-    async with Valkey() as store:
-        rate = await consume_rate(store.client, records=options.records)
-    rates.add("per_second", "records a second", rate.per_second)
-    rates.add("cpu_us", "processor time for one", rate.cpu_us, "us")
-    rates.expect(rate.records == options.records, f"{rate.records} came")
+    rates = await consume_report(records=options.records)
     async with Valkey() as store:
         with Postgres() as database:
             found = await bill_through_trouble(
@@ -309,6 +314,19 @@ async def _run_billing(options: argparse.Namespace) -> list[Report]:
     report.expect(len(found.letters) == 2, f"dead letters: {[letter.reason for letter in found.letters[:5]]}")
     report.expect(found.pending == 0, f"{found.pending} entries are not acknowledged")
     return [rates, report]
+
+
+async def _run_cdr(options: argparse.Namespace) -> list[Report]:
+    tell = progress_of("cdr")
+    load = Load(options.rate, options.seconds)
+    tell("journal")
+    reports = [await journal_report(calls=options.calls, waiting=options.waiting, rate=options.rate)]
+    tell("publish")
+    reports.append(await publish_report(records=options.records))
+    tell("consume")
+    reports.append(await consume_report(records=options.records))
+    reports.append(await backlog_report(records=options.records, load=load, before_s=options.seconds / 3, progress=tell))
+    return reports
 
 
 def _registering(count: int) -> list[LineSpec]:

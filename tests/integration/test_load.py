@@ -48,3 +48,10 @@ async def test_calls_of_every_kind_have_records_whose_every_field_is_the_truth()
     assert (report["calls"], report["records"], report["different"]) == (130, 130, 0)
     assert report["fields"] > 130 * 30
     assert report["incoming_not_registered"] >= 3
+
+
+async def test_cost_of_records_is_measured_and_none_is_lost() -> None:
+    options = ("--calls", "200", "--waiting", "10", "--records", "1000", "--rate", "5", "--seconds", "3")
+    journal, published, consumed, backlog = await measure("cdr", *options)
+    assert 0 < journal["on_disk_p50_ms"] <= journal["on_disk_max_ms"]
+    assert min(journal["group_cpu_us"], published["cpu_us"], consumed["cpu_us"], backlog["drain_per_s"]) > 0
