@@ -31,7 +31,8 @@ from cdr.facts import Answer, End
 from cdr.interims import Due, Interims
 from cdr.journal import JournalError
 from cdr.reading import Entry
-from cdr.stream import Stream
+from cdr.stats import roll_up
+from cdr.stream import TRIM_ENTRIES, Stream
 from cdr.wire import Link, name_of
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ BATCH_BYTES = 1 << 20
 LIVE_BATCH = 50  # start and interim records made in one go: 3 ms in which the event loop does nothing else
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 5.0
+COUNTED_AT_ONCE = 100  # records counted in one go: 2 ms in which the event loop does nothing else
 LINGER_S = 0.05  # records are gathered for so long: one at a time costs ten times the processor time
 LOOK_S = 1.0  # how often the journal is looked at without being woken, and the store for what the sinks acknowledged
 TRIM_S = 10.0  # how often the store is looked at where there are no sinks
@@ -112,6 +114,7 @@ class Publisher:
         self._journal = journal
         self._link = Link(client, timeout_s=timeout_s)
         self._timeout_s = timeout_s
+        self._key = stream
         self._stream = Stream(self._link, stream, node, token=secrets.token_hex(8))
         self._batch = max(1, batch)
         self._keep = max(0, keep)
@@ -129,6 +132,7 @@ class Publisher:
         self._claimed = self._sinks_missing = False
         self._looked_at = float("-inf")  # -inf: the store has to be looked at before anything else
         self._published = self._resent = self._interims_sent = self._entries = self._trimmed = 0
+        self._published_at_look = 0
         self._errors: Counter[str] = Counter()
         self._behind_since: float | None = None
 
@@ -248,12 +252,14 @@ class Publisher:
 
     async def _look(self) -> None:
         """Go by what the store has: send again what it lost, leave out what is there, confirm what the sinks acknowledged."""
+        await self._count()
         while True:
             seen = await self._stream.look(recovered=self._journal.recovered_seq, keep=self._keep, sinks=self._sinks)
             if seen.seq >= 0:
                 break
             self._give_way(seen.run)
         claimed, self._claimed, self._looked_at = self._claimed, True, time.monotonic()
+        self._published_at_look = self._published
         self._entries = seen.entries
         self._trimmed += seen.trimmed
         confirmed = self._journal.confirmed_seq
@@ -271,6 +277,15 @@ class Publisher:
         if self._sinks and seen.acknowledged is not None:
             self._acknowledged(seen.acknowledged)
         self._enter("up", "")
+
+    async def _count(self) -> None:
+        """Have the daily figures count what is about to be trimmed; what they have not counted is not trimmed."""
+        if not self._keep or self._entries + self._published - self._published_at_look <= self._keep:
+            return
+        try:
+            await roll_up(self._link, self._key, most=TRIM_ENTRIES, at_once=COUNTED_AT_ONCE)
+        except ResponseError:
+            self._errors["figures"] += 1  # Records come first: the stream grows until it can be done.
 
     def _acknowledged(self, first: EntryId) -> None:
         """The sinks have everything before the entry `first`."""

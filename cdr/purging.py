@@ -1,9 +1,10 @@
 """Taking away what may not be kept any longer, and proving it: place by place, by reason, count and span of time.
 
-Places: the stream of records, what was set apart for fraud, dead letters, export files, and the log of who looked. Each step is
-one command or script and may be repeated; a purge that is cut off is simply run again. Before a record goes its figures are
-counted (`stats`). An entry that a consumer group has not acknowledged stays, unless told otherwise, and is reported.
-Afterwards every place is looked at again: what is left is what the report calls `left`, with the reason.
+Places: the stream of records, what was set apart for fraud or an objection, dead letters, export files, and the log of who
+looked. Each step is one command or script and may be repeated; a purge that is cut off is simply run again. Before a record
+goes its figures are counted (`stats`), and its number is noted, so that `verify` does not take it for lost. An entry that a
+consumer group has not acknowledged stays, unless told otherwise, and is reported. Afterwards every place is looked at again:
+what is left is what the report calls `left`, with the reason.
 """
 
 from __future__ import annotations
@@ -19,24 +20,47 @@ from cdr import access, dead, exporting, files, steps
 from cdr.entries import Poison, entry_of, pairs
 from cdr.groups import entry_id, positions
 from cdr.place import beside
-from cdr.retention import Invoice, Rules, due_at
+from cdr.retention import Hold, Invoice, Rules, due_at, reason_of
 from cdr.stats import roll_up
 from cdr.wire import Script
 
 if TYPE_CHECKING:
     from cdr.entries import Fields
+    from cdr.facts import Record
     from cdr.groups import EntryId
     from cdr.wire import Link
 
-__all__ = ["Purge", "Report", "Tally", "invoices", "mark_invoiced"]
+__all__ = [
+    "Purge",
+    "Report",
+    "Tally",
+    "holds",
+    "invoices",
+    "mark_invoiced",
+    "place_hold",
+    "purged",
+    "records_of",
+    "release_hold",
+]
 
 PAGE = 500
 
-# Take entries away: those after ARGV[2] that begin with "+" are set apart first. Returns how many went.
-_TAKE = Script("""
+NUMBERS = 65536  # of one node, in one key of the numbers that are gone: 8 KiB
+NUMBERS_S = 400 * 86_400  # that these are kept: longer than anything that stands around them
+
+# Take entries away. ARGV: an id behind "-", or behind "+" for one that is set apart first; then which of KEYS[3..] notes the
+# record's number (0 for none), and which bit. Returns how many went.
+_TAKE = Script(
+    """
 local gone = 0
-for i = 1, #ARGV do
+for i = 1, #ARGV, 3 do
   local id = string.sub(ARGV[i], 2)
+  if ARGV[i + 1] ~= '0' then
+    redis.call('SETBIT', KEYS[2 + ARGV[i + 1]], ARGV[i + 2], 1)
+    redis.call('EXPIRE', KEYS[2 + ARGV[i + 1]], """
+    + str(NUMBERS_S)
+    + """)
+  end
   if string.sub(ARGV[i], 1, 1) == '+' then
     local found = redis.call('XRANGE', KEYS[1], id, id)
     if #found > 0 then
@@ -46,7 +70,8 @@ for i = 1, #ARGV do
   gone = gone + redis.call('XDEL', KEYS[1], id)
 end
 return gone
-""")
+"""
+)
 
 
 @dataclass
@@ -72,6 +97,7 @@ class Report:
     counted: int = 0  # records whose figures were counted
     oldest_ms: int | None = None  # end of the oldest record that the stream still has: as far back as `block replay` sees
     not_invoiced: Tally = field(default_factory=Tally)  # billed calls that no invoice was told of
+    on_hold: Tally = field(default_factory=Tally)  # records that stay because an objection runs
 
     def note(self, table: dict[tuple[str, str], Tally], place: str, reason: str, at_ms: int) -> None:
         table.setdefault((place, reason), Tally()).add(at_ms)
@@ -82,11 +108,53 @@ async def mark_invoiced(link: Link, stream: str, invoice: Invoice) -> None:
     await link.call("HSET", beside(stream, "invoices"), str(invoice.until_ms), str(invoice.sent_ms))
 
 
+def _numbers(stream: str, node: str, seq: int) -> str:
+    return beside(stream, f"purged:{node}:{seq // NUMBERS}")
+
+
+async def purged(link: Link, stream: str, node: str, first: int, last: int) -> set[int]:
+    """Which numbers from `first` to `last` of a node's records a purge has taken out of the stream. Raises as `Link.call`."""
+    found: set[int] = set()
+    for start in range(first // NUMBERS * NUMBERS, last + 1, NUMBERS):
+        bits = await link.call("GET", _numbers(stream, node, start)) or b""
+        found |= {start + 8 * at + bit for at, byte in enumerate(bits) if byte for bit in range(8) if byte & 128 >> bit}
+    return {seq for seq in found if first <= seq <= last}
+
+
 async def invoices(link: Link, stream: str) -> list[Invoice]:
     """What was noted, in order."""
     reply = await link.call("HGETALL", beside(stream, "invoices"))
     found = reply.items() if isinstance(reply, dict) else zip(reply[::2], reply[1::2], strict=True)
     return sorted(Invoice(int(until), int(sent)) for until, sent in found)
+
+
+async def place_hold(link: Link, stream: str, name: str, hold: Hold) -> None:
+    """Have purges leave the records of a line and a span, under a name by which the hold is released."""
+    await link.call("HSET", beside(stream, "holds"), name, msgspec.msgpack.encode(hold))
+
+
+async def release_hold(link: Link, stream: str, name: str) -> bool:
+    """Whether there was such a hold. Its records then go at their ordinary time."""
+    return bool(await link.call("HDEL", beside(stream, "holds"), name))
+
+
+async def holds(link: Link, stream: str) -> dict[str, Hold]:
+    """The holds by name. Raises msgspec.MsgspecError for one that cannot be read: nothing may be purged without it."""
+    reply = await link.call("HGETALL", beside(stream, "holds"))
+    found = reply.items() if isinstance(reply, dict) else zip(reply[::2], reply[1::2], strict=True)
+    return {name.decode(): msgspec.msgpack.decode(data, type=Hold) for name, data in sorted(found)}
+
+
+async def records_of(link: Link, stream: str, hold: Hold) -> int:
+    """How many final records a hold is about, in the stream and among those set apart."""
+    found, rules = 0, Rules(0, 0, 0, frozenset(), holds=(hold,))
+    for key in (stream, beside(stream, "held")):
+        start = "-"
+        while page := pairs(await link.call("XRANGE", key, start, "+", "COUNT", PAGE)):
+            items = (entry_of(name, fields) for name, fields in page)
+            found += sum(not isinstance(item, Poison) and reason_of(item, rules) == "objection" for item in items)
+            start = "(" + page[-1][0].decode("ascii")
+    return found
 
 
 class Purge:
@@ -121,7 +189,7 @@ class Purge:
         await self._exports(check=False)
         await self._accesses()
         if not self._dry_run:
-            self.report.oldest_ms, self.report.not_invoiced = None, Tally()
+            self.report.oldest_ms, self.report.not_invoiced, self.report.on_hold = None, Tally(), Tally()
             await self._sweep(self._stream, "stream", check=True)
             await self._sweep(beside(self._stream, "held"), "held", check=True)
             await self._letters(check=True)
@@ -135,11 +203,11 @@ class Purge:
         floor = await self._floor() if place == "stream" else None
         start = "-"
         while page := pairs(await self._link.call("XRANGE", key, start, "+", "COUNT", PAGE)):
-            taken: list[str] = []
+            taken: list[tuple[str, Record | None]] = []
             for name, fields in page:
-                reason, ended, due = self._due(name, fields)
-                self._look(place, ended, due)
-                held = reason == "fraud" and place == "stream"
+                record, reason, ended, due = self._due(name, fields)
+                self._look(place, reason, ended, due)
+                held = reason in ("fraud", "objection") and place == "stream"
                 if not held and (due is None or due > self._now_ms):
                     continue
                 if floor is not None and entry_id(name) >= floor:
@@ -148,27 +216,40 @@ class Purge:
                 elif check:
                     self.report.note(self.report.left, place, reason, ended)
                 else:
-                    taken.append(("+" if held else "-") + name.decode("ascii"))
+                    taken.append((("+" if held else "-") + name.decode("ascii"), record))
                     self.report.note(self.report.gone, place, f"{reason}, set apart" if held else reason, ended)
             if taken and not self._dry_run:
-                await _TAKE.run(self._link, (key, beside(self._stream, "held")), *taken)
+                await self._take(key, taken)
                 steps.at("purge.taken")
             start = "(" + page[-1][0].decode("ascii")
 
-    def _due(self, name: bytes, fields: Fields) -> tuple[str, int, int | None]:
-        """Reason, end, and when it is due. What cannot be read goes as late as anything that was billed when it came."""
+    async def _take(self, key: str, taken: list[tuple[str, Record | None]]) -> None:
+        """Take them away, and note their numbers: `verify` has to tell them from lost ones."""
+        keys: list[str] = []
+        arguments: list[str | int] = []
+        for name, record in taken:
+            numbers = "" if record is None or record.seq <= 0 else _numbers(self._stream, record.node, record.seq)
+            if numbers and numbers not in keys:
+                keys.append(numbers)
+            arguments += [name, keys.index(numbers) + 1 if numbers else 0, record.seq % NUMBERS if record and numbers else 0]
+        await _TAKE.run(self._link, (key, beside(self._stream, "held"), *keys), *arguments)
+
+    def _due(self, name: bytes, fields: Fields) -> tuple[Record | None, str, int, int | None]:
+        """Record, reason, end, when it is due. What cannot be read goes as late as anything that was billed when it came."""
         item = entry_of(name, fields)
         if isinstance(item, Poison):
             came = entry_id(name).ms
-            return "unreadable", came, came + max(self._rules.unbilled_ms, 31 * 86_400_000 * self._rules.billed_months)
+            return None, "unreadable", came, came + max(self._rules.unbilled_ms, 31 * 86_400_000 * self._rules.billed_months)
         reason, due = due_at(item, self._rules)
-        return reason, item.end_at_ms or item.last_seen_at_ms or item.setup_at_ms, due
+        return item, reason, item.end_at_ms or item.last_seen_at_ms or item.setup_at_ms, due
 
-    def _look(self, place: str, ended: int, due: int | None) -> None:
+    def _look(self, place: str, reason: str, ended: int, due: int | None) -> None:
+        if reason == "objection":
+            self.report.on_hold.add(ended)
+        elif due is None:
+            self.report.not_invoiced.add(ended)
         if place != "stream":
             return
-        if due is None:
-            self.report.not_invoiced.add(ended)
         if due is None or due > self._now_ms:
             oldest = self.report.oldest_ms
             self.report.oldest_ms = ended if oldest is None else min(oldest, ended)
@@ -184,7 +265,7 @@ class Purge:
     async def _letters(self, *, check: bool) -> None:
         """A letter was read by nobody, so it is not acknowledged by its group: it stays unless told otherwise."""
         async for letter in dead.letters(self._link.call, self._stream):
-            reason, ended, due = self._due(letter.entry_id.encode(), letter.fields)
+            _, reason, ended, due = self._due(letter.entry_id.encode(), letter.fields)
             if due is None or due > self._now_ms:
                 continue
             if not self._unacknowledged:

@@ -2,7 +2,8 @@
 
 Pure. What is not needed for billing goes after a short time: refused and unanswered attempts, incoming calls, emergency calls,
 and calls that cost nothing by their class. What is billed goes so many months after the invoice with it was sent; what no
-invoice was sent for is kept. Calls that a fraud hold ended or refused are kept apart, with a time of their own.
+invoice was sent for is kept. Calls that a fraud hold ended or refused, and those of a line that is on such a hold now, are kept
+apart, with a time of their own; records that an objection is about (TDDDG § 10(2)) are kept apart until it is settled.
 Left out: where records are, and taking them away (`purging`).
 """
 
@@ -17,11 +18,11 @@ if TYPE_CHECKING:
 
     from cdr.facts import Record
 
-__all__ = ["DAY_MS", "HOUR_MS", "Invoice", "Reason", "Rules", "due_at", "months_after", "reason_of"]
+__all__ = ["DAY_MS", "HOUR_MS", "Hold", "Invoice", "Reason", "Rules", "due_at", "months_after", "reason_of"]
 
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
-Reason = Literal["live", "refused", "unanswered", "incoming", "emergency", "free", "billed", "fraud", "unreadable"]
+Reason = Literal["live", "refused", "unanswered", "incoming", "emergency", "free", "billed", "fraud", "objection", "unreadable"]
 HELD = "line.status.fraud_hold"
 
 
@@ -32,31 +33,49 @@ class Invoice(NamedTuple):
     sent_ms: int
 
 
+class Hold(NamedTuple):
+    """Final records of a line whose calls were set up from `from_ms` to before `to_ms` stay, because an objection runs."""
+
+    line: str
+    from_ms: int
+    to_ms: int
+    reason: str = ""
+    placed_ms: int = 0
+
+
 class Rules(NamedTuple):
-    """The times. `free` are destination classes that are not charged, or "internal" for calls between our own lines."""
+    """The times. `free` are destination classes that are not charged, "internal" for calls between our own lines, either for
+    lines of one profile alone as in "velbert:geographic". `fraud_lines` are those that are on fraud hold now."""
 
     unbilled_ms: int
     billed_months: int
     fraud_ms: int
     free: frozenset[str]
     invoices: Sequence[Invoice] = ()
+    holds: Sequence[Hold] = ()
+    fraud_lines: frozenset[str] = frozenset()
 
 
 def reason_of(record: Record, rules: Rules) -> Reason:
     """Why the record goes when it goes."""
     if record.type != "final":
         return "live"
+    if any(hold.line == record.line and hold.from_ms <= record.setup_at_ms < hold.to_ms for hold in rules.holds):
+        return "objection"
     if record.end_reason == "fraud_hold" or record.rule == HELD:
         return "fraud"
     if record.verdict == "emergency":
         return "emergency"
+    if record.line in rules.fraud_lines and record.direction != "incoming":
+        return "fraud"
     if record.verdict == "deny" or record.end_reason == "refused":
         return "refused"
     if record.answer_at_ms is None:
         return "unanswered"
     if record.direction == "incoming":
         return "incoming"
-    free_call = record.destination_class in rules.free or (record.direction == "internal" and "internal" in rules.free)
+    kinds = {record.destination_class, "internal"} if record.direction == "internal" else {record.destination_class}
+    free_call = not rules.free.isdisjoint(kinds | {f"{record.profile}:{kind}" for kind in kinds})
     return "free" if free_call or record.billable_ms <= 0 else "billed"
 
 
@@ -64,6 +83,8 @@ def due_at(record: Record, rules: Rules) -> tuple[Reason, int | None]:
     """The reason, and when the record has to be gone, in UTC ms; None while that is not known yet."""
     reason = reason_of(record, rules)
     ended = record.end_at_ms or record.last_seen_at_ms or record.setup_at_ms
+    if reason == "objection":
+        return reason, None
     if reason == "fraud":
         return reason, ended + rules.fraud_ms
     if reason == "billed":

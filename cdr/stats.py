@@ -1,7 +1,8 @@
 """Daily quality figures in the store: pseudonymous counts that stay when the records go.
 
 A cursor says up to which entry of the stream the counts go; one script adds a page's counts and moves the cursor, so that a run
-that was cut off, or two at once, count nothing twice. What is behind the cursor is in the stream still.
+that was cut off, or two at once, count nothing twice. What is behind the cursor is in the stream still: purging and trimming
+take only what was counted (`purging`, `publisher`).
 """
 
 from __future__ import annotations
@@ -44,14 +45,18 @@ return 1
 """)
 
 
-async def roll_up(link: Link, stream: str) -> int:
-    """Count what has come since; how many records. Raises RedisError and OSError as `Link.call`; repeating it is harmless."""
-    counted = 0
-    while True:
+async def roll_up(link: Link, stream: str, *, most: int | None = None, at_once: int = PAGE) -> int:
+    """Count what has come since, about `most` entries, `at_once` of them in one go; how many final records those were.
+
+    Raises RedisError and OSError as `Link.call`; repeating it is harmless.
+    """
+    counted = read = 0
+    while most is None or read < most:
         cursor = await _cursor(link, stream)
-        page = pairs(await link.call("XRANGE", stream, _behind(cursor), "+", "COUNT", PAGE))
+        page = pairs(await link.call("XRANGE", stream, _behind(cursor), "+", "COUNT", at_once))
         if not page:
-            return counted
+            break
+        read += len(page)
         found = quality.grouped(_records(page))
         days: dict[str, dict[str, int]] = {}
         for key, counts in found.items():
@@ -64,6 +69,7 @@ async def roll_up(link: Link, stream: str) -> int:
             arguments += [day_name, len(fields), *(part for pair in fields.items() for part in pair)]
         if await _COUNT.run(link, keys, *arguments):
             counted += sum(value.attempts for value in found.values())
+    return counted
 
 
 async def figures(link: Link, stream: str, first_day: str, last_day: str) -> dict[Key, Figures]:

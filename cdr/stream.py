@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from redis.exceptions import InvalidResponse
 
 from cdr.groups import POSITIONS, EntryId, entry_id
+from cdr.place import beside
 from cdr.wire import Script
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from cdr.reading import Entry
     from cdr.wire import Link
 
-__all__ = ["Mark", "Seen", "Stream", "mark_key"]
+__all__ = ["TRIM_ENTRIES", "Mark", "Seen", "Stream", "mark_key"]
 
 TRIM_ENTRIES = 10_000  # removed at one look, which bounds the time that the store is busy with it
 
@@ -133,7 +134,11 @@ for i = 6, #ARGV do
   end
 end
 local length, trimmed, most = here and redis.call('XLEN', KEYS[1]) or 0, 0, tonumber(ARGV[5])
-if most > 0 and length > most and complete and lowest then
+local cursor = redis.call('GET', KEYS[3])
+if most > 0 and length > most and complete and lowest and cursor then
+  if before(id_of(cursor), lowest) then
+    lowest = id_of(cursor)
+  end
   local count = math.min(length - most, """
     + str(TRIM_ENTRIES)
     + """)
@@ -198,8 +203,9 @@ class Stream:
 
     async def look(self, *, recovered: int, keep: int, sinks: Sequence[str]) -> Seen:
         """Take the mark for this run and see what stands there; remove the oldest entries beyond `keep` (0: none) that every
-        group has acknowledged, unless a sink has no group. Raises RedisError and OSError."""
-        reply = await _LOOK.run(self._link, self._keys, self._node, self.run, self.token, recovered, keep, *sinks)
+        group has acknowledged and the daily figures have counted, unless a sink has no group. Raises RedisError and OSError."""
+        keys = (*self._keys, beside(self._keys[0], "stats:cursor"))
+        reply = await _LOOK.run(self._link, keys, self._node, self.run, self.token, recovered, keep, *sinks)
         if not (isinstance(reply, list) and len(reply) == 5 and all(isinstance(reply[at], int) for at in (0, 3, 4))):
             raise InvalidResponse(f"no view of the stream: {reply!r:.80}")
         if reply[0] == -1:

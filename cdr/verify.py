@@ -53,6 +53,7 @@ class Finding(NamedTuple):
 @dataclass(slots=True)
 class Holding:
     """What one place has. `floor` is the number up to which it need not have a record, `top` that up to which it must.
+    What is `gone` was taken out by a purge: it was there.
 
     A `reader` has to have everything above what was proven before. A journal speaks for the nodes alone that are in `top`.
     """
@@ -62,6 +63,7 @@ class Holding:
     nodes: dict[str, dict[int, Held]] = field(default_factory=dict)
     floor: dict[str, int] = field(default_factory=dict)
     top: dict[str, int] = field(default_factory=dict)
+    gone: dict[str, set[int]] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
 
     def add(self, record: Record) -> None:
@@ -162,7 +164,7 @@ def _take(holding: Holding, payload: bytes) -> None:
 def _gaps(holding: Holding, node: str, holdings: Sequence[Holding]) -> Iterable[Finding]:
     """Runs of numbers above its floor and up to its top that the place does not have."""
     known, floor = holding.nodes.get(node, {}), holding.floor.get(node, 0)
-    numbers = [seq for seq in sorted(known) if seq > floor]
+    numbers = [seq for seq in sorted(known.keys() | holding.gone.get(node, set())) if seq > floor]
     ends = [*numbers, holding.top.get(node, 0) + 1]
     last = floor
     for seq in ends:

@@ -108,6 +108,37 @@ def invoiced(
 
 
 @app.command()
+def hold(
+    line: Annotated[str, typer.Argument(metavar="[LINE]", help="Whose records stay.")] = "",
+    start: Annotated[str, typer.Option("--from", metavar="TIME", help="Set-up from then on, such as 2026-01-01.")] = "",
+    end: Annotated[str, typer.Option("--to", metavar="TIME", help="Set-up before that.")] = "",
+    reason: Annotated[str, typer.Option(help="Why, such as the objection's file number.")] = "",
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: JsonOption = False,
+) -> None:
+    """Keep records past their time while an objection runs.
+
+    Purges leave the line's records of that span, set apart, until `cdr release`. Without LINE the holds are listed.
+    """
+    from sipproxy.commands import holds, output
+
+    output.run(lambda out: holds.hold(config, out, line, start=start, end=end, reason=reason), as_json=as_json)
+
+
+@app.command()
+def release(
+    name: Annotated[str, typer.Argument(metavar="HOLD", help="As `cdr hold` names it.")],
+    reason: Annotated[str, typer.Option(help="How the objection was settled; needed.")] = "",
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: JsonOption = False,
+) -> None:
+    """End a hold: its records go at their ordinary time."""
+    from sipproxy.commands import holds, output
+
+    output.run(lambda out: holds.release(config, out, name, reason=reason), as_json=as_json)
+
+
+@app.command()
 def access(
     count: Annotated[int, typer.Option("--count", "-n", min=1, max=1_000_000, help="The newest so many.")] = 100,
     config: ConfigOption = DEFAULT_CONFIG,

@@ -16,6 +16,7 @@ from policy.parse import PolicyError
 from policy.replay import Effect, Recorded, Replay
 from policy.stamp import parse_stamp
 from sipproxy import policy_files
+from sipproxy.commands.accesses import recorded
 from sipproxy.commands.backend import has_store, with_store
 from sipproxy.commands.output import REFUSED, USAGE, CommandError, Output
 from sipproxy.commands.policy_data import refused
@@ -71,11 +72,13 @@ def replay(path: Path, output: Output, change: Path, cdrs: str, *, whole: bool =
         before = await store.load(client)
         found = Replay(before, _changed(before, rules, whole=whole))
         unreadable = 0
-        async for item in _records(client, config.cdr.stream, begin_ms):
-            if not isinstance(item, Record):
-                unreadable += 1
-            elif item.type == "final" and begin_ms <= item.setup_at_ms < end_ms:
-                found.take(_recorded(item))
+        async with recorded(client, config.cdr.stream, "block replay", f"{cdrs} with {change}") as seen:
+            async for item in _records(client, config.cdr.stream, begin_ms):
+                if not isinstance(item, Record):
+                    unreadable += 1
+                elif item.type == "final" and begin_ms <= item.setup_at_ms < end_ms:
+                    found.take(_recorded(item))
+                    seen.records += 1
         return found, unreadable
 
     _tell(output, *with_store(config, work))

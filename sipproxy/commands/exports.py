@@ -94,6 +94,7 @@ def export(
                 try:
                     if period is not None:
                         return await exporter.of_period(period)
+                    progress.expected = await _waiting(client, config.cdr.stream, group or GROUP)
                     return await _by_group(client, config, exporter, group or GROUP, place)
                 finally:
                     seen.records = exporter.totals.records
@@ -147,6 +148,16 @@ async def _by_group(client: Redis, config: Config, exporter: Exporter, group: st
         return await exporter.of_group(consumer)
 
 
+async def _waiting(client: Redis, stream: str, group: str) -> int:
+    """About how many entries the group has not acknowledged; 0 where the store cannot tell."""
+    if not await client.exists(stream):
+        return 0
+    for found in await client.xinfo_groups(stream):
+        if found["name"] == group.encode():
+            return 0 if found.get("lag") is None else int(found["lag"]) + int(found["pending"])
+    return int(await client.xlen(stream))
+
+
 async def _sender(stack: AsyncExitStack, sftp: Sftp, folder: Path) -> Send | None:
     if not sftp.url:
         return None
@@ -184,14 +195,17 @@ class _Progress:
         self._began = self._next = time.monotonic()
         self._next += PROGRESS_S
         self._shown = False
+        self.expected = 0  # entries, about; 0 for not known
 
     def tell(self, totals: Totals) -> None:
         now = time.monotonic()
         if self._quiet or now < self._next:
             return
         self._next = now + PROGRESS_S
-        rate = (totals.records + totals.skipped) / (now - self._began)
-        text = f"{totals.records} records, {totals.files} files, {rate:.0f} a second"
+        read = totals.records + totals.skipped + totals.rejected
+        rate = read / (now - self._began)
+        left = f", about {max(0, self.expected - read)} left" if self.expected else ""
+        text = f"{totals.records} records, {totals.files} files, {rate:.0f} a second{left}"
         terminal = sys.stderr.isatty()
         sys.stderr.write(f"\r{text}\x1b[K" if terminal else f"{text}\n")
         sys.stderr.flush()

@@ -8,11 +8,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from cdr import pruning
 from cdr.journal import JournalError
-from cdr.purging import Purge, Report, Tally, invoices, mark_invoiced
+from cdr.purging import Purge, Report, Tally, holds, invoices, mark_invoiced
 from cdr.retention import DAY_MS, HOUR_MS, Invoice, Rules
 from cdr.wire import Link
+from policy import profiles
+from policy import store as policy_store
+from policy.model import DestinationClass, LineStatus
 from policy.stamp import parse_stamp
 from sipproxy.admin import control
 from sipproxy.commands.backend import with_store
@@ -26,7 +31,7 @@ if TYPE_CHECKING:
     from sipproxy.commands.output import Output
     from sipproxy.config import Config
 
-__all__ = ["invoiced", "purge"]
+__all__ = ["invoiced", "purge", "shown"]
 
 TIMEOUT_S = 30.0
 JOURNAL = "journal"
@@ -55,7 +60,7 @@ def invoiced(path: Path, output: Output, *, until: str, sent: str) -> int:
 
     found = with_store(config, work)
     output.value([invoice._asdict() for invoice in found])
-    rows = ((_shown(invoice.until_ms), _shown(invoice.sent_ms)) for invoice in found)
+    rows = ((shown(invoice.until_ms), shown(invoice.sent_ms)) for invoice in found)
     output.table(("calls before", "invoice sent"), rows, empty="no invoice was told of")
     return 0
 
@@ -63,12 +68,13 @@ def invoiced(path: Path, output: Output, *, until: str, sent: str) -> int:
 def purge(path: Path, output: Output, *, dry_run: bool, unacknowledged: bool) -> int:
     """Delete and report; 1 when something that is overdue is still there."""
     config = load(path)
+    _check_unbilled(path, config)
     now_ms = time.time_ns() // 1_000_000
 
     async def work(client: Redis) -> tuple[Report, Rules]:
         link = Link(client, timeout_s=TIMEOUT_S)
         try:
-            rules = await _rules(link, config)
+            rules = await _rules(client, link, config)
             found = Purge(
                 link,
                 config.cdr.stream,
@@ -92,14 +98,35 @@ def purge(path: Path, output: Output, *, dry_run: bool, unacknowledged: bool) ->
     return REFUSED if report.left and not dry_run else 0
 
 
-async def _rules(link: Link, config: Config) -> Rules:
+def _check_unbilled(path: Path, config: Config) -> None:
+    """A class that is misspelt would keep the wrong records, or delete them, without a word."""
+    classes, known = {"internal", *DestinationClass}, profiles.load()
+    for entry in config.cdr.unbilled:
+        profile, colon, name = entry.rpartition(":")
+        if name not in classes:
+            names = ", ".join(sorted(classes))
+            raise CommandError(f"{path}: cdr.unbilled: {name[:40]!r} is no destination class; known are {names}", code=USAGE)
+        if colon and profile not in known:
+            raise CommandError(
+                f"{path}: cdr.unbilled: {profile[:40]!r} is no profile; known are {', '.join(known)}", code=USAGE
+            )
+
+
+async def _rules(client: Redis, link: Link, config: Config) -> Rules:
     kept = config.cdr
+    try:
+        lines = (await policy_store.load(client)).lines
+        held = await holds(link, kept.stream)
+    except msgspec.MsgspecError as error:
+        raise CommandError(f"lines or holds cannot be read, and nothing is purged without them: {error}") from None
     return Rules(
         unbilled_ms=kept.keep_unbilled_h * HOUR_MS,
         billed_months=kept.keep_billed_months,
         fraud_ms=kept.keep_fraud_days * DAY_MS,
         free=frozenset(kept.unbilled),
         invoices=await invoices(link, kept.stream),
+        holds=tuple(held.values()),
+        fraud_lines=frozenset(name for name, line in lines.items() if line.status == LineStatus.FRAUD_HOLD),
     )
 
 
@@ -159,6 +186,7 @@ def _print(report: Report, output: Output, *, dry_run: bool, unacknowledged: boo
             "counted": report.counted,
             "oldest_at_ms": report.oldest_ms,
             "not_invoiced": asdict(report.not_invoiced),
+            "on_hold": asdict(report.on_hold),
         }
     )
     if unacknowledged:
@@ -169,17 +197,19 @@ def _print(report: Report, output: Output, *, dry_run: bool, unacknowledged: boo
         output.line("")
         _table(report.left, output, "overdue and still there", "")
     if report.not_invoiced.count:
-        first, count = _shown(report.not_invoiced.first_ms), report.not_invoiced.count
+        first, count = shown(report.not_invoiced.first_ms), report.not_invoiced.count
         output.line(
             f"{count} billed records are in no invoice yet, the oldest of {first}: `sipproxy cdr invoiced` tells of one"
         )
+    if report.on_hold.count:
+        output.line(f"{report.on_hold.count} records stay because of `sipproxy cdr hold`")
     if report.oldest_ms is not None:
-        output.line(f"the oldest record that stays is of {_shown(report.oldest_ms)}: `block replay` sees no further back")
+        output.line(f"the oldest record that stays is of {shown(report.oldest_ms)}: `block replay` sees no further back")
 
 
 def _table(table: dict[tuple[str, str], Tally], output: Output, title: str, empty: str) -> None:
     rows = (
-        (place, reason, tally.count, _shown(tally.first_ms), _shown(tally.last_ms))
+        (place, reason, tally.count, shown(tally.first_ms), shown(tally.last_ms))
         for (place, reason), tally in sorted(table.items())
     )
     output.table(("where", title, "number", "from", "to"), rows, empty=empty)
@@ -196,7 +226,8 @@ def _stamp(text: str, name: str) -> int:
     return found
 
 
-def _shown(at_ms: int) -> str:
+def shown(at_ms: int) -> str:
+    """A UTC time for people."""
     try:
         return dt.datetime.fromtimestamp(at_ms / 1000, dt.UTC).strftime("%Y-%m-%d %H:%M:%S")
     except (OverflowError, ValueError, OSError):

@@ -13,6 +13,7 @@ import msgspec
 
 from cdr import export
 from cdr.entries import ADDRESSEE, Poison, entry_of, pairs
+from cdr.purging import purged
 from cdr.stream import mark_key
 from cdr.verify import Finding, Held, Holding, Result, read_journal, verify
 from cdr.wire import Link
@@ -125,12 +126,13 @@ async def _read_stream(client: Redis, config: Config, holdings: Sequence[Holding
             start = "(" + page[-1][0].decode("ascii")
         for node in holding.nodes:
             marks.setdefault(node, int(await link.call("HGET", mark_key(stream, node), "seq") or 0))
+        for node, mark in marks.items():
+            known = holding.nodes.get(node, {})
+            holding.floor[node] = (min(known) - 1 if known else mark) if trimmed else 0
+            holding.top[node] = max(mark, *known, 0)
+            holding.gone[node] = await purged(link, stream, node, holding.floor[node] + 1, holding.top[node])
     finally:
         await link.drop()
-    for node, mark in marks.items():
-        known = holding.nodes.get(node, {})
-        holding.floor[node] = (min(known) - 1 if known else mark) if trimmed else 0
-        holding.top[node] = max(mark, *known, 0)
     return holding
 
 

@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 from cdr_samples import ended
-from publishing import STREAM, Node, published
+from publishing import STREAM, Node, published, until
 
 from cdr.journal import Journal
+from cdr.stats import figures
+from cdr.wire import Link
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -99,3 +101,38 @@ async def test_publisher_reply_of_another_shape_is_an_error_and_no_end(
     await node.drained()
     assert node.publisher.stats.errors["error"] == 6
     assert await published(client) == list(range(1, 11))
+
+
+async def test_figures_are_those_of_before_when_the_stream_was_trimmed_without_a_purge(
+    tmp_path: Path, client: redis.asyncio.Redis
+) -> None:
+    """What `keep` takes out of the stream is in the daily figures, whoever asks when."""
+    node = Node(tmp_path / "trimming", client, keep=100, sinks=("billing",)).start()
+    await client.xgroup_create(STREAM, "billing", id="0", mkstream=True)
+    node.call(1500)
+    await node.drained()
+    link = Link(client, timeout_s=10)
+    before = await figures(link, STREAM, "", "")
+    assert sum(one.attempts for one in before.values()) == 1500
+    await client.xreadgroup("billing", "me", {STREAM: ">"}, count=2000, noack=True)
+    await until(lambda: node.publisher.stats.trimmed > 1000)
+    assert await client.xlen(STREAM) < 500
+    assert await figures(link, STREAM, "", "") == before
+    await link.drop()
+
+
+async def test_figures_that_cannot_be_counted_keep_the_stream_and_stop_no_record(
+    tmp_path: Path, client: redis.asyncio.Redis
+) -> None:
+    await client.set("{sp:cdr}:stats:days", "no set")
+    node = Node(tmp_path / "trimming", client, keep=100, sinks=("billing",)).start()
+    await client.xgroup_create(STREAM, "billing", id="0", mkstream=True)
+    node.call(500)
+    await node.drained()
+    await client.xreadgroup("billing", "me", {STREAM: ">"}, count=2000, noack=True)
+    await until(lambda: node.publisher.stats.errors.get("figures", 0) >= 2)
+    node.call(100)
+    await node.drained()
+    assert (await client.xlen(STREAM), node.publisher.stats.trimmed) == (600, 0)
+    await client.delete("{sp:cdr}:stats:days")
+    await until(lambda: node.publisher.stats.trimmed > 0)

@@ -12,14 +12,14 @@ import msgspec
 import pytest
 from cdr_samples import draft
 
-from cdr import access, codec, dead, steps
+from cdr import access, codec, dead, purging, steps
 from cdr.access import Access
 from cdr.export import Writer
 from cdr.exporting import know_folder
 from cdr.files import Folder, manifest
-from cdr.purging import Purge, Report, invoices, mark_invoiced
+from cdr.purging import Purge, Report, holds, invoices, mark_invoiced, place_hold, purged, records_of, release_hold
 from cdr.quality import Figures
-from cdr.retention import DAY_MS, HOUR_MS, Invoice, Rules, due_at, months_after, reason_of
+from cdr.retention import DAY_MS, HOUR_MS, Hold, Invoice, Rules, due_at, months_after, reason_of
 from cdr.stats import figures, roll_up
 from cdr.wire import Link
 
@@ -88,6 +88,23 @@ def test_months_after_ends_with_the_month(sent: str, months: int, gone: str) -> 
     assert months_after(at, months) == then
 
 
+def test_reason_flat_rate_of_a_profile_is_free_for_its_lines_alone() -> None:
+    rules = RULES._replace(free=frozenset({"velbert:geographic", "badnauheim:internal"}))
+    billed = msgspec.structs.replace(REASONS["billed"], destination_class="geographic", profile="velbert")
+    assert reason_of(billed, rules) == "free"
+    assert reason_of(msgspec.structs.replace(billed, profile="badnauheim"), rules) == "billed"
+    assert reason_of(msgspec.structs.replace(billed, destination_class="mobile"), rules) == "billed"
+    assert reason_of(msgspec.structs.replace(billed, profile="badnauheim", direction="internal"), rules) == "free"
+
+
+def test_reason_line_on_fraud_hold_now_marks_what_it_called() -> None:
+    rules = RULES._replace(fraud_lines=frozenset({"V1001"}))
+    for name, reason in (("billed", "fraud"), ("refused", "fraud"), ("incoming", "incoming"), ("emergency", "emergency")):
+        record = msgspec.structs.replace(REASONS[name], line="V1001")
+        assert reason_of(record, rules) == reason
+        assert reason_of(msgspec.structs.replace(record, line="V1002"), rules) == name
+
+
 @pytest.fixture
 async def link(client: redis.asyncio.Redis) -> AsyncIterator[Link]:
     made = Link(client, timeout_s=10)
@@ -116,7 +133,7 @@ async def names(link: Link, key: str = STREAM) -> list[str]:
 
 
 async def purge(link: Link, **options: Any) -> Report:
-    rules = RULES._replace(invoices=await invoices(link, STREAM))
+    rules = RULES._replace(invoices=await invoices(link, STREAM), holds=options.pop("holds", ()))
     settings = {"node": "n1", "now_ms": NOW_MS, "exports_ms": 72 * HOUR_MS, "access_ms": 90 * DAY_MS, **options}
     return await Purge(link, STREAM, rules, **settings).run()
 
@@ -161,6 +178,39 @@ async def test_purge_takes_what_is_due_by_reason_and_proves_it(link: Link) -> No
     assert (spans.first_ms, spans.last_ms) == (NOW_MS - ANCIENT, NOW_MS - OLD)
     assert (report.oldest_ms, report.not_invoiced.count) == (NOW_MS - OLD, 1)
     assert counts((await purge(link)).gone) == {}
+
+
+async def test_purge_notes_numbers_and_verify_does_not_take_them_for_lost(link: Link) -> None:
+    far = purging.NUMBERS + 7
+    await put(link, *(call(f"c{seq}", OLD, **BILLED, seq=seq) for seq in (1, 3, far - 1)))
+    await put(link, *(call(f"c{seq}", OLD, verdict="deny", seq=seq) for seq in (2, 9, far)))
+    assert await purged(link, STREAM, "n1", 1, far + 9) == set()
+    await purge(link)
+    assert await names(link) == ["c1", "c3", f"c{far - 1}"]
+    assert await purged(link, STREAM, "n1", 1, far + 9) == {2, 9, far}
+    assert await purged(link, STREAM, "n1", 3, far - 1) == {9}
+    assert await purged(link, STREAM, "n2", 1, far) == set()
+    assert await link.call("TTL", f"{{sp:cdr}}:purged:n1:{1}") > 399 * 86_400
+
+
+async def test_purge_keeps_what_an_objection_is_about_until_it_is_settled(link: Link) -> None:
+    await put(link, *(call(f"c{hour}", hour * HOUR_MS, verdict="deny", line="V1001", seq=hour) for hour in (30, 40, 50)))
+    await put(link, call("other", OLD, verdict="deny", line="V1002"), call("late", HOUR_MS, verdict="deny", line="V1001"))
+    hold = Hold("V1001", NOW_MS - 40 * HOUR_MS - 5, NOW_MS, "file 7", NOW_MS)
+    await place_hold(link, STREAM, "h1", hold)
+    assert await holds(link, STREAM) == {"h1": hold}
+    assert await records_of(link, STREAM, hold) == 3
+    report = await purge(link, holds=[hold])
+    assert await names(link) == []
+    assert await names(link, "{sp:cdr}:held") == ["c30", "c40", "late"], "apart from the stream, which is trimmed"
+    assert counts(report.gone) == {"stream: objection, set apart": 3, "stream: refused": 2}
+    assert (report.left, report.on_hold.count, report.not_invoiced.count) == ({}, 3, 0)
+    assert await records_of(link, STREAM, hold) == 3
+    assert counts((await purge(link, holds=[hold], unacknowledged=True)).gone) == {}
+    assert await release_hold(link, STREAM, "h1")
+    assert not await release_hold(link, STREAM, "h1")
+    report = await purge(link, holds=list((await holds(link, STREAM)).values()))
+    assert (counts(report.gone), await names(link, "{sp:cdr}:held")) == ({"held: refused": 2}, ["late"])
 
 
 async def test_purge_spares_what_a_group_has_not_acknowledged_unless_told(link: Link) -> None:

@@ -38,7 +38,7 @@ COMMANDS = (
     *(["psap", name] for name in ("import", "export", "list", "set", "check")),
     *(["block", name] for name in ("import", "export", "list", "add", "remove", "history", "rollback", "lint", "replay")),
     *(["trace", name] for name in ("list", "accesses")),
-    *(["cdr", name] for name in ("tail", "export", "purge", "invoiced", "access", "quality")),
+    *(["cdr", name] for name in ("tail", "export", "purge", "invoiced", "hold", "release", "access", "quality")),
     *(["cdr", name] for name in ("tail", "pull", "ack", "groups", "verify")),
     *(["cdr", "dead", name] for name in ("list", "show", "requeue", "drop")),
 )

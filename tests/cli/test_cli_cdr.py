@@ -240,3 +240,78 @@ def test_purge_journal_of_a_stopped_node_goes_but_for_what_is_not_confirmed(
     ]
     journal(config, 0, confirmed=6)
     assert answer(config, "purge")["left"] == []
+
+
+def test_purge_leaves_no_gap_for_verify(client: redis.Redis, config: Path, tmp_path: Path) -> None:
+    fill(client)
+    answer(config, "export", "-o", tmp_path / "out", "--format", "csv")
+    (file,) = (tmp_path / "out").glob("*.csv")
+    assert answer(config, "verify", file, "--no-journal")["status"] == "fine"
+    assert [row["count"] for row in answer(config, "purge")["gone"] if row["place"] == "stream"] == [6]
+    assert answer(config, "verify", file, "--no-journal")["findings"] == []
+    client.xdel("sp:cdr", *(entry for entry, _ in client.xrange("sp:cdr", count=3)[1:]))
+    (gap,) = answer(config, "verify", file, "--no-journal", code=1)["findings"]
+    assert (gap["kind"], gap["where"]) == ("gap", "stream")
+
+
+def test_hold_keeps_a_line_and_is_released_with_a_reason(client: redis.Redis, config: Path) -> None:
+    record = draft("o", seq=1, verdict="deny", line="V1001", setup_at_ms=NOW_MS - 40 * HOUR_MS, end_at_ms=NOW_MS - 40 * HOUR_MS)
+    client.xadd("sp:cdr", {"id": "o", "v": 1, "type": "final", "node": "n1", "seq": 1, "d": codec.encode(record)})
+    assert "no records are on hold" in run(config, "hold").stdout
+    for words in (("V1001",), ("V1001", "--from", "2020-01-01", "--to", "2099-01-01"), ("--reason", "r")):
+        assert "a hold needs" in run(config, "hold", *words, code=2).stderr
+    placed = answer(config, "hold", "V1001", "--from", "2020-01-01", "--to", "2099-01-01", "--reason", "file 7")
+    assert (placed["line"], placed["reason"], placed["records"]) == ("V1001", "file 7", 1)
+    assert [one["hold"] for one in answer(config, "hold")] == [placed["hold"]]
+    done = answer(config, "purge")
+    assert [(row["place"], row["reason"]) for row in done["gone"]] == [("stream", "objection, set apart")]
+    assert done["on_hold"]["count"] == 1
+    assert "--reason" in run(config, "release", placed["hold"], code=2).stderr
+    assert "there is no hold" in run(config, "release", "h", "--reason", "none", code=1).stderr
+    answer(config, "release", placed["hold"], "--reason", "paid")
+    assert [(row["place"], row["reason"]) for row in answer(config, "purge")["gone"]] == [("held", "refused")]
+    seen = [(one["command"], one["filter"]) for one in answer(config, "access")]
+    assert seen[0] == ("cdr hold", "V1001 2020-01-01 to 2099-01-01: file 7")
+    assert seen[-1] == ("cdr release", f"{placed['hold']}: paid")
+
+
+def test_purge_with_a_misspelt_class_takes_nothing(client: redis.Redis, config: Path) -> None:
+    fill(client)
+    text = config.read_text()
+    for entry, says in (("geografic", "'geografic' is no destination class"), ("velbet:mobile", "'velbet' is no profile")):
+        config.write_text(f'{text}[cdr]\nunbilled = ["{entry}"]\n')
+        assert says in run(config, "purge", code=2).stderr
+    config.write_text(f'{text}[cdr]\nunbilled = ["velbert:mobile"]\n')
+    gone = [(row["reason"], row["count"]) for row in answer(config, "purge")["gone"]]
+    assert gone == [("free", 6), ("refused", 6)]
+
+
+def test_purge_sets_calls_of_a_line_on_fraud_hold_apart(client: redis.Redis, config: Path, tmp_path: Path) -> None:
+    lines = tmp_path / "lines.csv"
+    row = "{},velbert,{},3,velbert,02051,{},single,secret,+4920515551{}\n"
+    head = "line,profile,status,channels,location,area_code,account,kind,password,number\n"
+    lines.write_text(head + row.format("V1", "fraud_hold", "v1", "01") + row.format("V2", "active", "v2", "02"))
+    for kind, file in (("psap", ROOT / "examples" / "psap.csv"), ("line", lines)):
+        done = CliRunner().invoke(app, [kind, "import", str(file), "-c", str(config)])
+        assert done.exit_code == 0, done.output
+    for line in ("V1", "V2"):
+        record = draft(line, line=line, seq=int(line[1]), verdict="deny", setup_at_ms=NOW_MS, end_at_ms=NOW_MS)
+        client.xadd("sp:cdr", {"id": line, "v": 1, "type": "final", "node": "n1", "seq": 1, "d": codec.encode(record)})
+    (gone,) = answer(config, "purge")["gone"]
+    assert (gone["reason"], gone["count"], client.xlen("{sp:cdr}:held")) == ("fraud, set apart", 1, 1)
+
+
+def test_export_progress_tells_how_much_is_left(
+    client: redis.Redis, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sipproxy.commands.exports.PROGRESS_S", 0.0)
+    for _ in range(10):
+        fill(client)
+    lines = run(config, "export", "-o", tmp_path / "out").stderr.splitlines()
+    left = [int(line.partition(", about ")[2].removesuffix(" left")) for line in lines]
+    assert len(left) > 1
+    assert left == sorted(left, reverse=True)
+    assert left[-1] == 0
+    fill(client)
+    assert "61 records, 0 files" in (text := run(config, "export", "-o", tmp_path / "out").stderr)
+    assert text.rstrip().endswith("about 0 left")

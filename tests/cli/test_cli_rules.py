@@ -11,7 +11,7 @@ import pytest
 from cdr import codec
 from cdr.facts import Record
 from policy.stamp import parse_stamp
-from sipproxy.commands import block_rules, changing, explaining
+from sipproxy.commands import accesses, block_rules, changing, explaining
 from sipproxy.commands.backend import with_store
 from sipproxy.commands.output import CommandError, Output
 from sipproxy.config import load
@@ -117,6 +117,12 @@ def test_replay_tells_which_recorded_calls_a_change_would_touch(
     told = capsys.readouterr().out
     assert "2 recorded calls, 0 of them emergency calls" in told
     assert "2 calls would have been refused, of 2 lines, to 1 destinations" in told
+    accesses.show(stored, JSON, count=10)
+    seen = [(one["command"], one["filter"], one["records"]) for one in value(capsys)]
+    assert seen == [
+        ("block replay", f"2026-03-02..2026-03-03 with {change}", 5),
+        ("block replay", f"2026-03-03.. with {change}", 2),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,88 @@
+"""`sipproxy cdr hold` and `cdr release`: records that a purge leaves while an objection to an invoice runs."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from typing import TYPE_CHECKING
+
+from cdr.purging import holds, place_hold, records_of, release_hold
+from cdr.retention import Hold
+from cdr.wire import Link
+from sipproxy.commands.accesses import recorded
+from sipproxy.commands.backend import with_store
+from sipproxy.commands.exports import period_of
+from sipproxy.commands.output import USAGE, CommandError
+from sipproxy.commands.purge import shown
+from sipproxy.config import load
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from redis.asyncio import Redis
+
+    from sipproxy.commands.output import Output
+
+__all__ = ["hold", "release"]
+
+TIMEOUT_S = 30.0
+
+
+def hold(path: Path, output: Output, line: str, *, start: str, end: str, reason: str) -> int:
+    """Place a hold; without a line list those that there are."""
+    config = load(path)
+    stream = config.cdr.stream
+    new = _new(line, start, end, reason) if line or start or end or reason else None
+
+    async def work(client: Redis) -> tuple[str, int, dict[str, Hold]]:
+        link = Link(client, timeout_s=TIMEOUT_S)
+        try:
+            if new is None:
+                return "", 0, await holds(link, stream)
+            async with recorded(client, stream, "cdr hold", f"{line} {start} to {end}: {reason}") as seen:
+                name = secrets.token_hex(4)
+                await place_hold(link, stream, name, new)
+                seen.records = await records_of(link, stream, new)
+                return name, seen.records, {name: new}
+        finally:
+            await link.drop()
+
+    name, records, found = with_store(config, work)
+    rows = [{"hold": key, **one._asdict()} for key, one in found.items()]
+    output.value({**rows[0], "records": records} if name else rows)
+    if name:
+        output.line(f"{name}: {records} records of {line} stay until `sipproxy cdr release {name}`")
+        return 0
+    cells = (
+        (key, one.line, shown(one.from_ms), shown(one.to_ms), one.reason, shown(one.placed_ms)) for key, one in found.items()
+    )
+    output.table(("hold", "line", "from", "to", "reason", "placed"), cells, empty="no records are on hold")
+    return 0
+
+
+def release(path: Path, output: Output, name: str, *, reason: str) -> int:
+    """Let the records of a hold go at their ordinary time."""
+    if not reason.strip():
+        raise CommandError("--reason is needed: say how the objection was settled", code=USAGE)
+    config = load(path)
+
+    async def work(client: Redis) -> bool:
+        link = Link(client, timeout_s=TIMEOUT_S)
+        try:
+            async with recorded(client, config.cdr.stream, "cdr release", f"{name[:40]}: {reason}"):
+                return await release_hold(link, config.cdr.stream, name)
+        finally:
+            await link.drop()
+
+    if not with_store(config, work):
+        raise CommandError(f"there is no hold {name[:40]!r}; `sipproxy cdr hold` lists them")
+    output.value({"released": name})
+    output.line(f"{name} is released: the next purge treats its records like others")
+    return 0
+
+
+def _new(line: str, start: str, end: str, reason: str) -> Hold:
+    period = period_of(start, end) if start and end else None
+    if not line or period is None or not reason.strip():
+        raise CommandError("a hold needs the line, --from, --to and --reason", code=USAGE)
+    return Hold(line, period.start_ms, period.end_ms, reason[:200], time.time_ns() // 1_000_000)
