@@ -14,7 +14,7 @@ RUNTIME := $(VENV)/.installed-runtime
 DEVELOPMENT := $(VENV)/.installed-development
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test mix crashes damage lint format types needs requirements clean
+.PHONY: help run demo test mix crashes damage lint format types needs requirements clean audit
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
@@ -60,6 +60,10 @@ format: $(DEVELOPMENT)  ## let ruff write its format
 
 types: $(DEVELOPMENT)  ## mypy, strict
 	$(BIN)/mypy
+
+audit:  ## compare the pinned requirements with published advisories (asks the package index)
+	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --target build/audit pip-audit
+	PYTHONPATH=build/audit $(PYTHON) -m pip_audit --requirement requirements.txt --require-hashes --disable-pip --strict
 
 requirements:  ## compile requirements*.txt (hashed) from pyproject.toml
 	@PYTHON="$(PYTHON)" sh tools/compile-requirements.sh
