@@ -24,6 +24,7 @@ from sipproxy.engine.edge import SILENT_S
 from sipproxy.engine.forward import Target, forward_request, own_routes
 from sipproxy.engine.privacy import PLAIN, Face, Faces, KnownFace, contact_of, forward_response
 from sipproxy.engine.response_context import Branch, Progress, ResponseContext, with_all_challenges
+from sipproxy.engine.sources import named_by
 from sipproxy.engine.state import Headers, reason_header
 from sipproxy.sip.build import Editor
 from sipproxy.sip.dialog import from_invite_2xx
@@ -221,9 +222,7 @@ class Call:
         branch.overdue = False
         if branch.cancelled:
             self._cancel_branches()  # §9.1: the CANCEL had to wait for a provisional response
-        if response.status == 100:
-            return
-        if self.phase is not Phase.PROCEEDING:
+        if response.status == 100 or self.phase is not Phase.PROCEEDING:
             return
         desk.queue.set(("call", self.id, "ring"), desk.now.mono + desk.settings.ring_s)  # §16.7 step 2
         desk.queue.cancel(("call", self.id, "setup"))
@@ -279,7 +278,8 @@ class Call:
             return None
         dialog = self.dialogs.get(tag)
         if dialog is None and len(self.dialogs) < EARLY_DIALOGS:
-            dialog = self.dialogs[tag] = Dialog(tag, branch.target, branch.target.to, shift=carrier.shift_of(self))
+            target, named = branch.target, named_by(response)
+            dialog = self.dialogs[tag] = Dialog(tag, target, target.to, named, shift=carrier.shift_of(self))
         return dialog
 
     def _confirm(self, dialog: Dialog, branch: Branch[Target], response: Response) -> None:
@@ -288,7 +288,7 @@ class Call:
             return
         dialog.confirmed = True
         sent = client.request
-        own = own_routes(sent, self.desk.settings, self.id)
+        own = own_routes(self.desk, sent, self.id)
         caller, callee = from_invite_2xx(sent, response, own_routes=own)
         if self.face(dialog.target).address:
             # The callee's messages name the caller by the face that he has there; to himself he is who he said.

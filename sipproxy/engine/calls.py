@@ -100,14 +100,13 @@ class Calls:
                 return call, branch.target
         return None
 
-    def find(self, message: Message, token: str, flow: Flow) -> Found | None:
+    def find(self, message: Message, call: Call | None, flow: Flow) -> Found | None:
         """The call and dialog that an in-dialog request belongs to, and whether it comes from the caller (§12.2).
 
-        `token` is the call id from our Record-Route URI; without one (a peer that drops parameters) Call-ID and tags decide,
-        and `flow` between a forwarded call and its part.
+        `call` is the one that the token of our Record-Route URI names; without one (a peer that drops parameters) Call-ID and
+        tags decide, and `flow` between a forwarded call and its part.
         """
         from_tag, to_tag = message.from_.tag, message.to.tag
-        call = self.by_id.get(token)
         candidates = [call] if call is not None else self._by_call_id.get(message.call_id, [])
         for found in candidates:
             if found.request.call_id != message.call_id:

@@ -26,10 +26,11 @@ from sipproxy.engine.relay import IN_DIALOG, Relay, Relays
 from sipproxy.engine.replicas import Replicas
 from sipproxy.engine.setup import Setup
 from sipproxy.engine.shed import Shedder
+from sipproxy.engine.sources import is_source, may_answer
 from sipproxy.engine.state import KNOWN_METHODS, Desk, request_label
 from sipproxy.sip.digest import NonceSource
 from sipproxy.sip.errors import ParseError
-from sipproxy.sip.flow import LOOP, Flow
+from sipproxy.sip.flow import LOOP, Flow, Hop
 from sipproxy.sip.matching import cancel_target_key
 from sipproxy.sip.message import Request, Response, check_message, parse_message, salvage
 from sipproxy.sip.text import text
@@ -74,7 +75,7 @@ class Engine:
         self._registrar = Registrar(self.desk)
         self._setup = Setup(self.desk, self.calls, self.auth)
         self._forwarding = Forwarding(self.desk, self._setup)
-        self._relays = Relays(self.desk, self.calls)
+        self._relays = Relays(self.desk, self.calls, self.auth)
         self._edges = Edges(self.desk, IN_DIALOG)
         self._replicas = Replicas(self.desk)
         self.shedder = Shedder(self.desk, self.calls, settings.rates)
@@ -113,7 +114,7 @@ class Engine:
         if isinstance(message, Request):
             self._request(message, flow)
         else:
-            self._response(message)
+            self._response(message, flow)
 
     def _actions(self) -> list[Action]:
         """What the event caused. What calls of ours sent to each other is handled here, in order, to its end."""
@@ -269,6 +270,9 @@ class Engine:
             desk.count("requests", request_label(request))
         server = desk.transactions.find_server(request)
         if server is not None:
+            if request.method == b"ACK" and not server.is_accepted and not is_source(desk, server, request, flow):
+                desk.count("requests_refused", "ack_source")
+                return
             passed = desk.transactions.receive_request(server, request, desk.now.mono)
             if passed is not None and (flow.transport == LOOP or not self._edges.take(passed, flow)):
                 self._relays.request(passed, flow)
@@ -360,7 +364,10 @@ class Engine:
         """§9.2: answered here whatever becomes of the INVITE."""
         desk = self.desk
         target = desk.transactions.servers.get(cancel_target_key(request))
-        if target is None:
+        user = target.user if target is not None else None
+        account = user.record.account if isinstance(user, Call) and user.from_customer else ""
+        if target is None or not is_source(desk, target, request, flow, account=account):
+            desk.count("requests_refused", "no_invite" if target is None else "cancel_source")
             desk.reply(request, flow, 481)
             return
         desk.reply(request, flow, 200)
@@ -388,21 +395,36 @@ class Engine:
 
     # Responses
 
-    def _response(self, response: Response) -> None:
+    def _response(self, response: Response, flow: Flow) -> None:
         desk = self.desk
         try:
             check_message(response)
-            known = desk.transactions.receive_response(response, desk.now.mono)
+            client = desk.transactions.find_client(response)
+            is_2xx = response.is_success and response.cseq.method == b"INVITE"
+            late = self.calls.late(response) if client is None and is_2xx else None
+            if client is not None:
+                if self._comes_from(client.target, client.user, flow):
+                    desk.transactions.receive_response(response, desk.now.mono)
+            elif late is not None:
+                if self._comes_from(late[1].to, late[0], flow):
+                    dismiss(*late, response)
+            else:
+                # RFC 6026 §7.2: not forwarded statelessly any more
+                own = flow.transport == LOOP or desk.is_own_branch(response.via.branch or b"")
+                desk.count("responses_dropped", "no_transaction" if own else "branch")
         except ParseError:
             desk.count("malformed", "response")
-            return
-        if known:
-            return
-        late = self.calls.late(response) if response.is_success and response.cseq.method == b"INVITE" else None
-        if late is not None:
-            dismiss(*late, response)
-        else:
-            desk.count("responses_dropped", "no_transaction")  # RFC 6026 §7.2: not forwarded statelessly any more
+
+    def _comes_from(self, target: Flow | Hop, user: object, flow: Flow) -> bool:
+        """Whether a response comes from where its request went; if not it is counted, and dropped."""
+        desk = self.desk
+        if may_answer(desk, target, flow):
+            return True
+        call = user.found.call if isinstance(user, Relay) else user
+        helps = isinstance(call, Call) and call.is_emergency  # design: invariant 1, its branch is proof enough
+        desk.count("responses_elsewhere", "emergency" if helps else "dropped")
+        desk.note("warning", "response_from_elsewhere", source=str(flow), sent_to=str(target), dropped=not helps)
+        return helps
 
     # Timers
 

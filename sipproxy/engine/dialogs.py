@@ -36,6 +36,7 @@ class Dialog:
     to_tag: bytes
     target: Target
     to: Flow | Hop  # where in-dialog requests for the callee go
+    named: frozenset[tuple[str, int]] = frozenset()  # host and port of its Contact and Record-Route, while it is early
     confirmed: bool = False
     ended: bool = False
     sides: tuple[DialogSide, DialogSide] | None = None  # caller and callee, once confirmed: what a BYE of ours needs

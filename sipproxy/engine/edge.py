@@ -204,10 +204,14 @@ class Edges:
         way = desk.tokens.open(Way, token, request.call_id)
         if way is None:
             desk.count("edge_refused", "token")
-        elif flow == way.flow or any(b.flow == flow for b in self._own(way.user)):
+        elif flow == way.flow or any(
+            b.flow == flow for b in self._own(way.user)
+        ):
             return way, True
         elif flow.host == way.peer:
             return way, False
+        elif (flow.transport, flow.host) == (way.flow.transport, way.flow.host):
+            return way, True  # a NAT that bound anew: the owner of the call looks at the rest
         else:
             desk.count("edge_refused", "source")
         return None, False

@@ -5,7 +5,6 @@ Pure. Deciding whether and where to is done elsewhere.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -40,7 +39,7 @@ __all__ = [
     "via_of",
 ]
 
-CALL_PARAM = b"c"  # in our Record-Route URI: our call id
+CALL_PARAM = b"c"  # in our Record-Route URI: the token of our call
 EDGE_PARAM = b"e"  # in the URI of a node with a customer's flow: its token
 BRANCH = b"z9hG4bK"  # RFC 3261 §8.1.1.7
 LOOP_MARK = b".l"  # in a branch of ours: what follows tells where the request was going
@@ -103,11 +102,11 @@ def is_ours(uri: Uri, settings: Settings) -> bool:
     return uri.is_sip and settings.is_ours(uri.host_text, uri.port)
 
 
-def own_routes(request: Request, settings: Settings, call: str) -> int:
+def own_routes(desk: Desk, request: Request, call: str) -> int:
     """How many Record-Route values of a request as we sent it are this call's, the topmost; a part has more of ours."""
-    count = 0
+    count, mark = 0, desk.call_mark(call, request.call_id)
     for route in request.record_routes:
-        if not is_ours(route.uri, settings) or route.uri.param(CALL_PARAM) != call.encode():
+        if not is_ours(route.uri, desk.settings) or route.uri.param(CALL_PARAM) != mark:
             break
         count += 1
     return count
@@ -162,17 +161,17 @@ def _realm(value: bytes) -> str | None:
         return None
 
 
-def loosen(request: Request, editor: Editor, settings: Settings) -> tuple[list[NameAddr], bytes, str]:
+def loosen(request: Request, editor: Editor, settings: Settings) -> tuple[list[NameAddr], bytes, bytes]:
     """Undo strict routing and take our own Route values off (§16.4).
 
-    Returns the Route values that are left, the Request-URI, and our call id from the Route or Request-URI ("" for none).
+    Returns the Route values that are left, the Request-URI, and our call's token from the Route or Request-URI (b"" for none).
     """
     routes = list(request.routes)
-    uri, call = request.uri, ""
+    uri, call = request.uri, b""
     own = request.parsed_uri
     if routes and is_ours(own, settings) and own.param(CALL_PARAM) is not None:
         # §16.4: a strict router put our Record-Route URI into the Request-URI and the target at the end of the Route.
-        call = (own.param(CALL_PARAM) or b"").decode("latin-1")
+        call = own.param(CALL_PARAM) or b""
         last = routes.pop()
         uri = last.uri.raw
         editor.request_uri(uri)
@@ -181,7 +180,7 @@ def loosen(request: Request, editor: Editor, settings: Settings) -> tuple[list[N
         else:
             editor.remove(b"route")
     while routes and is_ours(routes[0].uri, settings):
-        token = (routes[0].uri.param(CALL_PARAM) or b"").decode("latin-1")
+        token = routes[0].uri.param(CALL_PARAM) or b""
         if call and token and token != call:
             break  # another call of ours, of which this one is forwarded: it is the next hop
         call = call or token
@@ -204,8 +203,8 @@ def forward_request(
 ) -> tuple[Request, bytes] | None:
     """Finish the copy of `request` that goes to `target` (§16.6 steps 3 to 8): the request as sent, and its branch.
 
-    `editor` may hold changes already. With `received_on` the request may create a dialog: Record-Route is put in, with our call
-    id, or with `edge` for a call of another node. None when no listener of ours speaks the target's transport.
+    `editor` may hold changes already. With `received_on` the request may create a dialog: Record-Route is put in, with our
+    call's token, or with `edge` for a call of another node. None when no listener of ours speaks the target's transport.
     """
     to = target.to if isinstance(target, Target) else target
     listener = listener_of(desk.settings, to)
@@ -215,7 +214,7 @@ def forward_request(
     editor.set(b"Max-Forwards", b"%d" % (hops - 1 if hops is not None else MAX_FORWARDS))
     if received_on is not None:
         inner = desk.settings.listeners[received_on.listener]
-        mark = EDGE_PARAM + b"=" + edge if edge else CALL_PARAM + b"=" + call.encode()
+        mark = EDGE_PARAM + b"=" + edge if edge else CALL_PARAM + b"=" + desk.call_mark(call, request.call_id)
         editor.push(b"Record-Route", record_route_uri(inner, mark))
         if inner is not listener:
             editor.push(b"Record-Route", record_route_uri(listener, mark))  # RFC 5658: one for each side
@@ -228,11 +227,9 @@ def forward_request(
         edit(editor)
     if stateless:
         seed = b"\0".join((request.via.branch or request.via.raw, request.call_id, call.encode()))
-        branch = BRANCH + hashlib.sha256(seed).hexdigest()[:24].encode()  # §16.11: the same for a retransmission
+        branch = desk.branch(seed=seed)  # §16.11: the same for a retransmission
     else:
-        branch = BRANCH + desk.token().encode()
-        if isinstance(target, Target):
-            branch += desk.loop_mark(request, target.uri)
+        branch = desk.branch(desk.loop_mark(request, target.uri) if isinstance(target, Target) else b"")
     editor.push(b"Via", _via(listener, branch))
     sent = parse_message(editor.to_bytes(), max_headers=desk.settings.max_headers + 16)
     assert isinstance(sent, Request)
@@ -245,12 +242,12 @@ def loop_mark_of(branch: bytes | None) -> bytes:
     return found + mark
 
 
-def via_of(desk: Desk, to: Flow | Hop) -> tuple[bytes, bytes] | None:
-    """A Via value for a request of our own, and its branch; None when no listener of ours speaks the transport."""
+def via_of(desk: Desk, to: Flow | Hop, mark: bytes = b"") -> tuple[bytes, bytes] | None:
+    """A Via value for a request of our own, and its branch, which ends in `mark`; None when no listener fits."""
     listener = listener_of(desk.settings, to)
     if listener is None:
         return None
-    branch = BRANCH + desk.token().encode()
+    branch = desk.branch(mark)
     return _via(listener, branch), branch
 
 

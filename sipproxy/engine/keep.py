@@ -71,12 +71,13 @@ def answer(call: Call, target: Target, response: Response) -> Answer:
 
 
 def refreshed(call: Call) -> None:
-    """Journal the ANSWER again when a dialog came, ended or has a new remote target; CSeq numbers go with proofs of life."""
+    """Journal the ANSWER again when a dialog came or ended, or a party has a new target or flow; CSeq numbers go with proofs of
+    life."""
     if call.answer is None or not call.is_answered:
         return
-    dialogs = _dialogs(call)
-    if [_lasting(d) for d in dialogs] != [_lasting(d) for d in call.answer.dialogs]:
-        call.answer = replace(call.answer, dialogs=dialogs)
+    dialogs, source = _dialogs(call), _place(call.flow)
+    if source != call.answer.source or [_lasting(d) for d in dialogs] != [_lasting(d) for d in call.answer.dialogs]:
+        call.answer = replace(call.answer, dialogs=dialogs, source=source)
         call.desk.out.append(Journal(call.answer))
 
 
@@ -88,7 +89,7 @@ def proof_of_life(call: Call, proof: Now) -> Alive:
 
 
 def _lasting(dialog: Confirmed) -> tuple[object, ...]:
-    return dialog.response, dialog.caller.target, dialog.callee.target, dialog.ended, dialog.shift
+    return dialog.response, dialog.to, dialog.caller.target, dialog.callee.target, dialog.ended, dialog.shift
 
 
 def _place(to: Flow | Hop) -> Place:

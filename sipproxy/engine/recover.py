@@ -5,7 +5,7 @@ run on from its answer. Its parties are asked soon whether they are still there,
 other call ends here, as its INVITE's transactions are gone; its end was not observed, and its record says so.
 
 Pure. Left out: flows over streams, whose connections died with the process; a customer behind one is followed to the connection
-that its next request comes by.
+that its next request comes by (sources.py).
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ if TYPE_CHECKING:
     from typing import Literal
 
     from cdr.facts import Admit, Alive, Answer, Confirmed, Place, Record
-    from sipproxy.engine.calls import Calls, Found
+    from sipproxy.engine.calls import Calls
     from sipproxy.engine.settings import TrunkRoute
     from sipproxy.engine.state import Desk
 
-__all__ = ["Resumed", "Unfinished", "follow", "recover", "slots_of"]
+__all__ = ["Resumed", "Unfinished", "recover", "slots_of"]
 
 Unfinished = tuple["Admit", "Answer | None", "Alive | None"]
 
@@ -122,17 +122,6 @@ def _join(found: list[Call], calls: Calls) -> None:
     for call in found:
         if call.record.forwarded_from and call.head is None:
             call.end("node_restart", released_by="unknown", cause=0, certain=False)
-
-
-def follow(found: Found, flow: Flow) -> None:
-    """A request came by `flow` from a customer whose connection died with the process before: it is reached there now."""
-    if found.call.resumed is None or not found.from_customer or flow.transport == "UDP":
-        return
-    if found.from_caller:
-        if found.call.flow.connection == 0:
-            found.call.flow = flow
-    elif isinstance(found.dialog.to, Flow) and found.dialog.to.connection == 0:
-        found.dialog.to = flow
 
 
 def _cut(desk: Desk, calls: Calls, admit: Admit, answer: Answer | None, alive: Alive | None) -> None:
@@ -282,7 +271,7 @@ def _dialog(desk: Desk, call: str, fact: Confirmed, alive: Alive | None) -> Dial
     if not isinstance(sent, Request) or not isinstance(response, Response) or to is None:
         return None
     check_message(sent)
-    caller, callee = from_invite_2xx(sent, response, own_routes=own_routes(sent, desk.settings, call))
+    caller, callee = from_invite_2xx(sent, response, own_routes=own_routes(desk, sent, call))
     heard = (alive.caller_cseq, alive.callee_cseq) if alive is not None else (0, 0)
     if fact.own_from:
         caller = replace(caller, remote=fact.own_from)
@@ -312,7 +301,7 @@ def _received(desk: Desk, call: str, fact: Confirmed, dialled: str) -> Request:
     assert isinstance(sent, Request)
     editor = Editor(sent)
     editor.pop(b"via")
-    for _ in range(own_routes(sent, desk.settings, call)):
+    for _ in range(own_routes(desk, sent, call)):
         editor.pop(b"record-route")
     editor.request_uri(dialled.encode())
     number = sent.cseq.number

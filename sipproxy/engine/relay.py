@@ -1,6 +1,7 @@
 """Requests inside a call's dialogs: who may send them, where they go, and their responses (RFC 3261 §12.2, §16).
 
-Pure. A request without a live dialog of ours is answered 481 and goes nowhere (design: invariant 6).
+Pure. A request without a live dialog of ours, or from elsewhere than its party, is answered 481 and goes nowhere (design:
+invariant 6). It changes nothing about the call.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ from typing import TYPE_CHECKING
 
 from sipproxy.engine import carrier, keep, liveness, session
 from sipproxy.engine.actions import SendTo
+from sipproxy.engine.authenticate import Proven
 from sipproxy.engine.call import Phase
 from sipproxy.engine.causes import cause_of
 from sipproxy.engine.forward import forward_request, loosen, next_hop, strict_next, strip_trust
 from sipproxy.engine.privacy import contact_of, forward_in_dialog, forward_response, is_mask, strip_for_customer
-from sipproxy.engine.recover import follow
+from sipproxy.engine.sources import Standing, account_of, follow, may_reach, standing
 from sipproxy.engine.takeover import names_a_dialog
 from sipproxy.engine.trunk_auth import answer_challenge
 from sipproxy.sip.build import Editor
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Hashable
 
     from sipproxy.engine.actions import Now
+    from sipproxy.engine.authenticate import Authenticator
     from sipproxy.engine.calls import Calls, Found
     from sipproxy.engine.state import Desk
     from sipproxy.engine.transactions import Server
@@ -141,19 +144,18 @@ class Relay:
 class Relays:
     """Forwards requests within dialogs."""
 
-    def __init__(self, desk: Desk, calls: Calls) -> None:
+    def __init__(self, desk: Desk, calls: Calls, auth: Authenticator) -> None:
         self._desk = desk
         self._calls = calls
+        self._auth = auth
 
     def request(self, request: Request, flow: Flow) -> None:
         """Take a request with a To tag that no transaction absorbed."""
         desk = self._desk
         editor = Editor(request)
         routes, uri, token = loosen(request, editor, desk.settings)
-        found = self._calls.find(request, token, flow)
+        found = self._found(request, flow, token)
         if found is None:
-            desk.count("requests_refused", "no_dialog")
-            desk.reply(request, flow, 481)
             return
         if request.method not in IN_DIALOG:
             desk.count("requests_refused", "method")
@@ -168,8 +170,11 @@ class Relays:
             return
         uri = self._unmask(editor, found, uri)
         to = self._next(found, strict_next(editor, routes, uri), uri)
+        if not may_reach(desk, found, to):
+            desk.count("requests_refused", "target")
+            desk.reply(request, flow, 403)
+            return
         self._present(editor, request, found, to)
-        follow(found, flow)
         self._observe(found, request)
         if carrier.route_of(found.call, found.dialog, to_caller=not found.from_caller):
             found.dialog.shift.apply(editor, request)
@@ -181,6 +186,35 @@ class Relays:
             self._forward(request, flow, editor, found, to)
         if request.method == b"BYE":
             self._leave(found, request)
+
+    def _found(self, request: Request, flow: Flow, token: bytes) -> Found | None:
+        """The dialog of a request by one of its parties; None for any other, which is answered."""
+        desk = self._desk
+        marked = desk.marked_call(token, request.call_id) if token else ""
+        call = self._calls.by_id.get(marked or "")
+        found = self._calls.find(request, call, flow) if marked is not None else None
+        if found is None:
+            desk.count("requests_refused", "no_dialog" if marked is not None else "token")
+            desk.reply(request, flow, 481)
+            return None
+        source = standing(desk, found, request, flow, marked=call is not None)
+        if source is Standing.UNPROVEN:
+            account = account_of(found)
+            outcome = self._auth.check(request, proxy=True, user_hint=account)
+            if not isinstance(outcome, Proven):
+                desk.count("requests_refused", "unproven_source")
+                desk.reply(request, flow, outcome.status, headers=outcome.headers)
+                return None
+            source = Standing.PARTY if outcome.account.user == account else Standing.STRANGER
+        if source is Standing.STRANGER:
+            desk.count("requests_refused", "source")
+            desk.reply(request, flow, 481)  # as for no dialog: whether there is one is not for strangers to know
+            return None
+        known = found.call.flow if found.from_caller else found.dialog.to
+        if flow != known and found.from_customer:
+            follow(found, flow)
+            keep.refreshed(found.call)
+        return found
 
     def _forward(self, request: Request, flow: Flow, editor: Editor, found: Found, to: Flow | Hop) -> None:
         desk = self._desk

@@ -5,15 +5,16 @@ Pure. `Desk` is the engine's working surface for one event at a time; nothing in
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from sipproxy.engine.actions import Action, Note, Now, SendTo
 from sipproxy.engine.channels import Channels
-from sipproxy.engine.forward import LOOP_MARK, loop_mark_of
+from sipproxy.engine.forward import BRANCH, LOOP_MARK, loop_mark_of
 from sipproxy.engine.location import Location
 from sipproxy.engine.peers import Peers
 from sipproxy.engine.tokens import Tokens
@@ -39,6 +40,12 @@ def reason_header(cause: int) -> Headers:
     return ((b"Reason", b"Q.850;cause=%d" % cause),) if cause else ()
 
 
+class CallMark(msgspec.Struct, frozen=True, array_like=True):
+    """Content of the token in Record-Route: our call id."""
+
+    call: str
+
+
 class Desk:
     """Shared state of the engine. `new_token(n)` returns n random bytes and is the only source of randomness."""
 
@@ -58,10 +65,8 @@ class Desk:
         self.transactions = Transactions(
             settings.timers, limit=settings.max_transactions, emit=self.out.append, queue=self.queue
         )
-        self._loop_key = hashlib.sha256(b"loop" + key).digest()
         self.channels = Channels(self)
         self.trunks = Trunks(self)
-        self._tag_key = hashlib.sha256(b"to-tag" + key).digest()
 
     def take_actions(self) -> list[Action]:
         actions = self.out[:]
@@ -80,14 +85,34 @@ class Desk:
 
     def to_tag(self, request: Request) -> bytes:
         """A To tag that is the same for each retransmission of the request (RFC 3261 §8.2.7)."""
-        seed = b"\0".join((request.call_id, request.from_.tag or b"", request.via.branch or request.via.raw))
-        return hmac.new(self._tag_key, seed, hashlib.sha256).hexdigest()[:16].encode()
+        return self.tokens.sign(b"to-tag", request.call_id, request.from_.tag or b"", request.via.branch or request.via.raw)[
+            :16
+        ]
 
     def loop_mark(self, request: Request, uri: bytes) -> bytes:
         """What the branch of a request of this dialog carries that goes to `uri`: one for one target (RFC 5393 §4.2)."""
         user = uri.partition(b";")[0].rpartition(b"@")[0].partition(b":")[2] or uri  # the host is rewritten by every hop
-        seed = b"\0".join((request.call_id, request.from_.tag or b"", user))
-        return LOOP_MARK + hmac.new(self._loop_key, seed, hashlib.sha256).hexdigest()[:16].encode()
+        return LOOP_MARK + self.tokens.sign(b"loop", request.call_id, request.from_.tag or b"", user)[:16]
+
+    def branch(self, mark: bytes = b"", *, seed: bytes = b"") -> bytes:
+        """A branch of ours with `mark` at its end; random, or with `seed` the same for the same."""
+        unique = self.tokens.sign(b"seed", seed) if seed else self.token().encode()
+        return BRANCH + unique + self.tokens.sign(b"branch", unique, mark) + mark
+
+    def is_own_branch(self, branch: bytes) -> bool:
+        """Whether this node made the branch, in whatever process."""
+        mark = loop_mark_of(branch)
+        unique, signature = branch[len(BRANCH) : -20 - len(mark)], branch[-20 - len(mark) : len(branch) - len(mark)]
+        return hmac.compare_digest(signature, self.tokens.sign(b"branch", unique, mark))
+
+    def call_mark(self, call: str, call_id: bytes) -> bytes:
+        """What our Record-Route carries for the call: only in requests with its Call-ID it names the call."""
+        return self.tokens.seal(CallMark(call), call_id)
+
+    def marked_call(self, token: bytes, call_id: bytes) -> str | None:
+        """The call that a mark names; None where this node did not make it for that Call-ID."""
+        found = self.tokens.open(CallMark, token, call_id)
+        return found.call if found is not None else None
 
     def has_looped(self, request: Request) -> bool:
         """Whether we sent this request to this very target before: one of its Via values is ours and says so (§16.3 step 4).

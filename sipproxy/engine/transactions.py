@@ -56,6 +56,11 @@ class Server:
     user: object = None
 
     @property
+    def is_accepted(self) -> bool:
+        """Whether it passes an ACK on (RFC 6026 §7.1)."""
+        return self.machine.state is State.ACCEPTED
+
+    @property
     def is_final(self) -> bool:
         return self.machine.state not in (State.TRYING, State.PROCEEDING)
 
@@ -183,6 +188,10 @@ class Transactions:
         self.new_client(cancel, cancel.via.branch, client.target, Ignored(), now)
         if isinstance(client.machine, InviteClient):
             self._perform(client, client.machine.cancelled(now))
+
+    def find_client(self, response: Response) -> Client | None:
+        """The transaction that a response belongs to."""
+        return self.clients.get(response_key(response))
 
     def receive_response(self, response: Response, now: float) -> bool:
         """Feed a response to its client transaction; False when there is none."""

@@ -77,23 +77,20 @@ def answer_challenge(desk: Desk, name: str, response: Response, user: ClientUser
         return None
     sent = client.request
     header = credentials_for(desk, route, response, sent.method, sent.uri, again=client.challenged > 0)
-    via = via_of(desk, client.target)
+    via = via_of(desk, client.target, loop_mark_of(sent.via.branch))
     if header is None or via is None or client.challenged > 1:
         desk.trunks.challenged(name, "refused")
         return None
     value, branch = via
-    mark = loop_mark_of(sent.via.branch)
     editor = Editor(sent)
     if client.challenged:
         _drop_last(editor, sent)
-    editor.replace_first(b"Via", value.replace(branch, branch + mark))
+    editor.replace_first(b"Via", value)
     editor.set(b"CSeq", b"%d %s" % (sent.cseq.number + 1, sent.method))
     editor.append(*header)
     request = parse_message(editor.to_bytes(), max_headers=desk.settings.max_headers + 16)
     assert isinstance(request, Request)
-    key = desk.transactions.new_client(
-        request, branch + mark, client.target, user, desk.now.mono, challenged=client.challenged + 1
-    )
+    key = desk.transactions.new_client(request, branch, client.target, user, desk.now.mono, challenged=client.challenged + 1)
     desk.trunks.challenged(name, "answered")
     return Answered(key, request, header)
 

@@ -1,20 +1,13 @@
-"""engine.recover: what a restart means for the end of a call, and for connections that died with the process."""
+"""engine.recover: what a restart means for the end of a call."""
 
 from __future__ import annotations
-
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from sipproxy.engine.actions import Now
-from sipproxy.engine.calls import Found
-from sipproxy.engine.recover import Resumed, follow
-from sipproxy.sip.flow import Flow, Hop
+from sipproxy.engine.recover import Resumed
 
 AT = Now(1000.0, 1_000_000)
-OLD = Flow("TCP", 0, "203.0.113.1", 5060)  # without its connection, as the journal keeps it
-NEW = Flow("TCP", 0, "203.0.113.1", 40_000, 7)
 
 
 def seconds(after: float) -> Now:
@@ -58,33 +51,3 @@ def test_end_of_ours_counts_only_when_somebody_was_heard_since(heard: float, end
 
 def test_end_after_a_reboot_is_never_certain() -> None:
     assert Resumed(AT, measured=False, node_seen=AT).end(seconds(60.0), seconds(50.0), by_us=False) == (seconds(60.0), False)
-
-
-def found(*, from_caller: bool, known: Flow | Hop, resumed: bool = True, customer: bool = True) -> Found:
-    call: Any = SimpleNamespace(
-        resumed=Resumed(AT, measured=True, node_seen=AT) if resumed else None, from_customer=customer, flow=known
-    )
-    dialog: Any = SimpleNamespace(to=known, target=SimpleNamespace(is_customer=customer))
-    return Found(call, dialog, from_caller)
-
-
-@pytest.mark.parametrize("from_caller", [True, False])
-def test_customer_behind_a_dead_connection_is_followed_to_the_new_one(from_caller: bool) -> None:
-    here = found(from_caller=from_caller, known=OLD)
-    follow(here, NEW)
-    assert (here.call.flow if from_caller else here.dialog.to) == NEW
-
-
-@pytest.mark.parametrize("from_caller", [True, False])
-def test_nobody_else_is_followed(from_caller: bool) -> None:
-    alive = OLD._replace(connection=3)
-    for here in (
-        found(from_caller=from_caller, known=alive),
-        found(from_caller=from_caller, known=OLD, resumed=False),
-        found(from_caller=from_caller, known=OLD, customer=False),
-    ):
-        follow(here, NEW)
-        assert NEW not in (here.call.flow, here.dialog.to)
-    datagrams = found(from_caller=from_caller, known=OLD._replace(transport="UDP"))
-    follow(datagrams, NEW._replace(transport="UDP"))
-    assert datagrams.call.flow == datagrams.dialog.to == OLD._replace(transport="UDP")

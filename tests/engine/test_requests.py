@@ -53,6 +53,8 @@ def test_stray_ack_and_stray_response_are_dropped_and_counted(desk: Desk) -> Non
     answer = b"SIP/2.0 200 OK\r\nVia: SIP/2.0/UDP 192.0.2.1:5060;branch=z9hG4bKnone\r\nFrom: <sip:a@b>;tag=1\r\n"
     answer += b"To: <sip:c@d>;tag=2\r\nCall-ID: x\r\nCSeq: 1 INVITE\r\nContent-Length: 0\r\n\r\n"
     assert desk.receive(answer) == []
+    assert desk.engine.desk.counters["responses_dropped", "branch"] == 1
+    assert desk.receive(answer.replace(b"z9hG4bKnone", desk.engine.desk.branch())) == []
     assert desk.engine.desk.counters["responses_dropped", "no_transaction"] == 1
 
 

@@ -208,6 +208,7 @@ def test_challenge_over_a_stream_is_answered_though_its_transaction_is_gone() ->
     first, world = cast("Carrier", town.trunk), town.world
     first.asks = ALL
     (udp,) = world.settings.listeners
+    world.streams.add(first.address)
     route = world.settings.trunks[0]
     world.settings = replace(
         world.settings,

@@ -113,6 +113,7 @@ class World:
         self._order = 0
         self.delay, self.loss, self.duplicate = delay, loss, duplicate
         self.agents: dict[Address, Callable[[bytes, Address], None]] = {}
+        self.streams: set[Address] = set()  # who speaks TCP, by our listener 1
         self.store = SlotStore()
         self.store_answers = True  # False: no answer within the deadline
         self.store_delay = 0.001
@@ -185,7 +186,8 @@ class World:
 
     def _deliver(self, data: bytes, source: Address, to: Address) -> None:
         if to == PROXY:
-            self.perform(self.engine.receive(data, Flow("UDP", 0, *source), self.instant))
+            flow = Flow("TCP", 1, *source, 1) if source in self.streams else Flow("UDP", 0, *source)
+            self.perform(self.engine.receive(data, flow, self.instant))
         elif to in self.agents:
             self.agents[to](data, source)
 
