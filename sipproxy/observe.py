@@ -92,6 +92,7 @@ def _engine_metrics(metrics: Metrics, engine: Engine) -> None:
         "contacts_refused": ("contacts that name what no router is reached at", ("why",)),
         "requests_refused": ("requests refused before policy", ("reason",)),
         "responses_dropped": ("responses that belong to nothing", ("reason",)),
+        "responses_elsewhere": ("responses from elsewhere than where their request went", ("outcome",)),
         "branch_failures": ("forwarded INVITEs without a final response", ("reason",)),
         "trunk_failures": ("failures of trunk routes", ("trunk", "reason")),
         "trunk_full": ("calls that a trunk route had no place for", ("trunk",)),
