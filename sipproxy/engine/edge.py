@@ -204,9 +204,7 @@ class Edges:
         way = desk.tokens.open(Way, token, request.call_id)
         if way is None:
             desk.count("edge_refused", "token")
-        elif flow == way.flow or any(
-            b.flow == flow for b in self._own(way.user)
-        ):
+        elif flow == way.flow or any(b.flow == flow for b in self._own(way.user)):
             return way, True
         elif flow.host == way.peer:
             return way, False

@@ -200,10 +200,11 @@ class Relays:
         source = standing(desk, found, request, flow, marked=call is not None)
         if source is Standing.UNPROVEN:
             account = account_of(found)
-            outcome = self._auth.check(request, proxy=True, user_hint=account)
+            outcome = self._auth.check(request, flow, proxy=True, user_hint=account)
             if not isinstance(outcome, Proven):
                 desk.count("requests_refused", "unproven_source")
-                desk.reply(request, flow, outcome.status, headers=outcome.headers)
+                if outcome.status:
+                    desk.reply(request, flow, outcome.status, headers=outcome.headers)
                 return None
             source = Standing.PARTY if outcome.account.user == account else Standing.STRANGER
         if source is Standing.STRANGER:
