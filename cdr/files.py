@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from cdr.facts import Record
 
-__all__ = ["MANIFEST", "Folder", "FolderError", "Intent", "Rows", "digest", "manifest"]
+__all__ = ["MANIFEST", "Folder", "FolderError", "Intent", "Rows", "checksum_line", "digest", "manifest", "replace_whole"]
 
 MANIFEST = "manifest.jsonl"
 _NAME = re.compile(r"cdr-[A-Za-z0-9._-]+-[0-9]{8}T[0-9]{6}Z-([0-9]{6,})\.[a-z]+")
@@ -238,7 +238,7 @@ class Part:
                 stream=stream,
                 entries=self.entries,
             )
-            _write_whole(_intent_of(self._folder, self._name), _json(intent))
+            replace_whole(_intent_of(self._folder, self._name), _json(intent))
             _sync_folder(self._folder)
             steps.at("export.intended")
             self._publish(intent)
@@ -258,10 +258,9 @@ class Part:
 
     def _publish(self, intent: Intent) -> None:
         final = self._folder / self._name
-        text = f"# {intent.records} records, columns {intent.profile}\n{intent.sha256}  {self._name}\n"
         if final.exists():
             raise FolderError(f"{final} is there already; nothing is overwritten")
-        _write_whole(self._folder / f"{self._name}.sha256", text.encode())
+        replace_whole(self._folder / f"{self._name}.sha256", checksum_line(intent))
         steps.at("export.checksum")
         self._path.rename(final)
         _sync_folder(self._folder)
@@ -296,7 +295,12 @@ def _mend(path: Path) -> None:
             _sync(file)
 
 
-def _write_whole(path: Path, data: bytes) -> None:
+def checksum_line(intent: Intent) -> bytes:
+    """What stands beside a file, for `sha256sum -c`."""
+    return f"# {intent.records} records, columns {intent.profile}\n{intent.sha256}  {intent.file}\n".encode()
+
+
+def replace_whole(path: Path, data: bytes) -> None:
     """The file with this content, or none, and on disk; aside first."""
     part = path.with_name(f".{path.name.lstrip('.')}.part")
     with part.open("wb") as file:

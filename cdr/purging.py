@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from cdr import access, dead, exporting, files, steps
+from cdr import access, dead, exporting, files, rewriting, steps
 from cdr.entries import Poison, entry_of, pairs
+from cdr.export import ExportError
 from cdr.groups import entry_id, positions
 from cdr.place import beside
 from cdr.retention import Hold, Invoice, Rules, due_at, reason_of
@@ -281,33 +282,38 @@ class Purge:
     # Files and the log of accesses
 
     async def _exports(self, *, check: bool) -> None:
+        """Whole files that billing had its time for, and records whose time is over before that of their file."""
+        table = self.report.left if check else self.report.gone
         for name in await exporting.folders(self._link.call, self._stream, self._node):
             folder = Path(name)
             try:
-                overdue = [one for one in files.manifest(folder) if self._is_overdue(folder, one)]
-                if not check and not self._dry_run:
-                    self._remove(folder, overdue)
-            except (files.FolderError, OSError) as error:
+                found = [(one, self._overdue(folder, one)) for one in files.manifest(folder)]
+                found = [(one, what) for one, what in found if what.whole or what.records]
+                if found and not check and not self._dry_run:
+                    self._remove(folder, found)
+            except (files.FolderError, ExportError, OSError) as error:
                 self.report.note(self.report.left, "export files", f"{str(error)[:200]}", self._now_ms)
                 continue
-            for intent in overdue:
-                table = self.report.left if check else self.report.gone
-                tally = table.setdefault(("export files", f"files in {folder}"), Tally())
-                tally.add(intent.last_end_at_ms)
+            for intent, what in found:
+                if what.whole:
+                    self.report.note(table, "export files", f"files in {folder}", intent.last_end_at_ms)
+                for reason, ended in what.records:
+                    self.report.note(table, "export files", f"{reason}, from files in {folder}", ended)
 
-    def _is_overdue(self, folder: Path, intent: files.Intent) -> bool:
-        return intent.written_at_ms + self._exports_ms <= self._now_ms and (folder / intent.file).exists()
+    def _overdue(self, folder: Path, intent: files.Intent) -> rewriting.Overdue:
+        return rewriting.overdue(folder, intent, self._rules, exports_ms=self._exports_ms, now_ms=self._now_ms)
 
-    def _remove(self, folder: Path, overdue: list[files.Intent]) -> None:
-        if not overdue:
-            return
+    def _remove(self, folder: Path, found: list[tuple[files.Intent, rewriting.Overdue]]) -> None:
         with files.Folder(folder, node=self._node) as opened:
-            for intent in overdue:
+            for intent, what in found:
+                if not what.whole:
+                    rewriting.rewrite(opened, intent, self._rules, self._now_ms)
+                    continue
                 for path in (folder / intent.file, folder / f"{intent.file}.sha256"):
                     with contextlib.suppress(FileNotFoundError):
                         path.unlink()
                 steps.at("purge.unlinked")
-            opened.note(msgspec.structs.replace(intent, deleted_at_ms=self._now_ms) for intent in overdue)
+                opened.note([msgspec.structs.replace(intent, deleted_at_ms=self._now_ms)])
 
     async def _accesses(self) -> None:
         before = self._now_ms - self._access_ms

@@ -77,12 +77,16 @@ def _rates(axes: Any, kept: Mapping[Key, Figures], days: list[str], x: list[dt.d
         axes.plot(x, asr, color=colour, marker=".", linestyle=":", label=f"{name}: ASR")
         lowest = min([lowest, *(value for value in ner + asr if value == value)])  # noqa: PLR0124  NaN is not itself
         if profile in promised:
+            missed = [value if value < promised[profile] else float("nan") for value in ner]
+            axes.plot(x, missed, color=colour, marker="o", markersize=9, markerfacecolor="none", linestyle="none")
             axes.axhline(
                 promised[profile], color=colour, linestyle="--", linewidth=1, label=f"{name}: promised {promised[profile]} %"
             )
     axes.set_ylim(max(0, lowest - 5) // 10 * 10, 101)
     axes.set_ylabel("percent of seizures")
-    axes.set_title("Pass rate (NER) and answered (ASR), by profile", loc="left", fontsize=10)
+    axes.set_title(
+        "Pass rate (NER; ringed where below what is promised) and answered (ASR), by profile", loc="left", fontsize=10
+    )
     axes.grid(visible=True, alpha=0.3)
     if axes.lines:
         axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
@@ -100,7 +104,7 @@ def _attempts(axes: Any, kept: Mapping[Key, Figures], days: list[str], x: list[d
     axes.set_ylabel("attempts")
     axes.set_title("Attempts by outcome", loc="left", fontsize=10)
     axes.grid(visible=True, axis="y", alpha=0.3)
-    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    axes.legend(reverse=True, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
 def _delays(axes: Any, kept: Mapping[Key, Figures], days: list[str], x: list[dt.datetime]) -> None:

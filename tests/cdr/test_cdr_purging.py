@@ -14,9 +14,9 @@ from cdr_samples import draft
 
 from cdr import access, codec, dead, purging, steps
 from cdr.access import Access
-from cdr.export import Writer
+from cdr.export import Writer, read
 from cdr.exporting import know_folder
-from cdr.files import Folder, manifest
+from cdr.files import Folder, digest, manifest
 from cdr.purging import Purge, Report, holds, invoices, mark_invoiced, place_hold, purged, records_of, release_hold
 from cdr.quality import Figures
 from cdr.retention import DAY_MS, HOUR_MS, Hold, Invoice, Rules, due_at, months_after, reason_of
@@ -284,6 +284,71 @@ async def test_purge_export_files_go_when_billing_had_its_time(link: Link, tmp_p
     with Folder(tmp_path, node="n1"):
         report = await purge(link, now_ms=NOW_MS + 100 * HOUR_MS)
     assert "another export" in next(iter(counts(report.left)))
+
+
+async def write_file(link: Link, path: Path, form: str, columns: str, *given: Record) -> None:
+    with Folder(path, node="n1") as folder:
+        part = folder.begin(Writer(form, columns), at_ms=NOW_MS - HOUR_MS, stamp="20260101T000000Z")
+        for record in given:
+            part.add(record)
+        folder.finish(part.close(profile=columns))
+    await know_folder(link.call, STREAM, str(path), "n1")
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl", "msgpack"])
+@pytest.mark.parametrize("cut_off", [False, True])
+async def test_purge_records_leave_a_file_before_it_goes(
+    link: Link, tmp_path: Path, form: str, cut_off: bool, hook: None
+) -> None:
+    given = [call("free", OLD, verdict="deny"), call("b", FRESH, **BILLED), call("f", FRESH, verdict="deny")]
+    await write_file(link, tmp_path, form, "native", *given)
+    await write_file(link, tmp_path, form, "native", given[0])
+    await write_file(link, tmp_path, form, "native", given[1])
+
+    class DiedError(BaseException):
+        pass
+
+    def die(name: str) -> None:
+        if name == "purge.rewriting":
+            raise DiedError
+
+    steps.hook = die
+    if cut_off:
+        with pytest.raises(DiedError):
+            await purge(link)
+    steps.hook = None
+    report = await purge(link)
+    place = f"export files: refused, from files in {tmp_path}"
+    assert counts(report.gone) == {place: 2, f"export files: files in {tmp_path}": 1}
+    assert report.left == {}
+    first, third = (path for path in sorted(tmp_path.glob("cdr-*")) if path.suffix != ".sha256")
+    kept = list(read([first.read_bytes()], form))
+    assert kept == given[1:]
+    lines = {one.file: one for one in manifest(tmp_path)}
+    assert (lines[first.name].records, lines[first.name].sha256) == (2, digest(first))
+    assert lines[first.name].first_end_at_ms == NOW_MS - FRESH
+    assert lines[first.name].sha256 in (tmp_path / f"{first.name}.sha256").read_text()
+    assert list(read([third.read_bytes()], form)) == [given[1]]
+    assert counts((await purge(link)).gone) == {}
+
+
+async def test_purge_file_in_other_columns_goes_as_a_whole_after_a_day(link: Link, tmp_path: Path) -> None:
+    await write_file(link, tmp_path, "csv", "asterisk", call("free", OLD, verdict="deny"), call("b", OLD, **BILLED))
+    assert counts((await purge(link)).gone) == {}
+    report = await purge(link, now_ms=NOW_MS + 23 * HOUR_MS)
+    assert counts(report.gone) == {f"export files: files in {tmp_path}": 1}
+    assert (report.left, list(tmp_path.glob("cdr-*"))) == ({}, [])
+
+
+async def test_purge_deletion_that_did_not_happen_is_told(link: Link, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the report proves is what was looked up, not what was asked for."""
+    await put(link, call("c", OLD, verdict="deny"))
+
+    async def nothing(*_: object) -> None:
+        return None
+
+    monkeypatch.setattr(Purge, "_take", nothing)
+    assert counts((await purge(link)).left) == {"stream: refused": 1}
 
 
 async def test_purge_accesses_go_after_their_time_and_are_listed_before(link: Link) -> None:
