@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from sipproxy.engine.session import Agreed
     from sipproxy.sip.message import Response
 
-__all__ = ["GONE", "Side", "Watch", "check", "heard", "refreshed", "stop", "watch"]
+__all__ = ["GONE", "Side", "Watch", "check", "heard", "known", "refreshed", "stop", "watch"]
 
 GONE = frozenset([481, 408])  # RFC 3261 §12.2.1.2: after these a dialog is over
 FAILURES = 2  # a transport that failed once may be a connection that is being renewed
@@ -157,6 +157,17 @@ def _heard_at(call: Call, dialog: Dialog, side: Side) -> Now:
     callee, which passes by here, is no word of his."""
     before = call.head.dialogs.get(dialog.to_tag) if call.head is not None and side is Side.CALLER else None
     return before.watch.proofs[side] if before is not None and before.watch is not None else call.desk.now
+
+
+def known(call: Call, dialog: Dialog, side: Side) -> Now:
+    """The last proof of life of that side of a watched dialog. Of a forwarded part's caller the forwarded call, which asks him,
+    may know a later one."""
+    assert dialog.watch is not None
+    own = dialog.watch.proofs[side]
+    before = call.head.dialogs.get(dialog.to_tag) if call.head is not None and side is Side.CALLER else None
+    if call.head is None or before is None or before.watch is None:
+        return own
+    return max(own, known(call.head, before, side))
 
 
 def check(call: Call, dialog: Dialog) -> None:

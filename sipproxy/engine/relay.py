@@ -278,8 +278,8 @@ class Relays:
         side = liveness.Side.CALLER if found.from_caller else liveness.Side.CALLEE
         now, repeated_s = self._desk.now, 64 * self._desk.settings.timers.t1
         if request.method == b"BYE" and call.resumed is not None and dialog.watch is not None:
-            proofs = dialog.watch.proofs
-            call.resumed.leaving(proofs[side], proofs[1 - side], now, repeated_s=repeated_s)
+            proof, others = (liveness.known(call, dialog, of) for of in (side, liveness.Side(1 - side)))
+            call.resumed.leaving(proof, others, now, repeated_s=repeated_s)
         if request.method == b"ACK":
             call.seen()  # no proof: who has hung up still repeats it for each 2xx that comes (RFC 3261 §13.2.2.4)
         else:

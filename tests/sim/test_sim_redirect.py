@@ -471,14 +471,15 @@ def restarted() -> tuple[Town, Restarts, AgentCall]:
     return town, node, call
 
 
+@pytest.mark.parametrize("after", [8.0, 60.0])  # seconds; after 5 both parties have been asked
 @pytest.mark.parametrize("leaver", ["caller", "callee"])
-def test_forwarded_call_goes_on_after_a_restart(leaver: str) -> None:
+def test_forwarded_call_goes_on_after_a_restart(leaver: str, after: float) -> None:
     """Design §5: both halves are taken up again and still belong together."""
     town, node, call = restarted()
     node.kill()
     town.world.run(3.0)
     node.start()
-    town.world.run(60.0)
+    town.world.run(after)
     assert not town.world.records
     assert len(town.world.live_slots()) == 2
     if leaver == "caller":
