@@ -81,7 +81,7 @@ class Authenticator:
         `proxy` selects Proxy-Authorization and 407 against Authorization and 401. An `emergency` call is refused by no limit.
         """
         source = source_of(flow.host)
-        outcome = self._credentials(request, source, proxy=proxy, emergency=emergency)
+        outcome = self._credentials(request, flow, proxy=proxy, emergency=emergency)
         if isinstance(outcome, Proven):
             return outcome
         why, user = outcome
@@ -92,7 +92,7 @@ class Authenticator:
             return Challenged(0, (), why)
         return self._challenge(why, source, proxy=proxy, user=user or user_hint)
 
-    def _credentials(self, request: Request, source: str, *, proxy: bool, emergency: bool) -> Proven | tuple[str, str]:
+    def _credentials(self, request: Request, flow: Flow, *, proxy: bool, emergency: bool) -> Proven | tuple[str, str]:
         ours: list[Credentials] = []
         for value in request.lines(b"proxy-authorization" if proxy else b"authorization")[:8]:
             try:
@@ -103,17 +103,17 @@ class Authenticator:
                 ours.append(credentials)
         if not ours:
             return "missing", ""
-        return self._verify(request, ours[0], source, emergency=emergency)
+        return self._verify(request, ours[0], flow, emergency=emergency)
 
-    def _verify(self, request: Request, credentials: Credentials, source: str, *, emergency: bool) -> Proven | tuple[str, str]:
-        desk = self._desk
+    def _verify(self, request: Request, credentials: Credentials, flow: Flow, *, emergency: bool) -> Proven | tuple[str, str]:
+        desk, source = self._desk, source_of(flow.host)
         user, now, utc_s = credentials.username, desk.now.mono, desk.now.utc_ms // 1000
         state = self._nonces.inspect(credentials.nonce, utc_s, source.encode())
         if state is not NonceState.OK:
             # Not looked at any further: it guesses nothing, costs no digest, and who knows the password comes again unasked.
             return state.name.lower(), user
-        known = self._is_known(request, user, source)
-        spent = self.guesses.spent(user, source, now, known=known)
+        known = self._known_as(request, user, flow)
+        spent = self.guesses.spent(user, source, now, known)
         if spent:
             desk.count("guesses_limited", spent if not emergency else "emergency")
             if not emergency:
@@ -124,7 +124,7 @@ class Authenticator:
         stored = account.ha1.get(algorithm) if account is not None and algorithm in desk.settings.algorithms else None
         right = verify(credentials, request.method, stored or _NOBODY[algorithm]) and stored is not None
         if not right or not self._uri_fits(request, credentials):
-            self.guesses.wrong(user, source, now, known=known)
+            self.guesses.wrong(user, source, now, known)
             return "wrong", user
         state = self._nonces.use(credentials.nonce, credentials.nc, utc_s)
         if state is not NonceState.OK:
@@ -133,17 +133,20 @@ class Authenticator:
         assert account is not None
         return Proven(account)
 
-    def _is_known(self, request: Request, user: str, source: str) -> bool:
-        """Whether the account's own device asks: from where it proved its password lately, from where it is registered, or as
-        the REGISTER that goes on with the Call-ID of a binding (RFC 3261 §10.2.4), which no other knows, from a new address."""
-        desk = self._desk
-        if self.guesses.has_proven(user, source, desk.now.mono):
-            return True
+    def _known_as(self, request: Request, user: str, flow: Flow) -> str:
+        """As what the account's own device, or one beside it, is known: by the flow of a binding; as the REGISTER that goes on
+        with the Call-ID of one (RFC 3261 §10.2.4), which nobody else knows, from anywhere; by the source of one, or because it
+        proved the password from there lately. "" for a stranger."""
+        desk, source = self._desk, source_of(flow.host)
         call_id = request.call_id.decode("utf-8", "replace") if request.method == b"REGISTER" else ""
-        return any(
-            source_of(binding.flow.host) == source or binding.call_id == call_id
-            for binding in desk.location.bindings(user, desk.now.utc_ms)
-        )
+        beside = self.guesses.has_proven(user, source, desk.now.mono)
+        for binding in desk.location.bindings(user, desk.now.utc_ms):
+            if binding.flow == flow:
+                return str(flow)
+            if binding.call_id == call_id:
+                return "id:" + call_id[:128]
+            beside = beside or source_of(binding.flow.host) == source
+        return source if beside else ""
 
     def _uri_fits(self, request: Request, credentials: Credentials) -> bool:
         """RFC 7616 §3.4: the digest's uri is the Request-URI; or, as SIPp and some routers write it, its bare host and port."""

@@ -4,9 +4,10 @@ Pure: times are monotonic seconds. Names are counted whether an account has them
 A source is an IPv4 address or the /64 of an IPv6 one, as `sip.flow.source_of` says. Only a response to a nonce that we gave
 to that very source counts (`sip.digest.NonceSource`), so nobody uses up the guesses of others by writing their address.
 
-Who is *known* has a budget of its own: a source that proved the account's password within a day, or that holds a binding of
-it. Strangers' guesses at the name, or neighbours' behind one carrier-grade NAT, take nothing from it. An address from which
-many proved theirs gets one more guess for each of them: many customers make more mistakes.
+Who is *known* has a budget of his own: the account's own device, and a source that proved its password within a day or that
+holds a binding of it. Strangers' guesses at the name take nothing from it, and a neighbour's behind the same carrier-grade NAT
+nothing from the device's. An address from which many proved theirs gets one more guess for each of them: many customers make
+more mistakes. No success gives guesses back, or a neighbour would go on for as long as the router registers.
 
 Counts are leaky: a budget comes back evenly over its window. Left out: requests without credentials, which guess nothing.
 """
@@ -61,9 +62,6 @@ class _Table:
         self._counts[key] = (count + 1, now)
         return full
 
-    def clear(self, key: Hashable) -> None:
-        self._counts.pop(key, None)
-
 
 class Guesses:
     """See the module. `forgotten` counts what the tables had no room for."""
@@ -84,21 +82,21 @@ class Guesses:
         at = self._proven.get((user, source))
         return at is not None and now - at < PROVEN_S
 
-    def spent(self, user: str, source: str, now: float, *, known: bool) -> str:
-        """Which budget is used up: own, pair, source, user; "" for none."""
+    def spent(self, user: str, source: str, now: float, known: str) -> str:
+        """Which budget is used up: own, pair, source, user; "" for none. `known`: what as, "" for a stranger."""
         limits, tables = self._limits, self._tables
         if known:
-            return "own" if tables["own"].is_spent((user, source), limits.pair, now) else ""
+            return "own" if tables["own"].is_spent((user, known), limits.pair, now) else ""
         if tables["pair"].is_spent((user, source), limits.pair, now):
             return "pair"
         if tables["source"].is_spent(source, self._of_source(source), now):
             return "source"
         return "user" if tables["user"].is_spent(user, limits.user, now) else ""
 
-    def wrong(self, user: str, source: str, now: float, *, known: bool) -> None:
+    def wrong(self, user: str, source: str, now: float, known: str) -> None:
         """A response was wrong."""
         if known:
-            self._add("own", (user, source), self._limits.pair, now)
+            self._add("own", (user, known), self._limits.pair, now)
             return
         self._add("pair", (user, source), self._limits.pair, now)
         self._add("source", source, self._of_source(source), now)
@@ -106,7 +104,6 @@ class Guesses:
 
     def right(self, user: str, source: str, now: float) -> None:
         """A response was right: the source is known from now on."""
-        self._tables["own"].clear((user, source))
         if self._proven.pop((user, source), None) is None:
             self._proven_at[source] = self._proven_at.get(source, 0) + 1
         self._proven[user, source] = now

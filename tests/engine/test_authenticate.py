@@ -276,6 +276,16 @@ def test_known_source_has_a_budget_of_its_own_that_ends_too() -> None:
     assert desk.register(HOME).status == 200
 
 
+def test_neighbour_behind_the_routers_address_has_no_more_guesses_for_its_registrations() -> None:
+    desk = desk_with()
+    neighbour = ROUTER._replace(port=40000)
+    for n in range(11):
+        assert desk.register(HOME).status == 200
+        guess(desk, "alice", f"wrong{n}", neighbour)
+    assert failures(desk) == {"wrong": 3, "limited": 8}
+    assert desk.register(HOME).status == 200
+
+
 def test_forged_source_uses_up_nobodys_guesses() -> None:
     """Who writes another's address into a datagram never sees a nonce that is good from there."""
     desk = desk_with()
