@@ -5,14 +5,16 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
 from cdr_samples import draft
 
-from cdr import access, codec, dead, purging, steps
+from cdr import access, codec, dead, purging, stats, steps
 from cdr.access import Access
 from cdr.export import Writer, read
 from cdr.exporting import know_folder
@@ -21,6 +23,7 @@ from cdr.purging import Purge, Report, holds, invoices, mark_invoiced, place_hol
 from cdr.quality import Figures
 from cdr.retention import DAY_MS, HOUR_MS, Hold, Invoice, Rules, due_at, months_after, reason_of
 from cdr.stats import figures, roll_up
+from cdr.stream import Stream
 from cdr.wire import Link
 
 if TYPE_CHECKING:
@@ -398,3 +401,32 @@ async def test_figures_kept_hold_no_number_line_or_account(link: Link) -> None:
     kept = str(await link.call("HGETALL", "{sp:cdr}:stats:" + day.decode()))
     assert "rule:block.rule" in kept
     assert not [value for value in (*marks.values(), "V1001") if value in kept]
+
+
+async def test_roll_up_of_two_at_once_counts_each_record_once(link: Link, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that comes late finds the cursor moved, and goes on from there."""
+    await put(link, *(call(f"c{number}", OLD, verdict="deny") for number in range(5)))
+    first = True
+
+    async def slow(link: Link, keys: tuple[str, ...], *arguments: str | int) -> object:
+        nonlocal first
+        if first:
+            first = False
+            assert await roll_up(link, STREAM) == 5
+        return await run(link, keys, *arguments)
+
+    run = stats._COUNT.run
+    monkeypatch.setattr(stats, "_COUNT", SimpleNamespace(run=slow))
+    assert await roll_up(link, STREAM) == 0
+    assert total(await figures(link, STREAM, "", "")).attempts == 5
+
+
+async def test_stream_is_trimmed_no_further_than_figures_have_counted(link: Link) -> None:
+    await put(link, *(call(f"c{number}", OLD, verdict="deny") for number in range(1000)))
+    await link.call("XGROUP", "CREATE", STREAM, "billing", "$")
+    stream = Stream(link, STREAM, "n1", token="t")
+    look = partial(stream.look, recovered=0, keep=10, sinks=())
+    assert (await look()).trimmed == 0
+    assert await roll_up(link, STREAM, most=400, at_once=200) == 400
+    assert 300 <= (await look()).trimmed <= 400
+    assert total(await figures(link, STREAM, "", "")).attempts == 1000
