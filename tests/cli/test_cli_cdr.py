@@ -315,3 +315,16 @@ def test_export_progress_tells_how_much_is_left(
     fill(client)
     assert "61 records, 0 files" in (text := run(config, "export", "-o", tmp_path / "out").stderr)
     assert text.rstrip().endswith("about 0 left")
+
+
+@pytest.mark.parametrize("words", [("tail",), ("pull",), ("quality",), ("export", "-o", "out")])
+def test_records_are_not_shown_where_that_cannot_be_written_down(
+    client: redis.Redis, config: Path, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    fill(client)
+    client.set("{sp:cdr}:access", "no stream")
+    words = tuple(str(tmp_path / word) if word == "out" else word for word in words)
+    done = run(config, *words, code=3)
+    assert done.stdout == ""
+    assert "WRONGTYPE" in done.stderr
+    assert list(tmp_path.glob("out/cdr-*")) == []
