@@ -14,7 +14,7 @@ RUNTIME := $(VENV)/.installed-runtime
 DEVELOPMENT := $(VENV)/.installed-development
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test mix crashes damage lint format types needs requirements clean audit
+.PHONY: help run demo test mix crashes damage loops lint format types needs requirements clean audit
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
@@ -47,6 +47,9 @@ crashes: $(DEVELOPMENT)  ## the process dies at every step of journal, publisher
 
 damage: $(DEVELOPMENT)  ## journals of some hundred calls cut at every byte, with every bit flipped
 	CDR_DAMAGE_CALLS=300 nice $(BIN)/python -m pytest --timeout 7200 tests/cdr/test_cdr_journal_damage.py
+
+loops: $(DEVELOPMENT)  ## the tests of records on both event loops, asyncio's own and uvloop
+	CDR_BOTH_LOOPS=1 nice $(BIN)/python -m pytest tests/cdr
 
 needs:
 	@sh tools/apt-needs.sh

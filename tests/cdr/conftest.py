@@ -1,10 +1,16 @@
-"""A running Valkey for the tests of this folder, whose asynchronous tests run on both event loops."""
+"""A running Valkey for the tests of this folder, and the event loop that their subject runs on.
+
+A node's parts run on uvloop, as the node does, and what billing imports on asyncio's own, as a program of theirs would; with
+CDR_BOTH_LOOPS (`make loops`) each test runs on both.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,15 +20,23 @@ from publishing import Node
 from valkey_process import Valkey
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Iterator
 
     import redis.asyncio
 
     from cdr.journal import Journal
 
 
-def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
-    return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+OF_THE_NODE = ("journal", "publisher", "interims", "sinks", "stream", "groups")  # what these tests are about, by their module
+
+
+def pytest_asyncio_loop_factories(item: pytest.Item) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    if "CDR_BOTH_LOOPS" in os.environ:
+        return LOOPS
+    subject = item.path.stem.removeprefix("test_cdr_").partition("_")[0]
+    name = "uvloop" if subject in OF_THE_NODE else "asyncio"
+    return {name: LOOPS[name]}
 
 
 @pytest.fixture

@@ -1,8 +1,9 @@
 """A node's journal, publisher and billing in one process, which kills itself at a named step; run by a test, a fork at a time.
 
 Each line on standard input is a run: directory, socket and stream, then the step and at which time of passing it to die, or
-`-` and 0 to work to the end, with 1 to take up what an earlier run left. The answer is a line with the wait status. The truth
-is written to `truth` in the directory as it happens: B before a call's ADMIT, A and E after its ADMIT and END were taken.
+`-` and 0 to work to the end, with 1 to take up what an earlier run left; last the sink, or `-` for none. The answer is a line
+with the wait status. The truth is written to `truth` in the directory as it happens: B before a call's ADMIT, A and E after its
+ADMIT and END were taken.
 """
 
 from __future__ import annotations
@@ -79,14 +80,20 @@ async def place_calls(journal: Journal, published: Publisher, truth: int, run: s
             del open_calls[:1]
 
 
-async def run_node(directory: Path, socket: str, stream: str, *, work: bool) -> None:
+async def unread(client: redis.asyncio.Redis, stream: str) -> int:
+    """Entries that billing has not acknowledged."""
+    groups = await client.xinfo_groups(stream) if await client.exists(stream) else []
+    return sum(int(group["lag"] or 0) + int(group["pending"]) for group in groups)
+
+
+async def run_node(directory: Path, socket: str, stream: str, sinks: tuple[str, ...], *, work: bool) -> None:
     publisher.LOOK_S = publisher.LINGER_S = 0.01
     consumer.BLOCK_MS = 20
     journal = Journal(directory / "journal", node="n1", segment_bytes=4096, fsync_interval_ms=1)
     found = journal.recover()
     async with redis.asyncio.Redis(unix_socket_path=socket) as client:
         published = Publisher(
-            client, journal, stream=stream, node="n1", batch=3, keep=10, sinks=("billing",), interim_s=0.03, boot="boot"
+            client, journal, stream=stream, node="n1", batch=3, keep=10, sinks=sinks, interim_s=0.03, boot="boot"
         )
         published.take_up(found.unfinished)
         for admit, answer, alive in found.unfinished:
@@ -99,6 +106,8 @@ async def run_node(directory: Path, socket: str, stream: str, *, work: bool) -> 
         async with asyncio.timeout(30):
             while journal.confirmed_seq < journal.last_seq:  # noqa: ASYNC110  a counter of the code under test
                 await asyncio.sleep(0.005)
+            while await unread(client, stream):  # noqa: ASYNC110  the store does not tell
+                await asyncio.sleep(0.005)
         await asyncio.sleep(0.03)  # for the segments that are let go to be removed: steps of their own
         reader.stop()
         while pending := [task for task in tasks if not task.done()]:
@@ -109,7 +118,7 @@ async def run_node(directory: Path, socket: str, stream: str, *, work: bool) -> 
 
 
 def child(line: str) -> None:
-    directory, socket, stream, step, count = line.split()
+    directory, socket, stream, step, count, sink = line.split()
     passed: Counter[str] = Counter()
 
     def hook(name: str) -> None:
@@ -118,7 +127,8 @@ def child(line: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     steps.hook = hook
-    asyncio.run(run_node(Path(directory), socket, stream, work=step != "-" or count == "0"))
+    sinks = () if sink == "-" else (sink,)
+    asyncio.run(run_node(Path(directory), socket, stream, sinks, work=step != "-" or count == "0"))
     Path(directory, "steps").write_text("\n".join(f"{name} {number}" for name, number in passed.items()))
 
 
