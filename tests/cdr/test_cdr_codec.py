@@ -125,4 +125,6 @@ def test_head_of_a_newer_schema_is_read_without_its_record() -> None:
 
 def test_scan_of_an_end_gives_the_bytes_that_the_stream_gets() -> None:
     fact = ended(3)
-    assert codec.scan(codec.encode_fact(fact)) == codec.Scanned("end", "call-3", 3, codec.encode(fact.record))
+    assert codec.scan(codec.encode_fact(fact)) == codec.Scanned(
+        "end", "call-3", 3, codec.encode(fact.record), fact.record.end_at_ms
+    )
