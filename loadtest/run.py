@@ -9,6 +9,8 @@
     python -m loadtest channels
     python -m loadtest vanish
     python -m loadtest faults --only flushed
+    python -m loadtest flood --sources 500
+    python -m loadtest storm --routers 20000
 
 Every call is compared with its record by Call-ID, the slots are counted, CPU and memory of the node are read from /proc.
 Ends with status 1 when something is lost, left over or refused, with 2 when nothing could be measured. Leaves out: a node on
@@ -37,6 +39,7 @@ from loadtest.lateness import OwnLateness, worst_bucket_ms
 from loadtest.network import Network, many_lines, md5_only
 from loadtest.node import NodeError
 from loadtest.outages import kill_during_calls
+from loadtest.overload import Flood, Storm, flood, flood_report, storm, storm_report
 from loadtest.postgres import Postgres
 from loadtest.reconcile import TOLERANCE_MS, compare
 from loadtest.report import Report, counted, progress_of, show
@@ -137,6 +140,17 @@ def _parser() -> argparse.ArgumentParser:
     gone.add_argument("--reap", type=int, default=45, help="seconds of silence, calls.reap_s (default %(default)s)")
     gone.add_argument("--probe", type=int, default=5, help="seconds until a party is asked (default %(default)s)")
     gone.set_defaults(run=_run_vanish)
+
+    flooded = commands.add_parser("flood", parents=[common], help="strangers' messages, with live calls and 112 among them")
+    flooded.add_argument("--rate", type=float, default=5000.0, help="messages a second (default %(default)s)")
+    flooded.add_argument("--seconds", type=float, default=60.0, help="for so long (default %(default)s)")
+    flooded.add_argument("--sources", type=int, action="append", help="addresses; again for several (default: 1 and 500)")
+    flooded.set_defaults(run=_run_flood)
+    stormy = commands.add_parser("storm", parents=[common], help="all routers register anew, as after a power cut")
+    stormy.add_argument("--routers", type=int, default=20_000, help="how many (default %(default)s)")
+    stormy.add_argument("--over", type=float, default=10.0, help="seconds within which they begin (default %(default)s)")
+    stormy.add_argument("--calm", type=float, default=120.0, help="seconds for the first registration (default %(default)s)")
+    stormy.set_defaults(run=_run_storm)
 
     billing = commands.add_parser("billing", parents=[common], help="kill consumers, take their database away; rates")
     billing.add_argument("--records", type=int, default=30_000, help="records (default %(default)s)")
@@ -293,6 +307,16 @@ async def _run_kill(options: argparse.Namespace) -> list[Report]:
     report.expect(not found.interrupted, "answered calls were cut by the restart")
     report.expect(found.result.ok, str(found.result))
     return [report]
+
+
+async def _run_flood(options: argparse.Namespace) -> list[Report]:
+    plans = [Flood(options.rate, options.seconds, sources) for sources in options.sources or (1, 500)]
+    return [flood_report(plan, await flood(plan, progress_of(f"{plan.sources} sources"))) for plan in plans]
+
+
+async def _run_storm(options: argparse.Namespace) -> list[Report]:
+    plan = Storm(options.routers, options.over, options.calm)
+    return [storm_report(plan, await storm(plan, progress_of("storm")))]
 
 
 async def _run_billing(options: argparse.Namespace) -> list[Report]:
