@@ -147,6 +147,7 @@ class Limits(Section, frozen=True):
     strangers_burst: Count = 2000
     registers_per_s: PerSecond = 500
     registers_burst: Count = 1000
+    credit_bytes: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 2048
     sources: Count = 65_536
     lag_ms: Annotated[int, msgspec.Meta(ge=20, le=10_000)] = 250
     guesses_pair: Count = 10  # wrong passwords looked at within guess_window_s, of one account name from one source

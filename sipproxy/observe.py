@@ -83,6 +83,10 @@ def _engine_metrics(metrics: Metrics, engine: Engine) -> None:
     counters = engine.desk.counters
     families: dict[str, tuple[str, tuple[str, ...]]] = {
         "requests": ("requests received, without retransmissions and ACK to a non-2xx", ("method",)),
+        "unanswered": (
+            "requests of strangers that got no answer, which would have been longer than what they sent",
+            ("method",),
+        ),
         "responses": ("final responses sent upstream", ("method", "status")),
         "decisions": ("policy decisions", ("verdict", "rule")),
         "malformed": ("messages that could not be read", ("what",)),

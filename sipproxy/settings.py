@@ -69,6 +69,7 @@ def engine_settings(config: Config, bound: Sequence[Bound], *, boot: str = "") -
             strangers_burst=limits.strangers_burst,
             registers_per_s=limits.registers_per_s,
             registers_burst=limits.registers_burst,
+            credit_bytes=limits.credit_bytes,
             sources=limits.sources,
             lag_s=limits.lag_ms / 1000,
         ),

@@ -171,6 +171,7 @@ class Shedder:
         self._next_register_at = 0.0  # the place in time of the next REGISTER that has to come again
         self._high = 0
         self._high_at = 0.0
+        desk.may_send = self.may_send
 
     def check(self, data: bytes, flow: Flow) -> Verdict | None:
         """Why this message is not to be taken, None when it is."""
@@ -199,6 +200,7 @@ class Shedder:
         if found is not None:
             return found
         new = self.sources.add(key, Bucket(self._rates.source_burst, self._desk.now.mono))
+        new.credit = self._rates.credit_bytes
         new.trusted = self._is_trusted(flow)
         return new
 

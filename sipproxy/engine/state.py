@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from policy.emergency import service_of
 from sipproxy.engine.actions import Action, Note, Now, SendTo
 from sipproxy.engine.channels import Channels
 from sipproxy.engine.forward import BRANCH, LOOP_MARK, loop_mark_of
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["Desk", "reason_header"]
 
 Headers = Sequence[tuple[bytes, bytes]]
+OPTIONAL = frozenset([b"Allow", b"Accept", b"Reason"])  # what a stranger's answer goes without where it would be too long
 
 
 def reason_header(cause: int) -> Headers:
@@ -58,6 +60,8 @@ class Desk:
         self.counters: Counter[tuple[str, ...]] = Counter()
         self.queue = TimerQueue()
         self.loops = False  # whether calls have been forwarded, so that actions may be for ourselves
+        # Whether so many bytes may go to whoever sent from this flow (engine.shed).
+        self.may_send: Callable[[Flow, int], bool] = lambda flow, size: True  # noqa: ARG005
         self.closed: set[str] = set()  # reasons for taking no new calls but emergencies
         self.location = Location(settings.max_bindings, settings.node)
         self.peers = Peers(settings)
@@ -141,7 +145,14 @@ class Desk:
         """Answer without a transaction: the same request gets the same answer again (RFC 3261 §8.2.7)."""
         if request.method == b"ACK":
             return
-        data = write_response(request, status, reason, to_tag=self.to_tag(request), headers=headers)
+        tag = self.to_tag(request)
+        data = write_response(request, status, reason, to_tag=tag, headers=headers)
+        if not self.may_send(flow, len(data)):
+            needed = [header for header in headers if header[0] not in OPTIONAL]
+            data = write_response(request, status, reason, to_tag=tag, headers=needed)
+            if not self.may_send(flow, len(data)) and not (request.method == b"INVITE" and service_of(request.uri)):
+                self.count("unanswered", request_label(request))
+                return
         self.out.append(SendTo(self.reply_target(request, flow), data))
         self.count("responses", request_label(request), str(status))
 

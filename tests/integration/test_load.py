@@ -57,15 +57,14 @@ async def test_cost_of_records_is_measured_and_none_is_lost() -> None:
     assert min(journal["group_cpu_us"], published["cpu_us"], consumed["cpu_us"], backlog["drain_per_s"]) > 0
 
 
-@pytest.mark.parametrize("sources", ["1", "500"])
-async def test_strangers_that_flood_hinder_no_live_call_and_no_call_for_help(sources: str) -> None:
-    (report,) = await measure("flood", "--rate", "2000", "--seconds", "5", "--sources", sources)
-    assert report["sent"] > 2000, "a flood that is none shows nothing"
+async def test_strangers_that_flood_hinder_no_live_call_and_no_call_for_help() -> None:
+    (report,) = await measure("flood", "--rate", "2000", "--seconds", "4", "--sources", "500")
+    assert report["sent"] > 500, "a flood that is none shows nothing"
     assert report["answered_share"] >= 99.9
     assert report["helped"] == report["helps"] > 0
 
 
 async def test_routers_that_all_register_at_once_are_all_registered_in_the_end() -> None:
-    (report,) = await measure("storm", "--routers", "600", "--over", "1", "--calm", "6")
-    assert report["registered"] == 600
+    (report,) = await measure("storm", "--routers", "300", "--over", "1", "--calm", "3")
+    assert report["registered"] == 300
     assert report["helped"] == report["helps"] > 0
