@@ -388,6 +388,10 @@ class Engine:
             if outcome.status:
                 desk.reply(request, flow, outcome.status, headers=outcome.headers)
             return
+        if desk.transactions.is_full:
+            desk.count("requests_refused", "table_full")
+            desk.reply(request, flow, 503, headers=[(b"Retry-After", b"10")])
+            return
         # Through a transaction: a retransmission must not meet the CSeq rule of §10.3 step 7.
         server = desk.transactions.new_server(request, desk.reply_target(request, flow), desk.now.mono)
         status, reason, headers = self._registrar.register(request, outcome.account, flow)

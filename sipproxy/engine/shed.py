@@ -169,6 +169,7 @@ class Shedder:
         self._strangers = Bucket(rates.strangers_burst, 0.0)
         self._registers = Bucket(rates.registers_burst, 0.0)
         self._next_register_at = 0.0  # the place in time of the next REGISTER that has to come again
+        self._most = max(MAX_CREDIT, rates.credit_bytes)
         self._high = 0
         self._high_at = 0.0
         desk.may_send = self.may_send
@@ -182,7 +183,7 @@ class Shedder:
             return None
         if data[:1] in (b"\r", b"\n"):
             data = data.lstrip(b"\r\n")  # RFC 3261 §7.5: line ends before the first line are ignored
-        source.credit = min(MAX_CREDIT, source.credit + len(data))
+        source.credit = min(self._most, source.credit + len(data))
         kind = kind_of(data)
         desk = self._desk
         user, sharing = desk.location.accounts_at(flow, desk.now.utc_ms)

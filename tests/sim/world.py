@@ -32,7 +32,7 @@ from sipproxy.engine.actions import (
     TakeSlot,
 )
 from sipproxy.engine.core import Engine
-from sipproxy.engine.settings import Listener, Settings, TrunkRoute
+from sipproxy.engine.settings import Listener, Rates, Settings, TrunkRoute
 from sipproxy.sip.digest import ha1
 from sipproxy.sip.flow import Flow, Hop
 
@@ -125,6 +125,8 @@ class World:
         self.bindings: dict[tuple[str, str], Binding] = {}
         self._armed: float | None = None
         hosts = frozenset([PROXY, (REALM, 5060)])
+        # What parties here send is shorter than what routers send, and so are the answers that they may have.
+        overrides.setdefault("rates", Rates(credit_bytes=1_000_000_000))
         self.settings = Settings(
             node="n1",
             realm=REALM,
