@@ -30,10 +30,12 @@ if TYPE_CHECKING:
 __all__ = ["Load", "Shedder", "Signals", "Verdict", "kind_of", "may_be_emergency"]
 
 MAX_CREDIT = 65_536  # bytes that a source may get back at most for what it sent before
+SLOWED = 0.25  # of the rate of REGISTERs is left to customers under load
 MIN_RETRY_S, MAX_RETRY_S = 5, 600  # Retry-After; the longest is well within the life of a binding
 STEP_UP = 2  # samples in a row above the mark until one more kind is refused: one is a hiccup
 FULL = 0.8  # of the transaction tables
-CALM_S = 3.0  # without a sign of load until one kind less is refused
+CALM = 0.5  # of a mark; what stays below it for a while is calm
+CALM_S = 1.0  # without a sign of load until one kind less is refused
 
 # What scanners of the internet call themselves. Anybody can call himself otherwise: this is only who goes first.
 _SCANNER = re.compile(
@@ -171,6 +173,7 @@ class Shedder:
         self._next_register_at = 0.0  # the place in time of the next REGISTER that has to come again
         self._most = max(MAX_CREDIT, rates.credit_bytes)
         self._high = 0
+        self._middling = 0
         self._high_at = 0.0
         desk.may_send = self.may_send
 
@@ -214,16 +217,24 @@ class Shedder:
         if kind is Kind.PART:
             return None
         desk, rates, now = self._desk, self._rates, self._desk.now.mono
-        if self.load >= kind >= Kind.REGISTER:
+        if self.load >= kind is Kind.INVITE:
             return Verdict("load", self._retry(kind))
         account = desk.snapshot.accounts.get(user)
         line = account.line if account is not None else user
         bucket = self.lines.find(line) or self.lines.add(line, Bucket(rates.line_burst, now))
         if not bucket.take(now, sharing * rates.line_per_s, sharing * rates.line_burst):
             return Verdict("line", self._retry(kind) if kind >= Kind.REGISTER else 0)
-        if kind is Kind.REGISTER and not self._registers.take(now, rates.registers_per_s, rates.registers_burst):
-            return Verdict("registers", self._retry(kind))
+        share = self._registering
+        if kind is Kind.REGISTER and not self._registers.take(
+            now, share * rates.registers_per_s, max(1.0, share * rates.registers_burst)
+        ):
+            return Verdict("registers" if share == 1.0 else "load", self._retry(kind))
         return None
+
+    @property
+    def _registering(self) -> float:
+        """The share of its rate at which customers register: never none of it, or a storm would not drain."""
+        return SLOWED if self.load >= Load.REGISTER else 1.0
 
     def _source(self, kind: Kind, data: bytes, flow: Flow, source: Bucket) -> Verdict | None:
         """A message that no live binding explains: a stranger's, or of a customer behind an address that others share."""
@@ -256,7 +267,7 @@ class Shedder:
             return round(MIN_RETRY_S * (1 + jitter))
         now = self._desk.now.mono
         # A REGISTER comes twice where its nonce is stale, and some come early: half of the rate is kept free.
-        self._next_register_at = max(self._next_register_at, now) + 2 / self._rates.registers_per_s
+        self._next_register_at = max(self._next_register_at, now) + 2 / (self._registering * self._rates.registers_per_s)
         return min(MAX_RETRY_S, MIN_RETRY_S + int((self._next_register_at - now) * (0.9 + 0.2 * jitter)))
 
     # State
@@ -265,28 +276,27 @@ class Shedder:
         """Take a sample; the new state when it changed. One step at a time, up at once and down after a calm while."""
         desk = self._desk
         now = desk.now.mono
-        high, bound = self._pressure(signals)
-        if high:
-            self._high, self._high_at = self._high + 1, now
-            if self._high >= STEP_UP and self.load < bound:
-                return self._change(Load(self.load + 1))
-            return None
-        self._high = 0
+        pressure, bound = self._pressure(signals)
+        self._high = self._high + 1 if pressure >= 1.0 else 0
+        self._middling = self._middling + 1 if pressure >= CALM else 0
+        if self._middling >= STEP_UP:
+            self._high_at = now
+        if self._high >= STEP_UP and self.load < bound:
+            return self._change(Load(self.load + 1))
         if self.load > Load.CALM and now - self._high_at >= CALM_S and now - self.since >= CALM_S:
             return self._change(Load(self.load - 1))
         return None
 
-    def _pressure(self, signals: Signals) -> tuple[bool, Load]:
-        """Whether a signal is above its mark, and the state that it can bring about.
+    def _pressure(self, signals: Signals) -> tuple[float, Load]:
+        """How near a signal is to its mark, 1.0 at it, and the state that it can bring about.
 
         Datagrams that found the kernel's buffer full say that too much comes, and that is strangers'; a late loop or a full
-        table that too much is being done. Once under load, half of the mark counts, so that a state does not come and go.
+        table that too much is being done.
         """
-        busy = self._desk.transactions.share > FULL
-        mark = self._rates.lag_s if self.load is Load.CALM else self._rates.lag_s / 2
-        if busy or signals.lag_s >= mark:
-            return True, Load.INVITE
-        return signals.drops > 0, Load.OPTIONS
+        busy = max(signals.lag_s / self._rates.lag_s, self._desk.transactions.share / FULL)
+        if busy < 1.0 and signals.drops and self.load <= Load.OPTIONS:
+            return 1.0, Load.OPTIONS
+        return busy, Load.INVITE
 
     def _change(self, load: Load) -> Load:
         self.load, self.since, self._high = load, self._desk.now.mono, 0

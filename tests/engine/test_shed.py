@@ -143,9 +143,10 @@ def test_each_state_refuses_one_kind_more(load: Load) -> None:
 
 
 def test_a_customer_is_told_when_to_come_again_and_his_calls_for_help_pass() -> None:
-    desk = desk_of(Rates())
+    desk = desk_of(Rates(registers_per_s=100, registers_burst=2))
     assert desk.register(CONTACT).status == 200
     at_load(desk, Load.INVITE)
+    assert desk.answer(desk.request(b"REGISTER")).status == 401, "a part of them goes on"
     for method, uri in ((b"REGISTER", DOMAIN), (b"INVITE", CALL)):
         answer = desk.answer(desk.request(method, uri))
         assert (answer.status, 5 <= int(answer.first(b"retry-after") or b"") <= 12) == (503, True)
@@ -262,10 +263,11 @@ def test_a_state_comes_after_two_bad_samples_and_goes_after_a_calm_while() -> No
     assert states == [], "one late sample is a hiccup"
     sample(1.0)
     assert states == [("warning", "load", "scanners")]
-    for _ in range(round(10 * CALM_S) - 2):
+    for _ in range(round(10 * CALM_S) - 3):
         sample(0.0)
     sample(0.13)
-    for _ in range(round(10 * CALM_S) - 2):
+    sample(0.13)
+    for _ in range(round(10 * CALM_S) - 3):
         sample(0.0)
     assert len(states) == 1, "half of the mark is not calm"
     for _ in range(5):
