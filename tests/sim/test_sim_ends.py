@@ -145,3 +145,18 @@ def test_phases_go_forward_only() -> None:
         ["ended"],
     ]
     assert all(sorted(phases, key=order.index) == phases for phases in seen.values())
+
+
+def test_call_that_is_over_does_not_end_again() -> None:
+    """Design, invariant 3: whoever comes with a second end, there is one record, and it is the first one's."""
+    town = make_town()
+    town.register_all()
+    town.alice.bye(answered(town))
+    town.world.run(1.0)
+    engine = town.world.engine
+    (call,) = engine.calls.by_id.values()
+    call.end("operator", released_by="proxy", cause=31)
+    town.world.perform(engine.fire(town.world.instant))
+    assert [record.end_reason for record in town.world.records] == ["normal"]
+    assert engine.calls.live == 0
+    town.assert_reconciled()
