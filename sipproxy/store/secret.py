@@ -60,6 +60,8 @@ class SharedSecret:
     async def step(self) -> None:
         """Take the store's secret, or give it ours. Raises StoreError, and OSError when it cannot be kept in the file."""
         _, found = await self._store.execute_all([("SETNX", keys.SECRET, self.current), ("GET", keys.SECRET)])
+        if isinstance(found, StoreError):
+            raise found
         if not isinstance(found, bytes) or len(found) != SECRET_BYTES:
             self.undecodable += 1
             return
