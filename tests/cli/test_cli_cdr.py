@@ -154,10 +154,14 @@ def test_purge_reports_and_spares_what_nobody_has_fetched(client: redis.Redis, c
     assert refused["gone"] == []
     assert [(row["reason"], row["count"]) for row in refused["left"]] == [("refused, not acknowledged by every group", 6)]
     answer(config, "export", "-o", tmp_path / "out")
-    assert [row["count"] for row in answer(config, "purge", "--dry-run")["gone"]] == [6]
+    dry = [(row["place"], row["count"]) for row in answer(config, "purge", "--dry-run")["gone"]]
+    assert dry == [("export files", 6), ("stream", 6)]
     assert client.xlen("sp:cdr") == 61
     done = answer(config, "purge")
-    assert [(row["place"], row["reason"], row["count"]) for row in done["gone"]] == [("stream", "refused", 6)]
+    assert [(row["place"], row["reason"], row["count"]) for row in done["gone"]] == [
+        ("export files", f"refused, from files in {tmp_path / 'out'}", 6),
+        ("stream", "refused", 6),
+    ]
     assert (done["left"], done["not_invoiced"]["count"], client.xlen("sp:cdr")) == ([], 30, 55)
     assert answer(config, "quality", "--by", "route") == before
     assert "30 billed records are in no invoice yet" in run_process(config, "purge").stdout
@@ -245,7 +249,8 @@ def test_purge_journal_of_a_stopped_node_goes_but_for_what_is_not_confirmed(
 def test_purge_leaves_no_gap_for_verify(client: redis.Redis, config: Path, tmp_path: Path) -> None:
     fill(client)
     answer(config, "export", "-o", tmp_path / "out", "--format", "csv")
-    (file,) = (tmp_path / "out").glob("*.csv")
+    (written,) = (tmp_path / "out").glob("*.csv")
+    file = written.rename(tmp_path / "fetched.csv")  # a purge takes what is overdue out of files that still lie there
     assert answer(config, "verify", file, "--no-journal")["status"] == "fine"
     assert [row["count"] for row in answer(config, "purge")["gone"] if row["place"] == "stream"] == [6]
     assert answer(config, "verify", file, "--no-journal")["findings"] == []
