@@ -1,9 +1,12 @@
 """Channels are exact over two nodes (design, invariant 2): many simultaneous set-ups on a line of few channels, round by round.
 
-In a round half of the set-ups go to each node, a quarter of these from the line's router, the others from the trunk to the
-line's number. Each round has a line of its own, so that the bound on how many calls a line may start in a minute refuses none.
-Those that are admitted are answered; the others must be refused for want of channels, as the line's profile says. Then one
-call ends, and the time until its channel is in use again is taken at the other node.
+What has few channels is the line, an account of it, or the trunk route. In a round half of the set-ups go to each node, a
+quarter of these from the line's router, the others from the trunk to the line's number; where the route is meant all come from
+the router, for who comes by a route is there already. Each round has a line of its own, so that the bound on how many calls a
+line may start in a minute refuses none. Those that are admitted are answered; the others must be refused for want of channels.
+Then one call ends, and the time until its channel is in use again is taken at the other node.
+
+The nodes' counters say in which rounds the store had not answered in time: only there may more be admitted (design §8).
 """
 
 from __future__ import annotations
@@ -12,10 +15,14 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from loadtest.generate import percentile
+from loadtest.lateness import worst_bucket_ms
+from loadtest.network import many_lines
 from loadtest.reconcile import TOLERANCE_MS, Reconciliation
+from loadtest.report import Report, counted
 from loadtest.ua import CallError
 
 if TYPE_CHECKING:
@@ -23,16 +30,14 @@ if TYPE_CHECKING:
 
     from loadtest.agents import Router
     from loadtest.network import Network
-    from loadtest.node import Node
+    from loadtest.node import LineSpec, Node
     from loadtest.ua import Call
 
-__all__ = ["SETTINGS", "ChannelsReport", "contend"]
-
-# Exactness is what is measured, not the fall-back (faults.py), which a busy machine would bring about at 250 ms.
-SETTINGS: Mapping[str, Mapping[str, object]] = {"log": {"level": "warning"}, "store": {"deadline_ms": 1500}}
+__all__ = ["LIMITS", "PATIENT_MS", "ChannelsReport", "Limit", "contend", "report_of", "settings"]
 
 DIALLED = "03023125001"
-FULL = {"outgoing": 403, "incoming": 486}  # the profile's refusal, and RFC 3261 §21.4.24 towards the trunk
+PATIENT_MS = 1500  # where exactness is measured, not the fall-back (faults.py), which a busy machine brings about at 250 ms
+UNDECIDED, TIMEOUTS = 'sipproxy_slots_undecided_total{way="local"}', "sipproxy_slot_timeouts_total"
 ANSWER_S = 60.0
 FREED_S = 5.0
 KNOWN_S = 10.0
@@ -40,10 +45,45 @@ UNKNOWN = 480  # of a line without a registration
 SETTLE_S = 30.0
 
 
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """What has few channels, and how a call beyond them is refused: status by the call's way, and the record's rule."""
+
+    kind: str
+    full: Mapping[str, int]
+    rule: str
+
+    def lines(self, rounds: int, channels: int, calls: int) -> list[LineSpec]:
+        """A line for each round; where another limit is meant than the line's, it has channels for every set-up."""
+        lines = many_lines(rounds, channels=channels if self.kind == "line" else 2 * calls)
+        return [replace(line, account_channels=channels) for line in lines] if self.kind == "account" else lines
+
+    def route(self, channels: int) -> dict[str, object]:
+        """Keys of the trunk route's table."""
+        return {"calls": channels} if self.kind == "route" else {}
+
+
+PROFILE = {"outgoing": 403, "incoming": 486}  # the profile's refusal, and RFC 3261 §21.4.24 towards the trunk
+LIMITS = {
+    limit.kind: limit
+    for limit in (
+        Limit("line", PROFILE, "line.channels"),
+        Limit("account", PROFILE, "account.channels"),
+        Limit("route", {"outgoing": 480}, "trunk.calls"),
+    )
+}
+
+
+def settings(deadline_ms: int) -> dict[str, dict[str, object]]:
+    """The nodes' settings: how long a call waits for the store."""
+    return {"log": {"level": "warning"}, "store": {"deadline_ms": deadline_ms}}
+
+
 @dataclass(slots=True)
 class ChannelsReport:
     """What came of `rounds` rounds. `admitted` and `refused` count rounds by how many set-ups were."""
 
+    limit: Limit
     calls: int
     channels: int
     rounds: int = 0
@@ -56,12 +96,16 @@ class ChannelsReport:
     beyond: int = 0  # calls admitted while the line was full again
     rules: Counter[str] = field(default_factory=Counter)  # of the refused calls' records
     slots_wrong: list[str] = field(default_factory=list)  # rounds whose slots were not those of the calls
+    undecided: list[int] = field(default_factory=list)  # slots decided without the store, by round
+    timeouts: int = 0  # of these, for want of an answer in time
+    unexplained: list[str] = field(default_factory=list)  # rounds that were not exact though the store decided all
+    late_ms: float = 0.0  # a bound on how late the nodes' event loops ran
     result: Reconciliation = field(default_factory=Reconciliation)
 
     @property
     def wrong_statuses(self) -> dict[str, int]:
         """Refusals with another status than the way of the call asks for."""
-        right = {f"{way} {status}" for way, status in FULL.items()}
+        right = {f"{way} {status}" for way, status in self.limit.full.items()}
         return {text: count for text, count in self.statuses.items() if text not in right}
 
 
@@ -77,13 +121,21 @@ class _Contest:
 
 
 async def contend(
-    network: Network, other: Node, *, rounds: int, calls: int, progress: Callable[[str], None] = lambda _: None
+    network: Network,
+    other: Node,
+    *,
+    rounds: int,
+    calls: int,
+    channels: int,
+    kind: str = "line",
+    progress: Callable[[str], None] = lambda _: None,
 ) -> ChannelsReport:
-    """Run the rounds, each on another line of the network. Raises NoAnswerError when a set-up has no final response at all."""
+    """Run the rounds, each on another line of the network, which is made as the `Limit` of that kind says.
+
+    Raises NoAnswerError when a set-up has no final response at all.
+    """
     users = list(network.lines)[:rounds]
-    channels = network.lines[users[0]].channels
-    assert channels is not None
-    report = ChannelsReport(calls, channels)
+    report = ChannelsReport(LIMITS[kind], calls, channels)
     nodes = [network.node, other]
     contests = []
     for user in users:
@@ -91,16 +143,26 @@ async def contend(
         contests.append(_Contest(network, nodes, routers, user, report))
     await asyncio.gather(*(_known(network, other, user) for user in users))
     await network.slots_of_all(0)
+    before = [await node.metrics() for node in nodes]
     for number, contest in enumerate(contests):
         await _round(contest, number)
         report.rounds += 1
         progress(f"round {report.rounds} of {rounds}: {sum(report.statuses.values())} refused")
+    after = [await node.metrics() for node in nodes]
+    report.timeouts = sum(int(now[TIMEOUTS] - then[TIMEOUTS]) for then, now in zip(before, after, strict=True))
+    report.late_ms = max(worst_bucket_ms(then, now) for then, now in zip(before, after, strict=True))
     # What a party and the node measure differs by as much as a message was under way, here at worst as long as a set-up.
     slowest = max((truth.setup_ms or 0.0 for truth in network.ledger.placed().values()), default=0.0)
     tolerance = TOLERANCE_MS + round(slowest)
     records, report.result = await network.reconciled(timeout_s=SETTLE_S, tolerance_ms=tolerance)
-    report.rules = Counter(r.rule for r in records if r.verdict == "deny" and r.status != UNKNOWN)
+    rule = report.limit.rule
+    report.rules = Counter(r.rule for r in records if r.verdict == "deny" and (r.status != UNKNOWN or r.rule == rule))
     return report
+
+
+async def _counted(contest: _Contest, name: str) -> int:
+    """A counter of both nodes together."""
+    return sum([int((await node.metrics()).get(name, 0)) for node in contest.nodes])
 
 
 async def _known(network: Network, other: Node, user: str) -> None:
@@ -120,11 +182,11 @@ async def _known(network: Network, other: Node, user: str) -> None:
 
 async def _round(contest: _Contest, number: int) -> None:
     network, routers, nodes, report = contest.network, contest.routers, contest.nodes, contest.report
-    user = contest.user
+    user, undecided = contest.user, await _counted(contest, UNDECIDED)
     attempts: list[tuple[str, Coroutine[None, None, Call]]] = []
     for index in range(report.calls):
         node, incoming = index % 2, index // 2 % 4
-        if incoming:
+        if incoming and "incoming" in report.limit.full:
             attempts.append(("incoming", network.trunk.call(network.lines[user].number, nodes[node].address)))
         else:
             attempts.append(("outgoing", routers[node].call(DIALLED)))
@@ -139,16 +201,27 @@ async def _round(contest: _Contest, number: int) -> None:
         else:
             report.statuses[f"{way} {status}"] += 1
     report.admitted[len(live)] += 1
+    report.undecided.append(await _counted(contest, UNDECIDED) - undecided)
+    if not report.undecided[-1] and len(live) != report.channels:
+        report.unexplained.append(f"round {number + 1}: {len(live)} admitted")
     report.refused[len(placed) - len(live)] += 1
-    if await network.slots(user, len(live)) != len(live):
+    if not await _slots_are(contest, len(live)):
         report.slots_wrong.append(f"round {number + 1}: {len(live)} calls live")
     if live:
         ended = live.pop(0)
         live += await _again(ended, contest, routers[number % 2])
     for call in live:
         await call.hang_up()
-    if await network.slots(user, 0) != 0:
+    if not await _slots_are(contest, 0):
         report.slots_wrong.append(f"round {number + 1}: slots were left")
+
+
+async def _slots_are(contest: _Contest, wanted: int) -> bool:
+    """Whether the line has so many slots, or comes to have them, and the route where it has a limit."""
+    network, of_route = contest.network, contest.report.limit.kind == "route"
+    if await network.slots(contest.user, wanted) != wanted:
+        return False
+    return not of_route or await network.route_slots(wanted) == wanted
 
 
 async def _again(ended: Call, contest: _Contest, router: Router) -> list[Call]:
@@ -167,17 +240,22 @@ async def _again(ended: Call, contest: _Contest, router: Router) -> list[Call]:
 async def _freed(ended: Call, contest: _Contest) -> Call | None:
     """End a call and place new ones, one after the other, at the node where it was not, until one is admitted.
 
-    They come from the trunk, which may start as many as it likes. None when none was admitted within the bound.
+    They come from the trunk, which may start as many as it likes, but for the route's limit. None when none was admitted
+    within the bound.
     """
     network, report = contest.network, contest.report
     first_node, second_node = (node.address for node in contest.nodes)
     node = second_node if ended.next_hop == first_node else first_node
+    router = next(router for router in contest.routers if router.proxy == node)
     began = time.monotonic()
     ending = asyncio.ensure_future(ended.hang_up())
     attempts = 0
     while True:
         attempts += 1
-        call = await network.trunk.call(network.lines[contest.user].number, node)
+        if "incoming" in report.limit.full:
+            call = await network.trunk.call(network.lines[contest.user].number, node)
+        else:
+            call = await router.call(DIALLED)
         try:
             await call.answered(ANSWER_S)
         except CallError:
@@ -192,3 +270,36 @@ async def _freed(ended: Call, contest: _Contest) -> Call | None:
     report.freed_attempts[attempts] += 1
     await ending
     return call
+
+
+def report_of(found: ChannelsReport) -> Report:
+    """The figures, and what is wrong with them. More may be admitted in rounds alone in which the store was late."""
+    limit, channels = found.limit, found.channels
+    report = Report(f"{found.calls} simultaneous set-ups on {channels} channels of one {limit.kind}, over two nodes")
+    report.add("rounds", "rounds", found.rounds)
+    exact, late = found.admitted[channels], sum(map(bool, found.undecided))
+    report.add("exact", "rounds in which as many as there are channels were admitted", exact)
+    report.add("undecided_rounds", "rounds with slots that were decided without the store", late)
+    report.add("undecided", "slots decided without the store", sum(found.undecided))
+    report.add("timeouts", "of these, slots that the store had not answered for in time", found.timeouts)
+    report.add("node_late_ms", "the nodes' event loops were late by less than", found.late_ms, "ms")
+    report.add("admitted", "admitted a round, and in how many rounds", counted(found.admitted))
+    report.add("refused", "refused a round, and in how many rounds", counted(found.refused))
+    report.add("admitted_ways", "who was admitted", counted(found.admitted_ways))
+    report.add("statuses", "refused with", counted(found.statuses))
+    report.add("rules", "by rule", counted(found.rules))
+    for share, name in ((0.5, "p50"), (0.99, "p99"), (1.0, "max")):
+        value = percentile(found.freed_ms, share)
+        report.add(f"freed_{name}_ms", f"BYE until the channel was in use again at the other node, {name}", value, "ms")
+    report.add("freed_attempts", "set-ups that this took, and how often", counted(found.freed_attempts))
+    report.add("beyond", "calls admitted when it was full again", found.beyond)
+    report.add("reconciled", "records", str(found.result))
+    report.expect(not found.unexplained, f"not {channels} though the store decided all: {found.unexplained[:3]}")
+    report.expect(max(found.admitted) <= 2 * channels, f"more than the nodes alone would admit: {counted(found.admitted)}")
+    report.expect(not found.wrong_statuses, f"wrong refusals: {found.wrong_statuses}")
+    report.expect(set(found.rules) <= {limit.rule}, f"refused for other reasons: {counted(found.rules)}")
+    report.expect(len(found.freed_ms) == found.rounds or late > 0, "a channel was not free again")
+    report.expect(not found.beyond or late > 0, "more calls than channels")
+    report.expect(not found.slots_wrong, f"slots were not those of the calls: {found.slots_wrong[:3]}")
+    report.expect(found.result.ok, str(found.result))
+    return report

@@ -38,7 +38,8 @@ def many_lines(count: int, *, first: int = 0, channels: int = 2) -> list[LineSpe
 
 
 class Network:
-    """An async context manager. `trunks` and `psap` say who else than the simulated parties stands there."""
+    """An async context manager. `trunks` and `psap` say who else than the simulated parties stands there; `route` are further
+    keys of the simulated trunk's route."""
 
     def __init__(
         self,
@@ -47,6 +48,7 @@ class Network:
         settings: Mapping[str, Mapping[str, object]] | None = None,
         directory: Path | None = None,
         trunks: Sequence[TrunkSpec] | None = None,
+        route: Mapping[str, object] | None = None,
         psap: Address | None = None,
         embedded: bool = False,
         store: Valkey | None = None,
@@ -60,6 +62,7 @@ class Network:
         self._settings = settings
         self._directory = directory
         self.trunks = tuple(trunks or ())
+        self._route = route or {}
         self._psap = psap
         self._embedded = embedded
         self._node: Node | None = None
@@ -77,7 +80,9 @@ class Network:
                 await party.open()
                 stack.callback(party.close)
             if not self.trunks:
-                self.trunks = (TrunkSpec("carrier", (self.trunk.host, self.trunk.port), (self.trunk.host,)),)
+                self.trunks = (
+                    TrunkSpec("carrier", (self.trunk.host, self.trunk.port), (self.trunk.host,), settings=self._route),
+                )
             centre = self._psap or (self.psap.host, self.psap.port)
             places = sorted({line.location for line in self.lines.values()})
             self._node = Node(
@@ -154,6 +159,14 @@ class Network:
 
         async def used() -> int:
             return len((await live_slots(self.store.client)).get(line, ()))
+
+        return await becomes(used, wanted, timeout_s=timeout_s)
+
+    async def route_slots(self, wanted: int, *, timeout_s: float = 2.0) -> int:
+        """How many slots the simulated trunk's route holds over all nodes, as `slots`."""
+
+        async def used() -> int:
+            return int(await self.store.client.zcard("sp:{trunk:carrier}:slots"))
 
         return await becomes(used, wanted, timeout_s=timeout_s)
 

@@ -30,7 +30,10 @@ START_S = 20.0
 STOP_S = 10.0
 LOG_TAIL = 8_000
 PROBE_S = 1.0
-LINE_COLUMNS = ("line", "profile", "status", "channels", "location", "area_code", "account", "kind", "password", "number")
+LINE_COLUMNS = (
+    *("line", "profile", "status", "channels", "location", "area_code", "account", "kind", "password", "number"),
+    "account_channels",
+)
 PSAP_COLUMNS = ("location", "service", "priority", "uri", "name")
 
 
@@ -52,11 +55,12 @@ class LineSpec:
     status: str = "active"
     channels: int | None = None
     kind: str = "single"
+    account_channels: int | None = None
 
     def row(self) -> tuple[str, ...]:
-        channels = "" if self.channels is None else str(self.channels)
+        channels, own = ("" if count is None else str(count) for count in (self.channels, self.account_channels))
         head = (self.line, self.profile, self.status, channels, self.location, self.area_code)
-        return (*head, self.user, self.kind, self.password, self.number)
+        return (*head, self.user, self.kind, self.password, self.number, own)
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,10 +28,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from loadtest import channels
 from loadtest.billing import bill_through_trouble
 from loadtest.cdr_cost import backlog_report, consume_report, journal_report, publish_report
-from loadtest.channels import SETTINGS as CONTEST_SETTINGS
-from loadtest.channels import contend
 from loadtest.faults import FAULTS, Timing, fault_report, run_fault
 from loadtest.fields import mixed_calls, report_of
 from loadtest.generate import Load, at_rate, callers_needed, percentile, place_calls
@@ -128,11 +127,14 @@ def _parser() -> argparse.ArgumentParser:
     kill.add_argument("--away", type=float, default=5.0, help="seconds until it is started again (default %(default)s)")
     kill.set_defaults(run=_run_kill)
 
-    channels = commands.add_parser("channels", parents=[common], help="simultaneous set-ups on one line over two nodes")
-    channels.add_argument("--rounds", type=int, default=100, help="rounds (default %(default)s)")
-    channels.add_argument("--calls", type=int, default=200, help="set-ups of a round (default %(default)s)")
-    channels.add_argument("--channels", type=int, default=2, help="channels of the line (default %(default)s)")
-    channels.set_defaults(run=_run_channels)
+    contest = commands.add_parser("channels", parents=[common], help="simultaneous set-ups on one line over two nodes")
+    contest.add_argument("--rounds", type=int, default=100, help="rounds (default %(default)s)")
+    contest.add_argument("--calls", type=int, default=200, help="set-ups of a round (default %(default)s)")
+    contest.add_argument("--channels", type=int, default=2, help="channels that there are (default %(default)s)")
+    contest.add_argument("--limit", choices=channels.LIMITS, default="line", help="what has them (default %(default)s)")
+    patient = channels.PATIENT_MS
+    contest.add_argument("--deadline", type=int, default=patient, help="ms, store.deadline_ms (default %(default)s)")
+    contest.set_defaults(run=_run_channels)
 
     gone = commands.add_parser("vanish", parents=[common], help="answered calls whose parties vanish")
     gone.add_argument("--calls", type=int, default=500, help="answered calls (default %(default)s)")
@@ -211,33 +213,25 @@ async def _run_faults(options: argparse.Namespace) -> list[Report]:
 
 
 async def _run_channels(options: argparse.Namespace) -> list[Report]:
-    lines = many_lines(options.rounds, channels=options.channels)
-    async with Network(lines, settings=CONTEST_SETTINGS) as network, network.another_node() as other:
-        tell = progress_of("channels")
-        found = await contend(network, other, rounds=options.rounds, calls=options.calls, progress=tell)
-    report = Report(f"{options.calls} simultaneous set-ups on {options.channels} channels over two nodes")
-    report.add("rounds", "rounds", found.rounds)
-    exact = found.admitted[options.channels]
-    report.add("exact", "rounds in which as many as there are channels were admitted", exact)
-    report.add("admitted", "admitted a round, and in how many rounds", counted(found.admitted))
-    report.add("refused", "refused a round, and in how many rounds", counted(found.refused))
-    report.add("admitted_ways", "who was admitted", counted(found.admitted_ways))
-    report.add("statuses", "refused with", counted(found.statuses))
-    report.add("rules", "by rule", counted(found.rules))
-    for share, name in ((0.5, "p50"), (0.99, "p99"), (1.0, "max")):
-        value = percentile(found.freed_ms, share)
-        report.add(f"freed_{name}_ms", f"BYE until the channel was in use again at the other node, {name}", value, "ms")
-    report.add("freed_attempts", "set-ups that this took, and how often", counted(found.freed_attempts))
-    report.add("beyond", "calls admitted when the line was full again", found.beyond)
-    report.add("reconciled", "records", str(found.result))
-    report.expect(exact == options.rounds, f"not exactly {options.channels} were admitted: {counted(found.admitted)}")
-    report.expect(not found.wrong_statuses, f"wrong refusals: {found.wrong_statuses}")
-    report.expect(set(found.rules) <= {"line.channels"}, f"refused for other reasons: {counted(found.rules)}")
-    report.expect(len(found.freed_ms) == options.rounds, "a channel was not free again")
-    report.expect(not found.beyond, "more calls than channels")
-    report.expect(not found.slots_wrong, f"slots were not those of the calls: {found.slots_wrong[:3]}")
-    report.expect(found.result.ok, str(found.result))
-    return [report]
+    limit = channels.LIMITS[options.limit]
+    async with (
+        Network(
+            limit.lines(options.rounds, options.channels, options.calls),
+            settings=channels.settings(options.deadline),
+            route=limit.route(options.channels),
+        ) as network,
+        network.another_node() as other,
+    ):
+        found = await channels.contend(
+            network,
+            other,
+            rounds=options.rounds,
+            calls=options.calls,
+            channels=options.channels,
+            kind=options.limit,
+            progress=progress_of("channels"),
+        )
+    return [channels.report_of(found)]
 
 
 async def _run_vanish(options: argparse.Namespace) -> list[Report]:

@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from loadtest.channels import SETTINGS, contend
+import pytest
+
+from loadtest.channels import LIMITS, PATIENT_MS, Limit, contend, settings
 from loadtest.network import many_lines
 from loadtest.vanish import vanish, way_of
 
@@ -16,15 +18,19 @@ if TYPE_CHECKING:
     from loadtest.network import Network
 
 
-async def test_set_ups_at_two_nodes_at_once_fill_the_line_exactly(start_network: Callable[..., Any]) -> None:
-    network: Network = await start_network(many_lines(3, channels=2), settings=SETTINGS)
+@pytest.mark.parametrize("limit", LIMITS.values(), ids=LIMITS)
+async def test_set_ups_at_two_nodes_at_once_fill_what_has_few_channels_exactly(
+    start_network: Callable[..., Any], limit: Limit
+) -> None:
+    lines = limit.lines(3, channels=2, calls=40)
+    network: Network = await start_network(lines, settings=settings(PATIENT_MS), route=limit.route(2))
     async with network.another_node() as other:
-        report = await contend(network, other, rounds=3, calls=40)
+        report = await contend(network, other, rounds=3, calls=40, channels=2, kind=limit.kind)
         assert await other.stop() == 0
-    assert report.admitted == {2: 3}
+    assert report.admitted == {2: 3}, report
     assert report.refused == {38: 3}
     assert report.wrong_statuses == {}
-    assert set(report.rules) == {"line.channels"}
+    assert set(report.rules) == {limit.rule}
     assert len(report.freed_ms) == 3
     assert report.beyond == 0
     assert report.slots_wrong == []
