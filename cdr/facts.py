@@ -109,11 +109,10 @@ class Record(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class LineSlot(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
-    """A slot that a call holds of a line, and for which account; `role` tells it from the call's first one of that line."""
+    """A slot that a call holds of a line, and for which account."""
 
     line: str
     account: str = ""
-    role: str = ""
 
 
 class Admit(msgspec.Struct, tag="admit", frozen=True, omit_defaults=True):

@@ -48,7 +48,6 @@ def slots_of_line(line: str, stored: Iterable[LiveSlot] | None, calls: Sequence[
         found = [
             {
                 "call": call["id"],
-                "role": slot["role"],
                 "node": call["node"],
                 "since_ms": slot["since_ms"],
                 "direction": call["direction"],
@@ -60,14 +59,13 @@ def slots_of_line(line: str, stored: Iterable[LiveSlot] | None, calls: Sequence[
             for slot in call["slots"]
             if (slot["kind"], slot["of"]) == ("line", line)
         ]
-    return sorted(found, key=lambda row: (row["since_ms"], row["call"], row["role"]))
+    return sorted(found, key=lambda row: (row["since_ms"], row["call"]))
 
 
 def _slot_row(live: LiveSlot, call: Row | None) -> Row:
     slot, holder = live.slot, live.holder
     return {
         "call": slot.call,
-        "role": slot.member.partition(":")[2],
         "node": holder.node,
         "since_ms": holder.since_ms,
         "direction": holder.direction,
@@ -88,12 +86,9 @@ def _seen_here(line: str, call: Row | None) -> Row:
 def show_slots(rows: Sequence[Row], output: Output) -> None:
     """The table of a line's slots."""
     cells = (
-        (
-            f"{row['call']} ({row['role']})" if row["role"] else row["call"],
-            row["node"], clock(row["since_ms"]), row["direction"], row["account"], row["other"], row["state"],
-        )
+        (row["call"], row["node"], clock(row["since_ms"]), row["direction"], row["account"], row["other"], row["state"])
         for row in rows
-    )  # fmt: skip
+    )
     output.table(SLOT_COLUMNS, cells, empty="no channel in use")
 
 
@@ -134,7 +129,7 @@ def show_calls(path: Path, output: Output) -> int:
                     "kind": "line",
                     "of": slot.owner,
                     "account": holder.account,
-                    "role": slot.member.partition(":")[2],
+                    "role": "",
                     "since_ms": holder.since_ms,
                 }
             )

@@ -47,8 +47,8 @@ class SendTo(NamedTuple):
 
 
 class Slot(NamedTuple):
-    """One slot's identity: whose it is, a line or a trunk route with a limit, and which one. `member` begins with the call's id
-    and goes on with ":" and a role where one call has several slots of one owner (`Channels`)."""
+    """One slot's identity: whose it is, a line or a trunk route with a limit, and which one. `member` is the call's id; on the
+    route that the call came by ":in" follows."""
 
     kind: Literal["line", "trunk"]
     owner: str

@@ -5,10 +5,9 @@ is decided from what this node's own calls hold. All that one call waits for the
 by `Settings.store_wait_s`. Emergency calls never ask (invariant 1).
 
 A call has one slot of a line, whatever becomes of it, with its id as the member. A forwarded part is a call of its own,
-which asks for a slot of the line that forwards where the profile counts that (`slots_of_forwarding`). Where one call needs a
-second slot of a line, the member gets a role, as in `line_slot(call, line, FORWARDED)`. All else follows from the slot being
-in `call.slots`: refreshing and re-asserting, the journal (`keep.admission`; append it again once the call has been let in), the
-restart, and the release at the call's end, or before it by `leave`.
+which asks for a slot of the line that forwards, and of its account, where the profile counts that (`slots_of_forwarding`). All
+else follows from the slot being in `call.slots`: refreshing and re-asserting, the journal (`keep.admission`), the restart, and
+the release at the call's end, or before it by `leave`.
 """
 
 from __future__ import annotations
@@ -26,9 +25,7 @@ if TYPE_CHECKING:
     from sipproxy.engine.call import Call
     from sipproxy.engine.state import Desk
 
-__all__ = ["FORWARDED", "Channels", "Grant", "line_slot", "slots_of_forwarding", "trunk_slot"]
-
-FORWARDED = "fwd"  # role of the slot that the outgoing half of a forwarded call takes of the line that forwards it
+__all__ = ["Channels", "Grant", "line_slot", "slots_of_forwarding", "trunk_slot"]
 
 
 class Grant(NamedTuple):
@@ -54,9 +51,9 @@ class _Asked:
     at: float  # monotonic seconds
 
 
-def line_slot(call: Call, line: str, role: str = "") -> Slot:
-    """The call's slot of a line; with a role a further one, such as `FORWARDED`."""
-    return Slot("line", line, f"{call.id}:{role}" if role else call.id)
+def line_slot(call: Call, line: str) -> Slot:
+    """The call's slot of a line."""
+    return Slot("line", line, call.id)
 
 
 def trunk_slot(call: Call, route: str, *, incoming: bool = False) -> Slot:

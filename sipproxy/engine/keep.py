@@ -18,7 +18,7 @@ from sipproxy.sip.sdp import media_kinds
 from sipproxy.sip.text import text
 
 if TYPE_CHECKING:
-    from sipproxy.engine.actions import Holder, Now, Slot
+    from sipproxy.engine.actions import Now
     from sipproxy.engine.call import Call, Dialog
     from sipproxy.engine.forward import Target
     from sipproxy.sip.message import Response
@@ -43,12 +43,8 @@ def reduced(message: Request | Response) -> bytes:
 
 def admission(call: Call) -> Admit:
     """The ADMIT fact. Of one that is appended again, because the call took a slot later, the last one counts."""
-    held = tuple(_held(slot, holder) for slot, holder in call.slots.items() if slot.kind == "line")
+    held = tuple(LineSlot(slot.owner, holder.account) for slot, holder in call.slots.items() if slot.kind == "line")
     return Admit(call.record, call.desk.settings.boot, round(call.started.mono * 1000), slots=held)
-
-
-def _held(slot: Slot, holder: Holder) -> LineSlot:
-    return LineSlot(slot.owner, holder.account, slot.member.partition(":")[2])
 
 
 def answer(call: Call, target: Target, response: Response) -> Answer:

@@ -18,7 +18,7 @@ from cdr.facts import End, LineSlot
 from sipproxy.engine import carrier, liveness
 from sipproxy.engine.actions import Holder, Journal, Now, ReleaseSlot, Slot
 from sipproxy.engine.call import Call, Dialog, Phase
-from sipproxy.engine.channels import FORWARDED, trunk_slot
+from sipproxy.engine.channels import trunk_slot
 from sipproxy.engine.forward import Target, own_routes
 from sipproxy.engine.privacy import Face, KnownFace
 from sipproxy.engine.response_context import ResponseContext
@@ -140,8 +140,7 @@ def slots_of(record: Record, routes: Iterable[TrunkRoute]) -> list[Slot]:
     """
     found = []
     if record.verdict != "emergency":
-        for line in filter(None, (record.line, record.callee_line)):
-            found += [Slot("line", line, record.id), Slot("line", line, f"{record.id}:{FORWARDED}")]
+        found += [Slot("line", line, record.id) for line in (record.line, record.callee_line) if line]
     for route in routes:
         if route.calls:
             found += [Slot("trunk", route.name, record.id), Slot("trunk", route.name, f"{record.id}:in")]
@@ -154,7 +153,7 @@ def _slots(desk: Desk, admit: Admit) -> list[tuple[Slot, Holder]]:
     taken = admit.slots or tuple(LineSlot(line) for line in admit.lines)
     return [
         (
-            Slot("line", slot.line, f"{record.id}:{slot.role}" if slot.role else record.id),
+            Slot("line", slot.line, record.id),
             Holder(desk.settings.node, record.setup_at_ms, slot.account, record.direction),
         )
         for slot in taken

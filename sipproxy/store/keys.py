@@ -4,10 +4,10 @@ All start with `sp:`. Keys of one line, account or stream carry the same hash ta
 them in Redis Cluster. Values are msgpack (msgspec structs as maps) where not said otherwise.
 
 - `sp:{line:<id>}:slots` (ZSET, store.slots): call id -> lease expiry in ms of Redis TIME. Lives until the last lease ends.
-  A call's second slot of the line has a role behind the id (`<id>:fwd`).
 - `sp:{line:<id>}:holders` (HASH, store.slots): the same members -> who has them: account, node, since when (UTC ms) and the
   call's direction, as text with a line feed between. Lives as long.
-- `sp:{trunk:<name>}:slots`, `sp:{trunk:<name>}:holders`: the same of a trunk route with a limit.
+- `sp:{trunk:<name>}:slots`, `sp:{trunk:<name>}:holders`: the same of a trunk route with a limit; `<id>:in` is a call that came
+  by it.
 - `sp:{acct:<user>}:bindings` (HASH, store.bindings): binding key -> engine.location.Binding. Lives until the last is dead.
 - `sp:bindings:log` (STREAM, store.bindings): every change of a binding, in the script that makes it: `node` who wrote, `user`,
   `key`, and `b` (the binding) or `gone` (UTC ms). Bounded by number: who has missed some reads all bindings again.

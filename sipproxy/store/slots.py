@@ -225,16 +225,19 @@ class Slots:
 
     def _on_deadline(self) -> None:
         """An answer is due. When this loop was busy it may be there and unread: everything that has come is read first, which
-        takes the two ticks between a timer and the second callback after it, whichever loop this is."""
-        loop = asyncio.get_running_loop()
-        loop.call_soon(loop.call_soon, self._conclude)
+        takes the two ticks between a timer and the second callback after it, whichever loop this is.
 
-    def _conclude(self) -> None:
-        """Answer for the store where it has not, and arm the timer for the next take that waits."""
+        That is so of what is due now. A take that left since, and whose time has run out when this loop comes to it, has not
+        had those two ticks: the store may have answered at once.
+        """
+        loop = asyncio.get_running_loop()
+        loop.call_soon(loop.call_soon, self._conclude, loop.time() + 0.001)  # the resolution of the loops' clocks
+
+    def _conclude(self, due: float) -> None:
+        """Answer for the store where it has not and was to by `due`, and arm the timer for the next take that waits."""
         loop = asyncio.get_running_loop()
         self._timer = None
-        soon = loop.time() + 0.001  # the resolution of the loops' clocks
-        while self._deadlines and (self._deadlines[0].done or self._deadlines[0].at <= soon):
+        while self._deadlines and (self._deadlines[0].done or self._deadlines[0].at <= due):
             take = heapq.heappop(self._deadlines)
             if not take.done:
                 self.timeouts += 1

@@ -12,7 +12,7 @@ from cdr.facts import Admit, End, LineSlot
 from policy.profiles import load
 from sipproxy.engine import keep
 from sipproxy.engine.actions import Holder, HoldSlot, Journal, ReleaseSlot, Slot, TakeSlot
-from sipproxy.engine.channels import FORWARDED, Grant, line_slot, slots_of_forwarding
+from sipproxy.engine.channels import Grant, line_slot, slots_of_forwarding
 from tests.engine.desk import Desk
 
 if TYPE_CHECKING:
@@ -60,24 +60,24 @@ def test_forwarding_takes_at_most_one_slot_more(slots: int, more: int) -> None:
     assert slots_of_forwarding(replace(load()["velbert"], forwarding_slots=slots)) == more
 
 
-def test_second_slot_of_a_line_is_asked_for_kept_refreshed_journalled_and_given_back() -> None:
+def test_second_slot_of_a_call_is_asked_for_kept_refreshed_journalled_and_given_back() -> None:
     desk = Desk()
     call = live_call(desk)
     grants: list[Grant] = []
-    second = line_slot(call, "L1", FORWARDED)
+    second = line_slot(call, "L2")
     desk.tick(1.0)
     desk.engine.desk.now = desk.now
     desk.engine.channels.ask(call, second, grants.append, limit=2, account="alice")
     take = next(a for a in desk.engine.desk.take_actions() if isinstance(a, TakeSlot))
-    assert (take.slot, take.limit) == (Slot("line", "L1", f"{call.id}:fwd"), 2)
+    assert (take.slot, take.limit) == (Slot("line", "L2", call.id), 2)
     assert take.holder == Holder("n1", desk.utc_ms, "alice", "outgoing")
     desk.engine.slot_result(take.slot, taken=True, used=2, now=desk.now)
     assert grants == [Grant("", 2, 0)]
     assert [slot for slot, _ in desk.engine.channels.leases()] == [Slot("line", "L1", call.id), second]
-    assert desk.engine.channels.held("line", "L1") == 2
+    assert (desk.engine.channels.held("line", "L1"), desk.engine.channels.held("line", "L2")) == (1, 1)
     admit = codec.decode_fact(codec.encode_fact(keep.admission(call)))
     assert isinstance(admit, Admit)
-    assert admit.slots == (LineSlot("L1", "alice"), LineSlot("L1", "alice", FORWARDED))
+    assert admit.slots == (LineSlot("L1", "alice"), LineSlot("L2", "alice"))
     call.refuse(480, 31, end_reason="operator")
     released = {a.slot for a in desk.engine.desk.take_actions() if isinstance(a, ReleaseSlot)}
     assert released == {Slot("line", "L1", call.id), second}
@@ -107,7 +107,7 @@ def test_call_that_has_waited_long_enough_is_decided_at_once_and_the_store_is_to
     desk.engine.desk.now = desk.now
     call.store_wait_s = 0.0
     grants: list[Grant] = []
-    second = line_slot(call, "L1", FORWARDED)
+    second = line_slot(call, "L2")
     desk.engine.channels.ask(call, second, grants.append, limit=2, account="alice")
     assert [grant.refusal for grant in grants] == [""]
     actions = [a for a in desk.engine.desk.take_actions() if isinstance(a, TakeSlot | HoldSlot)]

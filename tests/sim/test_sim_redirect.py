@@ -240,6 +240,30 @@ def test_forwarding_takes_as_many_channels_as_the_profile_says(slots: int, statu
     town.assert_reconciled()
 
 
+@pytest.mark.parametrize(("slots", "own", "status"), [(1, 1, 480), (1, 2, 200), (0, 1, 200)])
+def test_forwarding_takes_as_many_of_its_accounts_channels_as_of_its_lines(slots: int, own: int, status: int) -> None:
+    """An account with a limit of its own forwards within it: the part is its call as it is the line's."""
+    town = make_town()
+    town.register_all()
+    snapshot = town.world.engine.desk.snapshot
+    accounts = {**snapshot.accounts, "bob": replace(snapshot.accounts["bob"], channels=own)}
+    profiles = {**snapshot.profiles, "velbert": replace(snapshot.profiles["velbert"], forwarding_slots=slots)}
+    town.world.engine.swap_snapshot(replace(snapshot, accounts=accounts, profiles=profiles), town.world.instant)
+    redirecting(town.bob, to_number(b"03023125001"))
+    call = town.trunk_b.call(b"+4920514001")
+    town.world.run(5.0)
+    assert call.status == status
+    if status == 200:
+        assert len(town.world.store.lines["L2"]) == 1 + slots
+        assert town.world.engine.channels.held_by("L2", "bob") == 1 + slots
+        town.trunk_b.bye(call)
+        town.world.run(1.0)
+    else:
+        assert (both(town)[1].rule, both(town)[1].cause) == ("account.channels", 34)
+    assert not town.world.store.lines["L2"]
+    town.assert_reconciled()
+
+
 def test_contacts_are_tried_by_q_until_one_answers(town: Town) -> None:
     town.register_all()
     redirecting(town.bob, to_number(b"03023125002") + b";q=0.2", to_number(b"03023125001") + b";q=0.9")

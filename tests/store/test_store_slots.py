@@ -204,6 +204,26 @@ async def test_take_with_server_away_is_answered_at_once(doomed: Server, connect
     assert results == [SlotResult(taken=None, used=0)]
 
 
+async def test_take_that_leaves_while_another_one_is_overdue_is_not_decided_before_its_answer_was_read(
+    server: Server, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """This loop's lateness is not the store's: what has come is read before anything is decided without the store."""
+    slots = Slots(await connect(server.url, DEADLINE_MS))
+    loop, results, fire = asyncio.get_running_loop(), list[SlotResult](), slots._on_deadline
+
+    def fired() -> None:
+        if not results:
+            take(slots, "l", "b", 3, LEASE_MS, results.append)
+            loop.call_soon(loop.call_soon, time.sleep, 3 * DEADLINE_MS / 1000)  # behind b's departure, before the decision
+        fire()
+
+    monkeypatch.setattr(slots, "_on_deadline", fired)
+    assert (await taken(slots, "l", "a", 3)).taken  # its timer is still to fire
+    await eventually(lambda: results)
+    assert results == [SlotResult(taken=True, used=2)]
+    assert slots.timeouts == 0
+
+
 async def test_take_without_answer_is_decided_at_the_deadline_and_the_late_grant_released(
     relay: Relay, connect: Connect
 ) -> None:
