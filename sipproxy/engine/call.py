@@ -16,14 +16,14 @@ from msgspec.structs import replace
 
 from cdr.assemble import final
 from cdr.facts import Answer, End, EndReason, Record, ReleasedBy
-from sipproxy.engine import carrier, ending, forwarding, keep, liveness, session
+from sipproxy.engine import carrier, ending, final_response, forwarding, keep, liveness, session
 from sipproxy.engine.actions import Holder, Journal, Note, Now, Slot
-from sipproxy.engine.causes import NO_CHANNEL, NORMAL_CLEARING, NORMAL_UNSPECIFIED, SUBSCRIBER_ABSENT, cause_of
+from sipproxy.engine.causes import NORMAL_CLEARING, NORMAL_UNSPECIFIED
 from sipproxy.engine.dialogs import Dialog, Phase
 from sipproxy.engine.edge import SILENT_S
 from sipproxy.engine.forward import Target, forward_request, own_routes
 from sipproxy.engine.privacy import PLAIN, Face, Faces, KnownFace, contact_of, forward_response
-from sipproxy.engine.response_context import Branch, Progress, ResponseContext, with_all_challenges
+from sipproxy.engine.response_context import Branch, Progress, ResponseContext
 from sipproxy.engine.sources import named_by
 from sipproxy.engine.state import Headers, reason_header
 from sipproxy.sip.build import Editor
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 __all__ = ["Call", "Dialog", "Phase"]
 
 EARLY_DIALOGS = 32  # To tags remembered for one call; a forking UAS beyond that is refused its early requests
-STOPPED: tuple[EndReason, ...] = ("operator", "fraud_hold")  # ends that were ordered, not a bound that was reached
 
 
 @dataclass(eq=False)
@@ -214,7 +213,7 @@ class Call:
         if progress is Progress.NEXT:
             self._try_next()
         elif progress is Progress.FINISH:
-            self._finish()
+            final_response.send(self)
 
     def _provisional(self, branch: Branch[Target], response: Response) -> None:
         desk = self.desk
@@ -230,7 +229,7 @@ class Call:
         if self.ringing_at_ms is None and response.status in (180, 183):
             self.ringing_at_ms = desk.now.utc_ms
         self._dialog(branch, response)
-        data = self._upstream(response, branch.target)
+        data = self.upstream(response, branch.target)
         desk.transactions.respond(self.server, response.status, data, desk.now.mono)
 
     def _success(self, branch: Branch[Target], response: Response) -> None:
@@ -248,7 +247,7 @@ class Call:
         else:
             keep.refreshed(self)  # a forked call's further dialog
         agreed = session.agreed(response, self.asked)
-        data = self._upstream(response, branch.target, edit=partial(session.tell, response, agreed))
+        data = self.upstream(response, branch.target, edit=partial(session.tell, response, agreed))
         if dialog is not None and dialog.watch is None and dialog.sides is not None:
             liveness.watch(self, dialog)
             liveness.refreshed(self, dialog, agreed)
@@ -264,7 +263,7 @@ class Call:
             desk.queue.set(("call", self.id, "maximum"), desk.now.mono + desk.settings.maximum_s)
         if self.head is None:  # whose bounds are those of its parts too
             desk.queue.set(("call", self.id, "reap"), desk.now.mono + desk.settings.reap_s)
-        if self.gave_up in STOPPED:
+        if self.gave_up in final_response.STOPPED:
             # The answer crossed our CANCEL. RFC 3261 §15: no BYE to the caller before it has acknowledged the 2xx.
             desk.queue.set(("call", self.id, "stop"), desk.now.mono + 4 * desk.settings.timers.t1)
         self.answer = keep.answer(self, branch.target, response)
@@ -298,7 +297,7 @@ class Call:
             # What a hidden caller's mask is made of is not journalled, and without it a restart would take it off.
             dialog.kept = (keep.reduced(sent), keep.reduced(response))
 
-    def _upstream(self, response: Response, target: Target, *, edit: Callable[[Editor], None] | None = None) -> bytes:
+    def upstream(self, response: Response, target: Target, *, edit: Callable[[Editor], None] | None = None) -> bytes:
         """The response of a branch as the caller gets it."""
         return forward_response(
             response,
@@ -310,48 +309,6 @@ class Call:
             to_customer=self.from_customer,
             edit=edit,
         )
-
-    def _finish(self) -> None:
-        """No branch is left: the best response goes upstream (§16.7 steps 6 to 9)."""
-        best = self.context.best()
-        status = best.status if best is not None else 480
-        response = best.final if best is not None else None
-        if self.gave_up in STOPPED:
-            self.refuse(480, NORMAL_UNSPECIFIED, end_reason=self.gave_up)
-        elif self.gave_up is not None:
-            self.refuse(408 if status == 487 else status, 102, end_reason=self.gave_up)
-        elif self.was_cancelled:
-            self.refuse(487, NORMAL_CLEARING, end_reason="cancelled", released_by="caller")
-        elif best is None and self.met_full:
-            self.record.verdict, self.record.rule = "deny", carrier.FULL
-            self.refuse(480, NO_CHANNEL, end_reason="refused")
-        elif best is not None and best.cause:
-            self.refuse(status, best.cause, end_reason="rejected", released_by="callee")
-        elif response is None:
-            # 503 would tell the caller that this proxy is overloaded (§16.7 step 6): no route left is our 500.
-            unreachable, absent = status in (503, 480), best is not None and status == carrier.UNAVAILABLE
-            self.refuse(
-                (480 if self.is_emergency or best is None or absent else 500) if unreachable else status,
-                (41 if self.is_emergency else SUBSCRIBER_ABSENT if absent else 38) if unreachable else 102,
-                end_reason="unreachable" if unreachable else "no_answer",
-            )
-        else:
-            assert best is not None
-            self._relay_final(status, response, best.target)
-
-    def _relay_final(self, status: int, response: Response, target: Target) -> None:
-        cause = cause_of(response, status)
-        if status == 503:
-            self.refuse(500, cause, end_reason="rejected", released_by="callee")
-            return
-        carrier.tried(self, target)  # of several the one whose answer the caller gets
-        self.end("rejected", released_by="callee", status=status, cause=cause)
-        data = self._upstream(response, target)
-        if status in (401, 407):
-            data = with_all_challenges(self.context, response, data)
-        desk = self.desk
-        desk.transactions.respond(self.server, status, data, desk.now.mono)
-        desk.count("responses", "INVITE", str(status))
 
     # Ending
 
