@@ -71,7 +71,11 @@ def check(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) ->
 def calls(
     ctx: typer.Context,
     everywhere: Annotated[
-        bool, typer.Option("--all", help="Those of all nodes too, by their slots: id, node, since when, line and account.")
+        bool,
+        typer.Option(
+            "--all",
+            help="Those of all nodes too, by their slots; calls to 110 and 112 hold none, and are shown by their node alone.",
+        ),
     ] = False,
     config: ConfigOption = DEFAULT_CONFIG,
     as_json: JsonOption = False,
@@ -136,7 +140,8 @@ def trunks(
 ) -> None:
     """Trunk routes of the running node.
 
-    State and since when, calls and their limit, the last ping and failure, and the registration at the carrier.
+    State and since when, calls of this node, those of all nodes where they are limited and the limit, last ping and failure,
+    and the registration at the carrier.
     """
     from sipproxy.commands import output, trunk_routes
 

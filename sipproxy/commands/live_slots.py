@@ -137,8 +137,10 @@ def show_calls(path: Path, output: Output) -> int:
     output.value({"calls": shown, "store": no_store, "node": no_node})
     if no_store:
         output.line(f"{no_store}\nonly the calls of this node are shown")
-    if no_node:
-        output.line(f"{no_node}; calls to 110 and 112 hold no slot, and are shown by their node alone")
+    elif no_node:
+        output.line(no_node)
+    if not no_store:
+        output.line("calls to 110 and 112 at other nodes hold no slot and are shown there alone")
     cells = ([clock(row["since_ms"]) if name == "since" else row.get(name) for name in CALL_COLUMNS] for row in shown)
     output.table(CALL_COLUMNS, cells, empty="no calls")
     return 0

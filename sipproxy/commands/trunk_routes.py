@@ -2,35 +2,50 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sipproxy.admin import control
-from sipproxy.commands.output import clock
+from sipproxy.commands.backend import with_store
+from sipproxy.commands.output import CommandError, clock
 from sipproxy.config import load
+from sipproxy.store.live_slots import slots_of
 
 if TYPE_CHECKING:
+    from redis.asyncio import Redis
+
     from sipproxy.commands.output import Output
+    from sipproxy.config import Config
+    from sipproxy.store.live_slots import LiveSlot
 
 __all__ = ["show"]
 
 EVERY_S = 2.0
-COLUMNS = ("trunk", "state", "since", "calls", "ping", "last failure", "registration")
+COLUMNS = ("trunk", "state", "since", "calls here", "all nodes", "limit", "ping", "last failure", "registration")
 
 
 def show(path: Path, output: Output, *, watch: bool) -> int:
     """The routes' states, calls and registrations; with `watch` every two seconds until interrupted.
 
-    Raises NodeAwayError when no node runs.
+    Calls over all nodes are counted by the store, and for routes with a limit alone: `calls_all_nodes` is None for the others,
+    and when the store is away, which is said. Raises NodeAwayError when no node runs.
     """
-    socket = control.socket_path(load(path).node.data_dir)
+    config = load(path)
+    socket = control.socket_path(config.node.data_dir)
     while True:
         rows = _ask(socket)
+        limited = [row["trunk"] for row in rows if row["limit"]]
+        counts, away = _counted(config, limited) if limited else ({}, "")
+        rows = [{**row, "calls_all_nodes": counts.get(row["trunk"])} for row in rows]
         output.value(rows)
         if watch:
             output.line(time.strftime("%H:%M:%S"))
         output.table(COLUMNS, map(_cells, rows), empty="no trunk routes")
+        if away:
+            sys.stderr.write(f"{away}; the calls over all nodes are not known\n")
         if not watch:
             return 0
         time.sleep(EVERY_S)
@@ -44,12 +59,24 @@ def _ask(socket: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def _counted(config: Config, names: list[str]) -> tuple[dict[str, int], str]:
+    """The slots in use of these routes over all nodes, or why they are not known."""
+
+    async def read(client: Redis) -> list[LiveSlot]:
+        return await slots_of(client, "trunk", names)
+
+    try:
+        found = Counter(live.slot.owner for live in with_store(config, read))
+    except CommandError as error:
+        return {}, str(error)
+    return {name: found[name] for name in names}, ""
+
+
 def _cells(row: dict[str, Any]) -> list[object]:
-    limit = f"/{row['limit']}" if row["limit"] else ""
     failure = f"{row['last_failure']} {clock(row['last_failure_at_ms'])}" if row["last_failure"] else ""
     registration = row["registration"]
     if row["expires_at_ms"]:
         registration += f" until {clock(row['expires_at_ms'])}"
     since = "start" if row["since_ms"] is None else clock(row["since_ms"])
     ping = "" if row["ping_ms"] is None else f"{row['ping_ms']} ms"
-    return [row["trunk"], row["state"], since, f"{row['calls']}{limit}", ping, failure, registration]
+    return [row["trunk"], row["state"], since, row["calls"], row["calls_all_nodes"], row["limit"], ping, failure, registration]

@@ -359,13 +359,14 @@ def test_trunks_of_a_running_node_are_shown_once_or_again_and_again(config: Path
         "expires_at_ms": None,
     }
     node["trunks"] = lambda _: {"trunks": [row]}
-    assert answer("trunks", "-c", config) == [row]
+    known = {**row, "calls_all_nodes": None}
+    assert answer("trunks", "-c", config) == [known]
     cells = re.split(r"\s{2,}", run("trunks", "-c", config).stdout.splitlines()[1].strip())
-    assert (cells[0], cells[1], cells[3], cells[4], cells[6]) == ("carrier", "down", "3/30", "12 ms", "refused 403")
+    assert (cells[0], cells[1], *cells[3:6], cells[7]) == ("carrier", "down", "3", "30", "12 ms", "refused 403")
     command = [sys.executable, "-m", "sipproxy", "trunks", "--watch", "--json", "-c", str(config)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as watching:
         assert watching.stdout is not None
-        assert [json.loads(watching.stdout.readline()) for _ in range(2)] == [[row], [row]]
+        assert [json.loads(watching.stdout.readline()) for _ in range(2)] == [[known], [known]]
         watching.send_signal(signal.SIGINT)
         assert watching.wait(60) == 130
     node["trunks"] = lambda _: {"trunks": []}

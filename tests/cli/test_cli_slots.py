@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from loadtest.valkey import Valkey
 from policy import store as policy_store
 from sipproxy import policy_cache
-from sipproxy.admin.control import ControlServer
+from sipproxy.admin.control import ControlServer, Handler
 from sipproxy.cli import app
 from sipproxy.engine.actions import Holder
 from sipproxy.store import keys
@@ -72,12 +72,13 @@ def config(tmp_path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def running(config: Path) -> Iterator[None]:
+def running(config: Path, routes: list[dict[str, Any]] | None = None) -> Iterator[None]:
     """A node on this machine, as far as the control socket goes."""
     started, stopping, loop = threading.Event(), asyncio.Event(), asyncio.new_event_loop()
 
     async def serve() -> None:
-        server = ControlServer(config.parent / "data" / "control.sock", {"calls": lambda _: {"calls": [HERE]}})
+        answers: dict[str, Handler] = {"calls": lambda _: {"calls": [HERE]}, "trunks": lambda _: {"trunks": routes}}
+        server = ControlServer(config.parent / "data" / "control.sock", answers)
         await server.start()
         started.set()
         await stopping.wait()
@@ -131,6 +132,28 @@ def test_line_show_without_the_store_says_so_and_shows_this_nodes_calls(config: 
     assert [(slot["call"], slot["lease_ms"]) for slot in shown["slots"]] == [("c1", None)]
     assert "the calls are those of this node alone" in words
     assert "nothing is known of calls: no node answers" in sipproxy(config, "line", "show", "V1001")
+
+
+def test_trunks_shows_the_calls_here_those_of_all_nodes_and_the_limit(config: Path) -> None:
+    route = {
+        "trunk": "carrier", "state": "up", "since_ms": SINCE_MS, "calls": 1, "limit": 7, "ping_ms": None, "last_failure": "",
+        "last_failure_at_ms": None, "registration": "", "expires_at_ms": None,
+    }  # fmt: skip
+    client = redis.Redis.from_url(config.read_text().split('"')[1])
+    names = keys.slots("carrier", "trunk"), keys.holders("carrier", "trunk")
+    for node in ("n1", "n2", "n3"):
+        client.eval(_SCRIPT, 2, *names, node, 9, 600_000, write_holder(Holder(node, SINCE_MS)), "")  # type: ignore[no-untyped-call]
+    client.zadd(names[0], {"lapsed": 1.0})
+    client.close()
+    with running(config, [route, {**route, "trunk": "open", "limit": None}]):
+        shown = answer(config, "trunks")
+        table = sipproxy(config, "trunks")
+        lose_store(config)
+        without = sipproxy(config, "trunks")
+    assert [(row["calls"], row["calls_all_nodes"], row["limit"]) for row in shown] == [(1, 3, 7), (1, None, None)]
+    assert re.search(r"^carrier +up +\S+ +\S+ +1 +3 +7", table, re.MULTILINE)
+    assert re.search(r"^carrier +up +\S+ +\S+ +1 +7", without, re.MULTILINE)
+    assert "the calls over all nodes are not known" in without
 
 
 def test_calls_all_has_those_of_other_nodes_by_their_slots(config: Path) -> None:
