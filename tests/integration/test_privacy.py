@@ -34,7 +34,7 @@ async def sipproxy(network: Network, *arguments: str) -> Any:
 async def test_malicious_call_is_recorded_for_its_order_alone(start_network: Callable[..., Any]) -> None:
     network: Network = await start_network([V1001, B2001])
     router = await network.router("v1001")
-    columns = "line,profile,status,channels,location,area_code,account,kind,password,number,traces"
+    columns = "line,profile,status,channels,location,area_code,account,kind,password,number,account_channels,traces"
     cells = [*V1001.row(), ORDER]
     file = network.node.directory / "traced.csv"
     file.write_text(f"{columns}\n{','.join(cells)}\n")
