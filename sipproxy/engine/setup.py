@@ -40,6 +40,8 @@ __all__ = ["Setup"]
 
 FAIL_OVER = frozenset([408, 503])  # design §5 step 4: after these the next trunk route is tried
 TEMPORARY_FAILURE = 41  # Q.850
+JOURNAL = "journal"  # why a node is closed: its disk takes no more than the ends of live calls
+AGAIN = (b"Retry-After", b"10")
 NOT_IMPLEMENTED = 79  # Q.850: service or option not implemented
 MAX_TRACED = 512  # characters of a header that the record of a malicious call keeps
 
@@ -84,9 +86,10 @@ class Setup:
                 return
             account = outcome.account
         full = self.is_full
-        if not service and (full or desk.closed):
-            desk.count("requests_refused", "table_full" if full else f"closed_{min(desk.closed)}")
-            desk.reply(request, flow, 503, headers=[(b"Retry-After", b"10")])
+        if not service and (full or JOURNAL in desk.closed):
+            # Without a record: there is no room for the attempt, or what room the disk has belongs to calls that live.
+            desk.count("requests_refused", "table_full" if full else f"closed_{JOURNAL}")
+            desk.reply(request, flow, 503, headers=[AGAIN])
             return
         if trunk is not None:
             self._incoming(request, flow, trunk)
@@ -135,7 +138,7 @@ class Setup:
         if decision.verdict is Verdict.EMERGENCY:
             call.groups = emergency_groups(desk, decision)
             self._decide(call, decision, [])
-        elif decision.verdict is Verdict.ALLOW and self._cannot_serve(call, said):
+        elif self._is_leaving(call) or (decision.verdict is Verdict.ALLOW and self._cannot_serve(call, said)):
             return
         else:
             self.outgoing(call, attempt, decision, decision, needs_slot=True)
@@ -196,13 +199,23 @@ class Setup:
         call.faces = Faces(request, said, decision, desk.settings, from_customer=False)
         call.edit = incoming_edit(desk, request, decision, said, call.faces)
         self._trace(call, decision, said.network)
-        if decision.verdict is Verdict.ALLOW and self._cannot_serve(call, said):
+        if self._is_leaving(call) or (decision.verdict is Verdict.ALLOW and self._cannot_serve(call, said)):
             return
         needs = []
         if decision.verdict is Verdict.ALLOW and decision.line is not None and decision.account is not None:
             needs = [Need(decision.line, decision.account, attempt, decision)]
             call.groups = binding_groups(desk, decision.account.user)
         self._decide(call, decision, needs)
+
+    def _is_leaving(self, call: Call) -> bool:
+        """A node that is closed takes no new call, and records that it was asked. True when it is closed."""
+        closed = self._desk.closed
+        if closed:
+            why = min(closed)
+            self._desk.count("requests_refused", f"closed_{why}")
+            call.record.verdict, call.record.rule = "deny", f"node.{why}"
+            call.refuse(503, TEMPORARY_FAILURE, end_reason="refused", headers=[AGAIN])
+        return bool(closed)
 
     def _cannot_serve(self, call: Call, said: Said) -> bool:
         """RFC 3323 §5: privacy that is asked for as critical and cannot be given fails the call. So does a wish to take over a

@@ -60,8 +60,12 @@ async def test_sigterm_lets_live_calls_end_and_takes_no_new_ones_but_emergencies
     assert network.node.running, "an emergency call is live"
     assert await help_.hang_up() == 200
     assert await left(network) == 0
-    records = await network.records(2)
-    assert sorted((record.end_reason, record.duration_certain) for record in records) == [("normal", True)] * 2
+    records = await network.records(3)
+    assert sorted((record.end_reason, record.duration_certain) for record in records) == [("normal", True)] * 2 + [
+        ("refused", True)
+    ]
+    asked = next(record for record in records if record.end_reason == "refused")
+    assert (asked.status, asked.rule, asked.verdict, asked.line) == (503, "node.draining", "deny", "L000001")
     assert await network.slots_of_all(0) == 0
 
 
