@@ -5,12 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from loadtest.net import free_udp_port
+
+
+def sent(method: str) -> re.Pattern[str]:
+    """The CSeq numbers of what a trace shows as sent."""
+    return re.compile(rf" TX \w+ [^\n]*\n\s*{method} (?:(?! [RT]X ).)*?CSeq: (\d+) {method}", re.DOTALL)
+
 
 PARTY = Path(__file__).with_name("baresip_party.py")
 
@@ -81,6 +88,16 @@ class BaresipParty:
         self._process.stdin.write(json.dumps({"do": command, **fields}).encode() + b"\n")
         await self._process.stdin.drain()
         return await self.expect("ok", "error", timeout_s=40)
+
+    async def acknowledges(self, *, timeout_s: float = 10.0) -> None:
+        """Return once it has acknowledged the answer to its last INVITE: before that baresip refuses to send another one."""
+        async with asyncio.timeout(timeout_s):
+            while True:
+                log = self.log()
+                asked, done = (sent(method).findall(log) for method in ("INVITE", "ACK"))
+                if asked and asked[-1] in done:
+                    return
+                await asyncio.sleep(0.01)
 
     def log(self) -> str:
         self._trace.flush()

@@ -107,11 +107,12 @@ async def test_call_held_and_resumed_by_either_side_stays_one_call(
     for agent in (caller, callee):
         await agent.expect("established")
     for holding, other in ((caller, callee), (callee, caller)):
-        assert (await holding.do("hold"))["event"] == "ok", holding.log()
-        await other.expect("held")
-        assert (await network.slots("b2001", 1), await network.slots("v1001", 1)) == (1, 1)
-        assert (await holding.do("resume"))["event"] == "ok", holding.log()
-        await other.expect("resumed")
+        for command, seen in (("hold", "held"), ("resume", "resumed")):
+            answer = await holding.do(command)
+            assert answer["event"] == "ok", f"{answer}\n{holding.log()}"
+            await other.expect(seen)
+            await holding.acknowledges()
+            assert (await network.slots("b2001", 1), await network.slots("v1001", 1)) == (1, 1)
     assert (await callee.do("hangup"))["event"] == "ok"
     for agent in (caller, callee):
         await agent.expect("closed")
