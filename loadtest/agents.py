@@ -124,11 +124,11 @@ class Party(UserAgent):
         while True:
             response = await client.responses.get()
             status = response.status
+            self.ledger.note(self.name, "got", call.call_id, str(status))
             if 100 < status < 200 and call.truth.ringing_at is None:
                 call.truth.ringing_at = time.monotonic()
             if status >= 200:
                 break
-        self.ledger.note(self.name, "got", call.call_id, str(status))
         if status in (401, 407) and self.challenged(call, uri, proxy, response):
             return
         call.truth.status = status

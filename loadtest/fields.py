@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from loadtest.truth import CallTruth
     from loadtest.ua import Address, Headers
 
-__all__ = ["KINDS", "Compared", "Kind", "mixed_calls", "report_of"]
+__all__ = ["AWAY", "CALLED", "FULL", "KINDS", "Compared", "Kind", "mixed_calls", "report_of"]
 
 STAMP_MS = 50  # how closely the parties' own stamps should enclose the proxy's, on a machine that has the time
 CLOCK_MS = 3  # stamps are whole milliseconds of the wall clock, the parties' own of the monotonic one

@@ -24,9 +24,10 @@ from loadtest.truth import Ledger
 from loadtest.ua import Address, NoAnswerError, UserAgent, new_tag
 from sipproxy.sip.build import write_request
 
-__all__ = ["LineSpec", "Node", "NodeError", "PsapSpec", "TrunkSpec", "write_toml"]
+__all__ = ["PROGRAM", "START_S", "LineSpec", "Node", "NodeError", "PsapSpec", "TrunkSpec", "write_toml"]
 
-START_S = 20.0
+PROGRAM = ("-m", "sipproxy")  # what the interpreter runs
+START_S = 60.0
 STOP_S = 10.0
 LOG_TAIL = 8_000
 PROBE_S = 1.0
@@ -127,6 +128,7 @@ class Node:
         self.config = self.directory / "config.toml"
         self.log_path = self.directory / "log"
         self.process: asyncio.subprocess.Process | None = None
+        self.program: Sequence[str] = PROGRAM  # of the next start; tests of crashes put one in that kills itself
         self._command = "serve" if store_url else "up"  # `up` brings the embedded store with it
         self._write(list(lines), list(psap), trunks, store_url, settings or {})
 
@@ -158,8 +160,7 @@ class Node:
         with self.log_path.open("ab") as output:
             self.process = await asyncio.create_subprocess_exec(
                 sys.executable,
-                "-m",
-                "sipproxy",
+                *self.program,
                 self._command,
                 "-c",
                 str(self.config),

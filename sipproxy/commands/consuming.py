@@ -114,7 +114,7 @@ def requeue_letters(path: Path, output: Output, letter_ids: list[str], *, everyt
 
 
 def drop_letters(path: Path, output: Output, letter_ids: list[str], *, why: str) -> int:
-    """Delete letters for good; what they held is told once more, with the reason."""
+    """Delete letters for good; each with its record and the reason is written down first, where `cdr access` shows it."""
     if not why:
         raise CommandError("a dropped record is never billed: say why with --why", code=USAGE)
     config = load(path)
@@ -127,7 +127,10 @@ def drop_letters(path: Path, output: Output, letter_ids: list[str], *, why: str)
         link = Link(client, timeout_s=TIMEOUT_S)
         try:
             for letter_id in letter_ids:
-                await dead.drop(link.call, config.cdr.stream, letter_id)
+                row = _row(letters[letter_id])
+                what = f"{letter_id}, record {row['record'] or '-'} of group {row['group']}: {why}"
+                async with recorded(client, config.cdr.stream, "cdr dead drop", what) as seen:
+                    seen.records = int(await dead.drop(link.call, config.cdr.stream, letter_id))
         finally:
             await link.drop()
 

@@ -139,6 +139,7 @@ class Engine:
         for key in desk.queue.due(now.mono):
             assert isinstance(key, tuple)
             if key[0] in ("s", "c"):
+                self._before_trying(key)
                 desk.transactions.fire(key, now.mono)
             elif key[0] == "call":
                 self._call_timer(key[1], key[2])
@@ -151,6 +152,12 @@ class Engine:
             elif key[0] == "trunk":
                 desk.trunks.fire(key[1], key[2])
         return self._actions()
+
+    def _before_trying(self, key: tuple[str, Hashable]) -> None:
+        """A call that still waits for its slot has one timer, that of its 100: what the caller hears of is in the journal."""
+        server = self.desk.transactions.servers.get(key[1]) if key[0] == "s" else None
+        if server is not None and isinstance(server.user, Call) and server.user.phase is Phase.ADMITTING:
+            server.user.admit()
 
     @property
     def next_at(self) -> float | None:

@@ -268,7 +268,6 @@ class Setup:
         """A call in its first phase, with its record as far as it is known, in the table of calls."""
         desk = self._desk
         server = desk.transactions.new_server(request, desk.reply_target(request, flow), desk.now.mono)
-        desk.answer(server, 100)
         call_id = desk.token()
         record = draft(
             request,

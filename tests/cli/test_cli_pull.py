@@ -159,6 +159,8 @@ async def test_groups_and_dead_letters_are_shown_requeued_and_dropped(place: Pla
     assert place.run("dead", "drop", first["letter"]).returncode == 2, "without a reason"
     done = place.run("dead", "drop", first["letter"], "--why", "a test entry")
     assert done.stdout.decode() == f"{first['letter']}: dropped record - of group billing: a test entry\n"
+    (noted,) = [row for row in json.loads(place.run("access", "--json").stdout) if row["command"] == "cdr dead drop"]
+    assert (noted["filter"], noted["records"]) == (f"{first['letter']}, record - of group billing: a test entry", 1)
     assert json.loads(place.run("dead", "requeue", "--all", "--json").stdout) == {"requeued": 1}
     assert place.run("dead", "list").stdout == b"no dead letters\n"
     async with Consumer(client, group="billing", idle_s=1) as consumer:

@@ -44,7 +44,7 @@ def forwarded(desk: Desk, data: bytes) -> bytes:
     desk.receive(data)
     take = next(a for a in desk.actions if isinstance(a, TakeSlot))
     actions = desk.engine.slot_result(take.slot, taken=True, used=1, now=desk.now)
-    return next(a.data for a in actions if isinstance(a, SendTo))
+    return next(a.data for a in actions if isinstance(a, SendTo) and a.data.startswith(b"INVITE"))
 
 
 def odd_invite(desk: Desk) -> bytes:

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from sipproxy.engine.actions import ReleaseSlot, SendTo, TakeSlot
+from cdr.facts import Admit
+from sipproxy.engine.actions import Journal, ReleaseSlot, SendTo, TakeSlot
 from sipproxy.sip.message import Request, parse_message
 from tests.engine.desk import Desk
 from tests.sim.agent import Agent
@@ -151,13 +152,30 @@ def test_cancel_of_a_reinvite_reaches_the_peer(town: Town) -> None:
 def test_slot_granted_after_the_caller_gave_up_is_given_back() -> None:
     desk = Desk()
     take = admitted(desk)
-    invite = parse_message([a.data for a in desk.actions if isinstance(a, SendTo)][-1])
+    invite = desk.engine.calls.by_id[take.slot.call].request
     cancel = desk.request(b"CANCEL", TARGET, call_id=b"one", cseq=invite.cseq.number, branch=invite.via.branch or b"")
     statuses = [m.status for m in desk.receive(cancel) if not isinstance(m, Request)]
     assert sorted(statuses) == [200, 487]
     actions = desk.engine.slot_result(take.slot, taken=True, used=1, now=desk.now)
     assert actions == [ReleaseSlot(take.slot)]
     assert desk.engine.channels.leases() == []
+
+
+def test_caller_hears_of_a_call_only_when_its_admission_is_in_the_journal() -> None:
+    """Design, invariant 3: behind a 100 he repeats his INVITE no more, so that a node that dies then has to leave a record."""
+    desk = Desk()
+    take = admitted(desk)
+    assert not [a for a in desk.actions if isinstance(a, Journal | SendTo)]
+    desk.tick(0.2)
+    waiting = desk.engine.fire(desk.now)
+    assert [type(a) for a in waiting] == [Journal, SendTo], "the slot takes long: §17.2.1 asks for a 100 within 200 ms"
+    assert isinstance(waiting[0].fact, Admit)
+    assert waiting[1].data.startswith(b"SIP/2.0 100 ")
+    actions = desk.engine.slot_result(take.slot, taken=True, used=1, now=desk.now)
+    first = [a for a in actions if isinstance(a, Journal | SendTo)]
+    assert isinstance(first[0].fact, Admit)
+    assert isinstance(first[1], SendTo)
+    assert any(a.data.startswith(b"INVITE ") for a in first[1:])
 
 
 def test_refused_slot_is_released_in_case_a_late_take_ran() -> None:

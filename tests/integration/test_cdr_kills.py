@@ -1,0 +1,118 @@
+"""kill -9 of the proxy under calls of every kind: no record lost, none double, durations honest (invariants 3 and 4).
+
+The short form of `python -m loadtest cdrkills`, which also says what is owed (loadtest/lives.py).
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from cdr.facts import Record
+from loadtest.killing import UNSUNK, kill_again_and_again, kill_at_steps, steps_of
+from loadtest.lives import Killed, Life, compare_lives, report_of
+from loadtest.truth import CallTruth, Ledger
+
+KILLS = 4
+SHORT_STEPS = ("journal.written", "publisher.sent")
+
+
+async def test_proxy_killed_at_random_moments_owes_no_record() -> None:
+    found = await kill_again_and_again(KILLS, rate=10, seed=4, callers=30)
+    report = report_of(found)
+    assert report.faults == []
+    assert len(found.lives) == KILLS + 1
+    assert found.records >= found.attempts > 20
+    assert found.certain > 0
+
+
+async def test_proxy_that_dies_at_a_step_owes_no_record() -> None:
+    found = await kill_at_steps(SHORT_STEPS, times=(2,), rate=5, seed=4, callers=20)
+    assert report_of(found).faults == []
+    assert {life.step for life in found.lives} >= set(SHORT_STEPS)
+
+
+def test_every_step_of_journal_and_publisher_is_taken() -> None:
+    with_sink, without = steps_of()
+    assert without == [UNSUNK]
+    assert {"journal.written", "journal.synced", "publisher.sent", "publisher.acknowledged"} <= set(with_sink)
+
+
+class World:
+    """Two lives, and a call that was answered and ended in the first one."""
+
+    def __init__(self) -> None:
+        self.ledger = Ledger()
+        self.found = Killed("by hand", 0)
+        self.caller = self.ledger.open("alice", "caller", "c1", "03023125001")
+        start = self.caller.started_at_ms
+        self.found.lives = [Life(start - 1000, start + 60_000, ready=True), Life(start + 60_000, start + 90_000, ready=True)]
+        self.ledger.note("alice", "invites", "c1")
+        self.ledger.note("alice", "got", "c1", "100")
+        self.callee = self.ledger.open("trunk", "callee", "c1", "+493023125001")
+        self.ledger.note("alice", "got", "c1", "200")
+        self.caller.status = 200
+        at = self.caller.started_at
+        self.callee.answered_at, self.caller.answered_at = at + 1.0, at + 1.01
+        self.caller.ended_at, self.callee.ended_at = at + 11.0, at + 11.01
+        self.caller.released_by = self.callee.released_by = "caller"
+
+    def record(self, seq: int = 1, **fields: object) -> Record:
+        start = self.caller.started_at_ms
+        known: dict[str, object] = {
+            "id": f"node1-{seq}", "node": "node1", "seq": seq, "direction": "outgoing", "call_id": "c1", "setup_at_ms": start,
+            "answer_at_ms": start + 1005, "end_at_ms": start + 11_005, "billable_ms": 10_000, "duration_ms": 11_005,
+            "status": 200, "released_by": "caller", "end_reason": "normal",
+        }  # fmt: skip
+        return Record(**{**known, **fields})  # type: ignore[arg-type]
+
+    def compare(self, *records: Record, calls: tuple[CallTruth, ...] = ()) -> Killed:
+        self.found.entries = len(records)
+        compare_lives(self.found, self.ledger, [self.caller, *calls], records)
+        return self.found
+
+
+def test_comparison_of_a_right_record_finds_nothing() -> None:
+    world = World()
+    found = world.compare(world.record())
+    assert report_of(found).faults == []
+    assert (found.attempts, found.records, found.certain, found.unseen) == (1, 1, 1, 0)
+
+
+def test_comparison_names_what_is_lost_double_and_invented() -> None:
+    assert World().compare().lost == [
+        "c1: taken in life 0",
+        "c1: answered 200 in life 0",
+    ]
+    world = World()
+    found = world.compare(world.record(), world.record(2))
+    assert found.double == ["c1: 2 records of life 0"]
+    world = World()
+    later = world.caller.started_at_ms + 61_000
+    found = world.compare(world.record(), world.record(3, setup_at_ms=later, answer_at_ms=None, billable_ms=0, end_reason="x"))
+    assert found.invented == ["c1: no INVITE in life 1"]
+    assert found.gaps == ["1 numbers, from [2] on"]
+
+
+@pytest.mark.parametrize(
+    ("billed", "certain", "fault"),
+    [
+        (10_055, True, ""),
+        (10_080, True, "was 9990 to 10010 ms"),
+        (9_900, True, "was 9990 to 10010 ms"),
+        (9_000, False, "of one life, and not certain"),
+        (10_004, False, "not certain, 10004 ms, was 10000 ms at most"),
+    ],
+)
+def test_comparison_of_durations_is_as_strict_as_the_parties_stamps(billed: int, certain: bool, fault: str) -> None:
+    world = World()
+    found = world.compare(world.record(billable_ms=billed, duration_certain=certain))
+    assert (fault in " ".join(found.wrong)) if fault else found.wrong == []
+
+
+def test_call_that_no_life_took_owes_nothing() -> None:
+    world = World()
+    lost = world.ledger.open("bob", "caller", "c2", "03023125001")
+    world.ledger.note("bob", "invites", "c2")
+    world.ledger.note("bob", "got", "c2", "407")
+    found = world.compare(world.record(), calls=(lost,))
+    assert (found.lost, found.not_taken, found.attempts) == ([], 1, 1)
