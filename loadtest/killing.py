@@ -161,10 +161,14 @@ class _Run:
 
     # -- lives
 
-    async def live(self, kills: int, on_progress: Callable[[int], None]) -> None:
-        """Kill the node `kills` times at random moments, and start it again at once each time."""
+    async def live(self, kills: int, within_s: float, on_progress: Callable[[int], None]) -> None:
+        """Kill the node `kills` times at random moments, or as often as it can within so many seconds, and start it again at
+        once each time."""
         starting: asyncio.Future[None] | None = None
+        until = time.monotonic() + within_s
         for number in range(kills):
+            if time.monotonic() > until:
+                break
             if starting is None or self.random.random() >= EARLY_SHARE:
                 await (starting or asyncio.sleep(0))
                 await asyncio.sleep(self.random.uniform(*LIVES_S))
@@ -254,13 +258,19 @@ class _Run:
 
 
 async def kill_again_and_again(
-    kills: int, *, rate: float, seed: int, callers: int = 0, on_progress: Callable[[int], None] = lambda _: None
+    kills: int,
+    *,
+    rate: float,
+    seed: int,
+    callers: int = 0,
+    within_s: float = float("inf"),
+    on_progress: Callable[[int], None] = lambda _: None,
 ) -> Killed:
     """Kill the node `kills` times at random moments under calls of every kind, `rate` of them a second, by so many `callers`
-    (0: as many as the rate needs)."""
+    (0: as many as the rate needs), and no more once `within_s` seconds are over."""
     found = Killed("kill -9 at random moments", seed)
     async with _running(found, rate, SETTINGS, callers) as run:
-        await run.live(kills, on_progress)
+        await run.live(kills, within_s, on_progress)
     return run.found
 
 

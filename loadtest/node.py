@@ -30,7 +30,7 @@ PROGRAM = ("-m", "sipproxy")  # what the interpreter runs
 START_S = 60.0
 STOP_S = 10.0
 LOG_TAIL = 8_000
-PROBE_S = 1.0
+PROBE_S = 2.0
 LINE_COLUMNS = (
     *("line", "profile", "status", "channels", "location", "area_code", "account", "kind", "password", "number"),
     "account_channels",
@@ -211,7 +211,7 @@ class Node:
     async def _wait_ready(self) -> None:
         probe = UserAgent("probe", Ledger())
         await probe.open()
-        deadline = asyncio.get_running_loop().time() + START_S
+        deadline, patience_s = asyncio.get_running_loop().time() + START_S, PROBE_S / 16
         try:
             while asyncio.get_running_loop().time() < deadline and self.running:
                 tag = new_tag()
@@ -220,8 +220,9 @@ class Node:
                 uri = f"sip:{self.host}:{self.port}".encode()
                 lines += [(b"To", b"<" + uri + b">")]
                 with contextlib.suppress(NoAnswerError):
-                    await probe.transact(write_request(b"OPTIONS", uri, lines), self.address, timeout_s=PROBE_S / 10)
+                    await probe.transact(write_request(b"OPTIONS", uri, lines), self.address, timeout_s=patience_s)
                     return
+                patience_s = min(2 * patience_s, PROBE_S)  # a node under load may take its time
         finally:
             probe.close()
         why = "is not ready in time" if self.running else f"ended with status {self.process and self.process.returncode}"

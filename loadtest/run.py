@@ -135,6 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     cdrkills.add_argument("--kills", type=int, default=200, help="at random moments (default %(default)s)")
     cdrkills.add_argument("--rate", type=float, default=20.0, help="calls a second (default %(default)s)")
     cdrkills.add_argument("--seed", type=int, default=1, help="of moments and calls (default %(default)s)")
+    cdrkills.add_argument("--within", type=float, default=float("inf"), help="seconds after which no more are made")
     cdrkills.add_argument("--steps", action="store_true", help="instead at each named step of journal and publisher")
     cdrkills.add_argument("--times", type=int, default=3, help="the first so many times of each step (default %(default)s)")
     cdrkills.set_defaults(run=_run_cdrkills)
@@ -330,7 +331,11 @@ async def _run_cdrkills(options: argparse.Namespace) -> list[Report]:
     if not options.steps:
         tell = progress_of("cdrkills")
         found = await kill_again_and_again(
-            options.kills, rate=rate, seed=seed, on_progress=lambda made: tell(f"{made} of {options.kills} kills")
+            options.kills,
+            rate=rate,
+            seed=seed,
+            within_s=options.within,
+            on_progress=lambda made: tell(f"{made} of {options.kills} kills"),
         )
         return [kill_report(found)]
     reports = []
