@@ -117,15 +117,10 @@ class Call:
         self.phase = Phase.PROCEEDING
         carrier.arrived(self)
         self.context = ResponseContext(list(self.groups), self.retry_on)
-        self.admit()
+        keep.admit(self)
         desk.answer(self.server, 100)
         desk.queue.set(("call", self.id, "setup"), desk.now.mono + desk.settings.setup_s)
         self._try_next()
-
-    def admit(self) -> None:
-        """Journal the ADMIT. Only then a 100 may leave, after which the caller no longer repeats his INVITE (§17.1.1.2): a node
-        that died before it leaves a call that the next one gets again, and one that died after it leaves a record."""
-        self.desk.out.append(Journal(keep.admission(self)))
 
     def _try_next(self) -> None:
         if not self.context.groups:

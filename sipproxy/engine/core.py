@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from policy.emergency import service_of
 from policy.model import LineStatus
-from sipproxy.engine import liveness
+from sipproxy.engine import keep, liveness
 from sipproxy.engine.actions import SendTo
 from sipproxy.engine.authenticate import Authenticator, Proven
 from sipproxy.engine.call import Call, Phase
@@ -157,7 +157,7 @@ class Engine:
         """A call that still waits for its slot has one timer, that of its 100: what the caller hears of is in the journal."""
         server = self.desk.transactions.servers.get(key[1]) if key[0] == "s" else None
         if server is not None and isinstance(server.user, Call) and server.user.phase is Phase.ADMITTING:
-            server.user.admit()
+            keep.admit(server.user)
 
     @property
     def next_at(self) -> float | None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sipproxy.engine.forward import Target
     from sipproxy.sip.message import Response
 
-__all__ = ["admission", "answer", "proof_of_life", "reduced", "refreshed"]
+__all__ = ["admission", "admit", "answer", "proof_of_life", "reduced", "refreshed"]
 
 KEPT = frozenset(b"from to call-id cseq contact record-route".split())  # RFC 3261 §12.1: what a dialog is made of
 
@@ -45,6 +45,12 @@ def admission(call: Call) -> Admit:
     """The ADMIT fact. Of one that is appended again, because the call took a slot later, the last one counts."""
     held = tuple(LineSlot(slot.owner, holder.account) for slot, holder in call.slots.items() if slot.kind == "line")
     return Admit(call.record, call.desk.settings.boot, round(call.started.mono * 1000), slots=held)
+
+
+def admit(call: Call) -> None:
+    """Journal the ADMIT. Only then a 100 may leave, after which the caller repeats his INVITE no more (RFC 3261 §17.1.1.2): a
+    node that died before it leaves a call that the next one gets again, and one that died after it leaves a record."""
+    call.desk.out.append(Journal(admission(call)))
 
 
 def answer(call: Call, target: Target, response: Response) -> Answer:
