@@ -25,9 +25,8 @@ import asyncio
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
 from loadtest import channels
@@ -36,9 +35,8 @@ from loadtest.cdr_cost import backlog_report, consume_report, journal_report, pu
 from loadtest.faults import FAULTS, Timing, fault_report, run_fault
 from loadtest.fields import mixed_calls, report_of
 from loadtest.generate import Load, at_rate, callers_needed, percentile, place_calls
-from loadtest.killing import kill_again_and_again, kill_at_steps, steps_of
+from loadtest.kill_command import add_cdrkills
 from loadtest.lateness import OwnLateness, worst_bucket_ms
-from loadtest.lives import report_of as kill_report
 from loadtest.network import Network, many_lines, md5_only
 from loadtest.node import NodeError
 from loadtest.outages import kill_during_calls
@@ -131,14 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     kill.add_argument("--away", type=float, default=5.0, help="seconds until it is started again (default %(default)s)")
     kill.set_defaults(run=_run_kill)
 
-    cdrkills = commands.add_parser("cdrkills", parents=[common], help="kill the node again and again under calls of every kind")
-    cdrkills.add_argument("--kills", type=int, default=200, help="at random moments (default %(default)s)")
-    cdrkills.add_argument("--rate", type=float, default=20.0, help="calls a second (default %(default)s)")
-    cdrkills.add_argument("--seed", type=int, default=1, help="of moments and calls (default %(default)s)")
-    cdrkills.add_argument("--within", type=float, default=float("inf"), help="seconds after which no more are made")
-    cdrkills.add_argument("--steps", action="store_true", help="instead at each named step of journal and publisher")
-    cdrkills.add_argument("--times", type=int, default=3, help="the first so many times of each step (default %(default)s)")
-    cdrkills.set_defaults(run=_run_cdrkills)
+    add_cdrkills(commands, common)
 
     contest = commands.add_parser("channels", parents=[common], help="simultaneous set-ups on one line over two nodes")
     contest.add_argument("--rounds", type=int, default=100, help="rounds (default %(default)s)")
@@ -324,31 +315,6 @@ async def _run_flood(options: argparse.Namespace) -> list[Report]:
 async def _run_storm(options: argparse.Namespace) -> list[Report]:
     plan = Storm(options.routers, options.over, options.calm)
     return [storm_report(plan, await storm(plan, progress_of("storm")))]
-
-
-async def _run_cdrkills(options: argparse.Namespace) -> list[Report]:
-    rate, seed = options.rate, options.seed
-    if not options.steps:
-        tell = progress_of("cdrkills")
-        found = await kill_again_and_again(
-            options.kills,
-            rate=rate,
-            seed=seed,
-            within_s=options.within,
-            on_progress=lambda made: tell(f"{made} of {options.kills} kills"),
-        )
-        return [kill_report(found)]
-    reports = []
-    for steps in steps_of():
-        tell = partial(_tell_deaths, progress_of("cdrkills"), len(steps) * options.times)
-        times = range(1, options.times + 1)
-        by_steps = await kill_at_steps(steps, times=times, rate=rate, seed=seed, on_progress=tell)
-        reports.append(kill_report(by_steps))
-    return reports
-
-
-def _tell_deaths(tell: Callable[[str], None], all_of_them: int, made: int) -> None:
-    tell(f"{made} of {all_of_them} deaths")
 
 
 async def _run_billing(options: argparse.Namespace) -> list[Report]:

@@ -1,0 +1,53 @@
+"""`python -m loadtest cdrkills`: its options, and what it runs (killing.py)."""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from loadtest.killing import kill_again_and_again, kill_at_steps, steps_of
+from loadtest.lives import report_of
+from loadtest.report import Report, progress_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["add_cdrkills"]
+
+
+def add_cdrkills(commands: Any, common: argparse.ArgumentParser) -> None:
+    """Add the command to the parsers of `python -m loadtest`."""
+    cdrkills = commands.add_parser("cdrkills", parents=[common], help="kill the node again and again under calls of every kind")
+    cdrkills.add_argument("--kills", type=int, default=200, help="at random moments (default %(default)s)")
+    cdrkills.add_argument("--rate", type=float, default=20.0, help="calls a second (default %(default)s)")
+    cdrkills.add_argument("--seed", type=int, default=1, help="of moments and calls (default %(default)s)")
+    cdrkills.add_argument("--within", type=float, default=float("inf"), help="seconds after which no more are made")
+    cdrkills.add_argument("--steps", action="store_true", help="instead at each named step of journal and publisher")
+    cdrkills.add_argument("--times", type=int, default=3, help="the first so many times of each step (default %(default)s)")
+    cdrkills.set_defaults(run=_run)
+
+
+async def _run(options: argparse.Namespace) -> list[Report]:
+    rate, seed = options.rate, options.seed
+    if not options.steps:
+        tell = progress_of("cdrkills")
+        found = await kill_again_and_again(
+            options.kills,
+            rate=rate,
+            seed=seed,
+            within_s=options.within,
+            on_progress=lambda made: tell(f"{made} of {options.kills} kills"),
+        )
+        return [report_of(found)]
+    reports = []
+    for steps in steps_of():
+        tell = partial(_tell_deaths, progress_of("cdrkills"), len(steps) * options.times)
+        times = range(1, options.times + 1)
+        by_steps = await kill_at_steps(steps, times=times, rate=rate, seed=seed, on_progress=tell)
+        reports.append(report_of(by_steps))
+    return reports
+
+
+def _tell_deaths(tell: Callable[[str], None], all_of_them: int, made: int) -> None:
+    tell(f"{made} of {all_of_them} deaths")
