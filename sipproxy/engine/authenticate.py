@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Authenticator", "Challenged", "Outcome", "Proven"]
 
-RECOUNT_S = 60.0  # between two counts of which algorithms accounts have: 3 ms for 10,000 of them
+RECOUNT_S = 60.0  # between two counts of which algorithms accounts have: 10 ms for 10,000 of them
 # An HA1 that no password has, as long as a real one: the time taken must not tell who exists.
 _NOBODY = {"MD5": "0" * 32, "SHA-256": "0" * 64, "SHA-512-256": "0" * 64}
 
