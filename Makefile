@@ -14,7 +14,7 @@ RUNTIME := $(VENV)/.installed-runtime
 DEVELOPMENT := $(VENV)/.installed-development
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test mix crashes damage loops lint format types needs requirements clean audit
+.PHONY: help run demo test mix faults crashes damage loops lint format types needs requirements clean audit
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
@@ -41,6 +41,9 @@ test: $(DEVELOPMENT) needs lint types  ## lint, types and all tests
 
 mix: $(DEVELOPMENT)  ## 100,000 random calls on the virtual network, with losses and kills (CALLS=, JOBS=, SEED=)
 	nice $(BIN)/python -m tests.sim.mix --calls $(CALLS) --jobs $(JOBS) $(if $(SEED),--seed $(SEED))
+
+faults: $(DEVELOPMENT)  ## the store in each kind of trouble under live calls at two nodes (FAULTS="--only stopped" for one)
+	nice $(BIN)/python -m loadtest faults $(FAULTS)
 
 crashes: $(DEVELOPMENT)  ## the process dies at every step of journal, publisher and consumer, each time that it passes it
 	CDR_CRASH_TIMES=1000 nice $(BIN)/python -m pytest --timeout 7200 tests/cdr/test_cdr_crash_steps.py

@@ -23,9 +23,7 @@ SHORT = Timing(before_s=1.0, during_s=2.5, after_s=1.0, rate=6.0, hold_s=0.8)
     [
         ("stopped", ""),
         ("killed", "away"),
-        ("flushed", ""),
         ("misconf", "misconf"),
-        ("loading", "loading"),
         ("lost reply", ""),
     ],
 )
