@@ -21,12 +21,13 @@ from sipproxy.store.following import Follower
 if TYPE_CHECKING:
     from sipproxy.store.connection import Store
 
-NOW_MS = time.time_ns() // 1_000_000
+NOW_MS = time.time_ns() // 1_000_000  # at import: what lives from then on has to outlive the whole run of tests
+DAY_MS = 86_400_000
 
 
 def binding(key: str = "k", *, cseq: int = 1, at_ms: int = NOW_MS, call_id: str = "id", node: str = "n1") -> Binding:
     flow = Flow("UDP", 0, "127.0.0.1", 5070)
-    return Binding(key, "sip:a@127.0.0.1", flow, (), call_id, cseq, NOW_MS + 600_000, node=node, at_ms=at_ms)
+    return Binding(key, "sip:a@127.0.0.1", flow, (), call_id, cseq, NOW_MS + DAY_MS, node=node, at_ms=at_ms)
 
 
 @dataclass
