@@ -192,7 +192,7 @@ class Node:
             message_bytes=config.limits.message_bytes,
             tls=self._tls,
         )
-        bound = self._bind(self._transports)
+        bound_at, bound = instant(), self._bind(self._transports)
         stack.push_async_callback(self._transports.close)
         self.engine = Engine(
             engine_settings(config, bound, boot=boot_id()),
@@ -213,7 +213,7 @@ class Node:
             lease_ms=config.store.lease_s * 1000,
             wait_for_disk=config.cdr.sync == "wait",
         )
-        self.shell.transports = self._transports
+        self.shell.transports, self.shell.bound_at = self._transports, bound_at
         self.store.on_state(self._on_store_state)
         self.neighbours = Neighbours(self.store, self._bindings, self.shell, self._journal, [host for _, host, _ in bound])
         self._secret = SharedSecret(self.store, self.data_dir / "shared.key", self.engine.auth.rekey)

@@ -80,6 +80,7 @@ class Shell:
     ) -> None:
         self.engine = engine
         self.transports: Transports | None = None  # set by the composition root, which needs our callbacks for it
+        self.bound_at: Now | None = None  # since when messages may wait in its sockets
         self._journal, self._publisher = journal, publisher
         self._slots, self._bindings, self._traces = slots, bindings, traces
         self.lease_ms = lease_ms
@@ -142,7 +143,7 @@ class Shell:
 
     def recover(self, unfinished: Sequence[Unfinished]) -> None:
         """Take up the calls that the journal has no end of; their timers run from `start` on."""
-        self._line.extend(self.engine.recover(unfinished, instant()))
+        self._line.extend(self.engine.recover(unfinished, instant(), bound_at=self.bound_at))
         self._drain()
 
     def bindings_read(self, bindings: Sequence[tuple[str, Binding]], *, own_too: bool) -> None:

@@ -11,7 +11,7 @@ from cdr.facts import Admit, End, Fact, Record
 from cdr.journal import JournalError, UnwritableError
 from sipproxy import shell as shell_module
 from sipproxy.engine.actions import Journal as JournalFact
-from sipproxy.engine.actions import SendTo
+from sipproxy.engine.actions import Now, SendTo
 from sipproxy.shell import Shell
 from sipproxy.sip.flow import Flow
 from tests.sim.conftest import make_town
@@ -95,6 +95,15 @@ async def watched(shell: Shell, condition: Any) -> None:
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shell_module, "RETRY_S", 0.01)
+
+
+def test_recovery_is_told_since_when_messages_may_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    shell, _, engine = build()
+    told = []
+    monkeypatch.setattr(engine, "recover", lambda _unfinished, _now, *, bound_at: told.append(bound_at) or [])
+    shell.bound_at = Now(1.0, 1000)
+    shell.recover([])
+    assert told == [Now(1.0, 1000)]
 
 
 async def test_refused_end_is_kept_in_order_and_written_when_there_is_room() -> None:

@@ -206,10 +206,11 @@ class Engine:
         self._salvage(head, flow, fault)
         return self._actions()
 
-    def recover(self, unfinished: Sequence[Unfinished], now: Now) -> list[Action]:
-        """Take up the calls that the journal has no end of. To be called once, before the first message."""
+    def recover(self, unfinished: Sequence[Unfinished], now: Now, *, bound_at: Now | None = None) -> list[Action]:
+        """Take up the calls that the journal has no end of. To be called once, before the first message. `bound_at` is since
+        when messages may have been waiting (None: none has)."""
         self.desk.now = now
-        recover(self.desk, self.calls, unfinished)
+        recover(self.desk, self.calls, unfinished, bound_at or now)
         return self._actions()
 
     def swap_snapshot(self, snapshot: Snapshot, now: Now) -> list[Action]:

@@ -51,20 +51,24 @@ class Resumed:
     """That and when a call was taken up again, and what follows for the honesty of its end.
 
     `measured` is whether the monotonic clock ran on since the set-up: not over a reboot, after which the wall clock has to do.
-    `node_seen` is the last instant at which the node that died is known to have lived.
+    `node_seen` is the last instant at which the node that died is known to have lived. `bound_at` is when this one bound its
+    sockets, in which messages wait until it has started.
     """
 
     at: Now
     measured: bool
     node_seen: Now
+    bound_at: Now
     left_at: Now | None = None
 
     def sent(self, now: Now, *, repeated_s: float) -> Now:
         """The earliest time at which a request can have been sent first that comes now: it may be the repetition of one that
-        nobody was there to take."""
-        if now.mono >= self.at.mono + repeated_s:
-            return now
-        return Now(now.mono - repeated_s, now.utc_ms - round(1000 * repeated_s))
+        nobody was there to take, and may have waited in the socket."""
+        return now if now.mono >= self.at.mono + repeated_s else self._earliest(repeated_s)
+
+    def _earliest(self, repeated_s: float) -> Now:
+        """When a request can have been sent first whose last repetition came as soon as somebody listened."""
+        return Now(self.bound_at.mono - repeated_s, self.bound_at.utc_ms - round(1000 * repeated_s))
 
     def leaving(self, proof: Now, others: Now, now: Now, *, repeated_s: float) -> None:
         """A party hangs up. `proof` is its own last proof of life and `others` the other party's; `repeated_s` is for how long
@@ -76,8 +80,7 @@ class Resumed:
         """
         if min(proof, others).mono >= self.at.mono or now.mono >= self.at.mono + repeated_s:
             return
-        earliest = Now(now.mono - repeated_s, now.utc_ms - round(1000 * repeated_s))
-        self.left_at = min(max(proof, earliest), max(others, self.node_seen))
+        self.left_at = min(max(proof, self._earliest(repeated_s)), max(others, self.node_seen))
 
     def end(self, now: Now, proof: Now, *, by_us: bool) -> tuple[Now, bool]:
         """When the call ended that a party, or we, end now, and whether that is certain."""
@@ -95,12 +98,12 @@ class Outcome(NamedTuple):
     cut: int
 
 
-def recover(desk: Desk, calls: Calls, unfinished: Sequence[Unfinished]) -> Outcome:
-    """Take up what can be taken up, and end the rest. To be called once, before the first message."""
+def recover(desk: Desk, calls: Calls, unfinished: Sequence[Unfinished], bound_at: Now) -> Outcome:
+    """Take up what can be taken up, and end the rest. To be called once, before the first message since `bound_at`."""
     found = []
     node_seen = max((_proof(desk, *facts)[1] for facts in unfinished), default=desk.now)
     for admit, answer, alive in unfinished:
-        call = _call(desk, calls, (admit, answer, alive), node_seen)
+        call = _call(desk, calls, (admit, answer, alive), node_seen, bound_at)
         if call is None:
             _cut(desk, calls, admit, answer, alive)
         else:
@@ -160,7 +163,7 @@ def _slots(desk: Desk, admit: Admit) -> list[tuple[Slot, Holder]]:
     ]
 
 
-def _call(desk: Desk, calls: Calls, facts: Unfinished, node_seen: Now) -> Call | None:
+def _call(desk: Desk, calls: Calls, facts: Unfinished, node_seen: Now, bound_at: Now) -> Call | None:
     """The call as it was, in the table of calls; None when its facts do not make one."""
     admit, answer, alive = facts
     if answer is None or answer.source is None or not answer.dialogs:
@@ -183,7 +186,7 @@ def _call(desk: Desk, calls: Calls, facts: Unfinished, node_seen: Now) -> Call |
     server.user = call
     call.faces = _faces(answer.dialogs[0])
     call.phase, call.answer, call.ringing_at_ms = Phase.ANSWERED, answer, answer.ringing_at_ms
-    call.resumed, call.last_seen, call.proof = Resumed(desk.now, measured, node_seen), proof, proof
+    call.resumed, call.last_seen, call.proof = Resumed(desk.now, measured, node_seen, bound_at), proof, proof
     call.context = ResponseContext([])
     for dialog in dialogs:
         assert dialog is not None
