@@ -136,6 +136,7 @@ class Call:
         """Send a BYE; returns the status of its response."""
         self.end("caller" if self.truth.role == "caller" else "callee")
         response = await self.request(b"BYE")
+        self.heard_end(response.to.tag if self.truth.role == "caller" else self.local_tag, response.status)
         return response.status
 
     async def request(self, method: bytes, headers: Headers = (), body: bytes = b"") -> Response:
@@ -172,6 +173,11 @@ class Call:
             truth.released_by = released_by  # type: ignore[assignment]  # one of Role or ""
             self.agent.ledger.note(self.agent.name, "ended", self.call_id, released_by)
         self.ended.set()
+
+    def heard_end(self, callee_tag: bytes | None, status: int = 0) -> None:
+        """Record that the other side's BYE, or the final response to ours, arrived: what it tells of was over by then."""
+        text = f"{(callee_tag or b'').decode('utf-8', 'replace')} {status}"
+        self.agent.ledger.note(self.agent.name, "hears end", self.call_id, text)
 
     def cancel(self) -> None:
         """Give up before the answer (§9.1)."""

@@ -12,9 +12,10 @@ once for a life in which the caller did send the INVITE, and counted as unseen.
 *Lost* is a record that is owed and not there; *double* are two records of a Call-ID in one life, of an id, or of a number;
 *invented* is a record of a life in which its caller sent no INVITE.
 
-**What a duration has to be.** A call of one life, begun, answered and ended in it: certain, and within WITHIN_MS of what both
-parties' own stamps allow. Any other: when it says that it is certain the same, else never longer than from the callee's answer
-to the first BYE that anybody sent.
+**What a duration has to be.** A call of one life, begun, answered and ended in it: certain. A certain one lies between what
+brought it about and what it brought about: the answer between the callee's 2xx and the caller's getting it, the end between the
+first BYE that anybody sent and the first that anybody heard of it, a BYE or the response to his own. Any other is never longer
+than from the callee's answer to the first BYE that anybody sent.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import time
 from bisect import bisect_right
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
+from math import inf
 from typing import TYPE_CHECKING
 
 from loadtest.fields import CLOCK_MS
@@ -35,11 +37,11 @@ if TYPE_CHECKING:
     from cdr.facts import Record
     from loadtest.truth import CallTruth, Event, Ledger
 
-__all__ = ["WITHIN_MS", "Killed", "Life", "compare_lives", "owed_but_missing", "report_of"]
+__all__ = ["Killed", "Life", "compare_lives", "owed_but_missing", "report_of"]
 
-WITHIN_MS = 50
 LAG_MS = 200  # by which the parties may see later what a life sent; the next one takes longer to start
 CHALLENGES = ("401", "407")
+TOLD_OF_END = ("0", "200", "481", "408")  # the other side's BYE, and what is answered to a BYE once the call is over
 MAX_SHOWN = 20
 
 
@@ -151,6 +153,7 @@ def compare_lives(found: Killed, ledger: Ledger, truths: Sequence[CallTruth], re
     for truth in ledger.calls.values():
         if truth.role == "callee":
             callees[truth.call_id].append(truth)
+    heard = _heard_ends(ledger.events)
     latest = {call_id: max(counts) for call_id, counts in had.items() if counts}
     for record in records:
         found.end_reasons[record.end_reason] += 1
@@ -161,7 +164,7 @@ def compare_lives(found: Killed, ledger: Ledger, truths: Sequence[CallTruth], re
         if life == latest[record.call_id]:
             _compare_outcome(found, caller, record)
         if record.answer_at_ms is not None:
-            _compare_duration(found, by_life, caller, mine, record)
+            _compare_duration(found, by_life, caller, mine, record, heard=heard[record.call_id, record.to_tag])
         elif record.billable_ms:
             found.wrong.append(f"{record.call_id}: {record.billable_ms} ms without an answer")
 
@@ -182,6 +185,17 @@ def _seen(by_life: _Lives, events: Iterable[Event]) -> dict[str, _Seen]:
             elif about.final is None:
                 about.final = life
     return seen
+
+
+def _heard_ends(events: Iterable[Event]) -> dict[tuple[str, str], list[float]]:
+    """When the parties heard that a call was over, by Call-ID and the callee's tag."""
+    heard: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for event in events:
+        if event.what == "hears end":
+            tag, _, status = event.text.partition(" ")
+            if status in TOLD_OF_END:
+                heard[event.call_id, tag].append(event.at)
+    return heard
 
 
 def _had(by_life: _Lives, records: Iterable[Record]) -> dict[str, Counter[int]]:
@@ -215,7 +229,9 @@ def _compare_outcome(found: Killed, caller: CallTruth, record: Record) -> None:
         found.wrong.append(f"{record.call_id}: status {caller.status}, record {record.status} ({record.end_reason})")
 
 
-def _compare_duration(found: Killed, by_life: _Lives, caller: CallTruth, callees: Sequence[CallTruth], record: Record) -> None:
+def _compare_duration(
+    found: Killed, by_life: _Lives, caller: CallTruth, callees: Sequence[CallTruth], record: Record, *, heard: Sequence[float]
+) -> None:
     """See the module."""
     name, billed = record.call_id, record.billable_ms
     answers = [one.answered_at for one in callees if one.answered_at is not None]
@@ -224,18 +240,21 @@ def _compare_duration(found: Killed, by_life: _Lives, caller: CallTruth, callees
         found.wrong.append(f"{name}: the record has an answer, {'nobody answered' if not answers else 'nobody hung up'}")
         return
 
-    marks = [by_life.of(_utc_ms(at)) for at in (*answers, *ends)] + [by_life.of_seen(_utc_ms(at)) for at in ends[1:]]
-    one_life = len(set(marks)) == 1 and len(ends) > 1
+    over_at = min((at for at in heard if at >= ends[0]), default=None)
+    marks = [by_life.of(_utc_ms(at)) for at in (*answers, ends[0])]
+    marks += [by_life.of(_utc_ms(at) + lag) for at in (over_at,) if at is not None for lag in (-LAG_MS, LAG_MS)]
+    one_life = len(set(marks)) == 1 and over_at is not None
     longest = 1e3 * (ends[0] - answers[0])
     found.resumed += len(set(marks)) > 1
     if record.duration_certain:
         found.certain += 1
         low = 1e3 * (ends[0] - caller.answered_at) if caller.answered_at is not None else 0.0
-        high = 1e3 * (ends[-1] - answers[0])
+        high = 1e3 * (over_at - min(answers)) if over_at is not None else inf  # the node died before it could tell anybody
         off = max(0.0, low - billed, billed - high)
         found.off_ms.append(off)
-        found.width_ms.append(high - low)
-        if off > WITHIN_MS:
+        if over_at is not None:
+            found.width_ms.append(high - low)
+        if off > CLOCK_MS:
             found.wrong.append(f"{name}: {billed} ms, was {low:.0f} to {high:.0f} ms")
         released = {one.released_by for one in (caller, *callees)} - {""}  # two BYEs may cross
         if released and record.released_by not in released:

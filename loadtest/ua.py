@@ -316,7 +316,10 @@ class UserAgent(asyncio.DatagramProtocol):
             self.respond(server, 481)
         elif method == b"BYE":
             self.respond(server, 200)
+            call.heard_end(server.request.from_.tag if call.truth.role == "caller" else call.local_tag)
             call.end("callee" if call.truth.role == "caller" else "caller")
+        elif call.ended.is_set():
+            self.respond(server, 481)
         elif method == b"INVITE":
             call.server = server
             headers = [*self.dialog_headers(server.request), SDP_TYPE]
