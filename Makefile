@@ -36,8 +36,8 @@ run: $(RUNTIME)  ## start a node on config.example.toml (CONFIG=... for another 
 demo: $(RUNTIME)  ## a narrated run: simulated routers, trunk and PSAP around a real node
 	@exec $(BIN)/sipproxy demo
 
-test: $(DEVELOPMENT) needs lint types  ## lint, types and all tests
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+test: $(DEVELOPMENT) needs lint types  ## lint, types and all tests (PYTEST_ARGS="tests/sip -x" for some)
+	$(if $(PYTEST_ARGS),$(BIN)/python -m pytest $(PYTEST_ARGS),sh tools/run-tests.sh $(BIN)/python)
 
 mix: $(DEVELOPMENT)  ## 100,000 random calls on the virtual network, with losses and kills (CALLS=, JOBS=, SEED=)
 	nice $(BIN)/python -m tests.sim.mix --calls $(CALLS) --jobs $(JOBS) $(if $(SEED),--seed $(SEED))
