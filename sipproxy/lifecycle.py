@@ -76,8 +76,8 @@ def resume(shell: Shell, journal: Journal, found: Recovered, slots: Slots) -> No
     """
     routes, lapsed_ms = shell.engine.desk.settings.trunks, time.time_ns() // 1_000_000 - shell.lease_ms
     for record in journal.records_from(max(1, journal.last_seq + 1 - ENDED_LATELY)):
-        # A call that ended while it waited for its slot used none that it knew of, and may have got it all the same.
-        if (record.slots_used is not None or record.verdict == "allow") and record.end_at_ms > lapsed_ms:
+        # Who ended while he waited for his slot knew of none and may have got it; help counts on a route without asking.
+        if (record.slots_used is not None or record.verdict != "deny") and record.end_at_ms > lapsed_ms:
             for slot in slots_of(record, routes):
                 slots.release(slot)
     shell.recover(found.unfinished)

@@ -14,6 +14,7 @@ CALLS = 150
     [
         *((seed, CALLS) for seed in range(9001, 9009)),
         (87, 250),  # a call is cancelled while it waits for its slot, and its node dies before the slot is granted
+        (224, 250),  # two kills in a row, and a call for help had a place on a route
     ],
 )
 def test_random_calls_with_losses_and_kills_agree_with_the_truth_of_their_parties(seed: int, calls: int) -> None:
