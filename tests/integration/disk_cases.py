@@ -59,13 +59,13 @@ async def test_directory_that_becomes_read_only_does_not_stop_the_recording(
     """The open segment takes it all; a node that is to start there says why it cannot."""
     with mounted(tmp_path / "disk", "16m") as disk:
         settings = {"cdr": {"segment_bytes": 65_536}, "log": {"level": "warning"}}
-        network: Network = await start_network(many_lines(12), directory=disk / "node", settings=settings)
-        caller, *others = [await network.router(f"u{number:06}") for number in range(12)]
+        network: Network = await start_network(many_lines(30), directory=disk / "node", settings=settings)
+        caller, *others = [await network.router(f"u{number:06}") for number in range(30)]
         live = await (await caller.call(DIALLED)).answered(30)
         journal = next((disk / "node" / "data").rglob("*.cdrj")).parent
         run("mount", "--bind", str(journal), str(journal))
         run("mount", "-o", "remount,bind,ro", str(journal))
-        for number in range(100):
+        for number in range(300):  # some 100 fill a segment: how many, the length of what is recorded decides
             call = await (await others[number % len(others)].call(DIALLED)).answered(30)
             assert await call.hang_up() == 200
             if (await network.node.metrics())['sipproxy_journal{what="write_errors"}']:
