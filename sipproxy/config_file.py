@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from policy.model import DestinationClass
 from sipproxy.config import Calls, Config, Listen, Section, Trunk
 
 __all__ = ["ConfigError", "Fault", "key_lines", "load", "split_address"]
@@ -288,6 +289,7 @@ def _check(config: Config, reader: _Reader) -> None:
     if config.calls.route_s > config.calls.setup_s:
         reader.fault(("calls", "route_s"), f"at most setup_s, which is {config.calls.setup_s}")
     _check_bounds(config.calls, reader)
+    _check_unbilled(config.cdr.unbilled, reader)
     for name in ("lines", "psap", "blocks"):
         for index, file in enumerate(getattr(config.policy, name)):
             if not (reader.folder / file).is_file():
@@ -301,6 +303,20 @@ def _check_bounds(calls: Calls, reader: _Reader) -> None:
     longest = max(calls.session_expires_s, calls.probe_s)
     if calls.reap_s <= longest:
         reader.fault(("calls", "reap_s"), f"above session_expires_s and probe_s, so above {longest}")
+
+
+def _check_unbilled(entries: tuple[str, ...], reader: _Reader) -> None:
+    """Classes, or profile:class. One that is misspelt would have the wrong records kept, or deleted, without a word."""
+    from policy import profiles  # noqa: PLC0415  most commands never ask
+
+    classes = {"internal", *DestinationClass}
+    for index, entry in enumerate(entries):
+        profile, colon, name = entry.rpartition(":")
+        if name not in classes:
+            known = f"known are {', '.join(sorted(classes))}"
+            reader.fault(("cdr", "unbilled", index), f"{name[:40]!r} is no destination class; {known}")
+        if colon and profile not in (products := profiles.load()):
+            reader.fault(("cdr", "unbilled", index), f"{profile[:40]!r} is no profile; known are {', '.join(products)}")
 
 
 @contextlib.contextmanager

@@ -66,6 +66,9 @@ lines = [
 ]
 [metrics]
 address = "here"
+[cdr]
+unbilled = ["mobile", "internal", "geografic",
+    "velbet:mobile"]
 """
     assert faults_of(tmp_path, text) == [
         (3, "node.idd"),
@@ -76,6 +79,8 @@ address = "here"
         (14, "trunk[1]"),
         (17, "policy.lines[1]"),
         (21, "metrics.address"),
+        (23, "cdr.unbilled[3]"),
+        (23, "cdr.unbilled[4]"),
     ]
 
 

@@ -19,7 +19,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "sipproxy": (),
     "sipproxy.sip": (),
     "sipproxy.config": ("sipproxy.config_file",),  # `load` leads to the reader, which needs the structs
-    "sipproxy.config_file": ("sipproxy.config",),
+    "sipproxy.config_file": ("sipproxy.config", "policy"),
     "sipproxy.policy_files": ("sipproxy.config", "policy"),
     "sipproxy.log": (),
     "sipproxy.systemd": (),

@@ -15,9 +15,8 @@ from cdr.journal import JournalError
 from cdr.purging import Purge, Report, Tally, holds, invoices, mark_invoiced
 from cdr.retention import DAY_MS, HOUR_MS, Invoice, Rules
 from cdr.wire import Link
-from policy import profiles
 from policy import store as policy_store
-from policy.model import DestinationClass, LineStatus
+from policy.model import LineStatus
 from policy.stamp import parse_stamp
 from sipproxy.admin import control
 from sipproxy.commands.backend import with_store
@@ -68,7 +67,6 @@ def invoiced(path: Path, output: Output, *, until: str, sent: str) -> int:
 def purge(path: Path, output: Output, *, dry_run: bool, unacknowledged: bool) -> int:
     """Delete and report; 1 when something that is overdue is still there."""
     config = load(path)
-    _check_unbilled(path, config)
     now_ms = time.time_ns() // 1_000_000
 
     async def work(client: Redis) -> tuple[Report, Rules]:
@@ -96,20 +94,6 @@ def purge(path: Path, output: Output, *, dry_run: bool, unacknowledged: bool) ->
     _journal(config, report, rules, now_ms, dry_run=dry_run)
     _print(report, output, dry_run=dry_run, unacknowledged=unacknowledged)
     return REFUSED if report.left and not dry_run else 0
-
-
-def _check_unbilled(path: Path, config: Config) -> None:
-    """A class that is misspelt would keep the wrong records, or delete them, without a word."""
-    classes, known = {"internal", *DestinationClass}, profiles.load()
-    for entry in config.cdr.unbilled:
-        profile, colon, name = entry.rpartition(":")
-        if name not in classes:
-            names = ", ".join(sorted(classes))
-            raise CommandError(f"{path}: cdr.unbilled: {name[:40]!r} is no destination class; known are {names}", code=USAGE)
-        if colon and profile not in known:
-            raise CommandError(
-                f"{path}: cdr.unbilled: {profile[:40]!r} is no profile; known are {', '.join(known)}", code=USAGE
-            )
 
 
 async def _rules(client: Redis, link: Link, config: Config) -> Rules:

@@ -285,7 +285,9 @@ def test_purge_with_a_misspelt_class_takes_nothing(client: redis.Redis, config: 
     text = config.read_text()
     for entry, says in (("geografic", "'geografic' is no destination class"), ("velbet:mobile", "'velbet' is no profile")):
         config.write_text(f'{text}[cdr]\nunbilled = ["{entry}"]\n')
-        assert says in run(config, "purge", code=2).stderr
+        fault = run(config, "purge", code=1).stderr
+        assert says in fault
+        assert f"{config}:{text.count(chr(10)) + 2}: cdr.unbilled[1]: " in fault
     config.write_text(f'{text}[cdr]\nunbilled = ["velbert:mobile"]\n')
     gone = [(row["reason"], row["count"]) for row in answer(config, "purge")["gone"]]
     assert gone == [("free", 6), ("refused", 6)]
