@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
@@ -21,22 +21,29 @@ from cdr.entries import Poison, entry_of, pairs
 from cdr.export import ExportError
 from cdr.groups import entry_id, positions
 from cdr.place import beside
-from cdr.retention import Hold, Invoice, Rules, due_at, reason_of
+from cdr.retention import Hold, Invoice, Rules, due_at
 from cdr.stats import roll_up
+from cdr.stream import marked_nodes
 from cdr.wire import Script
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from cdr.entries import Fields
     from cdr.facts import Record
     from cdr.groups import EntryId
+    from cdr.retention import Reason
     from cdr.wire import Link
 
 __all__ = [
+    "Held",
     "Purge",
     "Report",
     "Tally",
+    "held_records",
     "holds",
     "invoices",
+    "journals_elsewhere",
     "mark_invoiced",
     "place_hold",
     "purged",
@@ -45,6 +52,7 @@ __all__ = [
 ]
 
 PAGE = 500
+APART = ("fraud", "objection")  # what is set apart, out of the stream
 
 NUMBERS = 65536  # of one node, in one key of the numbers that are gone: 8 KiB
 NUMBERS_S = 400 * 86_400  # that these are kept: longer than anything that stands around them
@@ -99,6 +107,7 @@ class Report:
     oldest_ms: int | None = None  # end of the oldest record that the stream still has: as far back as `block replay` sees
     not_invoiced: Tally = field(default_factory=Tally)  # billed calls that no invoice was told of
     on_hold: Tally = field(default_factory=Tally)  # records that stay because an objection runs
+    journals: dict[str, int | None] = field(default_factory=dict)  # of nodes that were not looked at -> when one was, UTC ms
 
     def note(self, table: dict[tuple[str, str], Tally], place: str, reason: str, at_ms: int) -> None:
         table.setdefault((place, reason), Tally()).add(at_ms)
@@ -120,6 +129,20 @@ async def purged(link: Link, stream: str, node: str, first: int, last: int) -> s
         bits = await link.call("GET", _numbers(stream, node, start)) or b""
         found |= {start + 8 * at + bit for at, byte in enumerate(bits) if byte for bit in range(8) if byte & 128 >> bit}
     return {seq for seq in found if first <= seq <= last}
+
+
+async def journals_elsewhere(
+    link: Link, stream: str, *, looked_at: str, now_ms: int, dry_run: bool = False
+) -> dict[str, int | None]:
+    """The nodes whose journals this run has not seen, with when a purge last did, None for never. `looked_at` is the node whose
+    journal it has seen, which is noted; "" for none. A journal is purged on the machine that has it."""
+    key = beside(stream, "journals")
+    if looked_at and not dry_run:
+        await link.call("HSET", key, looked_at, str(now_ms))
+    reply = await link.call("HGETALL", key)
+    found = reply.items() if isinstance(reply, dict) else zip(reply[::2], reply[1::2], strict=True)
+    seen = {node.decode("utf-8", "replace"): int(at_ms) for node, at_ms in found}
+    return {node: seen.get(node) for node in sorted((await marked_nodes(link, stream)) | seen.keys()) if node != looked_at}
 
 
 async def invoices(link: Link, stream: str) -> list[Invoice]:
@@ -146,16 +169,35 @@ async def holds(link: Link, stream: str) -> dict[str, Hold]:
     return {name.decode(): msgspec.msgpack.decode(data, type=Hold) for name, data in sorted(found)}
 
 
-async def records_of(link: Link, stream: str, hold: Hold) -> int:
-    """How many final records a hold is about, in the stream and among those set apart."""
-    found, rules = 0, Rules(0, 0, 0, frozenset(), holds=(hold,))
-    for key in (stream, beside(stream, "held")):
+class Held(NamedTuple):
+    """A record that is kept apart, or will be at the next purge, which is when `place` is "stream". `due_at_ms` is when it has
+    to be gone, UTC ms; None while that is not known."""
+
+    record: Record
+    place: str
+    reason: Reason
+    due_at_ms: int | None
+
+
+async def held_records(link: Link, stream: str, rules: Rules) -> AsyncIterator[Held]:
+    """Those set apart, and those in the stream that holds or fraud are about. Raises as `Link.call`."""
+    for place, key in (("held", beside(stream, "held")), ("stream", stream)):
         start = "-"
         while page := pairs(await link.call("XRANGE", key, start, "+", "COUNT", PAGE)):
-            items = (entry_of(name, fields) for name, fields in page)
-            found += sum(not isinstance(item, Poison) and reason_of(item, rules) == "objection" for item in items)
+            for name, fields in page:
+                item = entry_of(name, fields)
+                if isinstance(item, Poison):
+                    continue  # a purge reports it
+                reason, due = due_at(item, rules)
+                if place == "held" or reason in APART:
+                    yield Held(item, place, reason, due)
             start = "(" + page[-1][0].decode("ascii")
-    return found
+
+
+async def records_of(link: Link, stream: str, hold: Hold) -> int:
+    """How many final records a hold is about, in the stream and among those set apart."""
+    rules = Rules(0, 0, 0, frozenset(), holds=(hold,))
+    return sum([one.reason == "objection" async for one in held_records(link, stream, rules)])
 
 
 class Purge:
@@ -208,7 +250,7 @@ class Purge:
             for name, fields in page:
                 record, reason, ended, due = self._due(name, fields)
                 self._look(place, reason, ended, due)
-                held = reason in ("fraud", "objection") and place == "stream"
+                held = reason in APART and place == "stream"
                 if not held and (due is None or due > self._now_ms):
                     continue
                 if floor is not None and entry_id(name) >= floor:

@@ -18,6 +18,7 @@ braces keeps them in its mark's key, any other is itself put into braces.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from redis.exceptions import InvalidResponse
@@ -32,9 +33,11 @@ if TYPE_CHECKING:
     from cdr.reading import Entry
     from cdr.wire import Link
 
-__all__ = ["TRIM_ENTRIES", "Mark", "Seen", "Stream", "mark_key"]
+__all__ = ["TRIM_ENTRIES", "Mark", "Seen", "Stream", "mark_key", "marked_nodes"]
 
 TRIM_ENTRIES = 10_000  # removed at one look, which bounds the time that the store is busy with it
+
+SCANNED = 1000  # keys that the store looks at for one answer
 
 # `claim` reads the mark: its number as far as it means something to this run; -1 and the run when a later run wrote it.
 _CLAIM = """
@@ -178,6 +181,19 @@ def mark_key(stream: str, node: str) -> str:
     if "{" in stream or "}" in stream:
         raise ValueError(f"key of the stream has braces that are no hash tag: {stream!r:.80}")
     return f"sp:{{{stream}}}:mark:{node}"
+
+
+async def marked_nodes(link: Link, stream: str) -> set[str]:
+    """The nodes that have ever published into the stream, as far as the store knows. Raises RedisError and OSError."""
+    head = mark_key(stream, "").encode()
+    pattern = re.sub(rb"([\\*?\[\]])", rb"\\\1", head) + b"*"
+    found: set[str] = set()
+    cursor = b"0"
+    while True:
+        cursor, page = await link.call("SCAN", cursor, "MATCH", pattern, "COUNT", SCANNED)
+        found |= {key.removeprefix(head).decode("utf-8", "replace") for key in page}
+        if cursor == b"0":
+            return found
 
 
 class Stream:

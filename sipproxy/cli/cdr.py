@@ -126,6 +126,21 @@ def hold(
 
 
 @app.command()
+def held(
+    line: Annotated[str, typer.Argument(metavar="[LINE]", help="Those of this line alone.")] = "",
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: JsonOption = False,
+) -> None:
+    """The records that are kept apart, why, and until when.
+
+    For an objection (`cdr hold`) or for fraud. Those still in the stream are set apart by the next purge.
+    """
+    from sipproxy.commands import holds, output
+
+    output.run(lambda out: holds.held(config, out, line), as_json=as_json)
+
+
+@app.command()
 def release(
     name: Annotated[str, typer.Argument(metavar="HOLD", help="As `cdr hold` names it.")],
     reason: Annotated[str, typer.Option(help="How the objection was settled; needed.")] = "",

@@ -1,4 +1,4 @@
-"""`sipproxy cdr hold` and `cdr release`: records that a purge leaves while an objection to an invoice runs."""
+"""`sipproxy cdr hold`, `cdr held` and `cdr release`: records that a purge leaves while an objection to an invoice runs."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import secrets
 import time
 from typing import TYPE_CHECKING
 
-from cdr.purging import holds, place_hold, records_of, release_hold
+import msgspec
+
+from cdr.purging import Held, held_records, holds, place_hold, records_of, release_hold
 from cdr.retention import Hold
 from cdr.wire import Link
 from sipproxy.commands.accesses import recorded
 from sipproxy.commands.backend import with_store
 from sipproxy.commands.exports import period_of
 from sipproxy.commands.output import USAGE, CommandError
-from sipproxy.commands.purge import shown
+from sipproxy.commands.purge import rules_of, shown
 from sipproxy.config import load
 
 if TYPE_CHECKING:
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
     from sipproxy.commands.output import Output
 
-__all__ = ["hold", "release"]
+__all__ = ["held", "hold", "release"]
 
 TIMEOUT_S = 30.0
 
@@ -58,6 +60,37 @@ def hold(path: Path, output: Output, line: str, *, start: str, end: str, reason:
     )
     output.table(("hold", "line", "from", "to", "reason", "placed"), cells, empty="no records are on hold")
     return 0
+
+
+def held(path: Path, output: Output, line: str) -> int:
+    """The records that are kept apart, or will be by the next purge; with `line` those of one line."""
+    config = load(path)
+    stream = config.cdr.stream
+
+    async def work(client: Redis) -> list[Held]:
+        link = Link(client, timeout_s=TIMEOUT_S)
+        try:
+            async with recorded(client, stream, "cdr held", line) as seen:
+                rules = await rules_of(client, link, config)
+                found = [one async for one in held_records(link, stream, rules) if not line or one.record.line == line]
+                seen.records = len(found)
+                return found
+        finally:
+            await link.drop()
+
+    found = with_store(config, work)
+    output.value([{**one._asdict(), "record": msgspec.to_builtins(one.record)} for one in found])
+    columns = ("place", "reason", "goes", "id", "line", "calling", "dialled", "setup", "talked")
+    output.table(columns, map(_cells, found), empty="no records are kept apart")
+    return 0
+
+
+def _cells(one: Held) -> tuple[object, ...]:
+    record = one.record
+    goes = shown(one.due_at_ms) if one.due_at_ms is not None else "not yet known"
+    talked = f"{record.billable_ms / 1000:.1f} s"
+    called = record.canonical if record.canonical not in ("", "-") else record.dialled
+    return (one.place, one.reason, goes, record.id, record.line, record.calling, called, shown(record.setup_at_ms), talked)
 
 
 def release(path: Path, output: Output, name: str, *, reason: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import time
 from dataclasses import asdict
@@ -12,7 +13,7 @@ import msgspec
 
 from cdr import pruning
 from cdr.journal import JournalError
-from cdr.purging import Purge, Report, Tally, holds, invoices, mark_invoiced
+from cdr.purging import Purge, Report, Tally, holds, invoices, journals_elsewhere, mark_invoiced
 from cdr.retention import DAY_MS, HOUR_MS, Invoice, Rules
 from cdr.wire import Link
 from policy import store as policy_store
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from sipproxy.commands.output import Output
     from sipproxy.config import Config
 
-__all__ = ["invoiced", "purge", "shown"]
+__all__ = ["invoiced", "purge", "rules_of", "shown"]
 
 TIMEOUT_S = 30.0
 JOURNAL = "journal"
@@ -69,10 +70,10 @@ def purge(path: Path, output: Output, *, dry_run: bool, unacknowledged: bool) ->
     config = load(path)
     now_ms = time.time_ns() // 1_000_000
 
-    async def work(client: Redis) -> tuple[Report, Rules]:
+    async def work(client: Redis) -> Report:
         link = Link(client, timeout_s=TIMEOUT_S)
         try:
-            rules = await _rules(client, link, config)
+            rules = await rules_of(client, link, config)
             found = Purge(
                 link,
                 config.cdr.stream,
@@ -86,17 +87,20 @@ def purge(path: Path, output: Output, *, dry_run: bool, unacknowledged: bool) ->
             )
             report = await found.run()
             await _traces(client, report, now_ms - config.cdr.keep_trace_days * DAY_MS, dry_run=dry_run)
-            return report, rules
+            looked = await asyncio.to_thread(_journal, config, report, rules, now_ms, dry_run=dry_run)
+            node = config.node.id if looked else ""
+            report.journals = await journals_elsewhere(link, config.cdr.stream, looked_at=node, now_ms=now_ms, dry_run=dry_run)
+            return report
         finally:
             await link.drop()
 
-    report, rules = with_store(config, work)
-    _journal(config, report, rules, now_ms, dry_run=dry_run)
+    report = with_store(config, work)
     _print(report, output, dry_run=dry_run, unacknowledged=unacknowledged)
     return REFUSED if report.left and not dry_run else 0
 
 
-async def _rules(client: Redis, link: Link, config: Config) -> Rules:
+async def rules_of(client: Redis, link: Link, config: Config) -> Rules:
+    """How long records are kept, from the configuration and the store. Raises CommandError where a hold cannot be read."""
     kept = config.cdr
     try:
         lines = (await policy_store.load(client)).lines
@@ -114,11 +118,11 @@ async def _rules(client: Redis, link: Link, config: Config) -> Rules:
     )
 
 
-def _journal(config: Config, report: Report, rules: Rules, now_ms: int, *, dry_run: bool) -> None:
-    """Old confirmed records in the journal of this machine's node, running or stopped."""
+def _journal(config: Config, report: Report, rules: Rules, now_ms: int, *, dry_run: bool) -> bool:
+    """Old confirmed records in the journal of this machine's node, running or stopped; whether there is a journal."""
     directory = Path(config.node.data_dir) / "journal"
     if not directory.is_dir():
-        return
+        return False
     refusal = ""
     try:
         before = pruning.survey(directory, rules, now_ms)
@@ -127,7 +131,7 @@ def _journal(config: Config, report: Report, rules: Rules, now_ms: int, *, dry_r
         after = before if dry_run else pruning.survey(directory, rules, now_ms)
     except OSError as error:
         report.note(report.left, JOURNAL, f"{directory}: {error.strerror or error}", now_ms)
-        return
+        return True
     there = {one[:2] for one in after.overdue}
     for one in before.overdue:
         if one.confirmed if dry_run else one[:2] not in there:
@@ -139,6 +143,7 @@ def _journal(config: Config, report: Report, rules: Rules, now_ms: int, *, dry_r
             report.note(report.left, JOURNAL, f"{one.reason}, {refusal or BESIDE}", one.ended_ms)
     for name, at_ms in after.aside:
         report.note(report.left, JOURNAL, f"{name}: damaged, kept for a person to look at", at_ms)
+    return True
 
 
 def _prune(config: Config, directory: Path, before_ms: int) -> str:
@@ -171,6 +176,7 @@ def _print(report: Report, output: Output, *, dry_run: bool, unacknowledged: boo
             "oldest_at_ms": report.oldest_ms,
             "not_invoiced": asdict(report.not_invoiced),
             "on_hold": asdict(report.on_hold),
+            "journals_not_looked_at": [{"node": node, "purged_at_ms": at_ms} for node, at_ms in report.journals.items()],
         }
     )
     if unacknowledged:
@@ -189,6 +195,9 @@ def _print(report: Report, output: Output, *, dry_run: bool, unacknowledged: boo
         output.line(f"{report.on_hold.count} records stay because of `sipproxy cdr hold`")
     if report.oldest_ms is not None:
         output.line(f"the oldest record that stays is of {shown(report.oldest_ms)}: `block replay` sees no further back")
+    for node, at_ms in report.journals.items():
+        last = f"last purged {shown(at_ms)}" if at_ms is not None else "never purged by this command"
+        output.line(f"the journal of {node} is not on this machine ({last}): run `sipproxy cdr purge` on that node's")
 
 
 def _table(table: dict[tuple[str, str], Tally], output: Output, title: str, empty: str) -> None:

@@ -21,6 +21,7 @@ from cdr import codec
 from cdr.export import read
 from cdr.facts import Admit, End, Record
 from cdr.journal import Journal
+from cdr.stream import mark_key
 from loadtest.valkey import Valkey
 from sipproxy.cli import app
 
@@ -246,6 +247,23 @@ def test_purge_journal_of_a_stopped_node_goes_but_for_what_is_not_confirmed(
     assert answer(config, "purge")["left"] == []
 
 
+def test_purge_names_the_nodes_whose_journals_it_has_not_seen(client: redis.Redis, config: Path) -> None:
+    client.hset(mark_key("sp:cdr", "n1"), "seq", 1)
+    client.hset(mark_key("sp:cdr", "n2"), "seq", 1)
+    client.hset(mark_key("sp:other", "n9"), "seq", 1)
+    missing = [{"node": name, "purged_at_ms": None} for name in ("n1", "n2")]
+    assert answer(config, "purge")["journals_not_looked_at"] == missing, "there is no journal on this machine at all"
+    journal(config, 1, confirmed=1)
+    assert answer(config, "purge", "--dry-run")["journals_not_looked_at"] == missing[1:]
+    assert client.hgetall("{sp:cdr}:journals") == {}, "a trial run is none"
+    assert "the journal of n2 is not on this machine (never purged by this command)" in run(config, "purge").stdout
+    text = config.read_text()
+    config.write_text(text.replace('id = "n1"', 'id = "n2"').replace("data", "data2"))
+    (of_first,) = [row for row in answer(config, "purge")["journals_not_looked_at"] if row["node"] == "n1"]
+    assert of_first["purged_at_ms"] == int(client.hget("{sp:cdr}:journals", "n1"))
+    assert "the journal of n1 is not on this machine (last purged 20" in run(config, "purge").stdout
+
+
 def test_purge_leaves_no_gap_for_verify(client: redis.Redis, config: Path, tmp_path: Path) -> None:
     fill(client)
     answer(config, "export", "-o", tmp_path / "out", "--format", "csv")
@@ -268,16 +286,26 @@ def test_hold_keeps_a_line_and_is_released_with_a_reason(client: redis.Redis, co
     placed = answer(config, "hold", "V1001", "--from", "2020-01-01", "--to", "2099-01-01", "--reason", "file 7")
     assert (placed["line"], placed["reason"], placed["records"]) == ("V1001", "file 7", 1)
     assert [one["hold"] for one in answer(config, "hold")] == [placed["hold"]]
+    (kept,) = answer(config, "held", "V1001")
+    assert (kept["place"], kept["reason"], kept["due_at_ms"], kept["record"]["id"]) == ("stream", "objection", None, "o")
+    assert answer(config, "held", "V1002") == []
     done = answer(config, "purge")
     assert [(row["place"], row["reason"]) for row in done["gone"]] == [("stream", "objection, set apart")]
     assert done["on_hold"]["count"] == 1
+    assert [(one["place"], one["record"]["line"]) for one in answer(config, "held")] == [("held", "V1001")]
+    (row,) = run(config, "held").stdout.splitlines()[1:]
+    assert row.split()[:5] == ["held", "objection", "not", "yet", "known"]
     assert "--reason" in run(config, "release", placed["hold"], code=2).stderr
     assert "there is no hold" in run(config, "release", "h", "--reason", "none", code=1).stderr
     answer(config, "release", placed["hold"], "--reason", "paid")
+    (kept,) = answer(config, "held")
+    assert (kept["reason"], kept["due_at_ms"]) == ("refused", record.end_at_ms + 24 * HOUR_MS)
     assert [(row["place"], row["reason"]) for row in answer(config, "purge")["gone"]] == [("held", "refused")]
+    assert "no records are kept apart" in run(config, "held").stdout
     seen = [(one["command"], one["filter"]) for one in answer(config, "access")]
-    assert seen[0] == ("cdr hold", "V1001 2020-01-01 to 2099-01-01: file 7")
-    assert seen[-1] == ("cdr release", f"{placed['hold']}: paid")
+    assert seen[:2] == [("cdr hold", "V1001 2020-01-01 to 2099-01-01: file 7"), ("cdr held", "V1001")]
+    assert [one["records"] for one in answer(config, "access") if one["command"] == "cdr held"] == [1, 0, 1, 1, 1, 0]
+    assert ("cdr release", f"{placed['hold']}: paid") in seen
 
 
 def test_purge_with_a_misspelt_class_takes_nothing(client: redis.Redis, config: Path) -> None:
