@@ -1,7 +1,9 @@
 """Mixed calls of every kind, and each field of each record compared with what the parties themselves did and saw.
 
 What a record has to say follows from the kind of call, which is written down here by hand, and from the parties' own stamps and
-tags; nothing is asked of the node or of its policy. Leaves out: outages (outages.py), durations over hours.
+tags; nothing is asked of the node or of its policy. A node that has too much to do answers an INVITE 503 without looking at it,
+which is no attempt and leaves no record: such calls are counted apart, and no more of them may be than the node says it shed.
+Leaves out: outages (outages.py), durations over hours.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +37,8 @@ STAMP_MS = 50  # how closely the parties' own stamps should enclose the proxy's,
 CLOCK_MS = 3  # stamps are whole milliseconds of the wall clock, the parties' own of the monotonic one
 ANSWER_S = 35.0
 MAX_SHOWN = 50  # differences that are named
+SHED = 503
+SHED_METRIC = re.compile(r'sipproxy_shed_total\{.*kind="invite".*\}')
 CALLED = LineSpec("V7001", "v7001", "called", "+492051555700", "velbert", "02051", "velbert", channels=2)
 FULL = LineSpec("V7002", "v7002", "full", "+492051555701", "velbert", "02051", "velbert", channels=1)
 AWAY = LineSpec("V7003", "v7003", "away", "+492051555702", "velbert", "02051", "velbert")
@@ -151,6 +156,8 @@ class Compared:
 
     calls: Counter[str] = field(default_factory=Counter)
     records: int = 0
+    shed: int = 0  # calls that the node had no time for, without a record
+    shed_told: int = 0  # INVITEs that it says it did not look at, repeated ones too
     fields: int = 0
     different: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
@@ -251,7 +258,10 @@ async def mixed_calls(count: int, *, rate: float, seed: int = 1, on_progress: Ca
         await at_rate(rate, count, one)
         for call in mixed.held:
             await call.hang_up()
-        records = await network.records(count + len(full), timeout_s=60.0)
+        shed = sum(placed.call.truth.status == SHED for placed in mixed.placed)
+        records = await network.records(count + len(full) - shed, timeout_s=60.0)
+        metrics = await network.node.metrics()
+        found.shed_told = round(sum(value for name, value in metrics.items() if SHED_METRIC.fullmatch(name)))
         compare_fields(found, mixed, records)
     return found
 
@@ -269,6 +279,9 @@ def compare_fields(found: Compared, mixed: _Mixed, records: Sequence[Record]) ->
     found.different += [f"{call_id}: a record of no call" for call_id in by_call.keys() - known]
     for placed in mixed.placed:
         record = by_call.get(placed.call.call_id)
+        if record is None and placed.call.truth.status == SHED and placed.kind.says["verdict"] != "emergency":
+            found.shed += 1
+            continue
         if record is None:
             found.different.append(f"{placed.kind.name}: {placed.call.call_id} has no record")
             continue
@@ -361,6 +374,7 @@ def report_of(found: Compared) -> Report:
         report.add(name.replace(" ", "_").replace(",", ""), name, count)
     report.add("calls", "calls", sum(found.calls.values()))
     report.add("records", "records", found.records)
+    report.add("shed", "calls that the node had no time to look at (503)", found.shed)
     report.add("fields", "fields compared", found.fields)
     report.add("different", "fields that differ", len(found.different))
     for share, name in ((0.5, "p50"), (0.99, "p99"), (1.0, "longest")):
@@ -368,5 +382,7 @@ def report_of(found: Compared) -> Report:
     wide = sum(width > STAMP_MS for width in found.width_ms)
     report.add("wide", f"of {len(found.width_ms)} stamps: known no better than to {STAMP_MS} ms", wide)
     report.faults += [*found.different[:MAX_SHOWN], *found.failures[:MAX_SHOWN]]
-    report.expect(bool(found.calls) and found.records == sum(found.calls.values()), "not as many records as calls")
+    attempts = found.calls.total() - found.shed
+    report.expect(attempts > 0 and found.records == attempts, "not as many records as calls")
+    report.expect(found.shed <= found.shed_told, f"{found.shed} calls without a record, {found.shed_told} INVITEs were shed")
     return report

@@ -45,8 +45,8 @@ async def test_calls_at_a_rate_by_sipp_all_succeed_and_are_recorded() -> None:
 
 async def test_calls_of_every_kind_have_records_whose_every_field_is_the_truth() -> None:
     (report,) = await measure("fields", "--calls", "130", "--rate", "15")
-    assert (report["calls"], report["records"], report["different"]) == (130, 130, 0)
-    assert report["fields"] > 130 * 30
+    assert (report["calls"], report["records"] + report["shed"], report["different"]) == (130, 130, 0)
+    assert report["fields"] > report["records"] * 30 > 0
     assert report["incoming_not_registered"] >= 3
 
 
