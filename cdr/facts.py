@@ -185,7 +185,9 @@ class Answer(msgspec.Struct, tag="answer", frozen=True, omit_defaults=True):
 class Alive(msgspec.Struct, tag="alive", frozen=True, omit_defaults=True):
     """Proof of life: a message of an answered call arrived. `after_ms` is since set-up, monotonic.
 
-    The CSeq numbers are the last ones used towards caller and callee, 0 where they are not known.
+    The CSeq numbers are the last ones used towards caller and callee, 0 where they are not known. `watched_ms`, since set-up
+    too, is written where the node died after this proof: until then it was there and would have been told of an end. Whatever
+    came after it is no word of this call until it is heard again, and has a fact without it.
     """
 
     id: str
@@ -193,6 +195,7 @@ class Alive(msgspec.Struct, tag="alive", frozen=True, omit_defaults=True):
     after_ms: int
     caller_cseq: int = 0
     callee_cseq: int = 0
+    watched_ms: int | None = None
 
 
 class End(msgspec.Struct, tag="end", frozen=True):

@@ -84,10 +84,17 @@ def refreshed(call: Call) -> None:
 
 
 def proof_of_life(call: Call, proof: Now) -> Alive:
-    """The ALIVE fact. Of a call with several dialogs the CSeq numbers are those of the first that has not ended."""
+    """The ALIVE fact. Of a call with several dialogs the CSeq numbers are those of the first that has not ended.
+
+    Of a call that was not heard since the node died, it says how long that node watched over it: the life of the next one,
+    which may be shorter than the time between two repetitions of a BYE, tells nothing about it.
+    """
     sides = next((d.sides for d in call.dialogs.values() if d.sides is not None and not d.ended), None)
     caller, callee = (sides[0].cseq, sides[1].cseq) if sides is not None else (0, 0)
-    return Alive(call.id, proof.utc_ms, call.after_ms(proof), caller, callee)
+    resumed = call.resumed
+    unheard = resumed is not None and proof.mono < resumed.at.mono
+    watched_ms = call.after_ms(resumed.node_seen) if resumed is not None and unheard else None
+    return Alive(call.id, proof.utc_ms, call.after_ms(proof), caller, callee, watched_ms)
 
 
 def _lasting(dialog: Confirmed) -> tuple[object, ...]:

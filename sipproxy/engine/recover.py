@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 
 from cdr.assemble import recovered
 from cdr.facts import End, LineSlot
-from sipproxy.engine import carrier, liveness
+from sipproxy.engine import carrier, keep, liveness
 from sipproxy.engine.actions import Holder, Journal, Now, ReleaseSlot, Slot
 from sipproxy.engine.call import Call, Dialog, Phase
 from sipproxy.engine.channels import trunk_slot
@@ -51,8 +51,9 @@ class Resumed:
     """That and when a call was taken up again, and what follows for the honesty of its end.
 
     `measured` is whether the monotonic clock ran on since the set-up: not over a reboot, after which the wall clock has to do.
-    `node_seen` is the last instant at which the node that died is known to have lived. `bound_at` is when this one bound its
-    sockets, in which messages wait until it has started.
+    `node_seen` is the last instant at which a node is known to have lived that watched over the call without a break since it
+    was heard: the one that died, or an earlier one where that one had not heard of the call yet. `bound_at` is when this one
+    bound its sockets, in which messages wait until it has started.
     """
 
     at: Now
@@ -101,7 +102,7 @@ class Outcome(NamedTuple):
 def recover(desk: Desk, calls: Calls, unfinished: Sequence[Unfinished], bound_at: Now) -> Outcome:
     """Take up what can be taken up, and end the rest. To be called once, before the first message since `bound_at`."""
     found = []
-    node_seen = max((_proof(desk, *facts)[1] for facts in unfinished), default=desk.now)
+    node_seen = max((_proof(desk, *facts)[1] for facts in unfinished), default=desk.now)  # in the life that ended, or before it
     for admit, answer, alive in unfinished:
         call = _call(desk, calls, (admit, answer, alive), node_seen, bound_at)
         if call is None:
@@ -186,6 +187,8 @@ def _call(desk: Desk, calls: Calls, facts: Unfinished, node_seen: Now, bound_at:
     server.user = call
     call.faces = _faces(answer.dialogs[0])
     call.phase, call.answer, call.ringing_at_ms = Phase.ANSWERED, answer, answer.ringing_at_ms
+    if alive is not None and alive.watched_ms is not None:
+        node_seen = Now(started.mono + alive.watched_ms / 1000, started.utc_ms + alive.watched_ms)
     call.resumed, call.last_seen, call.proof = Resumed(desk.now, measured, node_seen, bound_at), proof, proof
     call.context = ResponseContext([])
     for dialog in dialogs:
@@ -221,6 +224,10 @@ def _start(call: Call, number: int) -> None:
         if young and dialog.kept is not None:
             _expect_2xx(call, dialog)
         _watch(call, dialog, ask_after_s)
+    assert call.proof is not None
+    desk.out.append(
+        Journal(keep.proof_of_life(call, call.proof))
+    )  # for the next node, should this one die before it hears of it
 
 
 def _expect_2xx(call: Call, dialog: Dialog) -> None:

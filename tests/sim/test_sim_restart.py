@@ -305,6 +305,57 @@ def test_second_crash_before_anything_was_heard_loses_nothing() -> None:
     assert record.duration_certain
 
 
+def test_life_too_short_to_be_told_of_an_end_proves_nothing_about_it() -> None:
+    """The callee hangs up while the node is away, which lives on between two repetitions of its BYE, busy with another call."""
+    town, node = a_town(probe_s=60)
+    world = town.world
+    call = answered_call(town)
+    world.run(20.0)
+    town.bob.call(b"03023125003")
+    world.run(2.0)
+    node.kill()
+    world.run(0.1)
+    town.trunk.bye(town.trunk.calls[0])  # repeated 7.5 and 11.5 s after that, for 32 s
+    world.run(8.0)
+    node.start()
+    town.andrea.call(b"03023125002")
+    world.run(2.5)
+    assert town.andrea.calls[-1].status == 200
+    node.kill()
+    world.run(35.0)
+    town.alice.bye(call)
+    node.start()
+    world.run(5.0)
+    record = next(record for record in world.records if record.call_id == call.call_id.decode())
+    assert (record.end_reason, record.released_by, record.duration_certain) == ("normal", "caller", False)
+    assert record.billable_ms <= 1000 * (town.trunk.calls[0].ended_at - call.answered_at)
+    assert record.billable_ms >= 19_000
+
+
+def test_call_that_was_heard_after_the_first_kill_has_its_node_watch_over_it_again() -> None:
+    town, node = a_town(probe_s=0)
+    world = town.world
+    call = answered_call(town)
+    node.kill()
+    world.run(3.0)
+    node.start()
+    world.run(7.0)  # both are asked, and answer
+    town.andrea.call(b"03023125002")
+    world.run(40.0)
+    town.andrea.bye(town.andrea.calls[-1])
+    world.run(1.0)
+    town.andrea.call(b"03023125003")
+    world.run(2.0)
+    node.kill()
+    world.run(40.0)
+    town.alice.bye(call)
+    node.start()
+    world.run(5.0)
+    record = next(record for record in world.records if record.call_id == call.call_id.decode())
+    assert (record.end_reason, record.duration_certain) == ("normal", False)
+    assert 1000 * (52 - 1) <= record.billable_ms <= 1000 * (call.ended_at - call.answered_at)
+
+
 def test_reboot_is_measured_by_the_wall_clock_and_never_certain() -> None:
     town, node = a_town()
     call = answered_call(town)

@@ -9,6 +9,7 @@ import argparse
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING
 
 from tests.sim.mix.run import CALLS_PER_WORLD, Result, run_world
@@ -28,6 +29,7 @@ def main() -> int:
     parser.add_argument("--first-seed", type=int, default=1, help=f"of the first world of {CALLS_PER_WORLD} calls")
     parser.add_argument("--seed", type=int, help="this world alone")
     parser.add_argument("--jobs", type=int, default=1, help="processes (default 1)")
+    parser.add_argument("--relapses", action="store_true", help="the node often dies again soon after a restart")
     given = parser.parse_args()
     begun = said = time.monotonic()
     total = Result()
@@ -48,17 +50,18 @@ def main() -> int:
 
 def worlds(given: argparse.Namespace) -> Iterator[Result]:
     if given.seed is not None:
-        yield run_world(given.seed, min(given.calls, CALLS_PER_WORLD))
+        yield run_world(given.seed, min(given.calls, CALLS_PER_WORLD), relapses=given.relapses)
         return
     sizes = [CALLS_PER_WORLD] * (given.calls // CALLS_PER_WORLD)
     if given.calls % CALLS_PER_WORLD:
         sizes.append(given.calls % CALLS_PER_WORLD)
     seeds = range(given.first_seed, given.first_seed + len(sizes))
+    run_one = partial(run_world, relapses=given.relapses)
     if given.jobs <= 1:
-        yield from map(run_world, seeds, sizes)
+        yield from map(run_one, seeds, sizes)
         return
     with ProcessPoolExecutor(given.jobs, max_tasks_per_child=50) as pool:
-        yield from pool.map(run_world, seeds, sizes)
+        yield from pool.map(run_one, seeds, sizes)
 
 
 def table(total: Result, seconds: float) -> str:

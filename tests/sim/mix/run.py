@@ -25,6 +25,7 @@ __all__ = ["CALLS_PER_WORLD", "Result", "run_world"]
 CALLS_PER_WORLD = 250
 TRUNKS = (("198.51.100.1", 5060), ("198.51.100.2", 5060))
 PSAP = ("198.51.100.112", 5060)
+RELAPSES = 0.5  # of the restarts, where the node relapses
 DRAIN_S = 520.0  # the longest bound of the worlds, and what follows it
 
 # Line, profile, area code, place, and its users with the number that each has behind the area code, and how many devices.
@@ -102,17 +103,17 @@ def places_of(world: MixWorld, forwarding_slots: int) -> Places:
     return Places(customers, devices, forked, carriers[0], TRUNKS, forwarding_slots)
 
 
-def run_world(seed: int, calls: int = CALLS_PER_WORLD) -> Result:
-    """Place so many calls, let them end, and compare."""
+def run_world(seed: int, calls: int = CALLS_PER_WORLD, *, relapses: bool = False) -> Result:
+    """Place so many calls, let them end, and compare. With `relapses` the node often dies again soon after a restart."""
     scratch = Path("/dev/shm")  # memory where there is: what is tried is the journal, not the disk
     with tempfile.TemporaryDirectory(prefix="mix-", dir=scratch if scratch.is_dir() else None) as directory:
-        return _World(seed, Path(directory)).run(calls)
+        return _World(seed, Path(directory), relapses=relapses).run(calls)
 
 
 class _World:
-    def __init__(self, seed: int, directory: Path) -> None:
+    def __init__(self, seed: int, directory: Path, *, relapses: bool) -> None:
         choose = self.choose = random.Random(seed)
-        self.seed = seed
+        self.seed, self.relapses = seed, relapses
         # A node that starts releases what ended lately once more, from the records that the journal still has: where slots can
         # wait for the store the segments are as long as real ones, else so short that they are removed all the time.
         self.store_fails = choose.random() < 0.5
@@ -184,7 +185,10 @@ class _World:
 
         def alive(boot: str | None) -> None:
             world.start(boot=boot)
-            self._kill_soon()
+            if self.relapses and choose.random() < RELAPSES:
+                world.after(choose.uniform(0.2, 10), arm)  # before it has heard of all the calls that it took up
+            else:
+                self._kill_soon()
 
         def arm() -> None:
             if not self.over:
