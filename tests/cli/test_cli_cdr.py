@@ -11,11 +11,11 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import program
 import pytest
 import redis
-from typer.testing import CliRunner
 
 from cdr import codec
 from cdr.export import read
@@ -23,7 +23,6 @@ from cdr.facts import Admit, End, Record
 from cdr.journal import Journal
 from cdr.stream import mark_key
 from loadtest.valkey import Valkey
-from sipproxy.cli import app
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 NOW_MS = time.time_ns() // 1_000_000
@@ -32,11 +31,6 @@ HOUR_MS = 3_600_000
 
 def draft(call: str, **fields: Any) -> Record:
     return Record(id=call, node="n1", direction="outgoing", **fields)
-
-
-class Done(NamedTuple):
-    stdout: str
-    stderr: str
 
 
 @pytest.fixture
@@ -57,18 +51,15 @@ def config(client: redis.Redis, tmp_path: Path) -> Path:
     return file
 
 
-def run(config: Path, *arguments: str | Path, code: int = 0) -> Done:
-    """In this process: what a process adds is the same for all commands, and two tests see to it."""
-    done = CliRunner().invoke(app, ["cdr", *map(str, arguments), "-c", str(config)])
-    assert done.exit_code == code, done.output
-    return Done(done.stdout, done.stderr)
+def run(config: Path, *arguments: str | Path, code: int = 0) -> program.Done:
+    return program.run("cdr", *arguments, "-c", config, code=code)
 
 
-def run_process(config: Path, *arguments: str | Path, code: int = 0, **environment: str) -> Done:
+def run_process(config: Path, *arguments: str | Path, code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
         [sys.executable, "-m", "sipproxy", "cdr", *map(str, arguments), "-c", str(config)],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        env={**os.environ, **environment},
         capture_output=True,
         text=True,
         timeout=100,
@@ -76,7 +67,7 @@ def run_process(config: Path, *arguments: str | Path, code: int = 0, **environme
     )
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
-    return Done(done.stdout, done.stderr)
+    return done
 
 
 def answer(config: Path, *arguments: str | Path, code: int = 0) -> Any:
@@ -327,8 +318,7 @@ def test_purge_sets_calls_of_a_line_on_fraud_hold_apart(client: redis.Redis, con
     head = "line,profile,status,channels,location,area_code,account,kind,password,number\n"
     lines.write_text(head + row.format("V1", "fraud_hold", "v1", "01") + row.format("V2", "active", "v2", "02"))
     for kind, file in (("psap", ROOT / "examples" / "psap.csv"), ("line", lines)):
-        done = CliRunner().invoke(app, [kind, "import", str(file), "-c", str(config)])
-        assert done.exit_code == 0, done.output
+        program.run(kind, "import", file, "-c", config)
     for line in ("V1", "V2"):
         record = draft(line, line=line, seq=int(line[1]), verdict="deny", setup_at_ms=NOW_MS, end_at_ms=NOW_MS)
         client.xadd("sp:cdr", {"id": line, "v": 1, "type": "final", "node": "n1", "seq": 1, "d": codec.encode(record)})

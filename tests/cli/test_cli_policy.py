@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from program import Done, run
 
 from loadtest.valkey import Valkey
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+EXAMPLES = ROOT / "examples"
 SECRET = re.compile(r"ha1:|try-v1001|try-b2001|[0-9a-f]{32}", re.IGNORECASE)
 
 
@@ -30,32 +32,29 @@ class Operator:
     def __init__(self, config: Path) -> None:
         self.config = config
 
-    def run(self, *words: str | Path) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "sipproxy", *map(str, words), "-c", str(self.config)],
-            cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
-        )  # fmt: skip
-        assert "Traceback" not in done.stderr, done.stderr
-        assert not SECRET.search(re.sub(r'"hash": "[0-9a-f]{64}"', "", done.stdout + done.stderr))
+    def run(self, *words: str | Path, code: int = 0) -> Done:
+        done = run(*words, "-c", self.config, code=code)
+        assert_no_secret(done.stdout + done.stderr)
         return done
 
     def ok(self, *words: str | Path) -> str:
-        done = self.run(*words)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        return self.run(*words).stdout
 
     def json(self, *words: str | Path) -> Any:
         return json.loads(self.ok(*words, "--json"))
 
     def refused(self, *words: str | Path, code: int = 1) -> str:
-        done = self.run(*words)
-        assert done.returncode == code, (done.stdout, done.stderr)
+        done = self.run(*words, code=code)
         assert done.stdout == ""
         return done.stderr
 
     def version(self) -> int:
         entries = self.json("block", "history", "--all", "-n", "1")["entries"]
         return int(entries[-1]["version"]) if entries else 0
+
+
+def assert_no_secret(text: str) -> None:
+    assert not SECRET.search(re.sub(r'"hash": "[0-9a-f]{64}"', "", text))
 
 
 @pytest.fixture
@@ -79,9 +78,34 @@ def operator(tmp_path: Path, server: Server) -> Operator:
     config = tmp_path / "config.toml"
     config.write_text(f'[store]\nurl = "{server.url}"\n[registrar]\nrealm = "sip.example"\n[policy]\n')
     found = Operator(config)
-    found.ok("psap", "import", "examples/psap.csv")
-    found.ok("line", "import", "examples/lines.csv")
+    found.ok("psap", "import", EXAMPLES / "psap.csv")
+    found.ok("line", "import", EXAMPLES / "lines.csv")
     return found
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("line", "set", "V1001", "--channels", "5"),
+        ("line", "bar", "V1001", "--reason", "unpaid"),
+        ("line", "password", "v1001-1"),
+        ("line", "remove", "B2001"),
+        ("line", "export"),
+        ("psap", "set", "hill", "110", "sip:110@127.0.0.1"),
+        ("psap", "check"),
+        ("block", "add", "0137", "--reason", "televoting"),
+        ("block", "history"),
+        ("block", "rollback", "2"),
+    ],
+    ids=" ".join,
+)
+def test_command_does_its_work_as_a_process_too(operator: Operator, words: tuple[str, ...]) -> None:
+    """One of each kind; the imports and lists are in test_cli.py."""
+    command = [sys.executable, "-m", "sipproxy", *words, "-c", str(operator.config)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout
+    assert_no_secret(done.stdout)
 
 
 def test_line_bar_unbar_and_set_say_what_they_did_and_keep_reason_and_date(operator: Operator) -> None:
@@ -180,7 +204,7 @@ def test_line_is_not_activated_where_110_and_112_lead_nowhere(operator: Operator
     before = operator.version()
     assert "'hill' has no PSAP route for 110 and 112" in operator.refused("line", "set", "V1001", "--location", "hill")
     file = tmp_path / "more.csv"
-    text = (ROOT / "examples" / "lines.csv").read_text()
+    text = (EXAMPLES / "lines.csv").read_text()
     file.write_text(text + "V3,velbert,active,,hill,02051,v3,single,pw,+492051555103\n")
     assert operator.refused("line", "import", file).startswith(f"{file}:5: location: line V3: 'hill' has no PSAP route")
     assert operator.version() == before
@@ -218,7 +242,7 @@ def test_line_export_and_import_again_change_nothing(operator: Operator, tmp_pat
 
 
 def test_block_add_remove_history_and_rollback(operator: Operator) -> None:
-    old = ROOT / "examples" / "blocks.csv"
+    old = EXAMPLES / "blocks.csv"
     assert operator.json("block", "import", old, "--why", "fraud wave")["version"] == 3
     added = operator.json(
         *("block", "add", "0137", "--reason", "televoting", "--owner", "noc", "--ticket", "T-1", "--public"),
@@ -261,13 +285,11 @@ def test_psap_check_tells_what_cron_must_know(operator: Operator) -> None:
     found = operator.json("psap", "check")
     assert {problem["code"] for problem in found["problems"]} == {"single_route"}
     operator.ok("psap", "set", "velbert", "112", "sips:112@127.0.0.1", "--from", "2098-01-01")
-    done = operator.run("psap", "check", "--json")
-    assert done.returncode == 1
+    done = operator.run("psap", "check", "--json", code=1)
     errors = [fault for fault in json.loads(done.stdout)["faults"] if fault["severity"] == "error"]
     assert [fault["code"] for fault in errors] == ["unreachable"]
     assert "TLS" in errors[0]["detail"]
-    done = operator.run("psap", "check")
-    assert done.returncode == 1
+    done = operator.run("psap", "check", code=1)
     assert "sips:112@127.0.0.1" in done.stdout
     assert "1 errors" in done.stderr
     assert "neither 110 nor 112" in operator.refused("psap", "set", "velbert", "113", "sip:113@127.0.0.1")
@@ -284,9 +306,9 @@ def test_reseed_fills_an_emptied_store_from_the_nodes_last_snapshot(operator: Op
     from sipproxy import policy_cache, policy_files
 
     files = policy_files.Files(
-        lines=(str(ROOT / "examples/lines.csv"),),
-        psap=(str(ROOT / "examples/psap.csv"),),
-        blocks=(str(ROOT / "examples/blocks.csv"),),
+        lines=(str(EXAMPLES / "lines.csv"),),
+        psap=(str(EXAMPLES / "psap.csv"),),
+        blocks=(str(EXAMPLES / "blocks.csv"),),
     )
     change = policy_files.read_change(files, realm="sip.example")
     parts = (change.lines, change.accounts, profiles.load(), change.psap, change.blocks)
@@ -310,6 +332,6 @@ def test_configured_toml_files_are_checked_and_read(operator: Operator, tmp_path
     assert operator.json("check")["lines"] == 2
     text = (tmp_path / "psap.toml").read_text()
     (tmp_path / "psap.toml").write_text(text.replace('service = "112"', 'service = "113"', 1))
-    fault = json.loads(operator.run("check", "--json").stdout)["faults"][0]
+    fault = json.loads(operator.run("check", "--json", code=1).stdout)["faults"][0]
     row = text.split("\n").index('service = "112"') + 1
     assert (Path(fault["file"]).name, fault["line"], fault["key"]) == ("psap.toml", row, "service")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest_asyncio
+from program import Done, run_in_thread
 
 from cdr import export
 from cdr.consumer import Consumer
@@ -34,20 +35,26 @@ class Place:
         self.config = folder / "config.toml"
         self.config.write_text(f'[store]\nurl = "{store.url}"\n')
 
-    def start(self, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "sipproxy", "cdr", *arguments, "-c", str(self.config)]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        return subprocess.Popen(command, cwd=ROOT, env=environment, **{"stderr": subprocess.PIPE, **options})
+    def run(self, *words: str, code: int = 0) -> Done:
+        return run_in_thread("cdr", *words, "-c", self.config, code=code)
 
-    def run(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[bytes]:
-        with self.start(*arguments, **{"stdout": subprocess.PIPE, **options}) as process:
-            out, err = process.communicate(timeout=60)
-        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+    def answer(self, *words: str) -> Any:
+        return json.loads(self.run(*words, "--json").stdout)
 
-    def seqs(self, *arguments: str) -> list[int]:
-        done = self.run("pull", *arguments)
-        assert done.returncode == 0, done.stderr
-        return [json.loads(line)["seq"] for line in done.stdout.splitlines()]
+    def seqs(self, *words: str) -> list[int]:
+        return [json.loads(line)["seq"] for line in self.run("pull", *words).stdout.splitlines()]
+
+    def start(self, *words: str, **options: Any) -> subprocess.Popen[bytes]:
+        """As a process, where what is written to, or the end of the process, is what is tested."""
+        command = [sys.executable, "-m", "sipproxy", "cdr", *words, "-c", str(self.config)]
+        return subprocess.Popen(command, cwd=ROOT, **{"stderr": subprocess.PIPE, **options})
+
+    def refused(self, *words: str, **options: Any) -> bytes:
+        """What a process that ends with 1 says."""
+        with self.start(*words, **options) as process:
+            errors = process.communicate(timeout=60)[1]
+        assert process.returncode == 1
+        return errors
 
 
 @pytest_asyncio.fixture
@@ -79,11 +86,10 @@ async def test_pull_kept_comes_again_until_it_is_acknowledged(place: Place) -> N
     for _ in range(5):
         assert sorted(place.seqs("--keep")) == [1, 2, 3]
     await records(place, 4, 4)
-    accesses = json.loads(place.run("access", "--json").stdout)
+    accesses = place.answer("access")
     assert sorted(row["records"] for row in accesses) == [3] * 5, "who looks at records is written down"
     assert {row["command"] for row in accesses} == {"cdr pull"}
-    done = place.run("ack", "--json")
-    assert json.loads(done.stdout) == {"group": "pull", "acknowledged": 3}
+    assert place.answer("ack") == {"group": "pull", "acknowledged": 3}
     assert place.seqs() == [4]
 
 
@@ -101,38 +107,35 @@ async def test_pull_into_a_pipe_that_breaks_loses_nothing(place: Place) -> None:
 async def test_pull_with_a_full_disk_loses_nothing(place: Place) -> None:
     await records(place, 1, 300)
     full = os.open("/dev/full", os.O_WRONLY)
-    done = place.run("pull", stdout=full)
+    assert b"No space left on device; what was not written comes again" in place.refused("pull", stdout=full)
     os.close(full)
-    assert done.returncode == 1
-    assert b"No space left on device; what was not written comes again" in done.stderr
     file = place.config.with_name("out.jsonl")
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))  # noqa: E731
-    done = place.run("pull", "-o", str(file), preexec_fn=limit)
-    assert (done.returncode, file.exists(), list(file.parent.glob(".out*"))) == (1, False, [])
-    assert b"File too large; nothing was acknowledged" in done.stderr
+    told = place.refused("pull", "-o", str(file), preexec_fn=limit)
+    assert b"File too large; nothing was acknowledged" in told
+    assert (file.exists(), list(file.parent.glob(".out*"))) == (False, [])
     file.write_bytes(b"before\n")
     out = os.open(file, os.O_WRONLY | os.O_APPEND)
-    done = place.run("pull", stdout=out, preexec_fn=limit)
+    place.refused("pull", stdout=out, preexec_fn=limit)
     os.close(out)
-    assert done.returncode == 1
     assert file.read_bytes() == b"before\n", "no half a line"
     file.unlink()
-    assert place.run("pull", "-o", str(file)).returncode == 0
+    place.run("pull", "-o", str(file))
     assert sorted(json.loads(line)["seq"] for line in file.read_bytes().splitlines()) == list(range(1, 301))
     assert file.stat().st_mode & 0o077 == 0
-    assert place.run("pull", "-o", str(file)).returncode == 2, "a file is never written over"
+    assert "is there already" in place.run("pull", "-o", str(file), code=2).stderr, "a file is never written over"
     assert place.seqs() == []
 
 
 async def test_pull_neutralises_texts_and_leaves_messagepack_intact(place: Place) -> None:
     await records(place, 1, 1, user_agent="=cmd|'/c calc'!A0\r\nx", presented="\x1b]0;x\x07")
-    text = place.run("pull", "--format", "csv", "--peek").stdout.decode()
+    text = place.run("pull", "--format", "csv", "--peek").stdout
     (row,) = csv.DictReader(io.StringIO(text))
     assert row["user_agent"].startswith("'=")
     assert not set(text) & {"\x1b", "\x07"}
     line = place.run("pull", "--peek").stdout
     assert json.loads(line)["user_agent"].startswith("'=")
-    packed = place.run("pull", "--format", "msgpack").stdout
+    packed = place.run("pull", "--format", "msgpack").output
     assert [*export.read([packed], "msgpack")] == [
         make_record(1, user_agent="=cmd|'/c calc'!A0\r\nx", presented="\x1b]0;x\x07")
     ]
@@ -141,28 +144,27 @@ async def test_pull_neutralises_texts_and_leaves_messagepack_intact(place: Place
 
 async def test_groups_and_dead_letters_are_shown_requeued_and_dropped(place: Place) -> None:
     client = place.store.client
-    assert place.run("groups").stdout == b"nobody reads the records yet\n"
-    assert place.run("dead", "list").stdout == b"no dead letters\n"
+    assert place.run("groups").stdout == "nobody reads the records yet\n"
+    assert place.run("dead", "list").stdout == "no dead letters\n"
     await records(place, 1, 1)
     await client.xadd("sp:cdr", {"id": "x", "d": b"\xc1"})
     async with Consumer(client, group="billing") as consumer:
         async for batch in consumer.batches(follow=False):
             await consumer.reject(batch[0], "no such line")
-    (group,) = json.loads(place.run("groups", "--json").stdout)
+    (group,) = place.answer("groups")
     assert (group["group"], group["unread"], group["pending"], group["consumers"]) == ("billing", 0, 0, [])
-    first, second = json.loads(place.run("dead", "list", "--json").stdout)
+    first, second = place.answer("dead", "list")
     assert (first["reason"][:9], second["reason"], second["record"]) == ("no record", "no such line", make_record(1).id)
-    shown = json.loads(place.run("dead", "show", second["letter"], "--json").stdout)
-    assert shown["content"]["billable_ms"] == 60_001
-    assert json.loads(place.run("dead", "show", first["letter"], "--json").stdout)["fields"] == {"id": "x", "d": "c1"}
-    assert place.run("dead", "show", "1-1").returncode == 1
-    assert place.run("dead", "drop", first["letter"]).returncode == 2, "without a reason"
+    assert place.answer("dead", "show", second["letter"])["content"]["billable_ms"] == 60_001
+    assert place.answer("dead", "show", first["letter"])["fields"] == {"id": "x", "d": "c1"}
+    place.run("dead", "show", "1-1", code=1)
+    place.run("dead", "drop", first["letter"], code=2)  # without a reason
     done = place.run("dead", "drop", first["letter"], "--why", "a test entry")
-    assert done.stdout.decode() == f"{first['letter']}: dropped record - of group billing: a test entry\n"
-    (noted,) = [row for row in json.loads(place.run("access", "--json").stdout) if row["command"] == "cdr dead drop"]
+    assert done.stdout == f"{first['letter']}: dropped record - of group billing: a test entry\n"
+    (noted,) = [row for row in place.answer("access") if row["command"] == "cdr dead drop"]
     assert (noted["filter"], noted["records"]) == (f"{first['letter']}, record - of group billing: a test entry", 1)
-    assert json.loads(place.run("dead", "requeue", "--all", "--json").stdout) == {"requeued": 1}
-    assert place.run("dead", "list").stdout == b"no dead letters\n"
+    assert place.answer("dead", "requeue", "--all") == {"requeued": 1}
+    assert place.run("dead", "list").stdout == "no dead letters\n"
     async with Consumer(client, group="billing", idle_s=1) as consumer:
         assert [one.record.seq async for batch in consumer.batches(follow=False) for one in batch] == [1]
-    assert place.run("dead", "requeue", second["letter"]).returncode == 1
+    place.run("dead", "requeue", second["letter"], code=1)

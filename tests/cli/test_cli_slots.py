@@ -14,13 +14,12 @@ from typing import Any
 
 import pytest
 import redis
-from typer.testing import CliRunner
+from program import run
 
 from loadtest.valkey import Valkey
 from policy import store as policy_store
 from sipproxy import policy_cache
 from sipproxy.admin.control import ControlServer, Handler
-from sipproxy.cli import app
 from sipproxy.engine.actions import Holder
 from sipproxy.store import keys
 from sipproxy.store.live_slots import write_holder
@@ -36,15 +35,13 @@ HERE = {
 
 
 def sipproxy(config: Path, *words: str, code: int = 0) -> str:
-    """What a command writes, run within this process: how the program starts is the business of other tests."""
-    done = CliRunner().invoke(app, [*words, "-c", str(config)])
-    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
-    assert done.exit_code == code, done.output
-    return done.output
+    """All that a command writes."""
+    done = run(*words, "-c", config, code=code)
+    return done.stdout + done.stderr
 
 
 def answer(config: Path, *words: str) -> Any:
-    return json.loads(sipproxy(config, *words, "--json"))
+    return json.loads(run(*words, "-c", config, "--json").stdout)
 
 
 @pytest.fixture

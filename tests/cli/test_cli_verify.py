@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-import os
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from program import run_in_thread
 
 from cdr import export
 from cdr.facts import End
@@ -120,35 +120,32 @@ async def test_command_tells_gaps_for_people_and_programs_and_keeps_its_state(tm
         config, state = tmp_path / "config.toml", tmp_path / "state"
         config.write_text(f'[node]\ndata_dir = "{tmp_path}"\n[store]\nurl = "{store.url}"\n')
 
-        def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-            command = [sys.executable, "-m", "sipproxy", "cdr", "verify", "-c", str(config), *map(str, arguments)]
-            environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-            return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
+        def verified(*words: str | Path, code: int) -> str:
+            return run_in_thread("cdr", "verify", "-c", config, *words, code=code).stdout
 
         records = [make_record(seq) for seq in range(1, 31)]
         await put(store.client, [*records, msgspec.structs.replace(records[0], type="interim", seq=0)])
         for form in ("jsonl", "csv", "msgpack"):
             writer = export.Writer(form)
             (tmp_path / f"all.{form}").write_bytes(writer.head() + b"".join(map(writer.row, records)))
-            done = run(tmp_path / f"all.{form}", "--state", state)
-            assert (done.returncode, done.stdout) == (
-                0,
-                "nothing is missing, double or different: 30 in export, 0 in journal, 30 in stream\n",
-            ), done.stderr
+            told = verified(tmp_path / f"all.{form}", "--state", state, code=0)
+            assert told == "nothing is missing, double or different: 30 in export, 0 in journal, 30 in stream\n"
         assert json.loads(state.read_text()) == {"node1": 30}
         writer = export.Writer("jsonl")
         (tmp_path / "some.jsonl").write_bytes(b"".join(map(writer.row, records[:10] + records[12:])))
-        done = run(tmp_path / "some.jsonl")
-        assert done.returncode == 1
+        told = verified(tmp_path / "some.jsonl", code=1)
         at = "2026-09-21T14:13:20+00:00"
-        assert done.stdout == f"node1 11 to 12: missing in export: in stream, calls between {at} and {at}\n"
-        answer = json.loads(run(tmp_path / "some.jsonl", "--json").stdout)
+        assert told == f"node1 11 to 12: missing in export: in stream, calls between {at} and {at}\n"
+        answer = json.loads(verified(tmp_path / "some.jsonl", "--json", code=1))
         assert (answer["status"], answer["findings"][0]["first"], answer["proven_to"]) == ("wrong", 11, {"node1": 10})
         (tmp_path / "ids").write_text("\n".join(record.id for record in records if record.seq != 7))
-        assert run("--ids", tmp_path / "ids").stdout.startswith("node1 7: missing in ids: in stream")
+        assert verified("--ids", tmp_path / "ids", code=1).startswith("node1 7: missing in ids: in stream")
         await store.client.xtrim("sp:cdr", maxlen=6, approximate=False)
-        done = run()
-        assert (done.returncode, done.stdout) == (2, "node1: cannot be known below 26\n")
-        assert run("--since", "node1=26").returncode == 0
-        assert run("--since", "26").returncode == 2
-        assert run(tmp_path / "there-is-none.jsonl").returncode == 2
+        assert verified(code=2) == "node1: cannot be known below 26\n"
+        verified("--since", "node1=26", code=0)
+        verified("--since", "26", code=2)
+        verified(tmp_path / "there-is-none.jsonl", code=2)
+        command = (sys.executable, "-m", "sipproxy", "cdr", "verify", "-c", str(config))
+        process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdout=asyncio.subprocess.PIPE)
+        assert (await process.communicate())[0] == b"node1: cannot be known below 26\n"
+        assert process.returncode == 2
