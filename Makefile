@@ -6,6 +6,8 @@ PYTEST_ARGS ?=
 CALLS ?= 100000
 JOBS ?= 1
 SEED ?=
+FUZZ_SECONDS ?= 600
+TARGETS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -14,7 +16,7 @@ RUNTIME := $(VENV)/.installed-runtime
 DEVELOPMENT := $(VENV)/.installed-development
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test mix faults crashes damage loops lint format types needs requirements clean audit
+.PHONY: help run demo test mix faults crashes damage fuzz loops lint format types needs requirements clean audit
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
@@ -50,6 +52,10 @@ crashes: $(DEVELOPMENT)  ## the process dies at every step of journal, publisher
 
 damage: $(DEVELOPMENT)  ## journals of some hundred calls cut at every byte, with every bit flipped
 	CDR_DAMAGE_CALLS=300 nice $(BIN)/python -m pytest --timeout 7200 tests/cdr/test_cdr_journal_damage.py
+
+fuzz: $(DEVELOPMENT)  ## every entry point, guided by coverage (FUZZ_SECONDS=600 each, TARGETS="message uri" for some)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --target build/fuzzing atheris
+	PYTHONPATH=build/fuzzing FUZZ_SECONDS=$(FUZZ_SECONDS) nice $(BIN)/python -m tests.fuzz $(TARGETS)
 
 loops: $(DEVELOPMENT)  ## the tests of records on both event loops, asyncio's own and uvloop
 	CDR_BOTH_LOOPS=1 nice $(BIN)/python -m pytest tests/cdr

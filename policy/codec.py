@@ -40,6 +40,7 @@ _accounts = msgspec.msgpack.Decoder(Account)
 _blocks = msgspec.msgpack.Decoder(BlockRule)
 _psap = msgspec.msgpack.Decoder(tuple[PsapRoute, ...])
 _owners = msgspec.msgpack.Decoder(Owner)
+_ANY = msgspec.msgpack.Decoder()
 
 
 def encode(value: Line | Account | BlockRule | Owner) -> bytes:
@@ -61,20 +62,27 @@ def psap_field(location: str, service: str) -> str:
 
 def decode_line(data: bytes) -> Line:
     """Inverse of `encode`; raises msgspec.DecodeError or msgspec.ValidationError, which is one."""
-    return _lines.decode(data)
+    return _decoded(_lines, data)
+
+
+def _decoded(decoder: msgspec.msgpack.Decoder[T], data: bytes) -> T:
+    try:
+        return decoder.decode(data)
+    except UnicodeDecodeError as error:  # msgspec lets it out
+        raise msgspec.DecodeError(f"text that is not UTF-8: {error.reason}") from None
 
 
 def decode_account(data: bytes) -> Account:
     """See `decode_line`."""
-    return _accounts.decode(data)
+    return _decoded(_accounts, data)
 
 
 def decode_block(data: bytes) -> BlockRule:
     """See `decode_line`. Rules from before rules had kinds are prefixes, named so."""
     try:
-        return _blocks.decode(data)
+        return _decoded(_blocks, data)
     except msgspec.ValidationError:
-        fields = msgspec.msgpack.decode(data)
+        fields = _decoded(_ANY, data)
         if not isinstance(fields, dict) or "prefix" not in fields:
             raise
         return msgspec.convert({**fields, "value": fields["prefix"]}, BlockRule)
@@ -82,9 +90,9 @@ def decode_block(data: bytes) -> BlockRule:
 
 def decode_owner(data: bytes) -> Owner:
     """See `decode_line`."""
-    return _owners.decode(data)
+    return _decoded(_owners, data)
 
 
 def decode_psap(data: bytes) -> tuple[PsapRoute, ...]:
     """See `decode_line`."""
-    return _psap.decode(data)
+    return _decoded(_psap, data)

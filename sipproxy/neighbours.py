@@ -159,4 +159,4 @@ def _row(seen: NodeSeen, now_ms: int, state: str) -> dict[str, object]:
 
 
 def _number(text: str | None) -> int | None:
-    return int(text) if text is not None and text.isdigit() else None
+    return int(text) if text is not None and text.isdecimal() else None

@@ -105,7 +105,7 @@ async def rules_of(client: Redis, link: Link, config: Config) -> Rules:
     try:
         lines = (await policy_store.load(client)).lines
         held = await holds(link, kept.stream)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise CommandError(f"lines or holds cannot be read, and nothing is purged without them: {error}") from None
     return Rules(
         unbilled_ms=kept.keep_unbilled_h * HOUR_MS,

@@ -38,7 +38,7 @@ def list_records(path: Path, output: Output, *, line: str, reference: str, why: 
     access = Access(time.time_ns() // 1_000_000, _reader(), why.strip()[:500], line, reference)
     try:
         records = with_store(load(path), lambda client: traces.read(client, access))
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise CommandError(f"a record of a malicious call cannot be read: {error}") from None
     output.value(msgspec.to_builtins(records))
     rows = (

@@ -6,6 +6,7 @@ holds itself it does not give up for another's word that is older.
 
 from __future__ import annotations
 
+import ipaddress
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
@@ -13,6 +14,7 @@ from msgspec.structs import replace
 from sipproxy.engine.actions import RemoveBinding, SaveBinding
 from sipproxy.engine.edge import flow_token
 from sipproxy.engine.location import supersedes
+from sipproxy.sip.uri import parse_uri
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -38,6 +40,9 @@ class Replicas:
         desk, location = self._desk, self._desk.location
         if binding.expires_at_ms <= desk.now.utc_ms:
             return
+        if not self._is_usable(binding):
+            desk.count("bindings_refused", "unusable")
+            return
         held = location.get(user, binding.key)
         if held is not None and (held == binding or not self._gives_way(held, binding)):
             return
@@ -54,6 +59,19 @@ class Replicas:
         if held.node == binding.node:
             return not self._desk.location.is_own(held)
         return supersedes(binding, held)
+
+    def _is_usable(self, binding: Binding) -> bool:
+        """Whether calls can be sent by it. What something else wrote into the store, or this node with other listeners, must
+        not make the account's calls and registrations fail."""
+        flow = binding.flow
+        try:
+            contact = parse_uri(binding.contact.encode("latin-1"))
+            ipaddress.ip_address(flow.host)
+        except ValueError:  # as ParseError and UnicodeEncodeError are
+            return False
+        listeners = self._desk.settings.listeners
+        fits = 0 <= flow.listener < len(listeners) and listeners[flow.listener].transport == flow.transport
+        return contact.is_sip and 0 < flow.port < 65_536 and (fits or not self._desk.location.is_own(binding))
 
     def _moved(self, user: str, old: Binding) -> None:
         location = self._desk.location

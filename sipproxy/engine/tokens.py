@@ -52,7 +52,7 @@ class Tokens:
             return None
         try:
             return msgspec.msgpack.decode(plain, type=kind)
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, ValueError):
             return None  # sealed by an earlier version, with other fields
 
     def sign(self, purpose: bytes, *parts: bytes) -> bytes:

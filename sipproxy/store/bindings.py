@@ -144,7 +144,7 @@ class Bindings:
         for name, value in zip(fields[::2], fields[1::2], strict=True):
             try:
                 binding = _decode(value)
-            except msgspec.MsgspecError:
+            except (msgspec.MsgspecError, ValueError):  # ValueError: text that is not UTF-8
                 self.undecodable += 1  # left alone: a newer version may have written it
                 continue
             if binding.expires_at_ms > now_ms:

@@ -118,9 +118,19 @@ async def nodes_seen(store: Store) -> list[NodeSeen]:
     ordered = sorted(names)
     seen: list[NodeSeen] = []
     for key, reply in zip(ordered, await store.execute_all([("HGETALL", key) for key in ordered]), strict=True):
-        if not isinstance(reply, list) or not reply:
-            continue  # its time ran out between the two commands
-        fields = dict(zip(reply[::2], reply[1::2], strict=True))
-        told = {keys.decoded(name): keys.decoded(value) for name, value in fields.items() if name not in _OURS}
-        seen.append(NodeSeen(keys.node_id(key), int(fields.get(b"at_ms", 0)), int(fields.get(b"beat", 0)), told))
+        if (one := _seen(key, reply)) is not None:
+            seen.append(one)
     return seen
+
+
+def _seen(key: bytes, reply: object) -> NodeSeen | None:
+    """One node's heartbeat; None where its time ran out between the two commands, or somebody else wrote there."""
+    if not isinstance(reply, list) or not reply:
+        return None
+    fields = dict(zip(reply[::2], reply[1::2], strict=True))
+    try:
+        at_ms, beat = int(fields.get(b"at_ms", 0)), int(fields.get(b"beat", 0))
+    except ValueError:
+        return None
+    told = {keys.decoded(name): keys.decoded(value) for name, value in fields.items() if name not in _OURS}
+    return NodeSeen(keys.node_id(key), at_ms, beat, told)

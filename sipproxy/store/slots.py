@@ -288,7 +288,9 @@ class Slots:
 
 
 def _parsed(reply: object) -> SlotResult:
-    """What the script returns."""
-    assert isinstance(reply, list)
-    taken, used, of_account = reply
-    return SlotResult(bool(taken), int(used), int(of_account))
+    """What the script returns; anything else, of a server that is none of ours, is no answer."""
+    match reply:
+        case [int(taken), int(used), int(of_account)]:
+            return SlotResult(bool(taken), used, of_account)
+        case _:
+            return SlotResult(None, 0)

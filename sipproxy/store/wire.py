@@ -105,7 +105,7 @@ class Wire(asyncio.Protocol):
             self._reader.feed(data)
             while (reply := self._reader.gets()) is not _NOT_YET:
                 replies.append(reply)
-        except StoreError:
+        except (StoreError, TypeError):  # TypeError: hiredis, of a map whose key is no plain value
             self.abort()
             self._on_lost(self, "PROTOCOL")
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 
+import msgspec
 import pytest
 
 from sipproxy.engine.actions import Action, Now, RemoveBinding, SaveBinding
@@ -153,3 +154,25 @@ def test_bindings_told_in_any_order_end_in_the_same_state(seed: int) -> None:
     for key, name in results[0].items():
         latest = max((one for log in logs.values() for one in log if one.key == key), key=lambda one: (one.at_ms, one.node))
         assert latest.node == name
+
+
+@pytest.mark.parametrize(
+    ("contact", "flow"),
+    [
+        ("sip:a@[::", Flow("UDP", 0, "203.0.113.1", 5060)),
+        ("sip:\u0142@203.0.113.1", Flow("UDP", 0, "203.0.113.1", 5060)),
+        ("tel:1", Flow("UDP", 0, "203.0.113.1", 5060)),
+        ("sip:a@203.0.113.1", Flow("UDP", 7, "203.0.113.1", 5060)),
+        ("sip:a@203.0.113.1", Flow("TCP", 0, "203.0.113.1", 5060, 3)),
+        ("sip:a@203.0.113.1", Flow("UDP", 0, "nowhere", 5060)),
+        ("sip:a@203.0.113.1", Flow("UDP", -1, "203.0.113.1", 5060)),
+        ("sip:a@203.0.113.1", Flow("UDP", 0, "203.0.113.1", 2**40)),
+    ],
+)
+def test_binding_that_nobody_can_be_reached_by_is_not_taken_and_breaks_nothing(node: Node, contact: str, flow: Flow) -> None:
+    """The store, or this node before its listeners changed, may hold anything."""
+    odd = msgspec.structs.replace(binding(node="n1"), contact=contact, flow=flow)
+    node.desk.engine.bindings_read([("alice", odd)], node.now, own_too=True)
+    assert node.held() == {}
+    assert node.desk.engine.desk.counters["bindings_refused", "unusable"] == 1
+    assert node.desk.register(b"<sip:alice@203.0.113.1:5060>").status == 200

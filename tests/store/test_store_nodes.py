@@ -20,6 +20,14 @@ async def test_heartbeat_is_seen_with_what_the_node_tells(server: Server, connec
     assert first.at_ms > 1_600_000_000_000
 
 
+async def test_heartbeats_that_cannot_be_read_are_left_out(server: Server, connect: Connect) -> None:
+    store = await connect(server.url)
+    Heartbeat(store, "n1", tell=dict, on_forgotten=lambda: None).beat()
+    server.ask("HSET", keys.node("odd"), "at_ms", "soon", "beat", "1")
+    server.ask("SET", keys.node("text"), "x")
+    assert [seen.node for seen in await nodes_seen(store)] == ["n1"]
+
+
 async def test_heartbeat_stops_with_its_node(server: Server, connect: Connect) -> None:
     store = await connect(server.url)
     beat = Heartbeat(store, "n", tell=dict, on_forgotten=lambda: None, interval_s=0.05)

@@ -1,0 +1,63 @@
+"""Every entry point with damaged input, for seconds: the short form of `make fuzz`; and what `make fuzz` once found."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+
+from tests.fuzz.seeds import WORDS
+from tests.fuzz.targets import TARGETS
+
+INPUTS = {"bindings": 60, "policy": 60, "journal": 100, "engine": 250, "config": 60}  # of those that take longest
+
+
+def damaged(data: bytes, random: Random, others: tuple[bytes, ...]) -> bytes:
+    """`data` after some of what a fuzzer does: bytes changed, cut out, doubled, words of the grammar put in, others' parts."""
+    out = bytearray(data)
+    for _ in range(random.choice((1, 1, 2, 3, 8))):
+        at, end = sorted(random.randrange(len(out) + 1) for _ in range(2))
+        end = min(end, at + random.choice((1, 2, 8, 200)))
+        kind = random.randrange(6)
+        if kind == 0:
+            out[at:at] = random.choice(WORDS)
+        elif kind == 1:
+            out[at:end] = b""
+        elif kind == 2:
+            out[at:end] = out[at:end] * random.choice((2, 3, 40))
+        elif kind == 3:
+            out[at:end] = random.randbytes(end - at)
+        elif kind == 4:
+            other = random.choice(others)
+            out[at:end] = other[at : at + random.choice((1, 10, 200))]
+        elif at < len(out):
+            out[at] ^= 1 << random.randrange(8)
+    return bytes(out[:8192])
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_damaged_input_raises_only_what_its_entry_point_may_raise(name: str) -> None:
+    target, random = TARGETS[name], Random(name)
+    for seed in target.seeds:
+        target.run(seed)
+    for number in range(INPUTS.get(name, 400)):
+        data = damaged(random.choice(target.seeds), random, target.seeds)
+        try:
+            target.run(data)
+        except Exception as error:
+            error.add_note(f"input {number}: {data!r}")
+            raise
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("policy", b"\x81\xa7\xa7SHA-25\xa1x"),  # a name that is not UTF-8: msgspec raises UnicodeDecodeError
+        ("store", b"%3\r\n:1\r\n:2\r\n>0\r\n"),  # a map with a key that is no plain value: hiredis raises TypeError
+        ("store", b"*2\r\n$1\r\n1\r\n$-1\r\n"),  # a reply of the slot script that is none
+        ("store", b"at_ms\nsoon"),
+        ("store", b"calls\n\xc2\xb2\nat_ms\n1"),  # a digit by `str.isdigit` that `int` does not take
+    ],
+)
+def test_what_once_was_found_stays_found(name: str, data: bytes) -> None:
+    TARGETS[name].run(data)
