@@ -202,7 +202,7 @@ def pull(
 
     Acknowledged when they are on the disk (--output: when the whole file is, under its name) or were read from the pipe. A pull
     that dies before gives the same records again: keep one for each id. Where the reader of a pipe may fail, pull with --keep
-    and call `cdr ack` when it has succeeded. One pull at a time for each group.
+    and call `cdr ack` when it has succeeded. One pull at a time for each group: another one ends with 1 and says who has it.
     """
     from sipproxy.commands import output, pulling
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from sipproxy.commands.output import Output
     from sipproxy.config import Config
 
-__all__ = ["Count", "begin", "end", "recorded", "show"]
+__all__ = ["Count", "begin", "end", "recorded", "show", "user_name"]
 
 TIMEOUT_S = 5.0
 NOBODY = 2**32 - 1  # the kernel's login uid of what nobody logged in for, such as a cron job
@@ -125,9 +125,14 @@ def show(path: Path, output: Output, *, count: int) -> int:
     return 0
 
 
+def user_name() -> str:
+    """The account that runs this."""
+    return _name(os.getuid())
+
+
 def _access(command: str, what: str) -> Access:
     uid = os.getuid()
-    return Access(_name(uid), uid, _login(), os.environ.get("SUDO_USER", "")[:64], socket.gethostname(), command, what)
+    return Access(user_name(), uid, _login(), os.environ.get("SUDO_USER", "")[:64], socket.gethostname(), command, what)
 
 
 def _name(uid: int) -> str:

@@ -2,16 +2,19 @@
 
 What is printed is acknowledged only after it was written: to a file when the whole file is on the disk under its name, to
 standard output when it was flushed, is on the disk (a file) or was read from the pipe. A pull that dies gives the same records
-again, so that a reader who keeps one per id has each once. Left out: files in series (`cdr export`).
+again, so that a reader who keeps one per id has each once. One pull or `ack` at a time has a group (`cdr.lease`); a look does
+not need it. Left out: files in series (`cdr export`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import os
 import select
+import socket
 import stat
 import struct
 import sys
@@ -20,17 +23,19 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from cdr import steps
 from cdr.consumer import Consumer, Delivery
 from cdr.entries import Poison, entry_of, pairs
 from cdr.export import ExportError, Writer
+from cdr.lease import HeldError, Lease
 from cdr.wire import Link
-from sipproxy.commands.accesses import recorded
+from sipproxy.commands.accesses import recorded, user_name
 from sipproxy.commands.backend import with_store
 from sipproxy.commands.output import USAGE, CommandError, Output
 from sipproxy.config import load
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
     from redis.asyncio import Redis
 
@@ -40,6 +45,7 @@ NAME = "pull"
 PATIENCE_S = 10.0
 FILE_LIMIT = 1_000_000  # records of one file: their entry ids are kept until it is whole
 TELL_S = 5.0
+ACKNOWLEDGED = 1000  # entries at once
 NEVER = 1 << 30  # deliveries: people may pull as often as they like
 DRAIN_S = 0.05
 
@@ -82,12 +88,17 @@ def pull(
     async def given(client: Redis) -> int:
         if peek:
             return await _peek(client, config.cdr.stream, group, writer, limit, live=live)
-        async with _consumer(client, config.cdr.stream, group, progress.tell) as consumer:
+        async with (
+            _leased(client, config.cdr.stream, group, "cdr pull") as lease,
+            _consumer(client, config.cdr.stream, group, progress.tell) as consumer,
+        ):
+            lease.on_lost = consumer.stop
             most = min(limit or FILE_LIMIT, FILE_LIMIT) if file is not None else limit
             batches = _limited(consumer, most, follow=follow)
-            if file is not None:
-                return await _into_file(consumer, batches, writer, file, progress, live=live, keep=keep)
-            return await _to_stdout(consumer, batches, writer, progress, live=live, keep=keep)
+            taker = _Taker(consumer, lease, writer, progress, live=live, keep=keep)
+            count = await (taker.to_stdout(batches) if file is None else taker.into_file(batches, file))
+            lease.complete = True
+            return count
 
     count = with_store(config, work)
     if isinstance(count, BrokenPipeError):
@@ -102,8 +113,10 @@ def acknowledge(path: Path, output: Output, *, group: str) -> int:
 
     async def work(client: Redis) -> int:
         count = 0
-        async with _consumer(client, config.cdr.stream, group, None) as consumer:
+        stream = config.cdr.stream
+        async with _leased(client, stream, group, "cdr ack") as lease, _consumer(client, stream, group, None) as consumer:
             async for batch in consumer.kept():
+                await lease.check()
                 await consumer.acknowledge(batch)
                 count += len(batch)
         return count
@@ -112,6 +125,17 @@ def acknowledge(path: Path, output: Output, *, group: str) -> int:
     output.value({"group": group, "acknowledged": count})
     output.line(f"{group}: {count} records acknowledged")
     return 0
+
+
+@contextlib.asynccontextmanager
+async def _leased(client: Redis, stream: str, group: str, command: str) -> AsyncIterator[Lease]:
+    """The group for this process alone. Raises CommandError when another has it, or has taken it since."""
+    lease = Lease(client, stream, group, user=user_name(), host=socket.gethostname(), pid=os.getpid(), command=command)
+    try:
+        async with lease:
+            yield lease
+    except HeldError as error:
+        raise CommandError(f"{error}; nothing more was acknowledged") from None
 
 
 def _consumer(client: Redis, stream: str, group: str, on_event: object) -> Consumer:
@@ -129,74 +153,101 @@ async def _limited(consumer: Consumer, limit: int, *, follow: bool) -> AsyncIter
             return
 
 
-def _rows(writer: Writer, batch: list[Delivery], *, live: bool) -> tuple[bytes, int]:
-    rows = [writer.row(one.record) for one in batch if live or one.record.type == "final"]
-    return b"".join(rows), len(rows)
+class _Taker:
+    """Brings a group's batches to where they are wanted, and acknowledges them then."""
 
+    def __init__(
+        self, consumer: Consumer, lease: Lease, writer: Writer, progress: _Progress, *, live: bool, keep: bool
+    ) -> None:
+        self._consumer, self._lease, self._writer, self._progress = consumer, lease, writer, progress
+        self._live, self._keep = live, keep
 
-async def _into_file(
-    consumer: Consumer,
-    batches: AsyncIterator[list[Delivery]],
-    writer: Writer,
-    file: Path,
-    progress: _Progress,
-    *,
-    live: bool,
-    keep: bool,
-) -> int:
-    """Written aside, on the disk, renamed, then acknowledged. Raises CommandError; then nothing was acknowledged."""
-    aside = file.with_name(f".{file.name}.part")
-    given: list[Delivery] = []
-    count = 0
-    try:
-        with aside.open("wb") as out:
-            aside.chmod(0o600)
-            out.write(writer.head())
-            async for batch in batches:
-                rows, number = _rows(writer, batch, live=live)
-                out.write(rows)
-                count += number
-                given += [one._replace(record=batch[0].record, data=b"") for one in batch]  # the ids are what is needed
-                progress.at(count)
-            out.flush()
-            os.fsync(out.fileno())
-        aside.rename(file)
-        folder = os.open(file.parent, os.O_RDONLY)
+    async def into_file(self, batches: AsyncIterator[list[Delivery]], file: Path) -> int:
+        """Written aside, on the disk, renamed, then acknowledged. Raises CommandError or HeldError; then nothing was
+        acknowledged."""
+        aside = file.with_name(f".{file.name}.part")
+        given: list[Delivery] = []
+        count = 0
         try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            aside.unlink()
-        raise CommandError(f"{file}: {error.strerror or error}; nothing was acknowledged, the records come again") from None
-    if not keep:
-        for start in range(0, len(given), 1000):
-            await consumer.acknowledge(given[start : start + 1000])
-    return count
+            with _aside(aside) as out:
+                out.write(self._writer.head())
+                async for batch in batches:
+                    rows, number = self._rows(batch)
+                    out.write(rows)
+                    count += number
+                    given += [one._replace(record=batch[0].record, data=b"") for one in batch]  # the ids are what is needed
+                    self._progress.at(count)
+                out.flush()
+                os.fsync(out.fileno())
+                await self._lease.check()
+                _name(aside, file)
+        except OSError as error:
+            raise CommandError(f"{file}: {error.strerror or error}; nothing was acknowledged, the records come again") from None
+        steps.at("pull.named")
+        for start in range(0, len(given), ACKNOWLEDGED):
+            await self._acknowledge(given[start : start + ACKNOWLEDGED])
+        return count
+
+    async def to_stdout(self, batches: AsyncIterator[list[Delivery]]) -> int:
+        """Each batch is acknowledged when it was read, or is on the disk. Raises BrokenPipeError, CommandError or HeldError."""
+        out = sys.stdout.buffer
+        sys.stdout.flush()
+        await asyncio.to_thread(_write_whole, out, self._writer.head())
+        count = 0
+        async for batch in batches:
+            rows, number = self._rows(batch)
+            await self._lease.check()
+            await asyncio.to_thread(_write_whole, out, rows)
+            steps.at("pull.written")
+            await self._acknowledge(batch)
+            count += number
+            self._progress.at(count)
+        await self._lease.check()
+        return count
+
+    def _rows(self, batch: list[Delivery]) -> tuple[bytes, int]:
+        rows = [self._writer.row(one.record) for one in batch if self._live or one.record.type == "final"]
+        return b"".join(rows), len(rows)
+
+    async def _acknowledge(self, batch: list[Delivery]) -> None:
+        if not self._keep:
+            await self._lease.check()
+            await self._consumer.acknowledge(batch)
 
 
-async def _to_stdout(
-    consumer: Consumer,
-    batches: AsyncIterator[list[Delivery]],
-    writer: Writer,
-    progress: _Progress,
-    *,
-    live: bool,
-    keep: bool,
-) -> int:
-    out = sys.stdout.buffer
-    sys.stdout.flush()
-    await asyncio.to_thread(_write_whole, out, writer.head())
-    count = 0
-    async for batch in batches:
-        rows, number = _rows(writer, batch, live=live)
-        await asyncio.to_thread(_write_whole, out, rows)
-        if not keep:
-            await consumer.acknowledge(batch)
-        count += number
-        progress.at(count)
-    return count
+@contextlib.contextmanager
+def _aside(path: Path) -> Iterator[BinaryIO]:
+    """An empty file for this process alone; what is left of it afterwards goes. Raises OSError, also when another has it."""
+    while True:
+        out = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+b")
+        try:
+            fcntl.flock(out, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.exists() and path.stat().st_ino == os.fstat(out.fileno()).st_ino:
+                break
+        except BlockingIOError:
+            out.close()
+            raise OSError(errno.EBUSY, "another pull writes it") from None
+        out.close()  # it got its name before we had the lock: it is whole, and not ours
+    with out:
+        out.truncate()
+        try:
+            yield out
+        except BaseException:
+            with contextlib.suppress(OSError):
+                path.unlink()
+            raise
+
+
+def _name(aside: Path, file: Path) -> None:
+    """Give a whole file its name, on the disk. Raises OSError."""
+    if file.exists():
+        raise FileExistsError(errno.EEXIST, "came there meanwhile")
+    aside.rename(file)
+    folder = os.open(file.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def _write_whole(out: BinaryIO, data: bytes) -> None:

@@ -26,6 +26,8 @@ them in Redis Cluster. Values are msgpack (msgspec structs as maps) where not sa
 - `{sp:cdr}:purged:<node>:<n>` (STRING, cdr.purging): a bit for each number that a purge took, 65536 a key. `{sp:cdr}:holds`
   (HASH, cdr.purging): id -> records of a line that a purge leaves, while an objection runs. `{sp:cdr}:journals` (HASH,
   cdr.purging): node -> when a purge last looked at its journal, UTC ms.
+- `{sp:cdr}:pull:<group>` (STRING, cdr.lease): who pulls for the group now. Lives for 15 s, renewed by its holder.
+  `{sp:cdr}:pulls` (HASH, cdr.lease): group -> when a pull for it was complete, UTC ms.
 - `{sp:cdr}:stats:<day>` (HASH), `:stats:days` (SET), `:stats:cursor` (STRING), cdr.stats: daily counts without numbers.
 
 Leaves out: how the policy and CDR keys are built; those packages own them and import nothing from here.

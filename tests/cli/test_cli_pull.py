@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
+import fcntl
 import io
 import json
 import os
+import pwd
 import resource
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import pytest
 import pytest_asyncio
 from program import Done, run_in_thread
 
 from cdr import export
 from cdr.consumer import Consumer
+from cdr.lease import LEASE_S
 from loadtest.billing import make_record, put
 from loadtest.valkey import Valkey
 
@@ -25,6 +32,18 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+LEASE = "{sp:cdr}:pull:pull"
+# The command in a process that is killed at a step.
+DYING = """
+import os, signal, sys
+from cdr import steps
+from sipproxy.cli import app
+fatal = sys.argv.pop(1)
+steps.hook = lambda step: os.kill(os.getpid(), signal.SIGKILL) if step == fatal else None
+app()
+"""
 
 
 class Place:
@@ -44,9 +63,10 @@ class Place:
     def seqs(self, *words: str) -> list[int]:
         return [json.loads(line)["seq"] for line in self.run("pull", *words).stdout.splitlines()]
 
-    def start(self, *words: str, **options: Any) -> subprocess.Popen[bytes]:
+    def start(self, *words: str, dies_at: str = "", **options: Any) -> subprocess.Popen[bytes]:
         """As a process, where what is written to, or the end of the process, is what is tested."""
-        command = [sys.executable, "-m", "sipproxy", "cdr", *words, "-c", str(self.config)]
+        program = ("-c", DYING, dies_at) if dies_at else ("-m", "sipproxy")
+        command = [sys.executable, *program, "cdr", *words, "-c", str(self.config)]
         return subprocess.Popen(command, cwd=ROOT, **{"stderr": subprocess.PIPE, **options})
 
     def refused(self, *words: str, **options: Any) -> bytes:
@@ -125,6 +145,95 @@ async def test_pull_with_a_full_disk_loses_nothing(place: Place) -> None:
     assert file.stat().st_mode & 0o077 == 0
     assert "is there already" in place.run("pull", "-o", str(file), code=2).stderr, "a file is never written over"
     assert place.seqs() == []
+
+
+async def test_pull_beside_another_of_the_group_is_told_who_has_it(place: Place) -> None:
+    await records(place, 1, 3)
+    with place.start("pull", "--follow", stdout=subprocess.PIPE) as first:
+        assert first.stdout is not None
+        seen = [json.loads(first.stdout.readline())["seq"] for _ in range(3)]
+        refused = [
+            place.run(*words, code=1) for words in (("pull",), ("ack",), ("pull", "-o", str(place.config.with_name("f"))))
+        ]
+        who = f"group pull is being pulled by `cdr pull` of {pwd.getpwuid(os.getuid()).pw_name} on {socket.gethostname()}"
+        for done in refused:
+            assert done.stdout == ""
+            assert f"{who}, process {first.pid}, since 20" in done.stderr
+        assert not place.config.with_name("f").exists()
+        assert place.seqs("--peek") == []
+        assert place.seqs("--group", "other") == [1, 2, 3], "each group has a lease of its own"
+        assert 0 < await place.store.client.pttl(LEASE) <= 1000 * LEASE_S
+        first.send_signal(signal.SIGINT)
+        rest = first.stdout.read()
+        assert first.wait(60) == 130
+    assert (seen, rest) == ([1, 2, 3], b"")
+    await records(place, 4, 4)
+    assert place.seqs() == [4]
+    assert set(await place.store.client.hkeys("{sp:cdr}:pulls")) == {b"pull", b"other"}
+
+
+@pytest.mark.parametrize("to_file", [False, True])
+async def test_pull_killed_between_writing_and_acknowledging_gives_the_same_again(place: Place, to_file: bool) -> None:
+    await records(place, 1, 450)
+    files = [place.config.with_name(name) for name in ("first", "second")]
+    if to_file:
+        words, step, out = ("pull", "-o", str(files[0])), "pull.named", subprocess.DEVNULL
+    else:
+        words, step, out = ("pull",), "pull.written", os.open(files[0], os.O_WRONLY | os.O_CREAT)
+    with place.start(*words, dies_at=step, stdout=out) as dying:
+        assert dying.wait(60) == -signal.SIGKILL
+    assert await place.store.client.hgetall("{sp:cdr}:pulls") == {}, "it did not come to its end"
+    told = place.run("pull", "-o", str(files[1]), code=1).stderr
+    assert f"process {dying.pid}, since" in told
+    assert not files[1].exists()
+    assert 0 < await place.store.client.pttl(LEASE) <= 1000 * LEASE_S, "it ends by itself"
+    await place.store.client.delete(LEASE)  # as it does in time
+    place.run("pull", "-o", str(files[1]))
+    first, second = ([json.loads(line)["seq"] for line in file.read_bytes().splitlines()] for file in files)
+    assert sorted(second) == list(range(1, 451)), "nothing was acknowledged"
+    assert sorted(first) == list(range(1, (451 if to_file else 201)))
+    assert place.seqs() == []
+
+
+async def test_pull_that_stood_still_ends_when_another_has_taken_its_place(place: Place) -> None:
+    await records(place, 1, 1)
+    with place.start("pull", "--follow", stdout=subprocess.PIPE, start_new_session=True) as first:
+        assert first.stdout is not None
+        assert json.loads(first.stdout.readline())["seq"] == 1
+        async with asyncio.timeout(60):
+            while (await place.store.client.xpending("sp:cdr", "pull"))["pending"]:  # noqa: ASYNC110  another process's doing
+                await asyncio.sleep(0.01)
+        first.send_signal(signal.SIGSTOP)
+        try:
+            await place.store.client.delete(LEASE)  # as its time is over
+            with place.start("pull", "--follow", stdout=subprocess.PIPE) as second:
+                assert second.stdout is not None
+                await records(place, 2, 2)
+                got = json.loads(second.stdout.readline())["seq"]
+                first.send_signal(signal.SIGCONT)
+                _, told = first.communicate(timeout=60)
+                assert first.returncode == 1
+                assert f"process {second.pid}, since".encode() in told
+                assert (await place.store.client.get(LEASE)) is not None, "it is the other's"
+                second.send_signal(signal.SIGINT)
+                second.communicate(timeout=60)
+        finally:
+            first.kill()
+    assert got == 2
+    assert place.seqs() == []
+
+
+async def test_pull_into_a_file_that_another_group_writes_is_refused(place: Place) -> None:
+    await records(place, 1, 1)
+    file = place.config.with_name("day")
+    other = os.open(place.config.with_name(".day.part"), os.O_RDWR | os.O_CREAT)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    assert "another pull writes it; nothing was acknowledged" in place.run("pull", "-o", str(file), code=1).stderr
+    assert not file.exists()
+    os.write(other, b"left over by a pull that was killed")
+    os.close(other)
+    place.run("pull", "-o", str(file))
+    assert json.loads(file.read_bytes())["seq"] == 1
 
 
 async def test_pull_neutralises_texts_and_leaves_messagepack_intact(place: Place) -> None:
