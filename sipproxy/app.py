@@ -189,6 +189,7 @@ class Node:
             self._on_message,
             self._on_failed,
             self._on_refused,
+            self._on_closed,
             message_bytes=config.limits.message_bytes,
             tls=self._tls,
         )
@@ -259,6 +260,9 @@ class Node:
 
     def _on_refused(self, head: bytes, fault: ParseError, flow: Flow) -> None:
         self.shell.refused(head, fault, flow)
+
+    def _on_closed(self, flow: Flow) -> None:
+        self.shell.flow_closed(flow)
 
     async def _first_snapshot(self) -> Snapshot:
         """The policy data to begin with: the store's, with the configured files taken in, else the last one seen."""

@@ -81,6 +81,7 @@ class Registrar(Section, frozen=True):
     min_expires_s: Annotated[int, msgspec.Meta(ge=1, le=3600)] = 60  # RFC 3261 §10.3: below one hour
     max_expires_s: Seconds = 7200
     max_contacts: Annotated[int, msgspec.Meta(ge=1, le=100)] = 10
+    flow_timer_s: Annotated[int, msgspec.Meta(ge=0, le=3600)] = 0  # RFC 5626 §4.4: between keep-alives of a flow; 0 = not told
     nonce_lifetime_s: Seconds = 300
     contact_networks: Annotated[tuple[Filled, ...], Many] = ()  # that contacts may name although no router is there
     carrier_headers: Annotated[tuple[Filled, ...], Many] = ()  # beginnings of header names that no customer may send

@@ -107,6 +107,9 @@ def _engine_metrics(metrics: Metrics, engine: Engine) -> None:
         "late_2xx": ("answers to calls that were over, which were acknowledged and ended", ("target",)),
         "calls_ended": ("ended call attempts", ("reason",)),
         "setups_forgotten": ("lines whose started calls the guard against automatic dialling had no room for", ("reason",)),
+        "stun": ("STUN messages on the SIP port, and what became of them", ("outcome",)),
+        "flows_lost": ("bindings whose connection ended", ("transport",)),
+        "flows_failed_over": ("INVITEs that went on by another flow of the same device", ()),
         "edge_requests": ("requests that passed through for another node's call", ("direction",)),
         "edge_refused": ("requests with another node's token that were not taken as such", ("reason",)),
         "edge_unreachable": ("bindings of other nodes that could not be tried", ("reason",)),
@@ -181,6 +184,7 @@ def _binding_metrics(metrics: Metrics, engine: Engine, bindings: Bindings, neigh
     metrics.gauge(
         "sipproxy_registrations", "unexpired bindings over this node's flows", lambda: location.count - location.elsewhere
     )
+    metrics.gauge("sipproxy_flows_left", "flows that bindings left, remembered for calls", lambda: location.left)
     metrics.gauge("sipproxy_registrations_elsewhere", "unexpired bindings of other nodes", lambda: location.elsewhere)
     metrics.gauge("sipproxy_bindings_followed", "1 while the log of bindings is followed", lambda: float(follower.is_following))
     metrics.gauge("sipproxy_bindings_behind_seconds", "since the log was read last", lambda: follower.behind_s)

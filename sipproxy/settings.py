@@ -44,6 +44,7 @@ def engine_settings(config: Config, bound: Sequence[Bound], *, boot: str = "") -
         min_expires_s=registrar.min_expires_s,
         max_expires_s=registrar.max_expires_s,
         max_contacts=registrar.max_contacts,
+        flow_timer_s=registrar.flow_timer_s,
         setup_s=calls.setup_s,
         route_s=calls.route_s,
         ring_s=calls.ring_s,

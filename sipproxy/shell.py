@@ -112,6 +112,10 @@ class Shell:
         """The transport could not send what had this key."""
         self._perform(self.engine.transport_failed(key, instant()))
 
+    def flow_closed(self, flow: Flow) -> None:
+        """A connection ended."""
+        self._perform(self.engine.flow_closed(flow, instant()))
+
     def refused(self, head: bytes, fault: ParseError, flow: Flow) -> None:
         """A stream broke at a message with this head."""
         self._perform(self.engine.refuse_stream(head, fault, flow, instant()))
@@ -202,7 +206,7 @@ class Shell:
         elif isinstance(action, SaveBinding):
             self._bindings.save(action.user, action.binding)
         elif isinstance(action, RemoveBinding):
-            self._bindings.remove(action.user, action.key)
+            self._bindings.remove(action.user, action.key, action.at_ms)
         elif isinstance(action, KeepTrace):
             self._traces.keep(action.record)
         elif isinstance(action, Note):

@@ -107,8 +107,11 @@ class SaveBinding(NamedTuple):
 
 
 class RemoveBinding(NamedTuple):
+    """Remove what was registered under the key until `at_ms` (UTC), wherever it was."""
+
     user: str
     key: str
+    at_ms: int
 
 
 class MaliciousCall(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

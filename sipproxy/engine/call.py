@@ -184,7 +184,7 @@ class Call:
             return
         self.seen()
         status = carrier.status_of(self, branch, response)
-        if not status:
+        if not status or (carrier.is_flow_failure(branch, response) and self._tries_another_flow(branch)):
             return
         final = response if status == response.status else None
         if status // 100 == 3:
@@ -205,8 +205,23 @@ class Call:
         """A branch timed out (like 408) or could not be sent (like 503), §16.9."""
         if key in self.context.branches:
             self.desk.count("branch_failures", "timeout" if timed_out else "transport")
+            if self._tries_another_flow(self.context.branches[key]):
+                return
             status = carrier.failed(self, self.context.branches[key], timed_out=timed_out)
             self._go_on(self.context.final(key, status, None))
+
+    def _tries_another_flow(self, branch: Branch[Target]) -> bool:
+        """A flow failed: whether the INVITE is on its way by another one of the same device (RFC 5626 §5.3)."""
+        others = branch.target.others
+        while others and self.phase is Phase.PROCEEDING and not self.context.stopped:
+            following, others = change(others[0], others=others[1:]), others[1:]
+            if self._send(following):
+                branch.status = carrier.UNAVAILABLE
+                self.desk.count("flows_failed_over")
+                if following.route:
+                    self.desk.queue.set(("call", self.id, "edge"), self.desk.now.mono + SILENT_S)
+                return True
+        return False
 
     def _go_on(self, progress: Progress) -> None:
         if self.phase is not Phase.PROCEEDING:
@@ -361,6 +376,8 @@ class Call:
             if branch.target.route and not branch.provisional and not branch.status and client is not None:
                 desk.count("branch_failures", "node_silent")
                 desk.transactions.cancel(client, desk.now.mono)  # should it have heard the INVITE after all
+                if self._tries_another_flow(branch):
+                    continue
                 self._go_on(self.context.final(branch.key, carrier.UNAVAILABLE, None))
 
     def _cancel_branches(self) -> None:

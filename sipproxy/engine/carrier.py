@@ -32,6 +32,7 @@ __all__ = [
     "called",
     "enter",
     "failed",
+    "is_flow_failure",
     "keeps",
     "left",
     "overdue",
@@ -42,6 +43,7 @@ __all__ = [
 
 FULL = "trunk.calls"  # the rule that a call is refused by when every route has all its calls
 UNAVAILABLE = 480  # what a binding behind another node counts as that the node cannot reach
+FLOW_FAILED = frozenset([408, 430])  # RFC 5626 §5.3
 REFUSED = 503  # what a route counts as that does not take our credentials, or sends a call for help elsewhere
 NOT_FOLLOWED = {301: (410, 22)}  # a trunk's 3xx and what it means to the caller: 301 that the number has changed (Q.850 22)
 CHALLENGED = (403, 21)  # what a challenge counts as that is kept: Q.850 call rejected
@@ -138,6 +140,11 @@ def status_of(call: Call, branch: Branch[Target], response: Response) -> int:
     if status >= 300:
         left(call, target)
     return status
+
+
+def is_flow_failure(branch: Branch[Target], response: Response) -> bool:
+    """Whether a response says that the flow, and not the device, has failed (RFC 5626 §5.3)."""
+    return response.status in FLOW_FAILED or bool(branch.target.route and response.status in ABSENT)
 
 
 def _kept(branch: Branch[Target], response: Response, status: int, desk: Desk) -> int:

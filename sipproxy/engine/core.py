@@ -19,6 +19,7 @@ from sipproxy.engine.calls import Calls
 from sipproxy.engine.causes import NORMAL_UNSPECIFIED, TIMER_EXPIRY
 from sipproxy.engine.edge import Edges, Passage
 from sipproxy.engine.ending import dismiss, hang_up
+from sipproxy.engine.flows import Flows
 from sipproxy.engine.forwarding import Forwarding
 from sipproxy.engine.recover import recover
 from sipproxy.engine.registrar import Registrar
@@ -33,6 +34,7 @@ from sipproxy.sip.errors import ParseError
 from sipproxy.sip.flow import LOOP, Flow, Hop
 from sipproxy.sip.matching import cancel_target_key
 from sipproxy.sip.message import Request, Response, check_message, parse_message, salvage
+from sipproxy.sip.stun import is_stun
 from sipproxy.sip.text import text
 
 if TYPE_CHECKING:
@@ -79,12 +81,16 @@ class Engine:
         self._edges = Edges(self.desk, IN_DIALOG)
         self._replicas = Replicas(self.desk)
         self.shedder = Shedder(self.desk, self.calls, settings.rates)
+        self._flows = Flows(self.desk, self.shedder)
 
     # Events
 
     def receive(self, data: bytes, flow: Flow, now: Now) -> list[Action]:
         """One message, whole, as it came from the network."""
         self.desk.now = now
+        if is_stun(data) and flow.transport == "UDP":
+            self._flows.ping(data, flow)
+            return self.desk.take_actions()
         verdict = self.shedder.check(data, flow)
         if verdict is None:
             self._deliver(data, flow)
@@ -174,6 +180,12 @@ class Engine:
         """A `SendTo` with this key could not be sent."""
         self.desk.now = now
         self.desk.transactions.transport_failed(key, now.mono)
+        return self._actions()
+
+    def flow_closed(self, flow: Flow, now: Now) -> list[Action]:
+        """A connection that messages came by, or went by, has ended."""
+        self.desk.now = now
+        self._flows.closed(flow)
         return self._actions()
 
     def end_call(self, call_id: str, now: Now, *, emergency_too: bool = False) -> tuple[str, list[Action]]:

@@ -17,6 +17,7 @@ from sipproxy.engine.state import reason_header
 from sipproxy.engine.transactions import Ignored
 from sipproxy.engine.trunk_auth import AuthenticatedBye
 from sipproxy.sip.dialog import DialogSide, callee_of, write_ack_2xx, write_bye
+from sipproxy.sip.flow import Flow
 from sipproxy.sip.message import Request, parse_message
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from sipproxy.engine.forward import Target
     from sipproxy.engine.state import Desk
     from sipproxy.engine.transactions import ClientUser
-    from sipproxy.sip.flow import Flow, Hop
+    from sipproxy.sip.flow import Hop
     from sipproxy.sip.message import Response
 
 __all__ = ["dismiss", "hang_up", "reach"]
@@ -55,7 +56,10 @@ def reach(call: Call, dialog: Dialog, side: Side) -> Flow | Hop:
     """Where a request of our own to that party goes: a customer's flow, else what its route set or target names."""
     caller = side is Side.CALLER
     known = call.flow if caller else dialog.to
-    if dialog.sides is None or (call.from_customer if caller else dialog.target.is_customer):
+    if call.from_customer if caller else dialog.target.is_customer:
+        user = call.record.account if caller else dialog.target.name
+        return call.desk.location.successor(user, known, call.desk.now.utc_ms) if isinstance(known, Flow) else known
+    if dialog.sides is None:
         return known
     return next_hop(call.desk.settings, dialog.sides[side].next_hop, known)
 

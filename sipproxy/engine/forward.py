@@ -92,6 +92,7 @@ class Target:
     kind: Literal["trunk", "psap", "binding", "forward"]
     name: str = ""  # trunk route's name, PSAP route's URI, account user; of a forwarding the account that forwards
     route: bytes = b""  # Route value of the node with the flow, where that is another one
+    others: tuple[Target, ...] = ()  # the same device by its further flows, tried in turn (RFC 5626 §5.3)
 
     @property
     def is_customer(self) -> bool:

@@ -8,7 +8,7 @@ clock stamped it.
 from __future__ import annotations
 
 import heapq
-from collections import Counter
+from collections import Counter, OrderedDict
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -18,14 +18,18 @@ from sipproxy.sip.flow import Flow, source_of
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Binding", "Location", "supersedes"]
+__all__ = ["MAX_LEFT", "Binding", "Location", "supersedes"]
+
+MAX_LEFT = 65_536  # flows that bindings left, remembered for calls that still know them
 
 
 class Binding(msgspec.Struct, frozen=True):
     """One contact of an account.
 
     `contact` is the URI's bytes as Latin-1, which loses none of them; `q` is in thousandths; `key` identifies the binding
-    within its account. `node` is whose flow it is; `token` is what that node knows the flow by when another one brings a call
+    within its account. `instance` is the device as its parameter says it, `reg_id` which of the device's flows this is, 0 for a
+    device that has but one (RFC 5626 §4.2).
+    `node` is whose flow it is; `token` is what that node knows the flow by when another one brings a call
     for it; `at_ms` is when the REGISTER came.
     """
 
@@ -66,6 +70,7 @@ class Location:
         self._by_user: dict[str, dict[str, Binding]] = {}
         self._by_flow: dict[Flow, set[str]] = {}
         self._flows_at: Counter[str] = Counter()  # flows by source
+        self._left: OrderedDict[tuple[str, Flow], Binding] = OrderedDict()  # by account and flow, who was there last
         self._expiries: list[tuple[int, str, str]] = []  # heap; stale entries are skipped when due
         self.count = 0
         self.elsewhere = 0  # of them, those with a flow of another node
@@ -76,6 +81,11 @@ class Location:
 
     def get(self, user: str, key: str) -> Binding | None:
         return self._by_user.get(user, {}).get(key)
+
+    @property
+    def left(self) -> int:
+        """How many flows that bindings left are remembered."""
+        return len(self._left)
 
     @property
     def is_full(self) -> bool:
@@ -108,6 +118,41 @@ class Location:
                     return user, len(users)
         return "", 0
 
+    def at(self, flow: Flow) -> list[tuple[str, Binding]]:
+        """This node's bindings over this very flow."""
+        return [
+            (user, b)
+            for user in self._by_flow.get(flow, ())
+            for b in self._by_user.get(user, {}).values()
+            if b.flow == flow and self.is_own(b)
+        ]
+
+    def lose(self, user: str, binding: Binding) -> None:
+        """Remove a binding whose flow has failed; what is on its way to that flow finds the device's next one."""
+        if self.remove(user, binding.key):
+            self._note_left(user, binding)
+
+    def _note_left(self, user: str, binding: Binding) -> None:
+        if not self.is_own(binding):
+            return
+        self._left[user, binding.flow] = binding
+        self._left.move_to_end((user, binding.flow))
+        if len(self._left) > MAX_LEFT:
+            self._left.popitem(last=False)
+
+    def successor(self, user: str, flow: Flow, now_ms: int) -> Flow:
+        """Where a device is now that was reached by this flow of the account: there, as far as is known, or by the flow of the
+        binding that took its binding's place, or of the same device, or else of the only device at its address."""
+        own = [b for b in self.bindings(user, now_ms) if self.is_own(b)]
+        left = self._left.get((user, flow))
+        if left is None or any(b.flow == flow for b in own):
+            return flow
+        same = [b for b in own if b.key == left.key] or [b for b in own if left.instance and b.instance == left.instance]
+        if not same:
+            near = [b for b in own if b.flow.host == flow.host]
+            same = near if len(near) == 1 else []
+        return max(same, key=lambda b: b.at_ms).flow if same else flow
+
     def flows_at(self, host: str) -> int:
         """How many flows of bindings lead to this IP address, or into its IPv6 /64: the routers behind it."""
         return self._flows_at[source_of(host)]
@@ -132,6 +177,7 @@ class Location:
         of_user[binding.key] = binding
         if old is not None and old.flow != binding.flow:
             self._forget_flow(user, old.flow)
+            self._note_left(user, old)
         if self._is_indexed(binding):
             if binding.flow not in self._by_flow:
                 self._by_flow[binding.flow] = set()

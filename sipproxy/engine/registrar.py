@@ -1,11 +1,12 @@
 """Registrar (RFC 3261 §10.3): contacts of an authenticated account, all of a REGISTER or nothing.
 
-Pure. Bindings keep the flow that the REGISTER came by, so that a router behind NAT is reached by it (RFC 3581, RFC 5626).
-Outbound flows, Path and GIN are not handled here yet.
+Pure. Bindings keep the flow that the REGISTER came by, so that a router behind NAT is reached by it (RFC 3581, RFC 5626). A
+device may have several flows, each with a `reg-id` of its own (RFC 5626 §6). Path and GIN are not handled here yet.
 """
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from sipproxy.engine.actions import RemoveBinding, SaveBinding
@@ -13,6 +14,8 @@ from sipproxy.engine.contacts import fault_of, place_of
 from sipproxy.engine.edge import flow_token
 from sipproxy.engine.location import Binding
 from sipproxy.sip.errors import ParseError
+from sipproxy.sip.grammar import parse_number
+from sipproxy.sip.headers import parse_name_addr
 from sipproxy.sip.text import text
 from sipproxy.sip.uri import parse_uri, uris_equal
 
@@ -24,6 +27,11 @@ if TYPE_CHECKING:
     from sipproxy.sip.message import Request
 
 __all__ = ["Registrar"]
+
+SUPPORTED = b"outbound"
+INSTANCE = re.compile(rb'"<[!#-;=?-~]+>"')  # one URI, with nothing that would end it
+MAX_INSTANCE_BYTES = 200
+MAX_REG_ID = 2**31 - 1  # RFC 5626 §4.2
 
 
 class _RefusedError(Exception):
@@ -52,8 +60,13 @@ class Registrar:
                 desk.location.put(account.user, binding)
                 desk.out.append(SaveBinding(account.user, binding))
             elif desk.location.remove(account.user, binding.key):
-                desk.out.append(RemoveBinding(account.user, binding.key))
-        return 200, b"", self._contacts(account.user)
+                desk.out.append(RemoveBinding(account.user, binding.key, desk.now.utc_ms))
+        headers = [(b"Supported", SUPPORTED), *self._contacts(account.user)]
+        if any(binding.reg_id for binding in changes):
+            headers.append((b"Require", b"outbound"))  # RFC 5626 §6: the device knows by this that its flows are kept apart
+            if desk.settings.flow_timer_s:
+                headers.append((b"Flow-Timer", b"%d" % desk.settings.flow_timer_s))  # §5.4
+        return 200, b"", headers
 
     def _changes(self, request: Request, account: Account, flow: Flow) -> list[Binding]:
         """§10.3 steps 5 to 7: every binding as it would be; one with a past expiry is removed. Nothing is changed here."""
@@ -73,6 +86,8 @@ class Registrar:
                 raise _RefusedError(400, b"Contact * Needs Expires 0")  # step 6
             return [self._expired(self._in_order(request, old)) for old in held]
         changes: dict[str, Binding] = {}
+        if len(contacts) > 1 and any(_reg_id(contact, request) for contact in contacts):
+            raise _RefusedError(400, b"One Contact Only With Reg-Id")  # RFC 5626 §4.2.1: a flow is registered by itself
         for contact in contacts:
             binding = self._binding(request, contact, held, account.user, flow)
             changes[binding.key] = binding
@@ -112,15 +127,19 @@ class Registrar:
         if fault := fault_of(contact):
             self._desk.count("contacts_refused", fault)
             raise _RefusedError(400, b"Bad Contact")
-        instance = (contact.param(b"+sip.instance") or b"").decode("utf-8", "replace")[:200]
-        old = self._same(contact, instance, held)
+        instance, reg_id = _instance(contact), _reg_id(contact, request)
+        if reg_id and not self._first_hop_keeps_flows(request):
+            self._desk.count("registers_refused", "first_hop")
+            raise _RefusedError(439)  # RFC 5626 §6
+        old = self._same(contact, instance, reg_id, held)
         if old is not None:
             self._in_order(request, old)
         expires = self._expires(request, contact)
         if expires and (place := place_of(contact, flow, self._desk.settings)):
             self._desk.count("contacts_refused", place)
             raise _RefusedError(403, b"Contact Not Allowed")
-        key = old.key if old is not None else raw.decode("latin-1")
+        new_key = f"{instance};reg-id={reg_id}" if reg_id else raw.decode("latin-1")
+        key = old.key if old is not None else new_key
         expires_at_ms = self._desk.now.utc_ms + expires * 1000
         return Binding(
             key=key,
@@ -133,19 +152,30 @@ class Registrar:
             user_agent=(request.first(b"user-agent") or b"").decode("utf-8", "replace")[:200],
             q=_q(contact.param(b"q")),
             instance=instance,
+            reg_id=reg_id,
             node=self._desk.settings.node,
             token=flow_token(self._desk, user, flow, expires_at_ms),
             at_ms=self._desk.now.utc_ms,
         )
 
-    def _same(self, contact: NameAddr, instance: str, held: list[Binding]) -> Binding | None:
-        """The binding that this contact replaces: the same device (RFC 5626 §6), else an equal URI (§19.1.4)."""
+    def _same(self, contact: NameAddr, instance: str, reg_id: int, held: list[Binding]) -> Binding | None:
+        """The binding that this contact replaces: the same flow of the same device, whatever its URI (RFC 5626 §6); else
+        that of an equal URI (RFC 3261 §19.1.4)."""
         for old in held:
-            if instance and old.instance == instance:
+            if instance and (old.instance, old.reg_id) == (instance, reg_id):
                 return old
-            if uris_equal(parse_uri(old.contact.encode("latin-1")), contact.uri):
-                return old
-        return None
+        if reg_id:
+            return None
+        return next((old for old in held if uris_equal(parse_uri(old.contact.encode("latin-1")), contact.uri)), None)
+
+    @staticmethod
+    def _first_hop_keeps_flows(request: Request) -> bool:
+        """Whether the device's own hop holds the flow (RFC 5626 §6): this node where it came directly, else who was first to
+        add a Path, and says so in it."""
+        if len(request.vias) == 1:
+            return True
+        paths = request.values(b"path")
+        return bool(paths) and parse_name_addr(paths[-1]).uri.param(b"ob") is not None
 
     def _in_order(self, request: Request, old: Binding) -> Binding:
         """§10.3 step 7: within one Call-ID the CSeq must rise, else the whole update is aborted."""
@@ -174,10 +204,36 @@ class Registrar:
 
     def _contacts(self, user: str) -> Headers:
         now_ms = self._desk.now.utc_ms
-        return [
-            (b"Contact", b"<%s>;expires=%d" % (b.contact.encode("latin-1"), max(1, (b.expires_at_ms - now_ms) // 1000)))
-            for b in self._desk.location.bindings(user, now_ms)
-        ]
+        return [(b"Contact", _shown(b, now_ms)) for b in self._desk.location.bindings(user, now_ms)]
+
+
+def _instance(contact: NameAddr) -> str:
+    """The device that a contact says it is (RFC 5626 §4.1): a URI in angle brackets and quotes; "" for none."""
+    value = contact.param(b"+sip.instance") or b""
+    return value.decode("ascii") if len(value) <= MAX_INSTANCE_BYTES and INSTANCE.fullmatch(value) else ""
+
+
+def _reg_id(contact: NameAddr, request: Request) -> int:
+    """Which of its flows a device registers; 0 for one that has no instance or does not keep flows apart (RFC 5626 §6).
+
+    Raises ParseError.
+    """
+    value = contact.param(b"reg-id")
+    if value is None or not _instance(contact) or not _has_option(request, b"outbound"):
+        return 0
+    return parse_number(value, MAX_REG_ID, "reg-id", "RFC 5626 §4.2")
+
+
+def _has_option(request: Request, option: bytes) -> bool:
+    return any(value.lower() == option for value in request.values(b"supported"))
+
+
+def _shown(binding: Binding, now_ms: int) -> bytes:
+    """The Contact value of a binding in a response (§10.3 step 8)."""
+    value = b"<%s>;expires=%d" % (binding.contact.encode("latin-1"), max(1, (binding.expires_at_ms - now_ms) // 1000))
+    if binding.reg_id:
+        value += b";+sip.instance=%s;reg-id=%d" % (binding.instance.encode(), binding.reg_id)
+    return value
 
 
 def _q(value: bytes | None) -> int:

@@ -15,6 +15,7 @@ from sipproxy.engine.actions import SendTo
 from sipproxy.engine.authenticate import Proven
 from sipproxy.engine.call import Phase
 from sipproxy.engine.causes import cause_of
+from sipproxy.engine.ending import reach
 from sipproxy.engine.forward import forward_request, loosen, next_hop, strict_next, strip_trust
 from sipproxy.engine.privacy import contact_of, forward_in_dialog, forward_response, is_mask, strip_for_customer
 from sipproxy.engine.sources import Standing, account_of, follow, may_reach, standing
@@ -269,7 +270,7 @@ class Relays:
         known = found.dialog.to if found.from_caller else found.call.flow
         if found.to_customer:
             # DEVIATION: RFC 3261 §16.6 step 6, the remote target is not where it goes, because NAT hides what it names.
-            return known
+            return reach(found.call, found.dialog, liveness.Side.CALLEE if found.from_caller else liveness.Side.CALLER)
         return next_hop(self._desk.settings, next_uri if next_uri is not None else uri, known)
 
     def _observe(self, found: Found, request: Request) -> None:

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from sipproxy.engine.actions import RemoveBinding, SaveBinding
 from sipproxy.engine.edge import flow_token
+from sipproxy.engine.flows import reopened
 from sipproxy.engine.location import supersedes
 from sipproxy.sip.uri import parse_uri
 
@@ -47,7 +48,7 @@ class Replicas:
         if held is not None and (held == binding or not self._gives_way(held, binding)):
             return
         for other in location.bindings(user, desk.now.utc_ms) if binding.instance else ():
-            if other.key != binding.key and other.instance == binding.instance:
+            if other.key != binding.key and (other.instance, other.reg_id) == (binding.instance, binding.reg_id):
                 if not supersedes(binding, other):
                     return
                 self._moved(user, other)  # RFC 5626 §6: the same device by another contact
@@ -77,7 +78,7 @@ class Replicas:
         location = self._desk.location
         location.remove(user, old.key)
         if location.is_own(old):
-            self._desk.out.append(RemoveBinding(user, old.key))
+            self._desk.out.append(RemoveBinding(user, old.key, self._desk.now.utc_ms))
 
     def gone(self, user: str, key: str, at_ms: int) -> None:
         """A node removed this binding at `at_ms`; one that was registered later stays."""
@@ -100,8 +101,12 @@ class Replicas:
         desk = self._desk
         if desk.location.get(user, binding.key) is not None:
             return  # registered again since
-        token = flow_token(desk, user, binding.flow, binding.expires_at_ms)
-        renewed = replace(binding, token=token, node=desk.settings.node)
+        flow = binding.flow if binding.flow.transport == "UDP" else reopened(binding)
+        if flow is None:  # its connection ended with the process
+            desk.out.append(RemoveBinding(user, binding.key, binding.at_ms))
+            return
+        token = flow_token(desk, user, flow, binding.expires_at_ms)
+        renewed = replace(binding, flow=flow, token=token, node=desk.settings.node)
         self.seen(user, renewed)
         if renewed != binding:
             desk.out.append(SaveBinding(user, renewed))

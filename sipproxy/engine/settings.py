@@ -96,6 +96,7 @@ class Settings:
     min_expires_s: int = 60
     max_expires_s: int = 7200
     max_contacts: int = 10
+    flow_timer_s: int = 0  # RFC 5626 §4.4, told to devices that keep flows apart; 0: not told
     setup_s: float = 60.0
     route_s: float = 6.0
     ring_s: float = 180.0

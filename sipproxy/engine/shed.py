@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from sipproxy.engine.state import Desk
     from sipproxy.sip.flow import Flow
 
-__all__ = ["Load", "Shedder", "Signals", "Verdict", "kind_of", "may_be_emergency"]
+__all__ = ["Kind", "Load", "Shedder", "Signals", "Verdict", "kind_of", "may_be_emergency"]
 
 MAX_CREDIT = 65_536  # bytes that a source may get back at most for what it sent before
 SLOWED = 0.25  # of the rate of REGISTERs is left to customers under load
@@ -177,8 +177,8 @@ class Shedder:
         self._high_at = 0.0
         desk.may_send = self.may_send
 
-    def check(self, data: bytes, flow: Flow) -> Verdict | None:
-        """Why this message is not to be taken, None when it is."""
+    def check(self, data: bytes, flow: Flow, *, kind: Kind | None = None) -> Verdict | None:
+        """Why this message is not to be taken, None when it is. `kind` is what it counts as, where it is not SIP."""
         if flow.transport == LOOP:
             return None
         source = self.source(flow)
@@ -187,7 +187,7 @@ class Shedder:
         if data[:1] in (b"\r", b"\n"):
             data = data.lstrip(b"\r\n")  # RFC 3261 §7.5: line ends before the first line are ignored
         source.credit = min(self._most, source.credit + len(data))
-        kind = kind_of(data)
+        kind = kind or kind_of(data)
         desk = self._desk
         user, sharing = desk.location.accounts_at(flow, desk.now.utc_ms)
         verdict = self._customer(kind, user, sharing) if user else self._source(kind, data, flow, source)

@@ -6,6 +6,7 @@ Pure. Header lines that are not named here leave as they came.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from policy.model import Decision, Verdict
@@ -66,14 +67,17 @@ def emergency_groups(desk: Desk, decision: Decision) -> Groups:
 
 
 def binding_groups(desk: Desk, user: str) -> Groups:
-    """All bindings of the account at once (parallel forking), those of other nodes through them; no group when it has none that
-    can be reached."""
-    group = []
-    for binding in desk.location.bindings(user, desk.now.utc_ms):
+    """All devices of the account at once (parallel forking), those of other nodes through them; no group when it has none that
+    can be reached. Of a device with several flows (RFC 5626 §5.3) the one that it used last is tried first."""
+    devices: dict[str, list[Target]] = {}
+    for binding in sorted(desk.location.bindings(user, desk.now.utc_ms), key=lambda b: (-b.q, -b.at_ms)):
         if desk.location.is_own(binding):
-            group.append(Target(binding.contact.encode("latin-1"), binding.flow, "binding", user))
-        elif (target := target_at(desk, user, binding)) is not None:
-            group.append(target)
+            target: Target | None = Target(binding.contact.encode("latin-1"), binding.flow, "binding", user)
+        else:
+            target = target_at(desk, user, binding)
+        if target is not None:
+            devices.setdefault(binding.instance or binding.key, []).append(target)
+    group = [replace(first, others=tuple(others)) for first, *others in devices.values()]
     return [group] if group else []
 
 

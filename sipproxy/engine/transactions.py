@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from sipproxy.engine.actions import Action, SendTo
 from sipproxy.sip.build import write_cancel
-from sipproxy.sip.flow import LOOP
+from sipproxy.sip.flow import LOOP, Flow
 from sipproxy.sip.matching import client_key, response_key, server_key
 from sipproxy.sip.message import Request, Response, parse_message
 from sipproxy.sip.transaction import Action as Move
@@ -29,7 +29,7 @@ from sipproxy.sip.transaction import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
-    from sipproxy.sip.flow import Flow, Hop
+    from sipproxy.sip.flow import Hop
     from sipproxy.sip.timers import TimerQueue, Timers
 
 __all__ = ["ClientUser", "Server", "Transactions"]
@@ -95,6 +95,7 @@ class Transactions:
         self._queue = queue
         self.servers: dict[Hashable, Server] = {}
         self.clients: dict[Hashable, Client] = {}
+        self._by_flow: dict[Flow, set[Hashable]] = {}  # the clients of each connection
         self.told: Client | None = None  # whose response its user is being told; over TCP it has left the table by then
 
     @property
@@ -168,7 +169,7 @@ class Transactions:
         machine = kind(request, timers=self._timers, reliable=target.transport in RELIABLE)
         key = client_key(branch, request.method)
         client = Client(key, machine, request, target, user, challenged)
-        self.clients[key] = client
+        self._add_client(client)
         self._perform(client, machine.start(now))
         return key
 
@@ -177,8 +178,28 @@ class Transactions:
         machine = InviteClient(request, timers=self._timers, reliable=target.transport in RELIABLE)
         machine.accept(now)
         client = Client(client_key(branch, request.method), machine, request, target, user)
-        self.clients[client.key] = client
+        self._add_client(client)
         self._perform(client, [])
+
+    def _add_client(self, client: Client) -> None:
+        self.clients[client.key] = client
+        if isinstance(client.target, Flow) and client.target.connection:
+            self._by_flow.setdefault(client.target, set()).add(client.key)
+
+    def _drop_client(self, client: Client) -> None:
+        self.clients.pop(client.key, None)
+        target = client.target
+        keys = self._by_flow.get(target) if isinstance(target, Flow) else None
+        if keys is not None and isinstance(target, Flow):
+            keys.discard(client.key)
+            if not keys:
+                del self._by_flow[target]
+
+    def flow_closed(self, flow: Flow, now: float) -> None:
+        """A connection ended: what was sent by it and has not been heard of did not arrive, or its answer cannot come."""
+        for key in list(self._by_flow.get(flow, ())):
+            if (client := self.clients.get(key)) is not None:
+                self._perform(client, client.machine.transport_failed(now))
 
     def cancel(self, client: Client, now: float) -> None:
         """Send a CANCEL for a pending INVITE, which then ends within 64*T1 whatever the peer does (§9.1)."""
@@ -228,7 +249,7 @@ class Transactions:
         machine = client.machine
         # The table is brought up to date first: the user may start or end transactions while it is told.
         if machine.state is State.TERMINATED:
-            self.clients.pop(client.key, None)
+            self._drop_client(client)
             self._queue.cancel(("c", client.key))
         elif (at := machine.next_at) is not None:
             self._queue.set(("c", client.key), at)

@@ -14,6 +14,7 @@ from sipproxy.net.passed import Passed
 from sipproxy.net.stream import StreamLimits, StreamListener
 from sipproxy.net.udp import UdpListener
 from sipproxy.sip.flow import Flow, Hop
+from sipproxy.sip.stun import is_stun
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
@@ -31,9 +32,9 @@ MAX_PORT_TRIES = 20
 class Transports:
     """Listeners in the order of the configuration; `Flow.listener` is the index.
 
-    `on_message(data, flow)` gets each message; `on_failed(key)` the key of what could not be sent, or what ICMP says did not
-    arrive (RFC 3261 §18.4); `on_refused(head, fault, flow)` the head of a message that a stream cannot be read beyond, while it
-    can still be answered.
+    `on_message(data, flow)` gets each message, STUN's on UDP included; `on_failed(key)` the key of what could not be sent, or
+    what ICMP says did not arrive (RFC 3261 §18.4); `on_refused(head, fault, flow)` the head of a message that a stream cannot
+    be read beyond, while it can still be answered; `on_closed(flow)` a connection that has ended.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Transports:
         on_message: Callable[[bytes, Flow], None],
         on_failed: Callable[[Hashable], None],
         on_refused: Callable[[bytes, ParseError, Flow], None],
+        on_closed: Callable[[Flow], None],
         *,
         message_bytes: int = 65535,
         tls: Tls | None = None,
@@ -51,6 +53,7 @@ class Transports:
         self._on_message = on_message
         self._on_failed = on_failed
         self._on_refused = on_refused
+        self._on_closed = on_closed
         self._message_bytes = message_bytes
         self._tls = tls
         self._listeners: list[UdpListener | StreamListener] = []
@@ -102,12 +105,17 @@ class Transports:
         def refused(head: bytes, fault: ParseError, source: str, source_port: int, connection: int) -> None:
             self._on_refused(head, fault, flow_of(source, source_port, connection))
 
+        def closed(connection: int, source: str, source_port: int, reason: str) -> None:
+            if reason != "shutdown":  # the node ends, and takes no notice any more
+                self._on_closed(flow_of(source, source_port, connection))
+
         stream = StreamListener(
             host,
             port,
             message,
             on_failed=lambda key, _: self._on_failed(key),
             on_refused=refused,
+            on_closed=closed,
             limits=StreamLimits(message_bytes=self._message_bytes),
             tls=self._tls if transport == "TLS" else None,
         )
@@ -119,6 +127,8 @@ class Transports:
         self._on_message(data, flow)
 
     def _show(self, flow: Flow, data: bytes, *, outgoing: bool) -> None:
+        if is_stun(data):
+            return  # no SIP message
         local = self._listeners[flow.listener].address
         passed = Passed(time.time_ns(), outgoing, flow.transport, local, (flow.host, flow.port), data)
         for watcher in self.watchers:

@@ -116,9 +116,9 @@ class Bindings:
             if (user, binding.key) not in self._backlog:
                 self._backlog.put((user, binding.key), binding)
 
-    def remove(self, user: str, binding_key: str) -> None:
-        """Remove the binding from the store when it allows."""
-        self._backlog.put((user, binding_key), self._utc_ms())
+    def remove(self, user: str, binding_key: str, at_ms: int) -> None:
+        """Remove what was registered until `at_ms` (UTC) from the store when it allows."""
+        self._backlog.put((user, binding_key), at_ms)
 
     async def load_all(self) -> list[tuple[str, Binding]]:
         """Return all unexpired bindings of all accounts and clean up the others. Raises StoreError."""

@@ -125,6 +125,20 @@ async def test_tcp_router_is_called_over_its_own_connection_and_hangs_up(network
     assert (record.direction, record.callee_account, record.released_by, record.status) == ("internal", "v1001", "callee", 200)
 
 
+async def test_tcp_router_behind_nat_is_gone_with_its_connection_and_back_with_the_next(
+    network: Network, agent: TcpAgent
+) -> None:
+    agent.sent_by = b"192.168.178.1:5060"
+    await registered(agent)
+    assert await network.bindings("v1001", 1) == 1
+    agent.writer.transport.abort()
+    assert await network.bindings("v1001", 0) == 0
+    back = TcpAgent(*await asyncio.open_connection(*network.node.address))
+    await registered(back)
+    assert await network.bindings("v1001", 1) == 1
+    back.writer.close()
+
+
 async def test_tcp_keepalive_is_answered_with_the_pong(agent: TcpAgent) -> None:
     await agent.send(b"\r\n\r\n")
     async with asyncio.timeout(BOUND_S):
@@ -133,6 +147,7 @@ async def test_tcp_keepalive_is_answered_with_the_pong(agent: TcpAgent) -> None:
 
 async def test_tcp_router_that_has_gone_is_unreachable_not_an_endless_call(network: Network, agent: TcpAgent) -> None:
     await registered(agent)
+    assert await network.bindings("v1001", 1) == 1
     agent.writer.transport.abort()
     router = await network.router("b2001")
     call = await router.call("02051555101")

@@ -47,7 +47,7 @@ async def test_hop_is_sent_from_the_listener_of_its_version_or_its_own(tmp_path:
     hosts.write_text("127.0.0.1 both.example four.example\n::1 both.example six.example\n")
     failed: list[object] = []
     resolver = Resolver(hosts_file=hosts, families=(6, 4))
-    transports = Transports(resolver, lambda *_: None, failed.append, lambda *_: None)
+    transports = Transports(resolver, lambda *_: None, failed.append, lambda *_: None, lambda *_: None)
     bound = transports.bind([("UDP", "127.0.0.1", 0), ("UDP", "::1", 0), ("UDP", "127.0.0.9", 0)])
     await transports.start()
     async with peers() as (peer4, peer6, port):  # type: ignore[misc]

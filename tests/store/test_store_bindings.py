@@ -44,8 +44,8 @@ async def test_save_again_replaces_and_remove_removes(server: Server, connect: C
     bindings.save("u", binding("a", cseq=1))
     bindings.save("u", newer)
     bindings.save("u", binding("b"))
-    bindings.remove("u", "b")
-    bindings.remove("u", "never")
+    bindings.remove("u", "b", time.time_ns() // 1_000_000)
+    bindings.remove("u", "never", time.time_ns() // 1_000_000)
     await written(bindings)
     assert await bindings.load_all() == [("u", newer)]
     assert server.ask("HKEYS", keys.bindings("u")) == [b"a"]
@@ -110,12 +110,12 @@ async def test_away_keeps_the_latest_state_and_writes_it_when_back(relay: Relay,
     relay.cut()
     await eventually(lambda: store.state is State.AWAY)
     changed = binding("changed", cseq=9)
-    bindings.remove("u", "removed")
+    bindings.remove("u", "removed", time.time_ns() // 1_000_000)
     for cseq in range(2, 9):
         bindings.save("u", binding("changed", cseq=cseq))
     bindings.save("u", changed)
     bindings.save("u", binding("brief"))
-    bindings.remove("u", "brief")
+    bindings.remove("u", "brief", time.time_ns() // 1_000_000)
     assert bindings.unwritten == 3
     relay.refusing = False
     await eventually(lambda: store.state is State.UP)

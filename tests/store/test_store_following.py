@@ -89,7 +89,7 @@ async def test_change_at_one_node_reaches_the_other(writer: Bindings, reader: Re
     writer.save("\xfc*\udcff", binding("ä"))
     await eventually(lambda: set(reader.memory.held) == {("u", "a"), ("\xfc*\udcff", "ä")})
     assert reader.memory.held["u", "a"] == binding("a")
-    writer.remove("u", "a")
+    writer.remove("u", "a", time.time_ns() // 1_000_000)
     await eventually(lambda: ("u", "a") not in reader.memory.held)
     assert reader.memory.reads == 1
     assert reader.follower.applied == 3
@@ -112,7 +112,7 @@ async def test_outage_is_followed_by_a_whole_read(writer: Bindings, reader: Read
     relay.cut()
     await eventually(lambda: not reader.follower.is_following)
     writer.save("u", binding("meanwhile"))
-    writer.remove("u", "before")
+    writer.remove("u", "before", time.time_ns() // 1_000_000)
     await eventually(lambda: writer.unwritten == 0)
     assert ("u", "before") in reader.memory.held  # what is known stays
     relay.refusing = False
@@ -219,7 +219,7 @@ async def test_removal_of_an_older_registration_leaves_the_newer_one(server: Ser
     store = await connect(server.url)
     late, moved = Bindings(store, node="n1", utc_ms=lambda: NOW_MS), Bindings(store, node="n2")
     moved.save("u", binding(at_ms=NOW_MS + 5, node="n2"))
-    late.remove("u", "k")
+    late.remove("u", "k", NOW_MS)
     await eventually(lambda: not moved.unwritten and not late.unwritten)
     assert [one.node for _, one in await moved.load_all()] == ["n2"]
 
