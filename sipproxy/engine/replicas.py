@@ -101,6 +101,9 @@ class Replicas:
         desk = self._desk
         if desk.location.get(user, binding.key) is not None:
             return  # registered again since
+        if not self._is_usable(binding):
+            desk.count("bindings_refused", "unusable")
+            return
         flow = binding.flow if binding.flow.transport == "UDP" else reopened(binding)
         if flow is None:  # its connection ended with the process
             desk.out.append(RemoveBinding(user, binding.key, binding.at_ms))
