@@ -15,6 +15,7 @@ import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cdr.entries import ADDRESSEE, Fields, entry_of, pairs
+from cdr.place import beside
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -102,12 +103,7 @@ class Letter(NamedTuple):
 
 def dead_key(stream: str) -> str:
     """The key of the letters, in the slot of the record stream. Raises ValueError for braces that are no hash tag."""
-    start = stream.find("{")
-    if start >= 0 and stream.find("}", start) > start + 1:
-        return f"{stream}:dead"
-    if "{" in stream or "}" in stream:
-        raise ValueError(f"key of the stream has braces that are no hash tag: {stream!r:.80}")
-    return f"{{{stream}}}:dead"
+    return beside(stream, "dead")
 
 
 async def bury(call: Call, stream: str, letter: Letter, *, limit: int = LIMIT, gone: bool = False) -> int:

@@ -26,6 +26,7 @@ from typing import IO, TYPE_CHECKING, Protocol
 import msgspec
 
 from cdr import steps
+from cdr.storage import sync_directory
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -156,7 +157,7 @@ class Folder:
         with (self.path / MANIFEST).open("ab") as file:
             file.write(b"".join(_json(line) + b"\n" for line in lines))
             _sync(file)
-        _sync_folder(self.path)
+        sync_directory(self.path)
 
     def _release(self) -> None:
         if self._lock >= 0:
@@ -182,7 +183,7 @@ class Folder:
             path.unlink()
         names = [*known, *(path.name.removesuffix(".sha256") for path in self.path.glob("cdr-*"))]
         self._number = max((int(match[1]) for name in names if (match := _NAME.fullmatch(name))), default=0)
-        _sync_folder(self.path)
+        sync_directory(self.path)
 
     def _part_of(self, intent: Intent) -> Path:
         return self.path / f".{intent.file}.part"
@@ -239,7 +240,7 @@ class Part:
                 entries=self.entries,
             )
             replace_whole(_intent_of(self._folder, self._name), _json(intent))
-            _sync_folder(self._folder)
+            sync_directory(self._folder)
             steps.at("export.intended")
             self._publish(intent)
         except OSError as error:
@@ -263,7 +264,7 @@ class Part:
         replace_whole(self._folder / f"{self._name}.sha256", checksum_line(intent))
         steps.at("export.checksum")
         self._path.rename(final)
-        _sync_folder(self._folder)
+        sync_directory(self._folder)
         steps.at("export.renamed")
 
     def _write(self, data: bytes) -> None:
@@ -312,11 +313,3 @@ def replace_whole(path: Path, data: bytes) -> None:
 def _sync(file: IO[bytes]) -> None:
     file.flush()
     os.fsync(file.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

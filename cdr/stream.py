@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from redis.exceptions import InvalidResponse
 
 from cdr.groups import POSITIONS, EntryId, entry_id
-from cdr.place import beside
+from cdr.place import beside, is_tagged
 from cdr.wire import Script
 
 if TYPE_CHECKING:
@@ -175,12 +175,7 @@ class Seen(NamedTuple):
 
 def mark_key(stream: str, node: str) -> str:
     """The key of a node's mark, in the stream's slot. Raises ValueError for braces that are no hash tag."""
-    start = stream.find("{")
-    if start >= 0 and stream.find("}", start) > start + 1:
-        return f"{stream}:mark:{node}"
-    if "{" in stream or "}" in stream:
-        raise ValueError(f"key of the stream has braces that are no hash tag: {stream!r:.80}")
-    return f"sp:{{{stream}}}:mark:{node}"
+    return f"{stream}:mark:{node}" if is_tagged(stream) else f"sp:{{{stream}}}:mark:{node}"
 
 
 async def marked_nodes(link: Link, stream: str) -> set[str]:

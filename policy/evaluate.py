@@ -98,22 +98,8 @@ def _outgoing(attempt: CallAttempt, snapshot: Snapshot, now_at_ms: int) -> Decis
     if refusal is not None:
         return _deny(snapshot, destination, refusal, steps, line=line, account=attempt.account, caller=caller)
     callee = snapshot.account_of(destination.canonical) if destination.canonical[0] == "+" else None
-    rule, reason = _allowance(exception, "on-net" if callee is not None else "no rule refuses it")
-    return Decision(
-        Verdict.ALLOW,
-        rule,
-        reason,
-        snapshot.version,
-        destination,
-        line=line,
-        account=attempt.account,
-        callee=callee,
-        channels=snapshot.channels_of(line),
-        asserted=caller.asserted,
-        steps=tuple(steps),
-        presented=caller.presented,
-        restricted=caller.restricted,
-    )
+    why = _allowance(exception, "on-net" if callee is not None else "no rule refuses it")
+    return _allow(snapshot, destination, why, steps, line=line, account=attempt.account, callee=callee, caller=caller)
 
 
 def _emergency(attempt: CallAttempt, snapshot: Snapshot, destination: Destination, steps: Steps, now_at_ms: int) -> Decision:
@@ -269,23 +255,8 @@ def _incoming(attempt: CallAttempt, snapshot: Snapshot, now_at_ms: int) -> Decis
     refusal, exception = _refused_incoming(attempt, snapshot, line, account, caller, steps, now_at_ms)
     if refusal is not None:
         return _deny(snapshot, destination, refusal, steps, line=line, account=account, caller=caller)
-    rule, reason = _allowance(exception, "number is assigned")
-    return Decision(
-        Verdict.ALLOW,
-        rule,
-        reason,
-        snapshot.version,
-        destination,
-        line=line,
-        account=account,
-        callee=account,
-        channels=snapshot.channels_of(line),
-        asserted=caller.asserted,
-        steps=tuple(steps),
-        presented=caller.presented,
-        restricted=caller.restricted,
-        trace=caller.trace,
-    )
+    why = _allowance(exception, "number is assigned")
+    return _allow(snapshot, destination, why, steps, line=line, account=account, callee=account, caller=caller)
 
 
 def _refused_incoming(  # noqa: PLR0917 - a call and the snapshot it is judged by
@@ -324,6 +295,36 @@ def _blocked_caller(  # noqa: PLR0917 - a call and the snapshot it is judged by
                 found = found or rule
         steps.append(("block.rule", _words(found) if found is not None else "none"))
     return None, found
+
+
+def _allow(
+    snapshot: Snapshot,
+    destination: Destination,
+    why: tuple[str, str],
+    steps: Steps,
+    *,
+    line: Line,
+    account: Account | None,
+    callee: Account | None,
+    caller: Caller,
+) -> Decision:
+    rule, reason = why
+    return Decision(
+        Verdict.ALLOW,
+        rule,
+        reason,
+        snapshot.version,
+        destination,
+        line=line,
+        account=account,
+        callee=callee,
+        channels=snapshot.channels_of(line),
+        asserted=caller.asserted,
+        steps=tuple(steps),
+        presented=caller.presented,
+        restricted=caller.restricted,
+        trace=caller.trace,
+    )
 
 
 def _deny(

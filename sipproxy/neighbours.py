@@ -5,7 +5,6 @@ Puts together the heartbeat, the other nodes' heartbeats and the log of bindings
 
 from __future__ import annotations
 
-import ipaddress
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ import sipproxy
 from sipproxy.config_file import split_address
 from sipproxy.engine.peers import Peer
 from sipproxy.shell import instant
-from sipproxy.sip.flow import Hop
+from sipproxy.sip.flow import Hop, is_literal
 from sipproxy.store.following import Follower
 from sipproxy.store.nodes import NodeSeen, NodeWatch
 
@@ -111,20 +110,12 @@ def _about(settings: Settings, bound: Iterable[str]) -> dict[str, str | int]:
     """Where this node is reached by the others, and the addresses that its messages come from."""
     shown = [(listener.transport, listener.sent_by.decode("ascii")) for listener in settings.listeners]
     hosts = {host for host in bound if host not in WILDCARDS}
-    hosts |= {host for _, sent_by in shown if _is_literal(host := split_address(sent_by)[0])}
+    hosts |= {host for _, sent_by in shown if is_literal(host := split_address(sent_by)[0])}
     return {
         "listen": ",".join(f"{transport.lower()} {address}" for transport, address in shown),
         "from": ",".join(sorted(hosts)),
         "version": sipproxy.__version__,
     }
-
-
-def _is_literal(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
 
 
 def _peer(seen: NodeSeen) -> Peer:

@@ -9,6 +9,7 @@ from sipproxy.config_file import split_address
 from sipproxy.engine.forward import parse_hop
 from sipproxy.engine.guesses import GuessLimits
 from sipproxy.engine.settings import Listener, Rates, Settings, TrunkRoute
+from sipproxy.sip.flow import is_literal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -105,7 +106,7 @@ def _trunk(trunk: Trunk, config: Config) -> TrunkRoute:
     places = [(listen.transport.upper(), listen.address) for listen in config.listen]
     if trunk.listen:
         hop = hop._replace(listener=places.index((hop.transport, trunk.listen)))
-    sources = trunk.addresses or ((hop.host,) if _is_literal(hop.host) else ())
+    sources = trunk.addresses or ((hop.host,) if is_literal(hop.host) else ())
     return TrunkRoute(
         trunk.name,
         hop,
@@ -123,14 +124,6 @@ def _trunk(trunk: Trunk, config: Config) -> TrunkRoute:
         domain=trunk.domain,
         expires_s=trunk.expires_s,
     )
-
-
-def _is_literal(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
 
 
 def _source(text: str) -> tuple[Network, int]:

@@ -217,7 +217,6 @@ class Shell:
             watcher(fact)
         if isinstance(fact, End):
             self.quality.add(fact.record)
-        if isinstance(fact, End):
             self._publisher.ended(fact.record.id)
         if self._owed and not isinstance(fact, Admit):
             self._owe(fact)  # in order: nothing overtakes what the disk has not taken

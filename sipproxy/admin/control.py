@@ -166,18 +166,39 @@ def ask(path: Path, command: str, *, timeout_s: float = 5.0, **args: Any) -> dic
 
     Raises NodeAwayError when none answers, ControlError when it refuses.
     """
-    request = msgspec.json.encode({"command": command, **args}) + b"\n"
+    with _asked(path, {"command": command, **args}, timeout_s, f"did not answer within {timeout_s:g} s") as client:
+        return _result(path, _read_line(client))
+
+
+def follow(path: Path, command: str, *, patience_s: float = 20.0, **args: Any) -> Iterator[dict[str, Any]]:
+    """What a streaming command tells, as it comes. Raises NodeAwayError when nothing comes for `patience_s`, ControlError when
+    it is refused."""
+    with (
+        _asked(path, {"command": command, **args}, patience_s, f"said nothing for {patience_s:g} s") as client,
+        client.makefile("rb") as lines,
+    ):
+        while line := lines.readline(MAX_RESPONSE_BYTES):
+            yield _result(path, line)
+
+
+@contextlib.contextmanager
+def _asked(path: Path, request: dict[str, Any], timeout_s: float, silent: str) -> Iterator[socket.socket]:
+    """A connection to the node that has heard `request`. Raises NodeAwayError, also for what goes wrong with it later; with
+    `silent` after `timeout_s` without a byte."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
         client.settimeout(timeout_s)
         try:
             with _reachable(path) as short:
                 client.connect(short)
-            client.sendall(request)
-            line = _read_line(client)
+            client.sendall(msgspec.json.encode(request) + b"\n")
+            yield client
         except TimeoutError:
-            raise NodeAwayError(f"the node on {path} did not answer within {timeout_s:g} s") from None
+            raise NodeAwayError(f"the node on {path} {silent}") from None
         except OSError as error:
             raise NodeAwayError(f"no node answers on {path} ({error.strerror or error})") from None
+
+
+def _result(path: Path, line: bytes) -> dict[str, Any]:
     try:
         answer = msgspec.json.decode(line, type=dict[str, Any])
     except msgspec.DecodeError:
@@ -186,28 +207,6 @@ def ask(path: Path, command: str, *, timeout_s: float = 5.0, **args: Any) -> dic
         raise ControlError(str(answer.get("error", "refused")))
     result: dict[str, Any] = answer["result"]
     return result
-
-
-def follow(path: Path, command: str, *, patience_s: float = 20.0, **args: Any) -> Iterator[dict[str, Any]]:
-    """What a streaming command tells, as it comes. Raises NodeAwayError when nothing comes for `patience_s`, ControlError when
-    it is refused."""
-    request = msgspec.json.encode({"command": command, **args}) + b"\n"
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
-        client.settimeout(patience_s)
-        try:
-            with _reachable(path) as short:
-                client.connect(short)
-            client.sendall(request)
-            with client.makefile("rb") as lines:
-                while line := lines.readline(MAX_RESPONSE_BYTES):
-                    answer = msgspec.json.decode(line, type=dict[str, Any])
-                    if answer.get("ok") is not True:
-                        raise ControlError(str(answer.get("error", "refused")))
-                    yield answer["result"]
-        except TimeoutError:
-            raise NodeAwayError(f"the node on {path} said nothing for {patience_s:g} s") from None
-        except OSError as error:
-            raise NodeAwayError(f"no node answers on {path} ({error.strerror or error})") from None
 
 
 def _request(line: bytes) -> tuple[str, dict[str, Any] | None]:

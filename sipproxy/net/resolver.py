@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import random
 import time
 from dataclasses import dataclass
@@ -21,6 +20,8 @@ import dns.exception
 import dns.name
 import dns.rdatatype
 import dns.resolver
+
+from sipproxy.sip.flow import is_literal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -99,11 +100,7 @@ class Resolver:
         """The address that `host` itself is, with the transport's default port for port 0; None when it is a name."""
         if host.startswith("[") and host.endswith("]"):
             host = host[1:-1]
-        try:
-            ipaddress.ip_address(host)
-        except ValueError:
-            return None
-        return [(host, port or _default_port(transport))]
+        return [(host, port or _default_port(transport))] if is_literal(host) else None
 
     async def resolve(self, host: str, port: int, transport: str) -> list[Address]:
         """Addresses and ports to try, in order; [] when there are none, at the latest after `timeout_s`.

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from sipproxy.net.connection import Connection, StreamLimits
 from sipproxy.net.tls import name_matches
-from sipproxy.sip.flow import source_of
+from sipproxy.sip.flow import is_literal, source_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Hashable
@@ -178,12 +178,7 @@ class StreamListener:
         return name_matches(domain, connection.names)
 
     def _open(self, host: str, port: int, domain: str, key: Hashable | None) -> Connection | None:
-        try:
-            ipaddress.ip_address(host)
-        except ValueError:
-            self.fail(key, "bad_address")
-            return None
-        if not 0 < port < 65536:
+        if not is_literal(host) or not 0 < port < 65536:
             self.fail(key, "bad_address")
             return None
         connection = Connection(self, accepted=False, host=host, port=port, domain=domain)

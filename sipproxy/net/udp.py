@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import functools
 import ipaddress
 import select
 import socket
@@ -21,6 +20,8 @@ import struct
 import sys
 from collections import deque
 from typing import TYPE_CHECKING
+
+from sipproxy.sip.flow import is_literal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -44,15 +45,6 @@ _EXTENDED_ERROR = struct.Struct("=IBBBB")  # errno, origin, type, code, pad
 _ORIGIN_ICMP, _ORIGIN_ICMP6 = 2, 3
 # RFC 3261 §18.4: unreachable and parameter problem are failures; source quench and time exceeded are ignored.
 _FAILURES = {(_ORIGIN_ICMP, 3), (_ORIGIN_ICMP, 12), (_ORIGIN_ICMP6, 1), (_ORIGIN_ICMP6, 4)}
-
-
-@functools.lru_cache(maxsize=4096)
-def _is_literal(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
 
 
 class UdpListener:
@@ -167,7 +159,7 @@ class UdpListener:
 
     def _transmit(self, datagram: _Datagram) -> None:
         data, host, port, key = datagram
-        if not _is_literal(host):
+        if not is_literal(host):
             raise OSError(errno.EINVAL, "not an IP literal")  # The socket would resolve it, and block the loop meanwhile.
         if not 0 < port < 65536:
             raise OSError(errno.EINVAL, "not a port to send to")

@@ -6,7 +6,7 @@ import functools
 import ipaddress
 from typing import NamedTuple
 
-__all__ = ["LOOP", "Flow", "Hop", "source_of"]
+__all__ = ["LOOP", "Flow", "Hop", "is_literal", "source_of"]
 
 LOOP = "LOOP"
 """The transport of what one call of the engine sends to another one, the forwarded part of it: it never leaves the engine.
@@ -52,6 +52,16 @@ class Hop(NamedTuple):
         if ":" in self.host:
             return 6
         return 4 if self.host.replace(".", "").isdecimal() else 0
+
+
+@functools.lru_cache(maxsize=4096)
+def is_literal(host: str) -> bool:
+    """Whether it is an IP address, without brackets, and no name."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 @functools.lru_cache(maxsize=4096)
