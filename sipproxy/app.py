@@ -204,6 +204,7 @@ class Node:
             nonce_lifetime_s=config.registrar.nonce_lifetime_s,
             max_nonces=config.limits.nonces,
         )
+        self._transports.on_resolved = self.engine.resolved
         self.shell = Shell(
             self.engine,
             journal=self._journal,

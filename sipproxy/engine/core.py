@@ -38,7 +38,7 @@ from sipproxy.sip.stun import is_stun
 from sipproxy.sip.text import text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Sequence
+    from collections.abc import Callable, Hashable, Iterable, Sequence
 
     from policy.model import Snapshot
     from sipproxy.engine.actions import Action, Now, Slot
@@ -187,6 +187,10 @@ class Engine:
         self.desk.now = now
         self._flows.closed(flow)
         return self._actions()
+
+    def resolved(self, name: str, hosts: Iterable[str]) -> None:
+        """The shell looked a next hop's name up: these IP addresses are where requests to it go, and responses come from."""
+        self.desk.leads(name, hosts)
 
     def end_call(self, call_id: str, now: Now, *, emergency_too: bool = False) -> tuple[str, list[Action]]:
         """End a call for an operator: the phase that it was in, `unknown` where none is live, `emergency` where it is refused.

@@ -26,6 +26,7 @@ from policy.identity import (
     same_number,
 )
 from policy.model import Verdict
+from sipproxy.engine.claims import has_claims, without_claims
 from sipproxy.engine.cseq import restore
 from sipproxy.engine.forward import TRUSTED_ONLY, is_ours, listener_of, strip_trust
 from sipproxy.sip.build import Editor, via_values
@@ -204,7 +205,10 @@ class Faces:
         elif not own and kind != "binding":
             own = not reads_as_number(said.given) and not said.anonymous
         if own:
-            return b"" if display == text(address.display) else b"<%s>" % address.uri.raw
+            if not has_claims(address):
+                return b"" if display == text(address.display) else b"<%s>" % address.uri.raw
+            mine = b"<%s>" % without_claims(address.uri)
+            return mine if not display else _quoted(address.display) + b" " + mine
         if not number:
             return ANONYMOUS
         shown = b"<sip:%s@%s;user=phone>" % (number.encode(), self._settings.realm.encode())
@@ -309,7 +313,8 @@ def forward_in_dialog(
     """From and To of a request within a dialog, as the receiving side knows them (RFC 3261 §12.2.1.1).
 
     `invite` is the one that began the dialog, as received. With `strict`, for a customer's request, a From that is not the
-    dialog's is replaced: a number is screened once, and nobody takes on another one later (as by RFC 4916).
+    dialog's, or that claims what only a network may say, is replaced: a number is screened once, and nobody takes on another
+    one later (as by RFC 4916).
     """
     tag = request.from_.tag
     tagged = b"" if tag is None else b";tag=" + tag
@@ -323,7 +328,7 @@ def forward_in_dialog(
 
 
 def _same_person(one: NameAddr, other: NameAddr) -> bool:
-    return one.uri.raw == other.uri.raw and one.display in (other.display, b"")
+    return one.uri.raw == other.uri.raw and one.display in (other.display, b"") and not has_claims(one)
 
 
 def is_mask(uri: bytes, settings: Settings) -> bool:

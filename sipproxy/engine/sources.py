@@ -122,20 +122,24 @@ def is_source(desk: Desk, server: Server, request: Request, flow: Flow, *, accou
 def may_answer(desk: Desk, target: Flow | Hop, flow: Flow) -> bool:
     """Whether a response to what was sent to `target` may come by this flow.
 
-    A carrier may answer from another address of its routes. Where the target is a name, only the resolver knew its addresses:
-    the branch, which nobody but who got the request knows, has to do.
+    A carrier may answer from another address of the very route that was tried, or of one that shares its addresses; a name from
+    where it leads. For a name that was not looked up since the start the branch, which nobody but who got the request knows,
+    has to do.
     """
     if LOOP in (target.transport, flow.transport):
         return target.transport == flow.transport
     if _STRENGTH.get(flow.transport, 0) < _STRENGTH.get(target.transport, 0):
         return False  # RFC 3261 §18.2.2: by the connection, or a new one of the same kind
-    if _same_host(target.host, flow.host):
-        return True
     if isinstance(target, Flow):
-        return False
+        return _same_host(target.host, flow.host)
     if desk.peers.has_host(target.host):
         return desk.peers.has_host(flow.host)
-    return not target.version or any(route.matches(flow) for route in desk.settings.trunks)
+    places = (target.host,) if target.version else desk.places_of(target.host)
+    if not places or any(_same_host(host, flow.host) for host in places):
+        return True
+    asked = [Flow(target.transport, 0, host, target.port, 0, flow.names) for host in places]
+    routes = [route for route in desk.settings.trunks if route.matches(flow)]
+    return any(route.hop.host == target.host or any(map(route.matches, asked)) for route in routes)
 
 
 def _is_carriers(desk: Desk, found: Found, known: Flow | Hop, flow: Flow, *, marked: bool) -> bool:

@@ -60,6 +60,7 @@ class Transports:
         self._by_kind: dict[tuple[str, int], int] = {}  # (transport, IP version) -> the first listener
         self._lookups: set[asyncio.Task[None]] = set()
         self.failures: dict[str, int] = {}
+        self.on_resolved: Callable[[str, Sequence[str]], None] = lambda name, hosts: None  # noqa: ARG005  # for each look-up
         self.watchers: list[Callable[[Passed], None]] = []  # are told each message that passes
 
     def bind(self, listens: Sequence[tuple[str, str, int]], *, next_free: bool = False) -> list[tuple[str, str, int]]:
@@ -171,6 +172,7 @@ class Transports:
     async def _look_up(self, target: Hop, data: bytes, key: Hashable | None) -> None:
         found = await self._resolver.resolve(target.host, target.port, target.transport)
         if found:
+            self.on_resolved(target.host, [host for host, _ in found])
             self._reach(target, found, data, key)
         else:
             self._fail("unresolved", key)

@@ -5,12 +5,17 @@ The call, its record and its parties stay as they were. What a stolen cookie is 
 
 from __future__ import annotations
 
+import ipaddress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
 from cdr.facts import Alive
+from sipproxy.engine.sources import may_answer
+from sipproxy.engine.state import MAX_NAMES
 from sipproxy.sip.build import write_cancel, write_request, write_response
+from sipproxy.sip.flow import Flow, Hop
 from sipproxy.sip.message import Request, parse_message
 from tests.sim.conftest import TRUNK_A, TRUNK_B, Town, make_town
 from tests.sim.restart import Restarts
@@ -344,12 +349,46 @@ def test_response_from_elsewhere_with_the_right_branch_changes_nothing(status: i
     town.assert_reconciled()
 
 
-def test_carrier_may_answer_from_another_address_of_its_routes() -> None:
+def test_carrier_may_answer_from_another_address_of_the_route_that_was_tried_and_no_other_carrier_may() -> None:
     town, call = ringing()
     answer_from(town, (TRUNK_A[0], 5070), 180)
     assert call.provisional.count(180) == 2
+    before = list(town.world.facts)
+    answer_from(town, TRUNK_B, 486)
+    assert (call.status, town.world.facts) == (0, before)
+    route = town.world.settings.trunks[0]
+    wider = replace(route, networks=(*route.networks, (ipaddress.ip_network("198.51.100.2"), 0)))
+    town.world.engine.desk.settings = replace(town.world.settings, trunks=(wider, town.world.settings.trunks[1]))
     answer_from(town, TRUNK_B, 486)
     assert call.status == 486
+
+
+@pytest.mark.parametrize(
+    ("source", "taken"),
+    [("192.0.2.51", True), ("192.0.2.52", True), ("198.51.100.1", True), ("198.51.100.2", False), ("203.0.113.99", False)],
+)
+def test_route_with_a_name_is_heard_from_where_the_name_leads_and_from_its_addresses(source: str, *, taken: bool) -> None:
+    world = make_town().world
+    desk = world.engine.desk
+    first, second = world.settings.trunks
+    desk.settings = replace(world.settings, trunks=(replace(first, hop=Hop("UDP", "carrier.example")), second))
+    hop, flow = desk.settings.trunks[0].hop, Flow("UDP", 0, source, 5060)
+    assert may_answer(desk, hop, flow)  # not looked up yet: the branch has to do
+    world.engine.resolved("carrier.example", ["192.0.2.51"])
+    world.engine.resolved("carrier.example", ["192.0.2.52"])
+    assert may_answer(desk, hop, flow) is taken
+    world.engine.resolved("carrier.example", ["192.0.2.52"])  # the same again
+    assert may_answer(desk, hop, flow) is taken
+    world.engine.resolved("carrier.example", ["192.0.2.52", "192.0.2.53"])
+    assert may_answer(desk, hop, flow) is (taken and source != "192.0.2.51")
+
+
+def test_names_that_lead_somewhere_are_remembered_up_to_a_bound() -> None:
+    desk = make_town().world.engine.desk
+    for number in range(MAX_NAMES + 1):
+        desk.leads(f"n{number}.example", ["192.0.2.51"])
+    assert desk.places_of("n0.example") == ()
+    assert desk.places_of(f"n{MAX_NAMES}.example") == ("192.0.2.51",)
 
 
 def test_emergency_centre_that_answers_from_another_address_is_heard() -> None:
