@@ -35,6 +35,7 @@ from sipproxy.lifecycle import Stop, boot_id, drain, is_healthy, resume, run_pru
 from sipproxy.log import configure
 from sipproxy.metrics import LoopLag, Metrics, MetricsServer
 from sipproxy.neighbours import Neighbours
+from sipproxy.net.droplist import KernelDrops
 from sipproxy.net.resolver import Resolver
 from sipproxy.net.tls import TlsError
 from sipproxy.net.transports import Transports
@@ -232,6 +233,7 @@ class Node:
             await settle(self._slots)
         await self._transports.start()
         self.shell.start()
+        self._drop_strangers(stack, bound)
         self._notifier.tell("READY=1", status=self._status())
         self._lag = LoopLag(metrics, on_sample=self.shell.late)
         self.log.info(
@@ -252,6 +254,22 @@ class Node:
         except OSError as error:
             reason = error.strerror or str(error)
             raise StartError(f"{self._config_path}: listen: {reason}; does another node have it?") from error
+
+    def _drop_strangers(self, stack: contextlib.AsyncExitStack, bound: list[Bound]) -> None:
+        """Have the kernel drop who is on the drop list, where that is wanted."""
+        kernel = self.config.kernel
+        if kernel.drop != "on":
+            return
+
+        def problem(text: str) -> None:
+            self.engine.desk.drops.problem = text
+            self.log.warning("drop_list_unavailable", problem=text)
+
+        ports = [("udp" if transport == "UDP" else "tcp", port) for transport, _, port in bound]
+        drops = KernelDrops(self.config.node.id, ports, entries=kernel.drop_entries, on_problem=problem)
+        drops.start()
+        stack.push_async_callback(drops.close)
+        self.shell.kernel = drops
 
     def _on_message(self, data: bytes, flow: Flow) -> None:
         self.shell.message(data, flow)

@@ -16,6 +16,7 @@ __all__ = [
     "Config",
     "Emergency",
     "Hep",
+    "Kernel",
     "Limits",
     "Listen",
     "Log",
@@ -190,6 +191,15 @@ class Hep(Section, frozen=True):
         return f"Hep({self.address!r})"
 
 
+class Kernel(Section, frozen=True):
+    drop: Literal["off", "dry_run", "on"] = "off"  # sources that only scan or flood, by nftables; "dry_run" says who would be
+    drop_offences: Annotated[int, msgspec.Meta(ge=10, le=1_000_000)] = 200  # of one source within drop_window_s
+    drop_window_s: Annotated[int, msgspec.Meta(ge=10, le=3600)] = 60
+    drop_s: Annotated[int, msgspec.Meta(ge=10, le=7 * 86400)] = 600  # that a source is dropped
+    drop_entries: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 10_000
+    drop_allow: Annotated[tuple[Filled, ...], Many] = ()  # networks that are never dropped
+
+
 class Log(Section, frozen=True):
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["json", "console"] = "json"
@@ -211,6 +221,7 @@ class Config(Section, frozen=True):
     cdr: Cdr = Cdr()
     metrics: Metrics = Metrics()
     hep: Hep = Hep()
+    kernel: Kernel = Kernel()
     log: Log = Log()
 
 

@@ -283,9 +283,13 @@ def _check(config: Config, reader: _Reader) -> None:
     if config.hep.address:
         with _told(reader, ("hep", "address")):
             ipaddress.ip_address(split_address(config.hep.address)[0])
-    for index, network in enumerate(config.emergency.access_networks):
-        with _told(reader, ("emergency", "access_networks", index)):
-            ipaddress.ip_network(network)
+    for key, networks in (
+        (("emergency", "access_networks"), config.emergency.access_networks),
+        (("kernel", "drop_allow"), config.kernel.drop_allow),
+    ):
+        for index, network in enumerate(networks):
+            with _told(reader, (*key, index)):
+                ipaddress.ip_network(network)
     if config.calls.route_s > config.calls.setup_s:
         reader.fault(("calls", "route_s"), f"at most setup_s, which is {config.calls.setup_s}")
     _check_bounds(config.calls, reader)

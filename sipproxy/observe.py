@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 __all__ = ["handlers", "register"]
 
+MAX_DROP_S = 7 * 86_400  # that an operator may drop a source for
+
 Row = dict[str, Any]
 
 
@@ -73,6 +75,12 @@ def register(
         "sipproxy_traces_unwritten", "records of malicious calls that the store has not confirmed", lambda: traces.unwritten
     )
     metrics.counter("sipproxy_traces_dropped", "records of malicious calls that were lost", lambda: traces.dropped, ("reason",))
+    metrics.counter(
+        "sipproxy_drop_kernel",
+        "entries written and removed in the kernel, and what went wrong",
+        lambda: shell.kernel.counters if shell.kernel is not None else {},
+        ("what",),
+    )
     _binding_metrics(metrics, engine, bindings, neighbours)
     metrics.gauge("sipproxy_bindings_unwritten", "bindings that the store has not confirmed", lambda: bindings.unwritten)
     metrics.counter("sipproxy_transport", "what the listeners counted", transports.counters, ("transport", "what"))
@@ -106,6 +114,11 @@ def _engine_metrics(metrics: Metrics, engine: Engine) -> None:
         "redirections_refused": ("redirections that are not followed", ("target",)),
         "late_2xx": ("answers to calls that were over, which were acknowledged and ended", ("target",)),
         "calls_ended": ("ended call attempts", ("reason",)),
+        "drops": ("sources put on the drop list, by what they did", ("why",)),
+        "drops_spared": ("sources that would have been, and are never dropped", ("why",)),
+        "drops_ended": ("sources taken off the drop list", ("why",)),
+        "drops_refused": ("sources that the drop list had no room for", ("why",)),
+        "drops_forgotten": ("suspect sources forgotten for lack of room", ("why",)),
         "setups_forgotten": ("lines whose started calls the guard against automatic dialling had no room for", ("reason",)),
         "stun": ("STUN messages on the SIP port, and what became of them", ("outcome",)),
         "flows_lost": ("bindings whose connection ended", ("transport",)),
@@ -151,7 +164,10 @@ def _engine_metrics(metrics: Metrics, engine: Engine) -> None:
 
 
 def _load_metrics(metrics: Metrics, engine: Engine) -> None:
-    shedder = engine.shedder
+    shedder, drops = engine.shedder, engine.desk.drops
+    metrics.gauge("sipproxy_drop_entries", "sources on the drop list", lambda: len(drops))
+    metrics.gauge("sipproxy_drop_suspects", "strangers whose offences are counted", lambda: drops.suspects)
+    metrics.gauge("sipproxy_drop_unavailable", "1: the kernel drops nothing although it should", lambda: bool(drops.problem))
     metrics.counter(
         "sipproxy_shed",
         "messages not taken, by whose budget or what was full",
@@ -351,4 +367,30 @@ def handlers(
         "registrations": registrations,
         "status": status,
         "trunks": trunks,
+        **_drop_handlers(engine, shell),
     }
+
+
+def _drop_handlers(engine: Engine, shell: Shell) -> dict[str, Handler]:
+    """Those of the drop list."""
+
+    def drops(_: Row) -> Row:
+        return engine.desk.drops.view()
+
+    def drop(request: Row) -> Row:
+        address, for_s, who, why = (request.get(name) for name in ("address", "for_s", "who", "why"))
+        if not (isinstance(address, str) and isinstance(for_s, int) and 0 < for_s <= MAX_DROP_S):
+            raise ControlError(f"expected an address and for_s of 1 to {MAX_DROP_S} seconds")
+        refusal = shell.change_drops(lambda list_: list_.add(address, for_s, why=str(why)[:200], by=str(who)[:80]))
+        if refusal:
+            raise ControlError(refusal)
+        return engine.desk.drops.view()
+
+    def spare(request: Row) -> Row:
+        address, who = str(request.get("address")), str(request.get("who"))[:80]
+        refusal = shell.change_drops(lambda list_: list_.remove(address, by=who))
+        if refusal:
+            raise ControlError(refusal)
+        return engine.desk.drops.view()
+
+    return {"drop": drop, "drops": drops, "spare": spare}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from sipproxy.config_file import split_address
 from sipproxy.engine.forward import parse_hop
 from sipproxy.engine.guesses import GuessLimits
-from sipproxy.engine.settings import Listener, Rates, Settings, TrunkRoute
+from sipproxy.engine.settings import DropRules, Listener, Rates, Settings, TrunkRoute
 from sipproxy.sip.flow import is_literal
 
 if TYPE_CHECKING:
@@ -82,6 +82,14 @@ def engine_settings(config: Config, bound: Sequence[Bound], *, boot: str = "") -
             answered=limits.guesses_answered,
             window_s=limits.guess_window_s,
             entries=limits.guess_entries,
+        ),
+        drops=DropRules(
+            mode=config.kernel.drop,
+            offences=config.kernel.drop_offences,
+            window_s=config.kernel.drop_window_s,
+            drop_s=config.kernel.drop_s,
+            entries=config.kernel.drop_entries,
+            allow=tuple(ipaddress.ip_network(n) for n in config.kernel.drop_allow),
         ),
         contact_networks=tuple(ipaddress.ip_network(n) for n in registrar.contact_networks),
         carrier_headers=tuple(name.lower().encode() for name in registrar.carrier_headers),

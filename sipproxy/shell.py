@@ -19,6 +19,7 @@ from cdr.journal import JournalError, UnwritableError
 from cdr.quality import RunningFigures
 from sipproxy.engine.actions import (
     Action,
+    DropSource,
     HoldSlot,
     KeepTrace,
     Note,
@@ -27,6 +28,7 @@ from sipproxy.engine.actions import (
     RemoveBinding,
     SaveBinding,
     SendTo,
+    SpareSource,
     TakeSlot,
 )
 from sipproxy.engine.actions import Journal as JournalFact
@@ -40,8 +42,10 @@ if TYPE_CHECKING:
     from cdr.publisher import Publisher
     from policy.model import Snapshot
     from sipproxy.engine.core import Engine
+    from sipproxy.engine.drops import Drops
     from sipproxy.engine.location import Binding
     from sipproxy.engine.recover import Unfinished
+    from sipproxy.net.droplist import KernelDrops
     from sipproxy.net.transports import Transports
     from sipproxy.sip.errors import ParseError
     from sipproxy.sip.flow import Flow
@@ -80,6 +84,7 @@ class Shell:
     ) -> None:
         self.engine = engine
         self.transports: Transports | None = None  # set by the composition root, which needs our callbacks for it
+        self.kernel: KernelDrops | None = None  # where there is a drop list that is not only tried
         self.bound_at: Now | None = None  # since when messages may wait in its sockets
         self._journal, self._publisher = journal, publisher
         self._slots, self._bindings, self._traces = slots, bindings, traces
@@ -145,6 +150,14 @@ class Shell:
         self._perform(actions)
         return state
 
+    def change_drops(self, change: Callable[[Drops], str]) -> str:
+        """Have an operator change the drop list; what `Drops.add` or `Drops.remove` says."""
+        desk = self.engine.desk
+        desk.now = instant()
+        refusal = change(desk.drops)
+        self._perform(desk.take_actions())
+        return refusal
+
     def recover(self, unfinished: Sequence[Unfinished]) -> None:
         """Take up the calls that the journal has no end of; their timers run from `start` on."""
         self._line.extend(self.engine.recover(unfinished, instant(), bound_at=self.bound_at))
@@ -209,6 +222,9 @@ class Shell:
             self._bindings.remove(action.user, action.key, action.at_ms)
         elif isinstance(action, KeepTrace):
             self._traces.keep(action.record)
+        elif isinstance(action, DropSource | SpareSource):
+            if self.kernel is not None:
+                self.kernel.put(action.source, action.for_s if isinstance(action, DropSource) else 0)
         elif isinstance(action, Note):
             getattr(self._log, action.level)(action.event, **action.fields)
 

@@ -15,7 +15,7 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["mounted", "run_in_own_mounts"]
+__all__ = ["mounted", "run_in_own_mounts", "run_inside"]
 
 ROOT = Path(__file__).resolve().parents[1]
 LONGEST_S = 110.0  # below the suite's own bound for one test
@@ -24,11 +24,17 @@ INSIDE = "TESTS_IN_OWN_MOUNTS"  # in the environment of such a run
 
 def run_in_own_mounts(cases: Path) -> None:
     """Run the tests in the file `cases`, with the right to mount; skips where the machine gives no such right."""
-    unshare = ["unshare", "--mount", "--propagation", "private"]
+    run_inside(["--mount", "--propagation", "private"], cases, INSIDE)
+
+
+def run_inside(namespaces: list[str], cases: Path, mark: str) -> None:
+    """Run the tests in the file `cases` in new namespaces, as root there, with `mark` in their environment; skips where the
+    machine gives no right to them."""
+    unshare = ["unshare", *namespaces]
     if os.geteuid() != 0:
         unshare.append("--map-root-user")
     if shutil.which("unshare") is None or subprocess.run([*unshare, "true"], capture_output=True, check=False).returncode != 0:
-        pytest.skip("needs the right to make a mount namespace")
+        pytest.skip(f"needs the right to unshare {' '.join(namespaces)}")
     command = [
         *unshare,
         sys.executable,
@@ -42,7 +48,7 @@ def run_in_own_mounts(cases: Path) -> None:
         str(cases),
     ]
     done = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, INSIDE: "1"}, capture_output=True, text=True, timeout=LONGEST_S, check=False
+        command, cwd=ROOT, env={**os.environ, mark: "1"}, capture_output=True, text=True, timeout=LONGEST_S, check=False
     )
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
 

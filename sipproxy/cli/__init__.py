@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from sipproxy.cli import block, cdr, line, psap
+from sipproxy.cli import block, cdr, drops, line, psap
 from sipproxy.cli.options import DEFAULT_CONFIG, ConfigOption, DryRunOption, JsonOption, WhyOption
 
 __all__ = ["main"]
@@ -30,6 +30,7 @@ app.add_typer(psap.app, name="psap")
 app.add_typer(block.app, name="block")
 app.add_typer(trace_app, name="trace")
 app.add_typer(cdr.app, name="cdr")
+app.add_typer(drops.app, name="drops")
 calls_app = typer.Typer(help="Calls that the running node holds; `end` ends one.", invoke_without_command=True)
 app.add_typer(calls_app, name="calls")
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Action",
+    "DropSource",
     "HoldSlot",
     "Holder",
     "Journal",
@@ -27,6 +28,7 @@ __all__ = [
     "SaveBinding",
     "SendTo",
     "Slot",
+    "SpareSource",
     "TakeSlot",
 ]
 
@@ -143,6 +145,19 @@ class KeepTrace(NamedTuple):
     record: MaliciousCall
 
 
+class DropSource(NamedTuple):
+    """Have the kernel drop what this source, an IPv4 address or an IPv6 /64, sends to our ports, for so many seconds."""
+
+    source: str
+    for_s: int
+
+
+class SpareSource(NamedTuple):
+    """Have the kernel let a dropped source through again. Idempotent."""
+
+    source: str
+
+
 class Note(NamedTuple):
     """An event for the log: `level` is debug, info, warning or error."""
 
@@ -151,4 +166,16 @@ class Note(NamedTuple):
     fields: dict[str, object]
 
 
-Action = SendTo | TakeSlot | HoldSlot | ReleaseSlot | Journal | SaveBinding | RemoveBinding | KeepTrace | Note
+Action = (
+    SendTo
+    | TakeSlot
+    | HoldSlot
+    | ReleaseSlot
+    | Journal
+    | SaveBinding
+    | RemoveBinding
+    | KeepTrace
+    | DropSource
+    | SpareSource
+    | Note
+)

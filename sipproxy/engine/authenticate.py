@@ -85,6 +85,8 @@ class Authenticator:
         if isinstance(outcome, Proven):
             return outcome
         why, user = outcome
+        if why == "limited":
+            self._desk.drops.offended(flow.host, "guesses")
         if why == "limited" and not self.guesses.may_answer(source, self._desk.now.mono):
             why = "dropped"
         self._desk.count("auth_failures", why)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from sipproxy.engine.call import Call, Dialog, Phase
-from sipproxy.sip.flow import LOOP
+from sipproxy.sip.flow import LOOP, source_of
 from sipproxy.sip.matching import response_key
 
 if TYPE_CHECKING:
@@ -75,6 +75,16 @@ class Calls:
     def has(self, call_id: bytes) -> bool:
         """Whether a call with this Call-ID is known."""
         return call_id in self._by_call_id
+
+    def protects(self, source: str) -> str:
+        """Why the kernel is not to drop the source: a party of a live call is there; "" otherwise."""
+        flows = (
+            flow
+            for call in self.by_id.values()
+            if call.phase is not Phase.ENDED
+            for flow in (call.flow, *(dialog.to for dialog in call.dialogs.values()))
+        )
+        return "call" if any(source_of(flow.host) == source for flow in flows) else ""
 
     def of(self, call_id: bytes) -> list[Call]:
         """The calls with this Call-ID, those included that ended less than 64*T1 ago."""

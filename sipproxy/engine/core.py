@@ -82,6 +82,7 @@ class Engine:
         self._replicas = Replicas(self.desk)
         self.shedder = Shedder(self.desk, self.calls, settings.rates)
         self._flows = Flows(self.desk, self.shedder)
+        self.desk.drops.protectors = [self.auth.guesses.protects, self.calls.protects]
 
     # Events
 
@@ -157,6 +158,8 @@ class Engine:
                 self._edges.timer(key[1])
             elif key[0] == "trunk":
                 desk.trunks.fire(key[1], key[2])
+            elif key[0] == "drops":
+                desk.drops.fire()
         return self._actions()
 
     def _before_trying(self, key: tuple[str, Hashable]) -> None:

@@ -82,6 +82,10 @@ class Guesses:
         at = self._proven.get((user, source))
         return at is not None and now - at < PROVEN_S
 
+    def protects(self, source: str) -> str:
+        """Why the kernel is not to drop the source: a password was proven there lately; "" otherwise."""
+        return "proven" if source in self._proven_at else ""
+
     def spent(self, user: str, source: str, now: float, known: str) -> str:
         """Which budget is used up: own, pair, source, user; "" for none. `known`: what as, "" for a stranger."""
         limits, tables = self._limits, self._tables

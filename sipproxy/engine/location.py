@@ -71,6 +71,7 @@ class Location:
         self._by_flow: dict[Flow, set[str]] = {}
         self._flows_at: Counter[str] = Counter()  # flows by source
         self._left: OrderedDict[tuple[str, Flow], Binding] = OrderedDict()  # by account and flow, who was there last
+        self._bindings_at: Counter[str] = Counter()  # all bindings by source, those of other nodes' connections too
         self._expiries: list[tuple[int, str, str]] = []  # heap; stale entries are skipped when due
         self.count = 0
         self.elsewhere = 0  # of them, those with a flow of another node
@@ -157,6 +158,10 @@ class Location:
         """How many flows of bindings lead to this IP address, or into its IPv6 /64: the routers behind it."""
         return self._flows_at[source_of(host)]
 
+    def has_binding_at(self, source: str) -> bool:
+        """Whether any binding leads to this source (`flow.source_of`), at whichever node."""
+        return source in self._bindings_at
+
     def _is_indexed(self, binding: Binding) -> bool:
         """A connection's number means something at its own node alone."""
         return self.is_own(binding) or binding.flow.transport == "UDP"
@@ -175,6 +180,9 @@ class Location:
             self.elsewhere -= 1
         self.elsewhere += not self.is_own(binding)
         of_user[binding.key] = binding
+        self._bindings_at[source_of(binding.flow.host)] += 1
+        if old is not None:
+            self._leave_source(old)
         if old is not None and old.flow != binding.flow:
             self._forget_flow(user, old.flow)
             self._note_left(user, old)
@@ -196,10 +204,17 @@ class Location:
         old = of_user.pop(key)
         self.count -= 1
         self.elsewhere -= not self.is_own(old)
+        self._leave_source(old)
         if not of_user:
             del self._by_user[user]
         self._forget_flow(user, old.flow)
         return True
+
+    def _leave_source(self, old: Binding) -> None:
+        source = source_of(old.flow.host)
+        self._bindings_at[source] -= 1
+        if not self._bindings_at[source]:
+            del self._bindings_at[source]
 
     def _forget_flow(self, user: str, flow: Flow) -> None:
         if any(b.flow == flow for b in self._by_user.get(user, {}).values()):

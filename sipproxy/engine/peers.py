@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from sipproxy.engine.settings import Settings
     from sipproxy.sip.flow import Hop
@@ -50,6 +50,11 @@ class Peers:
         if peer is None:
             return None
         return next((hop for hop in peer.hops if self._settings.listener_for(hop) is not None), None)
+
+    def hosts(self) -> Iterator[str]:
+        """The IP addresses that messages of other nodes come from."""
+        for peer in self._known.values():
+            yield from peer.hosts
 
     def has_host(self, host: str) -> bool:
         """Whether a message from this IP address can be another node's."""

@@ -13,7 +13,7 @@ from sipproxy.sip.timers import Timers
 if TYPE_CHECKING:
     from sipproxy.sip.flow import Flow, Hop
 
-__all__ = ["Listener", "Rates", "Settings", "TrunkRoute"]
+__all__ = ["DropRules", "Listener", "Rates", "Settings", "TrunkRoute"]
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -82,6 +82,18 @@ class Rates:
 
 
 @dataclass(frozen=True, slots=True)
+class DropRules:
+    """When a source is dropped by the kernel; see [kernel] of config.example.toml."""
+
+    mode: str = "off"  # "off", "dry_run" or "on"
+    offences: int = 200
+    window_s: int = 60
+    drop_s: int = 600
+    entries: int = 10_000
+    allow: tuple[Network, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """Durations in seconds; see config.example.toml for what each bound means."""
 
@@ -115,6 +127,7 @@ class Settings:
     max_bindings: int = 200_000
     rates: Rates = field(default_factory=Rates)
     guesses: GuessLimits = field(default_factory=GuessLimits)
+    drops: DropRules = field(default_factory=DropRules)
     contact_networks: tuple[Network, ...] = ()  # that contacts may name although no router is reached there
     carrier_headers: tuple[bytes, ...] = ()  # beginnings of header names, lower case, that customers may not send
     timers: Timers = field(default_factory=Timers)

@@ -193,7 +193,16 @@ class Shedder:
         verdict = self._customer(kind, user, sharing) if user else self._source(kind, data, flow, source)
         if verdict is not None:
             self.counts[verdict.reason, _LABELS[kind]] += 1
+        if not user and desk.drops.is_on:
+            self._judge(kind, data, flow, verdict)
         return verdict
+
+    def _judge(self, kind: Kind, data: bytes, flow: Flow, verdict: Verdict | None) -> None:
+        """Tell the drop list what speaks against a stranger, or for him."""
+        if kind is Kind.SCANNER or (verdict is not None and verdict.reason == "source"):
+            self._desk.drops.offended(flow.host, "scan" if kind is Kind.SCANNER else "flood")
+        elif kind is Kind.PART and data.startswith(b"INVITE ") and may_be_emergency(data):
+            self._desk.drops.called_for_help(flow.host)
 
     # Budgets
 

@@ -15,6 +15,7 @@ import msgspec
 from policy.emergency import service_of
 from sipproxy.engine.actions import Action, Note, Now, SendTo
 from sipproxy.engine.channels import Channels
+from sipproxy.engine.drops import Drops
 from sipproxy.engine.forward import BRANCH, LOOP_MARK, loop_mark_of
 from sipproxy.engine.location import Location
 from sipproxy.engine.peers import Peers
@@ -73,6 +74,7 @@ class Desk:
         )
         self.channels = Channels(self)
         self.trunks = Trunks(self)
+        self.drops = Drops(self)
 
     def take_actions(self) -> list[Action]:
         actions = self.out[:]

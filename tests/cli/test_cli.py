@@ -37,6 +37,7 @@ COMMANDS = (
     *(["line", name] for name in ("import", "export", "list", "show", "set", "bar", "unbar", "remove")),
     *(["psap", name] for name in ("import", "export", "list", "set", "check")),
     *(["block", name] for name in ("import", "export", "list", "add", "remove", "history", "rollback", "lint", "replay")),
+    *(["drops", name] for name in ("list", "add", "remove")),
     *(["trace", name] for name in ("list", "accesses")),
     *(["cdr", name] for name in ("tail", "export", "purge", "invoiced", "hold", "release", "access", "quality")),
     *(["cdr", name] for name in ("tail", "pull", "ack", "groups", "verify")),
