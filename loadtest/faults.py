@@ -10,21 +10,19 @@ from __future__ import annotations
 
 import asyncio
 import re
-import shutil
 import time
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cdr.consumer import Consumer
 from loadtest.generate import at_rate, percentile
 from loadtest.network import Network, many_lines
 from loadtest.reconcile import TOLERANCE_MS, Reconciliation, compare, live_slots, wait_until
-from loadtest.relay import Relay
 from loadtest.report import Report, counted
+from loadtest.store_faults import FAULTS, RelayedValkey
 from loadtest.ua import CallError, NoAnswerError
-from loadtest.valkey import Valkey
 
 if TYPE_CHECKING:
     from cdr.consumer import Delivery
@@ -33,46 +31,27 @@ if TYPE_CHECKING:
     from loadtest.node import Node
     from loadtest.ua import Call
 
-__all__ = ["CHANNELS", "FAULTS", "PHASES", "FaultReport", "Timing", "fault_report", "run_fault"]
+__all__ = ["CHANNELS", "PHASES", "FaultReport", "Timing", "fault_report", "run_fault"]
 
 DIALLED = "03023125001"
 CHANNELS = 2
+FULL = frozenset({"403 line.channels", "486 line.channels"})  # how a full line refuses, by the call's way
 TIGHT_LINES = 4  # lines that always have more calls than channels
 TIGHT_SHARE = 0.8  # of the rate: set-ups of these lines, at the nodes in turn
 EMERGENCY_EVERY_S = 0.25
 ANSWER_S = 40.0
-LATENCY_S = 0.75
-LOSE_EVERY_S = 0.5
 STILL_S = 0.5  # a line whose calls changed within this is not compared with its slots
 SETTLE_S = 60.0
-REGISTERED_S = 7200  # nobody registers again during a fault
 SINK = "billing"
+UNDECIDED = 'sipproxy_slots_undecided_total{way="local"}'
 PUBLISHER_ERROR = re.compile(r'sipproxy_cdr_errors_total\{error="(\w+)"\}')
 LATE_MS = 1_500  # from a call's end to its record in the stream; it takes 60 ms while nothing is in the way
-LOADED = 16_384  # commands that the store loads slowly: it answers others behind each 1,024 of them
 PHASES = ("before", "during", "after")
 SETTINGS: Mapping[str, Mapping[str, object]] = {
     "log": {"level": "warning"},
     "store": {"lease_s": 15, "refresh_s": 5},  # leases end within a fault
     "cdr": {"sinks": [SINK]},
 }
-
-
-class RelayedValkey(Valkey):
-    """A store that nodes reach through a relay; `client` goes past it."""
-
-    relay: Relay
-
-    async def __aenter__(self) -> RelayedValkey:
-        await super().__aenter__()
-        self.relay = Relay(self.directory / "s", self.directory / "r")
-        await self.relay.__aenter__()
-        self.url = self.relay.url
-        return self
-
-    async def __aexit__(self, *error: Any) -> None:
-        await self.relay.__aexit__(None, None, None)
-        await super().__aexit__(*error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +63,11 @@ class Timing:
     after_s: float = 20.0
     rate: float = 15.0
     hold_s: float = 3.0
+    registered_s: int = 7200  # after two thirds of it a router registers again
+
+    @property
+    def whole_s(self) -> float:
+        return self.before_s + self.during_s + self.after_s
 
 
 @dataclass(slots=True)
@@ -93,8 +77,20 @@ class Phase:
     setup_ms: list[float] = field(default_factory=list)
     emergency_ms: list[float] = field(default_factory=list)
     refused: Counter[int] = field(default_factory=Counter)  # of lines with free channels
-    refused_full: Counter[int] = field(default_factory=Counter)  # of the tight lines
+    refused_full: Counter[int] = field(default_factory=Counter)  # of lines that had as many calls as channels
+    rules: Counter[str] = field(default_factory=Counter)  # what their records say, "403 line.channels" and so on
     over: int = 0  # how many calls a line had beyond its channels, at most
+    undecided: int = 0  # slots that a node decided on without the store
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A call that was refused, and how many calls its line had beside it."""
+
+    call_id: str
+    phase: Phase
+    status: int
+    others: int
 
 
 @dataclass(slots=True)
@@ -103,6 +99,7 @@ class FaultReport:
 
     name: str
     phases: dict[str, Phase] = field(default_factory=lambda: {name: Phase() for name in PHASES})
+    registered: int = 0  # registrations that were renewed
     failures: list[str] = field(default_factory=list)  # no final response, or no answer to the BYE
     emergency_failures: list[str] = field(default_factory=list)
     slots_right_s: float | None = None
@@ -125,6 +122,8 @@ class _Run:
         self.store = network.store
         self.phase = "before"
         self.live: dict[str, set[str]] = defaultdict(set)  # Call-IDs of answered calls, by line
+        self.busy: Counter[str] = Counter()  # calls from their INVITE until the answer to their BYE, by line
+        self.refusals: list[Refusal] = []
         self.changed_at: dict[str, float] = defaultdict(float)
         self.records: dict[str, Record] = {}
         self.entries: dict[str, tuple[int, int]] = {}  # when records came into the stream, and how late after their calls, ms
@@ -132,14 +131,22 @@ class _Run:
 
     # -- calls
 
-    async def one(self, line: str, place: Callable[[], Awaitable[Call]], hold_s: float, *, tight: bool) -> None:
+    async def one(self, line: str, place: Callable[[], Awaitable[Call]], hold_s: float) -> None:
         """One call of a line, held and ended by its caller."""
+        others = self.busy[line]
+        self.busy[line] += 1
+        try:
+            await self._call(line, others, place, hold_s)
+        finally:
+            self.busy[line] -= 1
+
+    async def _call(self, line: str, others: int, place: Callable[[], Awaitable[Call]], hold_s: float) -> None:
         phase = self.report.phases[self.phase]
         call = await place()
         try:
             await call.answered(ANSWER_S)
         except CallError as error:
-            (phase.refused_full if tight else phase.refused)[error.status] += 1
+            self.refusals.append(Refusal(call.call_id, phase, error.status, others))
             return
         except NoAnswerError as error:
             self.report.failures.append(str(error))
@@ -172,6 +179,23 @@ class _Run:
             await call.hang_up()
         except (CallError, NoAnswerError) as error:
             self.report.emergency_failures.append(str(error))
+
+    async def renew(self, router: Router, timing: Timing, share: float) -> None:
+        """Register again and again; the first time earlier by a `share`, so that not all do so at once."""
+        until = time.monotonic() + timing.whole_s
+        wait_s = timing.registered_s * 2 / 3
+        first_s = wait_s * (1 - share)
+        while time.monotonic() + (first_s or wait_s) < until:
+            await asyncio.sleep(first_s or wait_s)
+            first_s = 0.0
+            try:
+                response = await router.register(expires_s=timing.registered_s)
+            except NoAnswerError as error:
+                self.report.failures.append(str(error))
+                continue
+            self.report.registered += 1
+            if response.status != 200:
+                self.report.failures.append(f"{router.user}: REGISTER was answered {response.status}")
 
     # -- slots and records
 
@@ -206,6 +230,18 @@ class _Run:
                 at_ms = int(one.entry_id.partition("-")[0])
                 self.entries[one.entry_id] = (at_ms, at_ms - one.record.end_at_ms)
 
+    def explain_refusals(self) -> None:
+        """Tell refusals of full lines from others, and what the records say of each."""
+        rules = {record.call_id: record.rule for record in self.records.values()}
+        for refusal in self.refusals:
+            phase = refusal.phase
+            (phase.refused_full if refusal.others >= CHANNELS else phase.refused)[refusal.status] += 1
+            phase.rules[f"{refusal.status} {rules.get(refusal.call_id, 'without a record')}"] += 1
+
+    async def undecided(self) -> int:
+        """How many slots the nodes have decided on without the store so far."""
+        return sum([int((await node.metrics()).get(UNDECIDED, 0)) for node in self.nodes])
+
     async def note_errors(self) -> None:
         """What the nodes' publishers have met."""
         for node in self.nodes:
@@ -225,117 +261,6 @@ class _Run:
             self.report.drain_s = (late[-1] - late[0]) / 1000
 
 
-Fault = Callable[[_Run, float], Awaitable[None]]
-
-
-async def _stop(run: _Run, seconds: float) -> None:
-    run.store.stop()
-    try:
-        await asyncio.sleep(seconds)
-    finally:
-        run.store.resume()
-
-
-async def _kill(run: _Run, seconds: float) -> None:
-    await run.store.kill()
-    await asyncio.sleep(seconds)
-    await run.store.start_again()
-
-
-async def _flush(run: _Run, seconds: float) -> None:
-    await run.store.client.flushall()
-    await asyncio.sleep(seconds)
-
-
-async def _latency(run: _Run, seconds: float) -> None:
-    run.store.relay.delay_s = LATENCY_S
-    await asyncio.sleep(seconds)
-    run.store.relay.delay_s = 0.0
-
-
-async def _read_only(run: _Run, seconds: float) -> None:
-    await run.store.client.replicaof("127.0.0.1", 1)  # nobody listens there
-    await asyncio.sleep(seconds)
-    await run.store.client.replicaof("NO", "ONE")
-
-
-async def _full(run: _Run, seconds: float) -> None:
-    await run.store.client.config_set("maxmemory", "1")
-    await asyncio.sleep(seconds)
-    await run.store.client.config_set("maxmemory", "0")
-
-
-async def _lost_reply(run: _Run, seconds: float) -> None:
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        run.store.relay.lose_replies = 1
-        await asyncio.sleep(LOSE_EVERY_S)
-    run.store.relay.lose_replies = 0
-
-
-async def _misconf(run: _Run, seconds: float) -> None:
-    """A save to disk fails: a directory with something in it stands where the file is to go."""
-    obstacle = run.store.directory / "dump.rdb" / "in the way"
-    obstacle.mkdir(parents=True)
-    await run.store.client.config_set("save", "3600 1")  # without any the store does not mind
-    await _save(run, "err")
-    await asyncio.sleep(seconds)
-    shutil.rmtree(obstacle.parent)
-    await _save(run, "ok")
-    await run.store.client.config_set("save", "")
-
-
-async def _save(run: _Run, outcome: str) -> None:
-    """Have the store saved; raises AssertionError when that does not end as it should."""
-    deadline = time.monotonic() + SETTLE_S
-    while time.monotonic() < deadline:
-        state = await run.store.client.info("persistence")
-        if not state["rdb_bgsave_in_progress"] and state["rdb_last_bgsave_status"] == outcome:
-            return
-        if not state["rdb_bgsave_in_progress"] and not state["aof_rewrite_in_progress"]:
-            await run.store.client.bgsave()
-        await asyncio.sleep(0.05)
-    raise AssertionError(f"the store's save did not end with {outcome!r}")
-
-
-async def _loading(run: _Run, seconds: float) -> None:
-    """The store starts on much data: it is there, and answers that it is loading."""
-    await run.store.client.rpush("filler", *([b"x"] * 16))
-    async with run.store.client.pipeline(transaction=False) as pipe:
-        for _ in range(LOADED):
-            pipe.lset("filler", 0, "y")
-        await pipe.execute()
-    await run.store.kill()
-    slow = ("--key-load-delay", str(round(1e6 * seconds / LOADED)))  # microseconds a command
-    await run.store.start_again(*slow, timeout_s=10 * seconds + SETTLE_S)
-
-
-async def _old_copy(run: _Run, seconds: float) -> None:
-    """The store dies and comes back with what it had a while before, as from a backup or an asynchronous replica."""
-    files, copy = run.store.directory / "appendonlydir", run.store.directory / "copy"
-    shutil.copytree(files, copy)
-    await asyncio.sleep(seconds / 2)
-    await run.store.kill()
-    shutil.rmtree(files)
-    copy.rename(files)
-    await run.store.start_again()
-    await asyncio.sleep(seconds / 2)
-
-
-FAULTS: Mapping[str, Fault] = {
-    "stopped": _stop,
-    "killed": _kill,
-    "flushed": _flush,
-    "slow": _latency,
-    "read-only": _read_only,
-    "full": _full,
-    "misconf": _misconf,
-    "loading": _loading,
-    "old copy": _old_copy,
-    "lost reply": _lost_reply,
-}
-
-
 async def run_fault(name: str, timing: Timing, progress: Callable[[str], None] = lambda _: None) -> FaultReport:
     """Set a network up, have the fault happen under calls, and compare. Raises KeyError for an unknown name."""
     fault, report = FAULTS[name], FaultReport(name)
@@ -348,25 +273,32 @@ async def run_fault(name: str, timing: Timing, progress: Callable[[str], None] =
         for number, user in enumerate(users):
             at = run.nodes[number % 2] if number >= TIGHT_LINES else None
             routers.append(await network.router(user, register=False, node=at))
-            response = await routers[-1].register(expires_s=REGISTERED_S)
+            response = await routers[-1].register(expires_s=timing.registered_s)
             assert response.status == 200, f"{user} was answered {response.status}"
         tight, caller, wide_routers = routers[:TIGHT_LINES], routers[-1], routers[TIGHT_LINES:-1]
         await asyncio.gather(*(_known(run, user) for user in users[:TIGHT_LINES]))
-        seconds = timing.before_s + timing.during_s + timing.after_s
+        seconds = timing.whole_s
         async with Consumer(network.store.client, group=SINK, idle_s=5) as consumer, asyncio.TaskGroup() as group:
             group.create_task(_calls(run, wide_routers, timing, seconds))
             group.create_task(_tight_calls(run, tight, timing, seconds))
             group.create_task(at_rate(1 / EMERGENCY_EVERY_S, int(seconds / EMERGENCY_EVERY_S), lambda _: run.emergency(caller)))
+            for number, router in enumerate(routers):
+                group.create_task(run.renew(router, timing, number / len(routers)))
             group.create_task(consumer.run(run.take))
             progress("before")
             await asyncio.sleep(timing.before_s)
+            undecided = [await run.undecided()]
             run.phase = "during"
             progress("during")
-            await fault(run, timing.during_s)
+            await fault(run.store, timing.during_s)
             run.phase, run.ended_ms = "after", time.time_ns() // 1_000_000
             progress("after")
+            undecided.append(await run.undecided())
             await run.watch_slots(time.monotonic())
             await asyncio.sleep(timing.after_s)
+            undecided.append(await run.undecided())
+            for phase, count, earlier in zip(report.phases.values(), undecided, (0, *undecided), strict=False):
+                phase.undecided = count - earlier
             report.slots_left = await network.slots_of_all(0, timeout_s=SETTLE_S)
             await _compare(run)
             await run.note_errors()
@@ -388,7 +320,7 @@ async def _calls(run: _Run, routers: list[Router], timing: Timing, seconds: floa
     async def one(number: int) -> None:
         router = routers[number % len(routers)]
         line = run.network.lines[router.user].line
-        await run.one(line, lambda: router.call(DIALLED), timing.hold_s, tight=False)
+        await run.one(line, lambda: router.call(DIALLED), timing.hold_s)
 
     await at_rate(timing.rate, round(timing.rate * seconds), one)
 
@@ -397,7 +329,7 @@ async def _tight_calls(run: _Run, routers: list[Router], timing: Timing, seconds
     async def one(number: int) -> None:
         spec = run.network.lines[routers[number % len(routers)].user]
         node = run.nodes[number // len(routers) % 2]
-        await run.one(spec.line, lambda: run.network.trunk.call(spec.number, node.address), timing.hold_s, tight=True)
+        await run.one(spec.line, lambda: run.network.trunk.call(spec.number, node.address), timing.hold_s)
 
     rate = TIGHT_SHARE * timing.rate
     await at_rate(rate, round(rate * seconds), one)
@@ -407,6 +339,7 @@ async def _compare(run: _Run) -> None:
     placed = run.network.ledger.placed()
     await wait_until(lambda: len(run.records) >= len(placed), timeout_s=SETTLE_S)
     run.note_drain()
+    run.explain_refusals()
     slowest = max((max(phase.setup_ms, default=0.0) for phase in run.report.phases.values()), default=0.0)
     run.report.result = compare(placed, run.records.values(), tolerance_ms=TOLERANCE_MS + round(slowest))
 
@@ -422,10 +355,13 @@ def fault_report(found: FaultReport) -> Report:
             report.add(f"emergency_{which}_{phase}_ms", f"emergency set-up {phase}, {which}", value, "ms")
         report.add(f"refused_{phase}", f"refused {phase}, of lines with free channels", seen.refused.total())
         report.add(f"refused_full_{phase}", f"refused {phase}, of full lines", seen.refused_full.total())
+        report.add(f"rules_{phase}", f"refused {phase}, by status and rule", counted(seen.rules))
+        report.add(f"undecided_{phase}", f"slots decided without the store {phase}", seen.undecided)
         report.add(f"over_{phase}", f"calls of a line beyond its channels {phase}", seen.over)
     right = found.slots_right_s
     report.add("slots_right_s", "end of the fault until slots equalled calls", -1.0 if right is None else right, "s")
     report.add("slots_left", "slots left", found.slots_left)
+    report.add("registered", "registrations renewed", found.registered)
     report.add("records", "records", found.result.records)
     report.add("lost", "records lost", len(found.result.missing))
     report.add("double", "calls with two records", len(found.result.repeated))
@@ -441,8 +377,8 @@ def fault_report(found: FaultReport) -> Report:
         seen = found.phases[phase]
         # Of two nodes each may go by its own calls once the store is in trouble (design §8).
         bound = 0 if phase == "before" else CHANNELS
-        report.expect(not seen.refused, f"refused {phase}: {counted(seen.refused)}")
-        report.expect(set(seen.refused_full) <= {486}, f"full lines {phase}: {counted(seen.refused_full)}")
+        report.expect(not seen.refused, f"refused {phase}: {counted(seen.refused)}, by rule {counted(seen.rules)}")
+        report.expect(set(seen.rules) <= FULL, f"refused for other reasons {phase}: {counted(seen.rules)}")
         report.expect(seen.over <= bound, f"{seen.over} calls beyond a line's channels {phase}")
     report.expect(right is not None, "slots never equalled calls again")
     report.expect(found.slots_left == 0, "slots are left over")

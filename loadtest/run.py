@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING
 from loadtest import channels
 from loadtest.billing import bill_through_trouble
 from loadtest.cdr_cost import backlog_report, consume_report, journal_report, publish_report
-from loadtest.faults import FAULTS, Timing, fault_report, run_fault
+from loadtest.faults import Timing, fault_report, run_fault
 from loadtest.fields import mixed_calls, report_of
 from loadtest.generate import Load, at_rate, callers_needed, percentile, place_calls
 from loadtest.kill_command import add_cdrkills
@@ -45,6 +45,7 @@ from loadtest.postgres import Postgres
 from loadtest.reconcile import TOLERANCE_MS, compare
 from loadtest.report import Report, counted, progress_of, show
 from loadtest.sipp_runner import Credentials, run_sipp, start_sipp
+from loadtest.store_faults import FAULTS
 from loadtest.valkey import Valkey
 from loadtest.vanish import MARGIN_S, WAYS, vanish, way_of
 
@@ -123,6 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     faults.add_argument("--after", type=float, default=20.0, help="seconds after (default %(default)s)")
     faults.add_argument("--rate", type=float, default=15.0, help="calls a second (default %(default)s)")
     faults.add_argument("--hold", type=float, default=3.0, help="seconds that a call lasts (default %(default)s)")
+    faults.add_argument("--registered", type=int, default=7200, help="seconds of a registration (default %(default)s)")
     faults.set_defaults(run=_run_faults)
     kill = commands.add_parser("kill", parents=[common], help="kill the node during live calls and start it again")
     kill.add_argument("--calls", type=int, default=50, help="live calls (default %(default)s)")
@@ -211,7 +213,7 @@ async def _run_faults(options: argparse.Namespace) -> list[Report]:
     reports = []
     for name in options.only or FAULTS:
         during = options.stop if name == "stopped" else options.during
-        timing = Timing(options.before, during, options.after, options.rate, options.hold)
+        timing = Timing(options.before, during, options.after, options.rate, options.hold, options.registered)
         reports.append(fault_report(await run_fault(name, timing, progress_of(f"faults, {name}"))))
     return reports
 

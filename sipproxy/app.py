@@ -446,6 +446,7 @@ class Node:
         self._bindings.save_all([(user, binding) for user, binding in location.items() if location.is_own(binding)])
         self.neighbours.follower.reread("flushed")
         self.shell.refresh_leases()
+        self._slots.release_again()
 
 
 def shown(bound: list[Bound]) -> list[str]:

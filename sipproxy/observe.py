@@ -71,6 +71,11 @@ def register(
     metrics.gauge("sipproxy_store_latency_seconds", "of the last pipeline", lambda: store.stats.latency_ms / 1000)
     metrics.counter("sipproxy_slot_timeouts", "slots not answered for within the deadline", lambda: slots.timeouts)
     metrics.gauge("sipproxy_slots_owed", "releases and refreshes that the store has not confirmed", lambda: slots.owed)
+    metrics.counter(
+        "sipproxy_slots_unrepeatable",
+        "releases that would not be repeated to a store that falls back to an old copy, for lack of room",
+        lambda: slots.unrepeatable,
+    )
     metrics.gauge(
         "sipproxy_traces_unwritten", "records of malicious calls that the store has not confirmed", lambda: traces.unwritten
     )

@@ -133,8 +133,15 @@ class Shell:
         self._drops = drops
 
     def _slot_result(self, action: TakeSlot, result: SlotResult) -> None:
-        taken, used, of_account = result
-        self._perform(self.engine.slot_result(action.slot, taken=taken, used=used, of_account=of_account, now=instant()))
+        actions = self.engine.slot_result(
+            action.slot,
+            taken=result.taken,
+            used=result.used,
+            of_account=result.of_account,
+            waited_s=result.waited_s,
+            now=instant(),
+        )
+        self._perform(actions)
 
     def _fire(self) -> None:
         self._timer = None

@@ -48,7 +48,6 @@ class _Asked:
     limit: int
     account_limit: int | None
     done: Callable[[Grant], None]
-    at: float  # monotonic seconds
 
 
 def line_slot(call: Call, line: str) -> Slot:
@@ -99,7 +98,7 @@ class Channels:
             done(Grant("", self.held(slot.kind, slot.owner), self.held_by(slot.owner, account)))
             return
         holder = Holder(desk.settings.node, desk.now.utc_ms, account, call.record.direction)
-        asked = _Asked(call, slot, holder, limit, account_limit, done, desk.now.mono)
+        asked = _Asked(call, slot, holder, limit, account_limit, done)
         if call.store_wait_s <= 0:
             grant = self._alone(asked)
             if not grant.refusal:
@@ -109,14 +108,17 @@ class Channels:
         self._asked[slot] = asked
         desk.out.append(TakeSlot(slot, holder, limit, account_limit, call.store_wait_s))
 
-    def result(self, slot: Slot, *, taken: bool | None, used: int, of_account: int = 0) -> None:
-        """The answer to a `TakeSlot`: granted, refused, or (None) the store did not say in time (design §8)."""
+    def result(self, slot: Slot, *, taken: bool | None, used: int, of_account: int, waited_s: float) -> None:
+        """The answer to a `TakeSlot`: granted, refused, or (None) the store did not say in time (design §8).
+
+        `waited_s` is for how long the store was waited for.
+        """
         desk = self._desk
         asked = self._asked.pop(slot, None)
         if asked is None or asked.call.phase is Phase.ENDED:
             desk.out.append(ReleaseSlot(slot))
             return
-        asked.call.store_wait_s -= desk.now.mono - asked.at
+        asked.call.store_wait_s -= waited_s
         if taken is None:
             grant = self._alone(asked)
             if not grant.refusal:

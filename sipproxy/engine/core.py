@@ -173,10 +173,12 @@ class Engine:
         """Monotonic seconds of the earliest deadline."""
         return self.desk.queue.next_at
 
-    def slot_result(self, slot: Slot, *, taken: bool | None, used: int, of_account: int = 0, now: Now) -> list[Action]:
-        """The answer to a `TakeSlot`; `taken` None when the store did not answer within its deadline."""
+    def slot_result(
+        self, slot: Slot, *, taken: bool | None, used: int, of_account: int = 0, waited_s: float = 0.0, now: Now
+    ) -> list[Action]:
+        """The answer to a `TakeSlot`, for which the store was waited for so long; `taken` None when it did not say in time."""
         self.desk.now = now
-        self.channels.result(slot, taken=taken, used=used, of_account=of_account)
+        self.channels.result(slot, taken=taken, used=used, of_account=of_account, waited_s=waited_s)
         return self._actions()
 
     def transport_failed(self, key: Hashable, now: Now) -> list[Action]:

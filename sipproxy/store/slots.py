@@ -11,7 +11,9 @@ What the caller of `take` has to know: exactly one result comes, at the latest a
 store did not answer, not that the slot is free: it may be granted later, by the very command that is still on its way.
 So after None as after True the caller owes a `release` in the end, also when it refuses the call at once. Commands leave
 in order, and what a dropped connection may still hold is fenced off (store.connection): the release comes after the take.
-`late_grants` counts these. A release that cannot be sent is kept and sent when the store is back.
+`late_grants` counts these. A release that cannot be sent is kept and sent when the store is back; those of the last lease are
+sent again then, as a store that comes back may be an old copy, in which ended calls still have their slots. `waited_s` is the
+store's part of the time that a take took, without that in which this loop was busy with other things.
 
 Leaves out: which call wants a slot, the decision without the store, when to refresh, and reading (`store.live_slots`).
 """
@@ -21,6 +23,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import heapq
+from collections import OrderedDict
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from sipproxy.store import keys
@@ -35,10 +39,12 @@ if TYPE_CHECKING:
     from sipproxy.engine.actions import Holder, Slot, TakeSlot
     from sipproxy.store.connection import Command, Store
 
-__all__ = ["MAX_OWED", "SlotResult", "Slots"]
+__all__ = ["BEAT_S", "MAX_OWED", "MAX_REPEATED", "SlotResult", "Slots"]
 
 # Leases and releases that wait for the store: four times the calls that a node holds by default.
 MAX_OWED = 200_000
+# Releases that are kept to be repeated: at 100 calls a second those of three leases.
+MAX_REPEATED = 30_000
 
 # KEYS the members by lease expiry, and their holders; ARGV member, limit (-1: re-assert, no limit), lease in ms (0: release),
 # holder (the account in its first line), limit of the account or "". Returns {taken, used, used by the account}.
@@ -81,16 +87,19 @@ return {1, used, of_account}
 """
 _SHA = hashlib.sha1(_SCRIPT, usedforsecurity=False).hexdigest().encode()
 _NO_LIMIT = -1
+BEAT_S = 0.01  # how often this loop's lateness is looked at while a take waits
 _RELEASE = 0  # instead of a lease in ms
 
 
-class SlotResult(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class SlotResult:
     """`taken` None: no answer within the deadline. `used` counts the owner's slots with this one, 0 where unknown, and
-    `of_account` those of the account, where it has a limit of its own."""
+    `of_account` those of the account, where it has a limit of its own. `waited_s` is for how long the store was waited for."""
 
     taken: bool | None
     used: int
     of_account: int = 0
+    waited_s: float = field(default=0.0, compare=False)
 
 
 class _Wish(NamedTuple):
@@ -101,18 +110,51 @@ class _Wish(NamedTuple):
 
 
 class _Take:
-    __slots__ = ("action", "at", "done", "lease_ms", "on_result", "repeat")
+    __slots__ = ("action", "at", "done", "late", "lease_ms", "left_at", "on_result", "repeat")
 
     def __init__(self, action: TakeSlot, lease_ms: int, on_result: Callable[[SlotResult], None]) -> None:
         self.action = action
         self.lease_ms = lease_ms
         self.on_result = on_result
-        self.at = 0.0  # when the answer is due, once it has been asked for
+        self.left_at = 0.0  # when it was asked for
+        self.late = 0.0  # and how late this loop had been until then
+        self.at = 0.0  # when the answer is due
         self.done = False
         self.repeat = True  # whether it may be sent again after NOSCRIPT: not once a release has gone out behind it
 
     def __lt__(self, other: _Take) -> bool:
         return self.at < other.at
+
+
+class _Lateness:
+    """For how long this loop was too busy to read what had come, in seconds, since the first call of `watch`.
+
+    A timer that is set anew every BEAT_S, as long as `wanted` says, tells it to that precision.
+    """
+
+    def __init__(self, wanted: Callable[[], bool]) -> None:
+        self._wanted = wanted
+        self._total = 0.0
+        self._due: float | None = None
+
+    def watch(self, loop: asyncio.AbstractEventLoop) -> float:
+        """Go on watching, and return the sum so far."""
+        if self._due is None:
+            self._set(loop)
+        return self.at(loop.time())
+
+    def at(self, now: float) -> float:
+        """The sum so far."""
+        return self._total + (max(0.0, now - self._due) if self._due is not None else 0.0)
+
+    def _set(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._due = loop.time() + BEAT_S
+        loop.call_at(self._due, self._beat, loop)
+
+    def _beat(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._total, self._due = self.at(loop.time()), None
+        if self._wanted():
+            self._set(loop)
 
 
 class Slots:
@@ -127,11 +169,16 @@ class Slots:
         self._deadlines: list[_Take] = []  # a heap
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
+        self._lease_s = 0.0  # the longest that was asked for
+        self._released: OrderedDict[Slot, float] = OrderedDict()  # when, the latest last
+        self._was_away = False
+        self._lateness = _Lateness(lambda: bool(self._deadlines))
         self._backlog: Backlog[Slot, _Wish] = Backlog(store, self._wish_command, limit=MAX_OWED, observe=self._wish_replied)
         self.timeouts = 0
         self.unanswered = 0  # results without an answer, for whatever reason
         self.late = 0
         self.late_grants = 0
+        self.unrepeatable = 0  # releases that were forgotten within their lease, for there were more than MAX_REPEATED
         store.on_state(self._on_state)
 
     @property
@@ -153,6 +200,8 @@ class Slots:
         loop = asyncio.get_running_loop()
         slot = action.slot
         self._backlog.discard(slot)
+        self._released.pop(slot, None)
+        self._lease_s = max(self._lease_s, lease_ms / 1000)
         older = self._takes.get(slot)
         if older is not None:
             older.repeat = False  # this one is sent for both
@@ -172,10 +221,25 @@ class Slots:
         if take is not None:
             take.repeat = False
         self._backlog.put(slot, _Wish(_RELEASE, None), at_once=True)
+        now = asyncio.get_running_loop().time()
+        self._released.pop(slot, None)
+        self._released[slot] = now
+        while (oldest := next(iter(self._released.values()))) < now - self._lease_s or len(self._released) > MAX_REPEATED:
+            self._released.popitem(last=False)
+            self.unrepeatable += oldest >= now - self._lease_s
+
+    def release_again(self) -> None:
+        """Repeat the releases of the last lease: the store may be an older copy of itself."""
+        since = asyncio.get_running_loop().time() - self._lease_s
+        for slot, at in self._released.items():
+            if at >= since:
+                self._backlog.put(slot, _Wish(_RELEASE, None))
 
     def refresh(self, leases: Iterable[tuple[Slot, Holder]], lease_ms: int) -> None:
         """Re-assert the slots of live calls for another `lease_ms`, in windows behind the takes."""
+        self._lease_s = max(self._lease_s, lease_ms / 1000)
         for slot, holder in leases:
+            self._released.pop(slot, None)
             self._backlog.put(slot, _Wish(lease_ms, holder))
 
     # -- takes ---------------------------------------------------------------------------------------------------------
@@ -197,7 +261,12 @@ class Slots:
         if take.done:
             self.late += 1
             self.late_grants += bool(result.taken)
-        self._finish(take, result)
+        self._finish(take, replace(result, waited_s=self._waited_s(take)))
+
+    def _waited_s(self, take: _Take) -> float:
+        """For how long the store has been waited for: not the time in which its answer may have lain here unread."""
+        now = asyncio.get_running_loop().time()
+        return max(0.0, now - take.left_at - (self._lateness.at(now) - take.late)) if take.left_at else 0.0
 
     def _finish(self, take: _Take, result: SlotResult) -> None:
         slot = take.action.slot
@@ -217,8 +286,10 @@ class Slots:
         asked yet, would be held to be away.
         """
         loop = asyncio.get_running_loop()
+        late = self._lateness.watch(loop)
         for take in self._leaving:
-            take.at = loop.time() + max(0.0, min(take.action.wait_s, self._store.deadline_s))
+            take.left_at, take.late = loop.time(), late
+            take.at = take.left_at + max(0.0, min(take.action.wait_s, self._store.deadline_s))
             heapq.heappush(self._deadlines, take)
         self._leaving.clear()
         self._arm(loop)
@@ -241,7 +312,7 @@ class Slots:
             take = heapq.heappop(self._deadlines)
             if not take.done:
                 self.timeouts += 1
-                self._finish(take, SlotResult(None, 0))
+                self._finish(take, SlotResult(None, 0, waited_s=take.at - take.left_at))
         self._arm(loop)
 
     def _arm(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -285,6 +356,10 @@ class Slots:
         del reason
         if state is State.AWAY:
             self._is_loaded = self._is_lost = False  # who comes back may be another server
+            self._was_away = True
+        elif self._was_away:
+            self._was_away = False
+            self.release_again()
 
 
 def _parsed(reply: object) -> SlotResult:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from loadtest.faults import CHANNELS, FAULTS, Timing, run_fault
+from loadtest.faults import CHANNELS, Timing, run_fault
 from loadtest.network import many_lines
+from loadtest.store_faults import FAULTS
 
 if TYPE_CHECKING:
     from loadtest.network import Network

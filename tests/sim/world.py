@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 import ipaddress
 import random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cdr.facts import Admit, Answer, End, Fact, Record
 from policy.build import snapshot_of
@@ -224,13 +224,13 @@ class World:
     def _take(self, action: TakeSlot) -> None:
         def answer() -> None:
             taken, used, of_account = self.store.take(action, self.now, LEASE_S)
-            self._slot_result(action, taken=taken, used=used, of_account=of_account)
+            self._slot_result(action, taken=taken, used=used, of_account=of_account, waited_s=self.store_delay)
 
         def late() -> None:
             self.store.take(action, self.now, LEASE_S)
 
         def silence() -> None:
-            self._slot_result(action, taken=None, used=0)
+            self._slot_result(action, taken=None, used=0, waited_s=action.wait_s)
 
         if self.store_answers:
             in_time = self.store_delay < action.wait_s
@@ -240,8 +240,8 @@ class World:
         else:
             self.after(min(self.store_deadline, action.wait_s), silence)
 
-    def _slot_result(self, action: TakeSlot, *, taken: bool | None, used: int, of_account: int = 0) -> None:
-        self.perform(self.engine.slot_result(action.slot, taken=taken, used=used, of_account=of_account, now=self.instant))
+    def _slot_result(self, action: TakeSlot, **answer: Any) -> None:
+        self.perform(self.engine.slot_result(action.slot, **answer, now=self.instant))
 
     def _arm(self) -> None:
         at = self.engine.next_at

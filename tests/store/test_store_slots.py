@@ -6,6 +6,7 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Iterable
+from typing import Literal
 
 import pytest
 from store_server import Connect, Relay, Server, eventually, eventually_async
@@ -14,7 +15,7 @@ from sipproxy.engine.actions import Holder, Slot, TakeSlot
 from sipproxy.store import keys
 from sipproxy.store.connection import Bounds, State
 from sipproxy.store.live_slots import slots_of
-from sipproxy.store.slots import SlotResult, Slots
+from sipproxy.store.slots import BEAT_S, SlotResult, Slots
 
 LEASE_MS = 60_000
 HOLDER = Holder("n1", 1_790_000_000_000, "alice", "outgoing")
@@ -265,6 +266,30 @@ async def test_take_in_a_busy_loop_is_answered_by_the_store_that_was_in_time(
     assert slots.timeouts == 0
 
 
+async def test_time_in_which_this_loop_was_busy_is_not_counted_as_waiting_for_the_store(
+    server: Server, connect: Connect
+) -> None:
+    """Invariant 5 bounds what the store costs a call, and what is left of it is what the next slot is asked for with."""
+    slots = Slots(await connect(server.url, DEADLINE_MS))
+    await taken(slots, "l", "first", 9)
+    loop, results = asyncio.get_running_loop(), list[SlotResult]()
+    begun, busy_s = loop.time(), 3 * DEADLINE_MS / 1000
+    take(slots, "l", "a", 9, LEASE_MS, results.append)
+    await asyncio.sleep(0)  # asked
+    time.sleep(busy_s)  # noqa: ASYNC251  # the fault that is tested
+    await eventually(lambda: results)
+    assert results[0].taken
+    assert results[0].waited_s <= loop.time() - begun - busy_s + 2 * BEAT_S
+
+
+async def test_time_in_which_the_store_was_silent_is_counted_in_full(relay: Relay, connect: Connect) -> None:
+    slots = Slots(await connect(relay.url, DEADLINE_MS, Bounds(stall_ms=10_000)))
+    relay.hold()
+    result = await taken(slots, "l", "a", 9)
+    assert (result.taken, result.waited_s) == (None, pytest.approx(DEADLINE_MS / 1000))
+    relay.let_go()
+
+
 async def test_take_deadlines_are_kept_one_by_one(relay: Relay, connect: Connect) -> None:
     slots = Slots(await connect(relay.url, DEADLINE_MS, Bounds(stall_ms=10_000)))
     relay.hold()
@@ -321,6 +346,66 @@ async def test_release_while_away_is_made_up_for(relay: Relay, connect: Connect)
     await eventually(lambda: store.state is State.UP)
     await settled(slots)
     assert await calls(slots, "l") == {"c", "d"}
+
+
+@pytest.mark.parametrize("kind", ["line", "trunk"])
+async def test_old_copy_of_the_store_keeps_no_slot_of_a_call_that_ended(
+    relay: Relay, server: Server, connect: Connect, kind: Literal["line", "trunk"]
+) -> None:
+    """Design §8: it would refuse calls until the lease ends. What lives is not released."""
+    store = await connect(relay.url)
+    slots = Slots(store)
+    ended, again, live = (Slot(kind, "l", call) for call in ("ended", "again", "live"))
+
+    async def took(slot: Slot) -> bool | None:
+        results: list[SlotResult] = []
+        slots.take(TakeSlot(slot, HOLDER, 3, None, 9.0), LEASE_MS, results.append)
+        await eventually(lambda: results)
+        return results[0].taken
+
+    assert [await took(slot) for slot in (ended, again, live)] == [True] * 3
+    names = keys.slots("l", kind), keys.holders("l", kind)
+    copy = [server.ask("DUMP", name) for name in names]
+    slots.release(ended)
+    slots.release(again)
+    await settled(slots)
+    assert await took(again)
+    relay.refusing = True
+    relay.cut()
+    await eventually(lambda: store.state is State.AWAY)
+    for name, data in zip(names, copy, strict=True):
+        server.ask("RESTORE", name, 0, data, "REPLACE")
+    relay.refusing = False
+    await eventually(lambda: store.state is State.UP)
+    await settled(slots)
+    found = await slots_of(store.client, kind, ["l"])
+    assert {each.slot for each in found} == {again, live}
+
+
+async def test_releases_that_would_be_repeated_are_bounded_and_counted(
+    server: Server, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sipproxy.store.slots.MAX_REPEATED", 10)
+    slots = Slots(await connect(server.url))
+    await taken(slots, "l", "a", 3)
+    for number in range(25):
+        slots.release(slot("l", f"c{number}"))
+    assert slots.unrepeatable == 15
+    await settled(slots)
+    slots.release_again()
+    assert slots.owed == 10
+    await settled(slots)
+
+
+async def test_releases_older_than_a_lease_are_not_repeated(server: Server, connect: Connect) -> None:
+    slots = Slots(await connect(server.url))
+    await taken(slots, "l", "a", 3, lease_ms=20)
+    slots.release(slot("l", "a"))
+    await settled(slots)
+    await asyncio.sleep(0.05)
+    slots.release_again()
+    assert slots.owed == 0
+    assert slots.unrepeatable == 0
 
 
 async def test_release_whose_reply_is_lost_is_repeated(relay: Relay, connect: Connect) -> None:

@@ -1,4 +1,7 @@
-"""Slots against a model, over random interleavings of several nodes (design, invariant 2)."""
+"""Slots of lines, accounts and trunk routes against a model, over random interleavings of several nodes (design, invariant 2).
+
+What has slots is an owner; `l` is a line and a route too, to see that they are not taken for each other.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import asyncio
 import random
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import pytest
 import uvloop
@@ -20,21 +24,22 @@ from sipproxy.store.slots import SlotResult, Slots
 
 LEASE_MS = 60_000
 NODES = 3
-LINES = ("l", "m")
-LIMITS = {"l": 1, "m": 3}
+Owner = tuple[Literal["line", "trunk"], str]
+LIMITS: dict[Owner, int] = {("line", "l"): 1, ("line", "m"): 3, ("trunk", "l"): 2}
+OWNERS = tuple(LIMITS)
 ACCOUNT_LIMITS = {"a0": None, "a1": 1, "a2": 2}
 
 node_numbers = st.integers(0, NODES - 1)
-lines = st.sampled_from(LINES)
+owners = st.sampled_from(OWNERS)
 call_names = st.sampled_from([f"c{number}" for number in range(9)])  # the account goes by the call's number
 steps = st.lists(
     st.one_of(
-        st.tuples(st.just("take"), node_numbers, lines, call_names),
-        st.tuples(st.just("release"), node_numbers, lines, call_names),
-        st.tuples(st.just("refresh"), node_numbers, lines, call_names),
-        st.tuples(st.just("lapse"), node_numbers, lines, call_names),
-        st.tuples(st.just("rush"), st.integers(1, 12), lines, st.just("")),
-        st.tuples(st.just("flush"), st.just(0), lines, st.just("")),
+        st.tuples(st.just("take"), node_numbers, owners, call_names),
+        st.tuples(st.just("release"), node_numbers, owners, call_names),
+        st.tuples(st.just("refresh"), node_numbers, owners, call_names),
+        st.tuples(st.just("lapse"), node_numbers, owners, call_names),
+        st.tuples(st.just("rush"), st.integers(1, 12), owners, st.just("")),
+        st.tuples(st.sampled_from(["flush", "empty", "copy", "old copy"]), st.just(0), owners, st.just("")),
     ),
     max_size=25,
 )
@@ -64,28 +69,33 @@ def account_of(call: str) -> str:
     return f"a{int(call[1:]) % len(ACCOUNT_LIMITS)}" if call[0] == "c" else "a0"
 
 
-def slot(line: str, call: str) -> Slot:
-    return Slot("line", line, call)
+def slot(owner: Owner, call: str) -> Slot:
+    return Slot(*owner, call)
 
 
 def holder(call: str) -> Holder:
     return Holder(f"n{call}", 1, account_of(call), "outgoing")
 
 
-def wanted(line: str, call: str, limit: int) -> TakeSlot:
-    return TakeSlot(slot(line, call), holder(call), limit, ACCOUNT_LIMITS[account_of(call)], 9.0)
+def account_limit(owner: Owner, call: str) -> int | None:
+    return ACCOUNT_LIMITS[account_of(call)] if owner[0] == "line" else None
 
 
-async def members(slots: Slots, line: str) -> set[str]:
-    """The line's members; each with the holder that it was taken for."""
-    found = await slots_of(slots._store.client, "line", [line])
+def wanted(owner: Owner, call: str, limit: int) -> TakeSlot:
+    return TakeSlot(slot(owner, call), holder(call), limit, account_limit(owner, call), 9.0)
+
+
+async def members(slots: Slots, owner: Owner) -> set[str]:
+    """The owner's members; each with the holder that it was taken for."""
+    kind, name = owner
+    found = await slots_of(slots._store.client, kind, [name])
     assert all(live.holder == holder(live.slot.member) for live in found), found
     return {live.slot.member for live in found}
 
 
-async def take(slots: Slots, line: str, call: str) -> SlotResult:
+async def take(slots: Slots, owner: Owner, call: str) -> SlotResult:
     results: list[SlotResult] = []
-    slots.take(wanted(line, call, LIMITS[line]), LEASE_MS, results.append)
+    slots.take(wanted(owner, call, LIMITS[owner]), LEASE_MS, results.append)
     await eventually(lambda: results)
     return results[0]
 
@@ -96,23 +106,25 @@ async def settled(slots: Slots) -> None:
 
 @dataclass
 class Model:
-    """What each line must hold; `step` performs one step on the real slots and checks its result."""
+    """What each owner must hold; `step` performs one step on the real slots and checks its result."""
 
     nodes: list[Slots]
-    held: dict[str, set[str]] = field(default_factory=lambda: {line: set() for line in LINES})
+    held: dict[Owner, set[str]] = field(default_factory=lambda: {owner: set() for owner in OWNERS})
     rushes: int = 0
+    copy: dict[bytes, Any] = field(default_factory=dict)
+    copied: dict[Owner, set[str]] = field(default_factory=lambda: {owner: set() for owner in OWNERS})
 
-    async def step(self, kind: str, number: int, line: str, call: str) -> None:
+    async def step(self, kind: str, number: int, line: Owner, call: str) -> None:
         held, limit = self.held[line], LIMITS[line]
         if kind == "take":
             result = await take(self.nodes[number], line, call)
-            account_limit = ACCOUNT_LIMITS[account_of(call)]
+            own_limit = account_limit(line, call)
             of_account = sum(account_of(other) == account_of(call) for other in held)
-            allowed = call in held or (len(held) < limit and (account_limit is None or of_account < account_limit))
+            allowed = call in held or (len(held) < limit and (own_limit is None or of_account < own_limit))
             of_account += allowed and call not in held
             if allowed:
                 held.add(call)
-            assert result == SlotResult(allowed, len(held), 0 if account_limit is None else of_account)
+            assert result == SlotResult(allowed, len(held), 0 if own_limit is None else of_account)
         elif kind == "release":
             self.nodes[number].release(slot(line, call))
             await settled(self.nodes[number])
@@ -134,17 +146,33 @@ class Model:
             granted = {call for call, result in zip(rush, results, strict=True) if result.taken}
             assert len(granted) == min(len(rush), max(0, limit - len(held)))
             held |= granted
-        elif kind == "flush":
-            await self.nodes[number]._store.execute("SCRIPT", "FLUSH")
+        else:
+            await self._trouble(kind, self.nodes[number]._store)
+
+    async def _trouble(self, kind: str, store: Store) -> None:
+        if kind == "flush":
+            await store.execute("SCRIPT", "FLUSH")
+        elif kind == "empty":  # the store forgot; who lives is told to it again by a refresh
+            await store.execute("FLUSHALL")
+            self.held = {owner: set() for owner in OWNERS}
+        elif kind == "copy":
+            self.copied = {owner: set(held) for owner, held in self.held.items()}
+            names: Any = await store.execute("KEYS", "sp:{*")
+            self.copy = {name: await store.execute("DUMP", name) for name in names}
+        elif kind == "old copy":  # whatever was released or taken since
+            await store.execute("FLUSHALL")
+            for name, data in self.copy.items():
+                await store.execute("RESTORE", name, 0, data)
+            self.held = {owner: set(held) for owner, held in self.copied.items()}
 
     async def check(self) -> None:
-        for line, held in self.held.items():
-            assert await members(self.nodes[0], line) == held
+        for owner, held in self.held.items():
+            assert await members(self.nodes[0], owner) == held
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(script=steps)
-def test_slots_any_interleaving_equals_the_model(server: Server, script: list[tuple[str, int, str, str]]) -> None:
+def test_slots_any_interleaving_equals_the_model(server: Server, script: list[tuple[str, int, Owner, str]]) -> None:
     async def main() -> None:
         stores, slots, tasks = await open_nodes(server.url, NODES)
         await stores[0].execute("FLUSHALL")
@@ -153,9 +181,9 @@ def test_slots_any_interleaving_equals_the_model(server: Server, script: list[tu
             for step in script:
                 await model.step(*step)
                 await model.check()
-            for line in LINES:  # every call ends: nothing may be left
-                for call in sorted(model.held[line]):
-                    slots[0].release(slot(line, call))
+            for owner in OWNERS:  # every call ends: nothing may be left
+                for call in sorted(model.held[owner]):
+                    slots[0].release(slot(owner, call))
             await settled(slots[0])
             assert await stores[0].execute("KEYS", "sp:{*") == []
         finally:
@@ -172,21 +200,21 @@ class Traffic:
         self.server = server
         self.relay = relay
         self.nodes = nodes
-        self.live: set[tuple[int, str, str]] = set()
+        self.live: set[tuple[int, Owner, str]] = set()
         self.answers: dict[str, int] = {}
 
     def start_call(self, number: int) -> None:
-        node, line, call = self.dice.randrange(NODES), self.dice.choice(LINES), f"c{number}"
+        node, owner, call = self.dice.randrange(NODES), self.dice.choice(OWNERS), f"c{number}"
         self.answers[call] = 0
 
         def on_result(result: SlotResult) -> None:
             self.answers[call] += 1
             if result.taken or (result.taken is None and self.dice.random() < 0.5):
-                self.live.add((node, line, call))
+                self.live.add((node, owner, call))
             elif result.taken is None:
-                self.nodes[node].release(slot(line, call))  # what a caller owes after None
+                self.nodes[node].release(slot(owner, call))  # what a caller owes after None
 
-        self.nodes[node].take(wanted(line, call, 5), LEASE_MS, on_result)
+        self.nodes[node].take(wanted(owner, call, 5), LEASE_MS, on_result)
 
     def end_calls(self) -> None:
         for ended in sorted(key for key in self.live if self.dice.random() < 0.15):
@@ -210,11 +238,15 @@ class Traffic:
                 await asyncio.sleep(self.dice.random() * 0.05)
             case 10:
                 self.server.ask("SCRIPT", "FLUSH")
+            case 11:
+                self.relay.swallowing = True  # what was asked is done, and nobody is told
+            case 12:
+                self.server.ask("FLUSHALL")
             case _:
                 await asyncio.sleep(0)
 
     def mend(self) -> None:
-        self.relay.refusing = False
+        self.relay.refusing = self.relay.swallowing = False
         self.relay.let_go()
 
 
@@ -241,8 +273,8 @@ def test_slots_under_cut_and_delayed_connections_end_as_the_live_calls(server: S
             for node in range(NODES):  # what a node does when the store is back
                 traffic.refresh(node)
                 await settled(slots[node])
-            for line in LINES:
-                assert await members(slots[0], line) == {key[2] for key in traffic.live if key[1] == line}
+            for owner in OWNERS:
+                assert await members(slots[0], owner) == {key[2] for key in traffic.live if key[1] == owner}
             assert sum(store.stats.connects for store in stores) > NODES
             assert not any(slot.dropped for slot in slots)
         finally:
