@@ -45,7 +45,6 @@ class Syncer:
         self._thread: threading.Thread | None = None
         self.last_ms = 0.0
         self.longest_ms = 0.0
-        self.runs = 0
         self.failures = 0
         self.failure = ""  # of the last run; "" when it went well
 
@@ -126,7 +125,6 @@ class Syncer:
         else:
             self.failure = ""
             self._synced = max(self._synced, position)
-        self.runs += 1
         self.last_ms = 1000 * (time.monotonic() - started)
         self.longest_ms = max(self.longest_ms, self.last_ms)
         self._settle(error)

@@ -184,7 +184,6 @@ class Router(Party):
         self.account = account
         self.user = account.user
         self.proxy = proxy
-        self.registered_until = 0.0
         self._register_call_id = f"{name}-{secrets.token_hex(8)}"
         self._register_cseq = 0
         self._challenge: Challenge | None = None
@@ -208,8 +207,6 @@ class Router(Party):
             self.ledger.note(self.name, "register", self._register_call_id, str(response.status))
             if response.status not in (401, 407) or not self._take_challenge(response):
                 break
-        if response.status == 200:
-            self.registered_until = time.monotonic() + expires_s
         return response
 
     async def call(self, dialled: str, *, headers: Headers = ()) -> Call:

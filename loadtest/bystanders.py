@@ -18,7 +18,6 @@ from loadtest.ua import CallError, NoAnswerError
 
 if TYPE_CHECKING:
     from loadtest.agents import Router
-    from loadtest.network import Network
     from loadtest.ua import Call
 
 __all__ = ["Bystanders", "Noticed"]
@@ -53,9 +52,8 @@ class Noticed:
 class Bystanders:
     """`live` answered calls whose callers ask `asks_per_s` times a second in all, and `help_per_s` calls to 112."""
 
-    def __init__(self, network: Network, routers: list[Router], *, asks_per_s: float, help_per_s: float) -> None:
+    def __init__(self, routers: list[Router], *, asks_per_s: float, help_per_s: float) -> None:
         """Three of the routers have no call: one registers, one calls for help, one calls."""
-        self._network = network
         self._registering, self._helping, self._calling, *self._talking = routers
         self._asks_per_s, self._help_per_s = asks_per_s, help_per_s
         self._calls: list[Call] = []

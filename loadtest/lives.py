@@ -102,7 +102,6 @@ class _Lives:
     """Which life a stamp falls into."""
 
     def __init__(self, lives: Sequence[Life]) -> None:
-        self._lives = lives
         self._begun = [life.begun_ms for life in lives]
 
     def of(self, at_ms: float) -> int:

@@ -71,7 +71,6 @@ class Measured:
     growth_bytes: int = 0
     recovery_s: float = 0.0
     counts: dict[str, float] = field(default_factory=dict)
-    states: list[str] = field(default_factory=list)
 
 
 class _Crowd:
@@ -120,7 +119,7 @@ async def flood(plan: Flood, tell: Tell) -> Measured:
     """Strangers send as planned while customers go on."""
     async with Network(many_lines(plan.calls + 3, channels=20), settings=SETTINGS) as network:
         routers = await _routers(network)
-        people = Bystanders(network, routers, asks_per_s=plan.asks_per_s, help_per_s=plan.help_per_s)
+        people = Bystanders(routers, asks_per_s=plan.asks_per_s, help_per_s=plan.help_per_s)
         await people.start()
         host, port = network.node.address
         task = {
@@ -157,7 +156,7 @@ async def storm(plan: Storm, tell: Tell) -> Measured:
             if calm["registered"] != plan.routers:
                 raise RuntimeError(f"{calm['registered']} of {plan.routers} registered before the storm: {calm['answers']}")
             routers = [await network.router(line.user) for line in callers]
-            people = Bystanders(network, routers, asks_per_s=plan.asks_per_s, help_per_s=plan.help_per_s)
+            people = Bystanders(routers, asks_per_s=plan.asks_per_s, help_per_s=plan.help_per_s)
             await people.start()
 
             async def run() -> dict[str, Any]:
@@ -194,7 +193,6 @@ async def _measured(network: Network, people: Bystanders, run: Callable[[], Any]
         if name.startswith(("sipproxy_shed_total", "sipproxy_load_changes_total")) or "dropped_kernel" in name
         if value != metrics.get(name, 0.0)
     }
-    found.states = [line for line in node.log(tail=1_000_000).splitlines() if '"load"' in line]
     return found
 
 

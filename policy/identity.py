@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 __all__ = [
     "ALWAYS_SHOWN",
     "Screened",
-    "asserted_number",
     "canonical_caller",
     "forbidden_caller",
     "german_from_abroad",
@@ -94,11 +93,6 @@ def screen(snapshot: Snapshot, line: Line | None, account: Account | None, given
         owned = (n for n in (wished, shown) if n and (owner := _owner(snapshot, n)) is not None and owner.user == account.user)
         asserted = next(owned, main)
     return Screened(asserted, shown or asserted, fault or other_fault)
-
-
-def asserted_number(snapshot: Snapshot, line: Line | None, account: Account | None, caller: str) -> str:
-    """The number to vouch for. `caller` is what the router put into From: a number or a URI, as received."""
-    return screen(snapshot, line, account, caller).asserted
 
 
 def _screened(snapshot: Snapshot, account: Account, given: str, area: str) -> tuple[str, str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from types import MappingProxyType
 from typing import NamedTuple
 
 from policy.blocklist import BlockIndex, index_of
@@ -41,8 +40,6 @@ __all__ = [
 ]
 
 WEEK_MS = 7 * 24 * 3600 * 1000  # TKG § 61(4): incoming calls are barred at the earliest a week after outgoing ones
-
-EMPTY: Mapping[str, str] = MappingProxyType({})
 
 
 class LineStatus(StrEnum):

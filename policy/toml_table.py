@@ -18,7 +18,7 @@ from policy.table import MAX_CELL, MAX_ROWS, MAX_TEXT, Row, Table, quoted
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["read_toml", "tables_of"]
+__all__ = ["read_toml"]
 
 _HEAD = re.compile(r"[ \t]*\[\[[ \t]*([A-Za-z0-9_.\- \t]+?)[ \t]*\]\]")
 _KEY = re.compile(r"[ \t]*([A-Za-z0-9_-]+)[ \t]*=")
@@ -32,11 +32,6 @@ class _Head(NamedTuple):
     name: str
     line: int
     keys: dict[str, int]
-
-
-def tables_of(text: str) -> tuple[str, ...]:
-    """The names of the arrays of tables in a file, in order; a file that is no TOML gives what its heads say."""
-    return tuple(dict.fromkeys(head.name for head in _heads(text) if "." not in head.name))
 
 
 def read_toml(text: str, file: str, name: str, columns: tuple[str, ...]) -> Table:

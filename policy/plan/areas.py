@@ -10,7 +10,7 @@ from bisect import bisect_left
 from functools import cache
 from importlib import resources
 
-__all__ = ["area_code_of", "area_codes", "area_name", "area_of", "begins_area_code", "rows_of"]
+__all__ = ["area_codes", "area_of", "begins_area_code", "rows_of"]
 
 _LENGTHS = (5, 4, 3, 2)
 
@@ -48,19 +48,8 @@ def area_of(national: str) -> tuple[str, str] | None:
     return None
 
 
-def area_code_of(national: str) -> str:
-    """The area code alone, or ""."""
-    found = area_of(national)
-    return found[0] if found is not None else ""
-
-
 def begins_area_code(national: str) -> bool:
     """Whether more digits could make an area code of these."""
     codes = _in_order()
     at = bisect_left(codes, national)
     return at < len(codes) and codes[at].startswith(national)
-
-
-def area_name(code: str) -> str:
-    """Name of the main place of an area code, with or without its 0 ("0234"), or ""."""
-    return area_codes().get(code.removeprefix("0"), "")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from cdr import stats
 from cdr.quality import Figures, Key
@@ -20,10 +20,9 @@ if TYPE_CHECKING:
 
     from sipproxy.commands.output import Output
 
-__all__ = ["By", "quality"]
+__all__ = ["quality"]
 
 TIMEOUT_S = 30.0
-By = Literal["route", "profile", "day"]
 COLUMNS = ("", "attempts", "refused", "seizures", "answered", "ASR", "NER", "promised", "ACD", "PDD p50", "PDD p95")
 
 

@@ -175,7 +175,6 @@ class Slots:
         self._lateness = _Lateness(lambda: bool(self._deadlines))
         self._backlog: Backlog[Slot, _Wish] = Backlog(store, self._wish_command, limit=MAX_OWED, observe=self._wish_replied)
         self.timeouts = 0
-        self.unanswered = 0  # results without an answer, for whatever reason
         self.late = 0
         self.late_grants = 0
         self.unrepeatable = 0  # releases that were forgotten within their lease, for there were more than MAX_REPEATED
@@ -275,8 +274,6 @@ class Slots:
         if take.done:
             return
         take.done = True
-        if result.taken is None:
-            self.unanswered += 1
         take.on_result(result)
 
     def _left(self) -> None:

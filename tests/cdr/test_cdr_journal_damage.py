@@ -87,10 +87,6 @@ def test_recover_journal_without_any_readable_header_is_set_aside(directory: Pat
     assert len(list(directory.glob("*.damaged"))) == 1
 
 
-SIDE = PartySide(b"sip:x", 0)
-DIALOG = Confirmed(b"INVITE sip:x SIP/2.0\r\n", b"\xc1CDR\0\0\0\0", "trunk", "t", Place("udp", "::1", 1), SIDE, SIDE)
-
-
 def many_facts(count: int) -> list[Fact]:
     """The facts of `count` calls as a node writes them, several at a time: answered ones, refused ones, one that lives on."""
     facts: list[Fact] = []

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from tests.sim.agent import Agent, AgentCall
     from tests.sim.conftest import Town
 
-Lines = tuple[tuple[bytes, bytes], ...]
-
 
 # Transfers
 

@@ -53,10 +53,6 @@ def with_line(name: str, **fields: object) -> Town:
     return town
 
 
-def from_line(name: bytes, display: bytes, user: bytes) -> tuple[bytes, bytes]:
-    return name, b'"%s" <sip:%s@sip.test>;tag=abc' % (display, user)
-
-
 # Outgoing: what others see of a customer
 
 PAI = b"<sip:+4960323001@sip.test;user=phone>"
