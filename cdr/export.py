@@ -1,7 +1,7 @@
 """Records as JSON Lines, CSV or MessagePack, in a profile's columns.
 
 Pure: a writer makes bytes. Texts are neutralised in JSON Lines and CSV (`neutral`) and intact in MessagePack. `read` is the way
-back from the native profile, whichever form it has. Left out: files (`files`), Parquet (`parquet`).
+back from the native profile, whichever form it has, `maps` from any. Left out: files (`files`), Parquet (`parquet`).
 
 - JSON Lines: one object a line, UTF-8, every column in each.
 - CSV: UTF-8, RFC 4180 with CR LF; an empty cell for "not there", lists and maps as JSON, booleans as true and false. Only
@@ -13,24 +13,28 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import msgspec
 
 from cdr import codec, neutral
-from cdr.columns import profile
+from cdr.columns import PROFILES, profile
 from cdr.facts import Record
 from cdr.skip import end_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
-__all__ = ["FORMS", "ExportError", "Form", "Writer", "read"]
+    Headless = Callable[[list[str]], list[str] | None]
+
+__all__ = ["FORMS", "ExportError", "Form", "Writer", "maps", "read", "record_of"]
 
 Form = Literal["jsonl", "csv", "msgpack"]
 FORMS: tuple[str, ...] = get_args(Form)
 MAX_CELL = 4 << 20  # characters of one CSV cell when read back; a record's texts are below 1 MiB together
 BOM = "\ufeff".encode()
+_HEADERS = frozenset(known.columns[0].name for known in PROFILES.values() if known.header)  # each names its first column
 
 _json = msgspec.json.Encoder(enc_hook=repr).encode  # what a newer schema wrote may be of a kind that JSON does not know
 _msgpack = msgspec.msgpack.Encoder().encode
@@ -89,15 +93,38 @@ class Writer:
 
 def read(data: Iterable[bytes], form: str) -> Iterator[Record]:
     """The records of a native export whose bytes come in pieces of any size. Raises ExportError, which names the row."""
+    if form == "msgpack":
+        yield from (_decoded(value, number) for number, value in _values(data))
+    else:
+        yield from (record_of(fields, number) for number, fields in maps(data, form))
+
+
+def maps(data: Iterable[bytes], form: str, headless: Headless = lambda _: None) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows of any profile by the names of their columns, each with its line, or its place among the maps of MessagePack.
+
+    Texts are as they were before they were neutralised. `headless` is asked for the names of columns where a CSV's first line
+    may be a row. Raises ExportError, which names the row.
+    """
     if form == "jsonl":
-        lines = _lines(data)
-        yield from (_record(_decoded_json(line, number), number) for number, line in enumerate(lines, 1) if line)
+        yield from ((number, _decoded_json(line, number)) for number, line in enumerate(_lines(data), 1) if line)
     elif form == "csv":
-        yield from _read_csv(data)
+        yield from _read_csv(data, headless)
     elif form == "msgpack":
-        yield from _read_msgpack(data)
+        for number, value in _values(data):
+            try:
+                yield number, msgspec.msgpack.decode(value, type=dict[str, Any])
+            except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+                raise ExportError(f"record {number}: {error}") from None
     else:
         raise ExportError(f"there is no format {form[:40]!r}; known are {', '.join(FORMS)}")
+
+
+def record_of(fields: dict[str, Any], number: int) -> Record:
+    """The record in a row of a native export. Raises ExportError."""
+    try:
+        return msgspec.convert(fields, Record)
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise ExportError(f"row {number}: no record: {error}") from None
 
 
 def _plain(value: object) -> object:
@@ -150,24 +177,25 @@ def _restored(value: object) -> object:
     return value
 
 
-def _record(fields: dict[str, Any], number: int) -> Record:
-    try:
-        return msgspec.convert(fields, Record)
-    except (msgspec.MsgspecError, ValueError) as error:
-        raise ExportError(f"row {number}: no record: {error}") from None
-
-
-def _read_csv(data: Iterable[bytes]) -> Iterator[Record]:
+def _read_csv(data: Iterable[bytes], headless: Headless) -> Iterator[tuple[int, dict[str, Any]]]:
     csv.field_size_limit(MAX_CELL)
     try:
-        rows = csv.reader(line.decode() + "\n" for line in _lines(data))
+        lines = (line.decode("utf-8-sig" if number == 0 else "utf-8") + "\n" for number, line in enumerate(_lines(data)))
+        first = next(lines, "")
+        separator = ";" if first.startswith("Kennung;") else ","
+        rows = csv.reader(itertools.chain([first], lines), delimiter=separator)
         header = next(rows, [])
-        if "id" not in header or "node" not in header:
-            raise ExportError("row 1: the header of a native export is missing")
+        if (names := headless(header)) is not None:
+            yield 1, dict(zip(names, map(neutral.restore, header), strict=True))
+            header = names
+        elif not _HEADERS & set(header):
+            raise ExportError("row 1: the header of an export is missing")
+        native = "id" in header and "node" in header
         for number, row in enumerate(rows, 2):
             if len(row) != len(header):
                 raise ExportError(f"row {number}: {len(row)} cells where the header has {len(header)}")
-            yield _record(dict(_uncelled(header, row, number)), number)
+            cells = _uncelled(header, row, number) if native else zip(header, map(neutral.restore, row), strict=True)
+            yield number, dict(cells)
     except (csv.Error, UnicodeDecodeError) as error:
         raise ExportError(f"no CSV in UTF-8: {error}") from None
 
@@ -196,8 +224,8 @@ def _uncell(cell: str, kind: str, number: int) -> object:
     return neutral.restore(cell)
 
 
-def _read_msgpack(data: Iterable[bytes]) -> Iterator[Record]:
-    """Maps that follow each other without anything between them."""
+def _values(data: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
+    """Maps that follow each other without anything between them, each as its bytes."""
     rest, number = b"", 0
     for piece in data:
         rest += piece
@@ -205,10 +233,17 @@ def _read_msgpack(data: Iterable[bytes]) -> Iterator[Record]:
         try:
             while (end := end_of(rest, start)) is not None:
                 number += 1
-                yield codec.decode(rest[start:end])
+                yield number, rest[start:end]
                 start = end
-        except ValueError as error:  # CodecError is one
-            raise ExportError(f"record {number}: {error}") from None
+        except ValueError as error:
+            raise ExportError(f"record {number + 1}: {error}") from None
         rest = rest[start:]
     if rest:
         raise ExportError(f"record {number + 1}: cut off")
+
+
+def _decoded(value: bytes, number: int) -> Record:
+    try:
+        return codec.decode(value)
+    except codec.CodecError as error:
+        raise ExportError(f"record {number}: {error}") from None

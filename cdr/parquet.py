@@ -6,7 +6,7 @@ Every column of the native profile has the type of its field; those of other pro
 from __future__ import annotations
 
 import types
-from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
+from typing import IO, TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -15,9 +15,13 @@ from cdr.export import ExportError
 from cdr.facts import Record
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import pyarrow as pa
 
-__all__ = ["ParquetRows"]
+    from cdr.columns import Profile
+
+__all__ = ["ParquetRows", "read_maps"]
 
 GROUP = 10_000  # rows of one row group, which are in memory
 NEEDS = "Parquet needs pyarrow: pip install 'sipproxy[parquet]'"
@@ -68,20 +72,14 @@ class ParquetRows:
 
     def __init__(self, columns: str = "native") -> None:
         """Raises ExportError for an unknown profile, and one that names the pip command where pyarrow is missing."""
-        try:
-            import pyarrow as pa  # noqa: PLC0415  an extra
-            from pyarrow import parquet  # noqa: PLC0415
-        except ImportError:
-            raise ExportError(NEEDS) from None
+        self._arrow, self._parquet = _library()
         try:
             self.profile = profile(columns)
         except ValueError as error:
             raise ExportError(str(error)) from None
         if self.profile.csv_only:
             raise ExportError(f"the column profile {columns!r} is CSV: say --format csv")
-        self._arrow: Any = pa
-        self._parquet: Any = parquet
-        self._schema = _schema(pa, columns, [column.name for column in self.profile.columns])
+        self._schema = _schema(self._arrow, self.profile)
         self._sink = _Sink()
         self._writer: Any = None
         self._rows: list[dict[str, object]] = []
@@ -110,10 +108,38 @@ class ParquetRows:
         return self._sink.take()
 
 
-def _schema(arrow: Any, columns: str, names: list[str]) -> pa.Schema:
-    hints = get_type_hints(Record) if columns == "native" else {}
-    numbers = {"duration", "billsec", "Cost"}
-    return arrow.schema([(name, _kind(arrow, hints.get(name, int if name in numbers else str))) for name in names])
+def read_maps(data: IO[bytes]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows of a Parquet file by the names of their columns, each with its place from 1, a row group in memory. Raises
+    ExportError."""
+    arrow, parquet = _library()
+    try:
+        number = 0
+        for batch in parquet.ParquetFile(data).iter_batches(GROUP):
+            for fields in batch.to_pylist():
+                number += 1
+                if "unknown" in fields:
+                    fields["unknown"] = msgspec.json.decode(fields["unknown"] or "{}")
+                yield number, fields
+    except (arrow.ArrowException, msgspec.MsgspecError, OSError, ValueError) as error:
+        raise ExportError(f"row {number + 1}: no Parquet file of ours: {str(error)[:200]}") from None
+
+
+def _library() -> tuple[Any, Any]:
+    """pyarrow and its Parquet part. Raises ExportError that names the pip command where it is missing."""
+    try:
+        import pyarrow as pa  # noqa: PLC0415  an extra
+        from pyarrow import parquet  # noqa: PLC0415
+    except ImportError:
+        raise ExportError(NEEDS) from None
+    return pa, parquet
+
+
+def _schema(arrow: Any, found: Profile) -> pa.Schema:
+    """The types of the native profile are those of the fields; of another what its columns make of any record."""
+    hints = get_type_hints(Record) if found.name == "native" else {}
+    sample = Record(id="", node="", direction="outgoing")
+    kinds = ((column.name, hints.get(column.name) or type(column.value(sample))) for column in found.columns)
+    return arrow.schema([(name, _kind(arrow, kind)) for name, kind in kinds])
 
 
 def _kind(arrow: Any, hint: object) -> object:

@@ -4,12 +4,16 @@ Each node numbers its final records from 1 without gaps. A `Holding` is what one
 and for each node from where to where the place must be whole. Below that the numbers may have gone lawfully (a segment whose
 records were confirmed, entries that every group had acknowledged), so that nothing can be said: that is told and is not fine.
 
-About 200 bytes of memory for each record. Left out: start and interim records, which have no number.
+A reader may know ids alone, or what else tells a record: a `Claim`, which gets its number from the places that have the record.
+One that no place has is wrong, unless as many records have gone lawfully.
+
+About 300 bytes of memory for each record. Left out: start and interim records, which have no number.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,6 +21,7 @@ import msgspec
 
 from cdr import codec
 from cdr.reading import read_directory
+from cdr.rows import call_key
 from cdr.segment import Frame
 
 if TYPE_CHECKING:
@@ -25,20 +30,41 @@ if TYPE_CHECKING:
 
     from cdr.facts import Record
 
-__all__ = ["Finding", "Held", "Holding", "Result", "read_journal", "verify"]
+__all__ = ["Claim", "Finding", "Held", "Holding", "Result", "read_journal", "resolve", "verify"]
 
 
 class Held(NamedTuple):
-    """One record as a place has it: its id, a digest of its content (empty where that is not known), and its set-up."""
+    """One record as a place has it: its id, a digest of its content (empty where that is not known), its set-up (0 likewise),
+    and where it stands in which file."""
 
     id: str
     digest: bytes
     at_ms: int
+    file: str = ""
+    line: int = 0
+
+    @property
+    def place(self) -> str:
+        return f"{self.file}:{self.line}" if self.file else ""
+
+
+class Claim(NamedTuple):
+    """That a reader has a record, which it calls by its id, or by Call-ID and tags."""
+
+    id: str
+    call: tuple[str, str, str] | None
+    file: str
+    line: int
+
+    @property
+    def name(self) -> str:
+        return self.id if self.call is None else f"with the Call-ID {self.call[0]}"
 
 
 class Finding(NamedTuple):
-    """What is wrong: `kind` is gap, double, conflict or damage. `first` to `last` are the numbers, both included, 0 where none
-    is known; `after_ms` and `before_ms` are the set-up stamps of the records around them, None where there is none."""
+    """What is wrong: `kind` is gap, double, conflict, stranger (no record is called so) or damage. `first` to `last` are the
+    numbers, both included, 0 where none is known; `after_ms` and `before_ms` are the set-up stamps of the records around them,
+    None where there is none. `file` and `line` say where a reader has it."""
 
     kind: str
     where: str
@@ -48,6 +74,8 @@ class Finding(NamedTuple):
     detail: str
     after_ms: int | None = None
     before_ms: int | None = None
+    file: str = ""
+    line: int = 0
 
 
 @dataclass(slots=True)
@@ -65,13 +93,16 @@ class Holding:
     top: dict[str, int] = field(default_factory=dict)
     gone: dict[str, set[int]] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
+    calls: dict[tuple[str, str, str], set[tuple[str, int]]] | None = None  # numbers by Call-ID and tags, where asked for
 
-    def add(self, record: Record) -> None:
+    def add(self, record: Record, file: str = "", line: int = 0) -> None:
         """Take a record in. Other types than final ones are left out."""
         if record.type != "final":
             return
         digest = hashlib.blake2b(codec.encode(msgspec.structs.replace(record, unknown={})), digest_size=12).digest()
-        self.put(record.node, record.seq, Held(record.id, digest, record.setup_at_ms))
+        self.put(record.node, record.seq, Held(record.id, digest, record.setup_at_ms, file, line))
+        if self.calls is not None:
+            self.calls.setdefault(call_key(record), set()).add((record.node, record.seq))
 
     def put(self, node: str, seq: int, held: Held) -> None:
         """Take in what is known of a record; a number that is there already is a finding."""
@@ -81,7 +112,8 @@ class Holding:
         if before is not held:
             same = (before.id, before.digest) == (held.id, held.digest)
             kind, detail = ("double", f"record {held.id}") if same else ("conflict", f"{before.id} and {held.id}")
-            self.findings.append(Finding(kind, self.name, node, seq, seq, detail))
+            detail += f", also at {before.place}" if before.file else ""
+            self.findings.append(Finding(kind, self.name, node, seq, seq, detail, file=held.file, line=held.line))
 
     def lowest(self) -> None:
         """Where nothing else is known, a place must be whole from its lowest record on."""
@@ -98,6 +130,7 @@ class Result:
     unknown: dict[str, int]
     proven: dict[str, int]
     behind: list[tuple[str, str, int]]  # place, node, how many records
+    gone: list[Claim] = field(default_factory=list)  # of a reader, without a record: as many or more have gone lawfully
 
     @property
     def status(self) -> int:
@@ -105,9 +138,43 @@ class Result:
         return 1 if self.findings else 2 if self.unknown or not self.proven else 0
 
 
-def verify(holdings: Sequence[Holding], since: Mapping[str, int]) -> Result:
+def resolve(reader: Holding, claims: Iterable[Claim], places: Sequence[Holding]) -> list[Claim]:
+    """Give a reader's claims the numbers that the places know; those that none knows."""
+    ids = {held.id: (node, seq) for one in places for node, known in one.nodes.items() for seq, held in known.items()}
+    stamps = {key: _stamp(places, *key) for key in ids.values()}
+    calls: dict[tuple[str, str, str], set[tuple[str, int]]] = {}
+    for place in places:
+        for call, found in (place.calls or {}).items():
+            calls.setdefault(call, set()).update(found)
+    names = {key: name for name, key in ids.items()}
+    taken: Counter[tuple[str, str, str]] = Counter()
+    strangers: dict[str, Claim] = {}
+    for claim in claims:
+        if claim.call is None:
+            key = ids.get(claim.id)
+        else:
+            keys = sorted(calls.get(claim.call, ()))
+            key = keys[min(taken[claim.call], len(keys) - 1)] if keys else None
+            taken[claim.call] += 1
+        if key is not None:
+            reader.put(*key, Held(names[key], b"", stamps[key], claim.file, claim.line))
+            continue
+        other = strangers.setdefault(f"{claim.id}/{claim.call}", claim)
+        if other is not claim:
+            detail = f"record {claim.name}, also at {other.file}:{other.line}"
+            reader.findings.append(Finding("double", reader.name, "", 0, 0, detail, file=claim.file, line=claim.line))
+    return list(strangers.values())
+
+
+def _stamp(places: Sequence[Holding], node: str, seq: int) -> int:
+    return next((held.at_ms for one in places if (held := one.nodes.get(node, {}).get(seq)) is not None and held.at_ms), 0)
+
+
+def verify(
+    holdings: Sequence[Holding], since: Mapping[str, int], strangers: Mapping[str, Sequence[Claim]] | None = None
+) -> Result:
     """Compare the places with their own numbering and with each other. `since` has for each node the number that was proven
-    before."""
+    before, `strangers` the claims of readers that `resolve` found nothing for."""
     findings = [finding for holding in holdings for finding in holding.findings]
     nodes = sorted({node for holding in holdings for node in (*holding.nodes, *holding.top)})
     result = Result(findings, {}, {}, [])
@@ -125,18 +192,36 @@ def verify(holdings: Sequence[Holding], since: Mapping[str, int]) -> Result:
         result.behind += [(holding.name, node, max(tops) - top) for holding, top in missing if top < max(tops)]
         result.proven[node] = min(tops)
     findings += _double_ids(holdings)
+    for reader, claims in (strangers or {}).items():
+        result.gone += _strangers(result, reader, claims, holdings)
     for finding in findings:
-        if finding.first <= result.proven.get(finding.node, 0):
+        if 0 < finding.first <= result.proven.get(finding.node, 0):
             result.proven[finding.node] = finding.first - 1
     return result
 
 
-def read_journal(directory: Path) -> Holding:
+def _strangers(result: Result, reader: str, claims: Sequence[Claim], holdings: Sequence[Holding]) -> Sequence[Claim]:
+    """Of claims without a record those that may be about what has gone lawfully; more than that cannot be, and all are told."""
+    room = 0
+    for node in {node for holding in holdings for node in (*holding.nodes, *holding.top)}:
+        top = max(holding.top.get(node, 0) for holding in holdings)
+        room += top - len({seq for one in holdings for seq in one.nodes.get(node, {}) if 0 < seq <= top})
+    if len(claims) <= room:
+        return claims
+    some = f", and no more than {room} can have gone from all places" if room else ""
+    for one in claims:
+        result.findings.append(
+            Finding("stranger", reader, "", 0, 0, f"there is no record {one.name}{some}", file=one.file, line=one.line)
+        )
+    return ()
+
+
+def read_journal(directory: Path, *, with_calls: bool = False) -> Holding:
     """What a node's journal holds, read beside the running node: nothing is locked, cut or changed. Raises OSError.
 
     The header of the oldest segment knows the highest number given before it: what was below went with older segments.
     """
-    holding = Holding("journal")
+    holding = Holding("journal", calls={} if with_calls else None)
     for name, header, items in read_directory(directory):
         if header is None:
             holding.findings.append(Finding("damage", "journal", "", 0, 0, f"{name}: no readable header"))
@@ -178,7 +263,7 @@ def _gaps(holding: Holding, node: str, holdings: Sequence[Holding]) -> Iterable[
             ]
             detail = f"in {' and '.join(others)}" if others else "nowhere"
             after, before = known.get(last), known.get(seq)
-            stamps = (after.at_ms if after else None, before.at_ms if before else None)
+            stamps = (after.at_ms or None if after else None, before.at_ms or None if before else None)
             yield Finding("gap", holding.name, node, first, until, detail, *stamps)
         last = max(last, seq)
 
@@ -192,7 +277,9 @@ def _conflicts(holdings: Sequence[Holding], node: str) -> Iterable[Finding]:
                 a, b = mine[seq], theirs[seq]
                 if a.id != b.id or (a.digest and b.digest and a.digest != b.digest):
                     detail = f"record {a.id} differs" if a.id == b.id else f"{a.id} and {b.id}"
-                    yield Finding("conflict", f"{one.name} and {other.name}", node, seq, seq, detail)
+                    where = a if a.file else b
+                    between = f"{one.name} and {other.name}"
+                    yield Finding("conflict", between, node, seq, seq, detail, file=where.file, line=where.line)
 
 
 def _double_ids(holdings: Sequence[Holding]) -> Iterable[Finding]:
@@ -203,4 +290,5 @@ def _double_ids(holdings: Sequence[Holding]) -> Iterable[Finding]:
             for seq, held in known.items():
                 other = seen.setdefault(held.id, (node, seq))
                 if other != (node, seq):
-                    yield Finding("double", holding.name, node, seq, seq, f"record {held.id} is number {other[1]} too")
+                    detail = f"record {held.id} is number {other[1]} too"
+                    yield Finding("double", holding.name, node, seq, seq, detail, file=held.file, line=held.line)

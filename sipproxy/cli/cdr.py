@@ -312,9 +312,10 @@ def verify(
 ) -> None:
     """Prove that no record is missing, double or different.
 
-    Compares the journal of this machine's node, the stream, and what a reader has, by the nodes' own numbering. Names each gap.
+    Compares the journal of this machine's node, the stream, and what a reader has, by the nodes' own numbering. Names each gap,
+    and ids that are no record's. Files may have any columns and form, and be compressed (.gz, .bz2, .xz).
     What was trimmed lawfully cannot be known, and is said. Ends with 0 when all is fine, 1 when something is wrong, 2 when it
-    cannot be told. --state keeps for each node up to where all was right, and lets the next run begin there.
+    cannot be told or checked. --state keeps for each node up to where all was right, and lets the next run begin there.
     """
     from sipproxy.commands import output, verifying
 

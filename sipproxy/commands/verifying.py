@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from cdr import export
 from cdr.entries import ADDRESSEE, Poison, entry_of, pairs
+from cdr.export import ExportError
 from cdr.purging import purged
-from cdr.stream import mark_key
-from cdr.verify import Finding, Held, Holding, Result, read_journal, verify
+from cdr.rows import read_rows
+from cdr.stream import mark_key, marked_nodes
+from cdr.verify import Claim, Finding, Held, Holding, Result, read_journal, resolve, verify
 from cdr.wire import Link
 from sipproxy.commands.backend import with_store
 from sipproxy.commands.output import USAGE, CommandError, Output
 from sipproxy.config import Config, load
+from sipproxy.config_file import ConfigError
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
 __all__ = ["run"]
 
 PAGE = 500
-PIECE = 1 << 20
 TIMEOUT_S = 10.0
 
 
@@ -41,79 +42,97 @@ def run(
     begins: Sequence[str],
     journal: bool,
 ) -> int:
-    """Tell every gap, double and conflict. 0 fine, 1 something is wrong, 2 it cannot be told."""
-    config = load(path)
-    since = {**_read_state(state), **dict(map(_begin, begins))}
-    holdings = [_read_export(files, since)] if files else []
-    if journal:
-        try:
-            holdings.append(read_journal(Path(config.node.data_dir) / "journal"))
-        except OSError as error:
-            raise CommandError(f"journal of {config.node.data_dir}: {error.strerror or error}", code=USAGE) from None
+    """Tell every gap, double and conflict. 0 fine, 1 something is wrong, 2 it cannot be told, or the command cannot do its
+    work: for cron the one must not look like the other."""
     try:
-        holdings.append(with_store(config, lambda client: _read_stream(client, config, holdings)))
+        return _run(load(path), output, files, ids=ids, state=state, begins=begins, journal=journal)
+    except ConfigError as error:
+        raise CommandError(str(error), code=USAGE, faults=[fault._asdict() for fault in error.faults]) from None
     except CommandError as error:
-        raise CommandError(str(error), code=USAGE) from None
+        raise CommandError(str(error), code=USAGE, faults=error.faults) from None
+
+
+def _run(
+    config: Config,
+    output: Output,
+    files: Sequence[Path],
+    *,
+    ids: Path | None,
+    state: Path | None,
+    begins: Sequence[str],
+    journal: bool,
+) -> int:
+    since = {**_read_state(state), **dict(map(_begin, begins))}
+    readers = {"export": _read_export(files)} if files else {}
     if ids is not None:
-        holdings.append(_read_ids(ids, holdings, since))
-    result = verify(holdings, since)
+        readers["ids"] = Holding("ids", reader=True), _read_ids(ids)
+    with_calls = any(claim.call is not None for _, claims in readers.values() for claim in claims)
+    places: list[Holding] = []
+    if journal:
+        directory = Path(config.node.data_dir) / "journal"
+        try:
+            places.append(read_journal(directory, with_calls=with_calls))
+        except OSError as error:
+            raise CommandError(f"{error.filename or directory}: {error.strerror or error}") from None
+    sides = [holding for holding, _ in readers.values()]
+    known = {node for holding in (*places, *sides) for node in (*holding.nodes, *holding.top)}
+    places.append(with_store(config, lambda client: _read_stream(client, config, known, with_calls=with_calls)))
+    strangers = {}
+    for holding, claims in readers.values():
+        strangers[holding.name] = resolve(holding, claims, [*places, *(one for one in sides if one is not holding)])
+        holding.floor.update(since)
+        holding.lowest()
+    holdings = [*sides[: bool(files)], *places, *sides[bool(files) :]]
+    result = verify(holdings, since, strangers)
     _tell(output, result, holdings)
     if state is not None and result.status == 0:
         _write_state(state, {**since, **result.proven})
     return result.status
 
 
-def _read_export(files: Sequence[Path], since: dict[str, int]) -> Holding:
-    """Files of `cdr pull` or `cdr export` in the native profile, together."""
+def _read_export(files: Sequence[Path]) -> tuple[Holding, list[Claim]]:
+    """Files of `cdr pull` or `cdr export` together, and those of their rows that have no number."""
     holding = Holding("export", reader=True)
+    claims = []
     for file in files:
+        name = str(file)
         try:
-            with file.open("rb") as data:
-                for record in export.read(iter(lambda: data.read(PIECE), b""), _form_of(file)):
-                    holding.add(record)
+            for row in read_rows(file):
+                if row.record is not None:
+                    holding.add(row.record, name, row.line)
+                elif row.node:
+                    holding.put(row.node, row.seq, Held(row.id, b"", 0, name, row.line))
+                else:
+                    claims.append(Claim(row.id, row.call, name, row.line))
         except OSError as error:
-            raise CommandError(f"{file}: {error.strerror or error}", code=USAGE) from None
-        except export.ExportError as error:
-            raise CommandError(f"{file}: {error}", code=USAGE) from None
-    holding.floor.update(since)
-    holding.lowest()
-    return holding
+            raise CommandError(f"{file}: {error.strerror or error}") from None
+        except ExportError as error:
+            raise CommandError(f"{file}: {error}") from None
+    return holding, claims
 
 
-def _form_of(file: Path) -> str:
-    form = file.suffix.lower().lstrip(".")
-    if form not in export.FORMS:
-        raise CommandError(f"{file}: the name must end in one of {', '.join(export.FORMS)}", code=USAGE)
-    return form
-
-
-def _read_ids(file: Path, holdings: Sequence[Holding], since: dict[str, int]) -> Holding:
-    """Ids, one a line, as a reader's database has them. Their numbers come from the other places."""
-    holding = Holding("ids", reader=True)
-    places = {
-        held.id: (node, seq, held) for one in holdings for node, known in one.nodes.items() for seq, held in known.items()
-    }
+def _read_ids(file: Path) -> list[Claim]:
+    """Ids, one a line, as a reader's database has them."""
     try:
-        lines = file.read_text("utf-8").split()
-    except (OSError, UnicodeDecodeError) as error:
-        raise CommandError(f"{file}: {error}", code=USAGE) from None
-    for line in lines:
-        if line in places:
-            node, seq, held = places[line]
-            holding.put(node, seq, Held(line, b"", held.at_ms))
-    holding.floor.update(since)
-    holding.lowest()
-    return holding
+        lines = file.read_text("utf-8").split("\n")
+    except OSError as error:
+        raise CommandError(f"{file}: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        line = file.read_bytes().count(b"\n", 0, error.start) + 1
+        raise CommandError(f"{file}:{line}: not UTF-8") from None
+    return [Claim(line.strip(), None, str(file), number) for number, line in enumerate(lines, 1) if line.strip()]
 
 
-async def _read_stream(client: Redis, config: Config, holdings: Sequence[Holding]) -> Holding:
-    """The final records of the stream. Where entries were trimmed, it need not be whole below its lowest number."""
+async def _read_stream(client: Redis, config: Config, known: set[str], *, with_calls: bool) -> Holding:
+    """The final records of the stream. Where entries were trimmed, it need not be whole below its lowest number. `known` are
+    nodes that others know of."""
     stream = config.cdr.stream
-    holding = Holding("stream")
+    holding = Holding("stream", calls={} if with_calls else None)
     link = Link(client, timeout_s=TIMEOUT_S)
     try:
         # The marks first: a record that is published meanwhile is above them, and its number is no gap.
-        marks = {node: int(await link.call("HGET", mark_key(stream, node), "seq") or 0) for node in _nodes_of(holdings)}
+        nodes = known | await marked_nodes(link, stream)
+        marks = {node: int(await link.call("HGET", mark_key(stream, node), "seq") or 0) for node in nodes}
         trimmed = False
         start = "-"
         if await link.call("EXISTS", stream):
@@ -127,17 +146,13 @@ async def _read_stream(client: Redis, config: Config, holdings: Sequence[Holding
         for node in holding.nodes:
             marks.setdefault(node, int(await link.call("HGET", mark_key(stream, node), "seq") or 0))
         for node, mark in marks.items():
-            known = holding.nodes.get(node, {})
-            holding.floor[node] = (min(known) - 1 if known else mark) if trimmed else 0
-            holding.top[node] = max(mark, *known, 0)
+            there = holding.nodes.get(node, {})
+            holding.floor[node] = (min(there) - 1 if there else mark) if trimmed else 0
+            holding.top[node] = max(mark, *there, 0)
             holding.gone[node] = await purged(link, stream, node, holding.floor[node] + 1, holding.top[node])
     finally:
         await link.drop()
     return holding
-
-
-def _nodes_of(holdings: Sequence[Holding]) -> set[str]:
-    return {node for holding in holdings for node in (*holding.nodes, *holding.top)}
 
 
 def _take(holding: Holding, entry_id: bytes, fields: dict[bytes, bytes]) -> None:
@@ -157,6 +172,7 @@ def _tell(output: Output, result: Result, holdings: Sequence[Holding]) -> None:
             "findings": [finding._asdict() for finding in result.findings],
             "cannot_be_known_below": result.unknown,
             "proven_to": result.proven,
+            "without_record": [{"name": claim.name, "file": claim.file, "line": claim.line} for claim in result.gone],
             "behind": [{"where": where, "node": node, "records": count} for where, node, count in result.behind],
             "records": {holding.name: sum(map(len, holding.nodes.values())) for holding in holdings},
         }
@@ -176,9 +192,12 @@ def _lines(result: Result) -> Iterator[str]:
         place = f"{finding.node} {numbers}: " if finding.first else ""
         between = f", calls between {_at(finding.after_ms)} and {_at(finding.before_ms)}" if finding.kind == "gap" else ""
         there = "missing in" if finding.kind == "gap" else f"{finding.kind} in"
-        yield f"{place}{there} {finding.where}: {finding.detail}{between}"
+        file = f"{finding.file}:{finding.line}: " if finding.file else ""
+        yield f"{file}{place}{there} {finding.where}: {finding.detail}{between}"
     for node, number in result.unknown.items():
         yield f"{node}: cannot be known below {number}"
+    for claim in result.gone:
+        yield f"{claim.file}:{claim.line}: no record {claim.name} is here any more; as many have gone lawfully"
     for where, node, count in result.behind:
         yield f"{node}: {where} is {count} records behind"
 
@@ -191,7 +210,7 @@ def _begin(text: str) -> tuple[str, int]:
     """NODE=SEQ: what was before that number is not asked for."""
     node, _, number = text.rpartition("=")
     if not (node and number.isascii() and number.isdigit() and int(number) > 0):
-        raise CommandError(f"--since {text[:80]!r}: expected NODE=NUMBER, such as node1=5000", code=USAGE)
+        raise CommandError(f"--since {text[:80]!r}: expected NODE=NUMBER, such as node1=5000")
     return node, int(number) - 1
 
 
@@ -202,7 +221,7 @@ def _read_state(file: Path | None) -> dict[str, int]:
     try:
         return msgspec.json.decode(file.read_bytes(), type=dict[str, int])
     except (OSError, msgspec.MsgspecError) as error:
-        raise CommandError(f"{file}: no state of an earlier run: {error}", code=USAGE) from None
+        raise CommandError(f"{file}: no state of an earlier run: {error}") from None
 
 
 def _write_state(file: Path, proven: dict[str, Any]) -> None:
@@ -214,4 +233,4 @@ def _write_state(file: Path, proven: dict[str, Any]) -> None:
             os.fsync(out.fileno())
         aside.rename(file)
     except OSError as error:
-        raise CommandError(f"{file}: {error.strerror or error}", code=USAGE) from None
+        raise CommandError(f"{file}: {error.strerror or error}") from None

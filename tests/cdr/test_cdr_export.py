@@ -210,7 +210,7 @@ def test_writer_of_what_there_is_not_says_what_there_is(form: str, profile: str,
         ("csv", b"id,node,direction,media\r\nx,n1,outgoing,[\r\n", "row 2: '\\[' is no JSON"),
         ("csv", b"\xff\n", "UTF-8"),
         ("msgpack", codec.encode(ANSWERED)[:-1], "record 1: cut off"),
-        ("msgpack", b"\xc1", "record 0: byte 0xc1"),
+        ("msgpack", b"\xc1", "record 1: byte 0xc1"),
         ("xml", b"", "no format"),
     ],
 )
