@@ -125,6 +125,7 @@ class Journal:
         return Recovered(
             next_seq=self._last_seq + 1,
             unfinished=found.unfinished,
+            ended=found.ended,
             unpublished=self.records_from(self._confirmed + 1),
             damaged=found.damaged,
             torn=found.torn,

@@ -7,13 +7,15 @@ end was torn off by a crash is to be cut there; damage anywhere else is reported
 from __future__ import annotations
 
 import secrets
+from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
 from cdr import codec
-from cdr.facts import Admit, Alive, Answer
+from cdr.facts import Admit, Alive, Answer, End
 from cdr.segment import FRAME_SIZE, HEADER_SIZE, SUFFIX, Frame, Header, Hole, frames, read_header
 from cdr.storage import LiveCalls, Ref, Segment
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Damage", "Found", "JournalError", "Recovered", "UnwritableError", "load"]
 
+MAX_ENDED = 1000  # Calls that ended last, with their facts: of more nobody could be told at start.
 MAX_REPORTED = 1000  # Damaged places kept in the report; a disk that is worse needs no longer list.
 
 
@@ -48,12 +51,14 @@ class Damage(NamedTuple):
 class Recovered(msgspec.Struct, frozen=True):
     """What an earlier run left.
 
-    `unfinished` are the calls that lived when it died, in order of admission; `unpublished` reads the records that were not
+    `unfinished` are the calls that lived when it died, in order of admission; `ended` those with an answer that ended last, as
+    far as their facts are still there, with their records; `unpublished` reads the records that were not
     confirmed from disk; `damaged` are places that could not be read; `torn` is the length of an unfinished write cut off.
     """
 
     next_seq: int
     unfinished: list[tuple[Admit, Answer | None, Alive | None]]
+    ended: list[tuple[Admit, Answer, Alive | None, Record]]
     unpublished: Iterator[Record]
     damaged: list[Damage]
     torn: int
@@ -71,6 +76,8 @@ class Found:
     live: LiveCalls = field(default_factory=LiveCalls)
     payloads: dict[str, dict[str, bytes]] = field(default_factory=dict)
     unfinished: list[tuple[Admit, Answer | None, Alive | None]] = field(default_factory=list)
+    last: deque[dict[str, bytes]] = field(default_factory=lambda: deque(maxlen=MAX_ENDED))  # facts of calls that ended
+    ended: list[tuple[Admit, Answer, Alive | None, Record]] = field(default_factory=list)
     damaged: list[Damage] = field(default_factory=list)
     torn: int = 0
 
@@ -91,6 +98,7 @@ def load(directory: Path, node: str) -> Found:
         _read_segment(part, following, found)
         found.segments.append(part)
     _finish(found)
+    _look_back(found)
     return found
 
 
@@ -166,7 +174,9 @@ def _note_frame(part: Segment, frame: Frame, found: Found) -> None:
         part.last_seq = max(part.last_seq, entry.seq)
         part.oldest_ms = min(part.oldest_ms, entry.end_at_ms)
         found.live.end(entry.id)
-        found.payloads.pop(entry.id, None)
+        facts = found.payloads.pop(entry.id, {})
+        if "answer" in facts:
+            found.last.append({**facts, "end": frame.payload})
     elif entry.kind in ("admit", "answer", "alive"):
         found.live.put(entry.id, entry.kind, Ref(part, frame.offset, FRAME_SIZE + len(frame.payload)))
         found.payloads.setdefault(entry.id, {})[entry.kind] = frame.payload
@@ -193,3 +203,14 @@ def _finish(found: Found) -> None:
         found.unfinished.append(
             (admit, answer if isinstance(answer, Answer) else None, alive if isinstance(alive, Alive) else None)
         )
+
+
+def _look_back(found: Found) -> None:
+    """Decode the calls that ended last. What cannot be read is left out: their records are elsewhere."""
+    for parts in found.last:
+        with suppress(codec.CodecError):
+            facts = {kind: codec.decode_fact(payload) for kind, payload in parts.items()}
+            admit, answer, alive, end = (facts.get(kind) for kind in ("admit", "answer", "alive", "end"))
+            if isinstance(admit, Admit) and isinstance(answer, Answer) and isinstance(end, End):
+                found.ended.append((admit, answer, alive if isinstance(alive, Alive) else None, end.record))
+    found.last.clear()

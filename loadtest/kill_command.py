@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loadtest.killing import kill_again_and_again, kill_at_steps, steps_of
-from loadtest.lives import report_of
+from loadtest.lives import Killed, report_of
 from loadtest.report import Report, progress_of
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ def add_cdrkills(commands: Any, common: argparse.ArgumentParser) -> None:
     cdrkills.add_argument("--within", type=float, default=float("inf"), help="seconds after which no more are made")
     cdrkills.add_argument("--steps", action="store_true", help="instead at each named step of journal and publisher")
     cdrkills.add_argument("--times", type=int, default=3, help="the first so many times of each step (default %(default)s)")
+    cdrkills.add_argument("--ladders", type=Path, help="file for what is known of each call with a fault")
     cdrkills.set_defaults(run=_run)
 
 
@@ -39,14 +41,23 @@ async def _run(options: argparse.Namespace) -> list[Report]:
             within_s=options.within,
             on_progress=lambda made: tell(f"{made} of {options.kills} kills"),
         )
+        _keep(options.ladders, found)
         return [report_of(found)]
     reports = []
     for steps in steps_of():
         tell = partial(_tell_deaths, progress_of("cdrkills"), len(steps) * options.times)
         times = range(1, options.times + 1)
         by_steps = await kill_at_steps(steps, times=times, rate=rate, seed=seed, on_progress=tell)
+        _keep(options.ladders, by_steps)
         reports.append(report_of(by_steps))
     return reports
+
+
+def _keep(path: Path | None, found: Killed) -> None:
+    if path is not None:
+        with path.open("a", encoding="utf-8") as file:
+            for call_id, steps in found.ladders.items():
+                file.write("\n".join([f"{found.title}: {call_id}", *steps, "", ""]))
 
 
 def _tell_deaths(tell: Callable[[str], None], all_of_them: int, made: int) -> None:

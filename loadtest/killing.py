@@ -22,10 +22,10 @@ from cdr.consumer import Consumer, Delivery
 from loadtest.agents import Answering, Router
 from loadtest.dialog import LIFETIME_S
 from loadtest.fields import AWAY, CALLED, FULL, KINDS, Kind
-from loadtest.lives import Killed, Life, compare_lives, owed_but_missing
+from loadtest.lives import Killed, Life, compare_lives, owed_but_missing, tell_ladders
 from loadtest.network import Network, many_lines
 from loadtest.node import PROGRAM, START_S, NodeError
-from loadtest.reconcile import STREAM, wait_until
+from loadtest.reconcile import STREAM, live_slots, wait_until
 from loadtest.ua import NoAnswerError
 
 if TYPE_CHECKING:
@@ -226,7 +226,10 @@ class _Run:
         """The records, once what is owed is there and all slots are free, or after SETTLE_S for each."""
         found, network = self.found, self.network
         self.died(ready=True)
-        found.slots_left = await network.slots_of_all(0, timeout_s=SETTLE_S)
+        await network.slots_of_all(0, timeout_s=SETTLE_S)
+        found.slots_left = [
+            f"{call}: of line {line}" for line, held in (await live_slots(network.store.client)).items() for call in held
+        ]
         deadline = time.monotonic() + SETTLE_S
         while True:
             records, found.entries, last = await self._read()
@@ -327,6 +330,7 @@ async def _running(
             sink.cancel()
             await asyncio.wait([sink])
         compare_lives(found, network.ledger, run.truths, records)
+        tell_ladders(found, network.ledger, run.truths, records)
         found.seconds = time.monotonic() - began
 
 

@@ -80,7 +80,7 @@ def resume(shell: Shell, journal: Journal, found: Recovered, slots: Slots) -> No
         if (record.slots_used is not None or record.verdict != "deny") and record.end_at_ms > lapsed_ms:
             for slot in slots_of(record, routes):
                 slots.release(slot)
-    shell.recover(found.unfinished)
+    shell.recover(found.unfinished, found.ended)
     shell.refresh_leases()
     live = shell.engine.calls.live
     if found.unfinished:

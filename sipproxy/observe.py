@@ -134,6 +134,7 @@ def _engine_metrics(metrics: Metrics, engine: Engine) -> None:
         "bindings_refused": ("bindings of other nodes that were not taken", ("reason",)),
         "probes": ("parties of live calls that were asked whether they are there", ("side",)),
         "parties_lost": ("parties found gone, and sessions that expired", ("how",)),
+        "byes_again": ("parties told again after a restart that their call was over", ("side",)),
         "slots_undecided": ("slots decided without the store", ("way",)),
         "slots_forgotten": ("slots granted by a store that counted fewer than this node holds", ("kind",)),
         "soft_limit": ("calls that went beyond the soft limit of their line", ("profile",)),

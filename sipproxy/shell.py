@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from sipproxy.engine.core import Engine
     from sipproxy.engine.drops import Drops
     from sipproxy.engine.location import Binding
-    from sipproxy.engine.recover import Unfinished
+    from sipproxy.engine.recover import Ended, Unfinished
     from sipproxy.net.droplist import KernelDrops
     from sipproxy.net.transports import Transports
     from sipproxy.sip.errors import ParseError
@@ -165,9 +165,9 @@ class Shell:
         self._perform(desk.take_actions())
         return refusal
 
-    def recover(self, unfinished: Sequence[Unfinished]) -> None:
-        """Take up the calls that the journal has no end of; their timers run from `start` on."""
-        self._line.extend(self.engine.recover(unfinished, instant(), bound_at=self.bound_at))
+    def recover(self, unfinished: Sequence[Unfinished], ended: Sequence[Ended] = ()) -> None:
+        """Take up the calls that the journal has no end of, and those that ended last; their timers run from `start` on."""
+        self._line.extend(self.engine.recover(unfinished, instant(), ended=ended, bound_at=self.bound_at))
         self._drain()
 
     def bindings_read(self, bindings: Sequence[tuple[str, Binding]], *, own_too: bool) -> None:

@@ -100,10 +100,10 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_recovery_is_told_since_when_messages_may_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     shell, _, engine = build()
     told = []
-    monkeypatch.setattr(engine, "recover", lambda _unfinished, _now, *, bound_at: told.append(bound_at) or [])
+    monkeypatch.setattr(engine, "recover", lambda _unfinished, _now, *, ended, bound_at: told.append((ended, bound_at)) or [])
     shell.bound_at = Now(1.0, 1000)
     shell.recover([])
-    assert told == [Now(1.0, 1000)]
+    assert told == [((), Now(1.0, 1000))]
 
 
 async def test_refused_end_is_kept_in_order_and_written_when_there_is_room() -> None:

@@ -21,7 +21,7 @@ from sipproxy.engine.edge import Edges, Passage
 from sipproxy.engine.ending import dismiss, hang_up
 from sipproxy.engine.flows import Flows
 from sipproxy.engine.forwarding import Forwarding
-from sipproxy.engine.recover import recover
+from sipproxy.engine.recover import recover, remember, say_bye_again
 from sipproxy.engine.registrar import Registrar
 from sipproxy.engine.relay import IN_DIALOG, Relay, Relays
 from sipproxy.engine.replicas import Replicas
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from sipproxy.engine.actions import Action, Now, Slot
     from sipproxy.engine.location import Binding
     from sipproxy.engine.peers import Peer
-    from sipproxy.engine.recover import Unfinished
+    from sipproxy.engine.recover import Ended, Unfinished
     from sipproxy.engine.settings import Settings
     from sipproxy.engine.shed import Signals
 
@@ -227,11 +227,14 @@ class Engine:
         self._salvage(head, flow, fault)
         return self._actions()
 
-    def recover(self, unfinished: Sequence[Unfinished], now: Now, *, bound_at: Now | None = None) -> list[Action]:
-        """Take up the calls that the journal has no end of. To be called once, before the first message. `bound_at` is since
-        when messages may have been waiting (None: none has)."""
+    def recover(
+        self, unfinished: Sequence[Unfinished], now: Now, *, ended: Sequence[Ended] = (), bound_at: Now | None = None
+    ) -> list[Action]:
+        """Take up the calls that the journal has no end of, and of those that `ended` last their last words. To be called once,
+        before the first message. `bound_at` is since when messages may have been waiting (None: none has)."""
         self.desk.now = now
         recover(self.desk, self.calls, unfinished, bound_at or now)
+        remember(self.desk, self.calls, ended)
         return self._actions()
 
     def swap_snapshot(self, snapshot: Snapshot, now: Now) -> list[Action]:
@@ -467,6 +470,8 @@ class Engine:
             return
         if kind == "forget":
             self.calls.remove(call)
+        elif kind == "bye":
+            say_bye_again(call)
         elif kind == "edge":
             call.edge_silent()
         elif kind == "route":

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from sipproxy.sip.flow import Hop
     from sipproxy.sip.message import Response
 
-__all__ = ["dismiss", "hang_up", "reach"]
+__all__ = ["bye", "dismiss", "hang_up", "reach"]
 
 DISMISSED = 32  # late dialogs of one call that are ended; a forking UAS beyond that is acknowledged only
 
@@ -45,11 +45,17 @@ def hang_up(call: Call, reason: EndReason, *, cause: int, certain: bool = True, 
         if dialog.sides is not None and not dialog.ended:
             dialog.ended = True
             for side in Side:
-                user = carrier.bye_user(call, dialog, to_caller=side is Side.CALLER)
-                _send_bye(call.desk, dialog.sides[side], reach(call, dialog, side), cause, user)
+                bye(call, dialog, side, cause=cause)
     if only is not None and any(d.confirmed and not d.ended for d in call.dialogs.values()):
         return
     call.end(reason, released_by="proxy", cause=cause, certain=certain)
+
+
+def bye(call: Call, dialog: Dialog, side: Side, *, cause: int) -> None:
+    """A BYE of our own to one party of a confirmed dialog."""
+    assert dialog.sides is not None
+    user = carrier.bye_user(call, dialog, to_caller=side is Side.CALLER)
+    _send_bye(call.desk, dialog.sides[side], reach(call, dialog, side), cause, user)
 
 
 def reach(call: Call, dialog: Dialog, side: Side) -> Flow | Hop:

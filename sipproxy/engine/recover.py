@@ -2,7 +2,8 @@
 
 An answered call whose dialogs the journal has is a call again: requests within it are forwarded, its slot is held, its bounds
 run on from its answer. Its parties are asked soon whether they are still there, because what they said meanwhile is lost. Any
-other call ends here, as its INVITE's transactions are gone; its end was not observed, and its record says so.
+other call ends here, as its INVITE's transactions are gone; its end was not observed, and its record says so. Of a call that
+had just ended, the last BYE may have been lost on the wire, and its repetition with the node: it is said once more.
 
 Pure. Left out: flows over streams, whose connections died with the process; a customer behind one is followed to the connection
 that its next request comes by (sources.py).
@@ -15,10 +16,11 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 
 from cdr.assemble import recovered
 from cdr.facts import End, LineSlot
-from sipproxy.engine import carrier, keep, liveness
+from sipproxy.engine import carrier, ending, keep, liveness
 from sipproxy.engine.actions import Holder, Journal, Now, ReleaseSlot, Slot
 from sipproxy.engine.call import Call, Dialog, Phase
 from sipproxy.engine.channels import trunk_slot
+from sipproxy.engine.dialogs import Side
 from sipproxy.engine.forward import Target, own_routes
 from sipproxy.engine.privacy import Face, KnownFace
 from sipproxy.engine.response_context import ResponseContext
@@ -38,11 +40,13 @@ if TYPE_CHECKING:
     from sipproxy.engine.settings import TrunkRoute
     from sipproxy.engine.state import Desk
 
-__all__ = ["Resumed", "Unfinished", "recover", "slots_of"]
+__all__ = ["Ended", "Resumed", "Unfinished", "recover", "remember", "say_bye_again", "slots_of"]
 
 Unfinished = tuple["Admit", "Answer | None", "Alive | None"]
+Ended = tuple["Admit", "Answer", "Alive | None", "Record"]
 
 ASK_MARGIN_S = 1.0  # after T2 of RFC 3261 §17.1.2.1: a BYE that was sent meanwhile has been repeated by then, and tells more
+LAST_WORDS_S = 8.0  # before the last sign of the node: five BYEs within it (§17.1.2.1), of which one arrived
 ASKED_PER_S = 500  # dialogs whose parties are asked in one second
 
 
@@ -116,6 +120,36 @@ def recover(desk: Desk, calls: Calls, unfinished: Sequence[Unfinished], bound_at
     return Outcome(len(live), len(unfinished) - len(live))
 
 
+def remember(desk: Desk, calls: Calls, ended: Sequence[Ended]) -> None:
+    """Know the calls again that ended last before the node died, for as long as a BYE is repeated.
+
+    Their records are written and their slots given back. What may be missing is that both parties know.
+    """
+    latest_ms = max((record.end_at_ms for *_, record in ended), default=0)
+    late = [facts for facts in ended if facts[3].end_at_ms >= latest_ms - 1000 * LAST_WORDS_S]
+    for number, (admit, answer, alive, record) in enumerate(late):
+        call = _rebuilt(desk, calls, (admit, answer, alive))
+        if call is None or call.id in calls.by_id:
+            continue
+        call.record, call.phase = record, Phase.ENDED
+        calls.add(call)
+        calls.ended(call)
+        at = desk.now.mono + number / ASKED_PER_S
+        desk.queue.set(("call", call.id, "bye"), at + desk.settings.timers.t2 + ASK_MARGIN_S)
+        desk.queue.set(("call", call.id, "forget"), at + 64 * desk.settings.timers.t1)
+
+
+def say_bye_again(call: Call) -> None:
+    """Tell whoever did not hang up that the call is over, unless who did has repeated that meanwhile."""
+    for dialog in call.dialogs.values():
+        if dialog.sides is None or dialog.ended:
+            continue
+        for side in Side:
+            if call.record.released_by != side.name.lower() and ending.reach(call, dialog, side).transport != LOOP:
+                call.desk.count("byes_again", side.name.lower())
+                ending.bye(call, dialog, side, cause=call.record.cause)
+
+
 def _join(found: list[Call], calls: Calls) -> None:
     """Give forwarded calls their parts back. A part whose call ended with the node ends too: nobody else watches over it."""
     for call in found:
@@ -167,6 +201,25 @@ def _slots(desk: Desk, admit: Admit) -> list[tuple[Slot, Holder]]:
 def _call(desk: Desk, calls: Calls, facts: Unfinished, node_seen: Now, bound_at: Now) -> Call | None:
     """The call as it was, in the table of calls; None when its facts do not make one."""
     admit, answer, alive = facts
+    call = _rebuilt(desk, calls, facts)
+    if call is None or answer is None:
+        return None
+    started, _, measured = _proof(desk, admit, answer, alive)
+    if alive is not None and alive.watched_ms is not None:
+        node_seen = Now(started.mono + alive.watched_ms / 1000, started.utc_ms + alive.watched_ms)
+    call.resumed = Resumed(desk.now, measured, node_seen, bound_at)
+    calls.add(call)
+    carrier.arrived(call)
+    if answer.trunk:
+        desk.channels.occupy(call, trunk_slot(call, answer.trunk))
+    for slot, holder in _slots(desk, admit):
+        desk.channels.hold(call, slot, holder)
+    return call
+
+
+def _rebuilt(desk: Desk, calls: Calls, facts: Unfinished) -> Call | None:
+    """The answered call with its dialogs, in no table and without slots; None when its facts do not make one."""
+    admit, answer, alive = facts
     if answer is None or answer.source is None or not answer.dialogs:
         return None
     flow = _flow(desk, answer.source)
@@ -180,26 +233,18 @@ def _call(desk: Desk, calls: Calls, facts: Unfinished, node_seen: Now, bound_at:
         return None
     if any(dialog is None for dialog in dialogs):
         return None
-    started, proof, measured = _proof(desk, admit, answer, alive)
+    started, proof, _ = _proof(desk, admit, answer, alive)
     server = desk.transactions.accepted_server(request, desk.reply_target(request, flow))
     from_customer = admit.record.direction != "incoming" and not admit.record.forwarded_from
     call = Call(desk, admit.record.id, server, flow, from_customer, admit.record, started, calls.ended, calls.number)
     server.user = call
     call.faces = _faces(answer.dialogs[0])
     call.phase, call.answer, call.ringing_at_ms = Phase.ANSWERED, answer, answer.ringing_at_ms
-    if alive is not None and alive.watched_ms is not None:
-        node_seen = Now(started.mono + alive.watched_ms / 1000, started.utc_ms + alive.watched_ms)
-    call.resumed, call.last_seen, call.proof = Resumed(desk.now, measured, node_seen, bound_at), proof, proof
+    call.last_seen, call.proof = proof, proof
     call.context = ResponseContext([])
     for dialog in dialogs:
         assert dialog is not None
         call.dialogs[dialog.to_tag] = dialog
-    calls.add(call)
-    carrier.arrived(call)
-    if answer.trunk:
-        desk.channels.occupy(call, trunk_slot(call, answer.trunk))
-    for slot, holder in _slots(desk, admit):
-        desk.channels.hold(call, slot, holder)
     return call
 
 

@@ -296,9 +296,9 @@ class Relays:
         In this order: a node that dies between the two forgets an end that it is told again, and not the party that waits.
         """
         call, dialog = found.call, found.dialog
+        dialog.ended = True
         if call.phase is not Phase.ANSWERED:
             return
-        dialog.ended = True
         if any(d.confirmed and not d.ended for d in call.dialogs.values()):
             keep.refreshed(call)
             return  # a forked call with a second dialog still up

@@ -16,6 +16,7 @@ from journals import (
     wait_for_segments,
 )
 
+from cdr import recovery
 from cdr.facts import Admit, Alive
 from cdr.journal import Journal, JournalError, UnwritableError
 from cdr.segment import HEADER_SIZE, read_header
@@ -63,6 +64,25 @@ def test_recover_after_close_gives_back_live_calls_and_unpublished_records(direc
     found = journal.recover()
     assert (found.next_seq, found.unfinished, ids(found.unpublished)) == (5, [], ["three", "one", "two"])
     journal.close()
+
+
+def test_recover_has_the_facts_of_the_calls_that_ended_last(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as there may be, the newest; none of a call that was never answered."""
+    monkeypatch.setattr(recovery, "MAX_ENDED", 2)
+    journal = make(directory)
+    journal.recover()
+    for number, call in enumerate(("one", "two", "three", "four"), 1):
+        journal.append(Admit(draft(call)))
+        if call != "three":
+            journal.append(answer(call))
+        journal.append(Alive(call, number, 1000 * number))
+        journal.append(ended(number, call))
+    journal.close()
+    found = make(directory).recover().ended
+    assert [(admit.record.id, said.id, alive, record.seq) for admit, said, alive, record in found] == [
+        ("two", "two", Alive("two", 2, 2000), 2),
+        ("four", "four", Alive("four", 4, 4000), 4),
+    ]
 
 
 def test_recover_second_process_in_the_same_directory_is_refused(directory: Path) -> None:

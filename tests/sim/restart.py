@@ -14,7 +14,7 @@ from sipproxy.engine.recover import slots_of
 if TYPE_CHECKING:
     from policy.model import Snapshot
     from sipproxy.engine.actions import Action, Holder, Slot
-    from sipproxy.engine.recover import Unfinished
+    from sipproxy.engine.recover import Ended, Unfinished
     from tests.sim.agent import Agent
     from tests.sim.world import World
 
@@ -31,6 +31,19 @@ def unfinished(facts: Iterable[Fact]) -> list[Unfinished]:
     found = [(parts.get("admit"), parts.get("answer"), parts.get("alive")) for parts in live.values()]
     assert all(isinstance(admit, Admit) for admit, _, _ in found), "an ANSWER without its ADMIT"
     return cast("list[Unfinished]", found)
+
+
+def ended(facts: Iterable[Fact]) -> list[Ended]:
+    """The answered calls with an END, in its order, each fact through its encoding."""
+    known: dict[str, dict[str, Fact]] = {}
+    found = []
+    for fact in facts:
+        call = fact.id if isinstance(fact, Alive | Answer) else fact.record.id
+        known.setdefault(call, {})[codec.kind_of(fact)] = codec.decode_fact(codec.encode_fact(fact))
+        if isinstance(fact, End) and "answer" in known[call]:
+            parts = known[call]
+            found.append((parts["admit"], parts["answer"], parts.get("alive"), fact.record))
+    return cast("list[Ended]", found)
 
 
 class _NoCalls:
@@ -109,7 +122,7 @@ class Restarts:
         for record in world.records:  # what `lifecycle.resume` does for those that ended just before
             for slot in slots_of(record, world.settings.trunks):
                 world.store.release(slot)
-        self._perform(world.engine.recover(found, world.instant))
+        self._perform(world.engine.recover(found, world.instant, ended=ended(world.facts)))
         live = world.engine.calls.live
         self.resumed += live
         self.cut += len(found) - live

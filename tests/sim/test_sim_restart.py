@@ -125,6 +125,58 @@ def test_node_that_dies_with_a_bye_in_its_hands_leaves_nobody_behind(actions: in
     town.assert_reconciled()
 
 
+@pytest.mark.parametrize("leaver", ["caller", "callee", "nobody"])
+@pytest.mark.parametrize("repeats", [True, False])
+def test_bye_that_was_lost_and_whose_node_died_is_said_again(leaver: str, *, repeats: bool) -> None:
+    """END is journalled, the BYE to the other party is lost on the wire: the next node tells it, whether or not the first one
+    repeats his (over a connection he would not)."""
+    town, node = a_town(maximum_s=60.0)
+    world, send = town.world, town.world.send
+    call, parties = answered_call(town), (town.alice, town.trunk)
+    stays = {"caller": [town.trunk], "callee": [town.alice], "nobody": [town.alice, town.trunk]}[leaver]
+    lost = []
+
+    def losing(data: bytes, source: tuple[str, int], to: tuple[str, int]) -> None:
+        if data.startswith(b"BYE") and source == PROXY and to in [party.address for party in stays] and not node.kills:
+            lost.append(to)
+        elif data.startswith(b"BYE") and source != PROXY and node.kills and not repeats:
+            return
+        else:
+            send(data, source, to)
+
+    world.send = losing  # type: ignore[method-assign]
+    if leaver == "nobody":
+        world.run_until(lambda: len(lost) == 2)
+    else:
+        parties[leaver == "callee"].bye(call if leaver == "caller" else answered(town.trunk))
+        world.run_until(lambda: bool(lost))
+    assert lost == [party.address for party in stays]
+    (record,) = world.records
+    node.kill()
+    world.run(2.0)
+    node.start()
+    world.run(10.0)
+    assert [bool(own.ended) for own in (call, answered(town.trunk))] == [True, True]
+    assert world.records == [record]
+    world.run(40.0)
+    assert (world.engine.calls.by_id, world.store.all()) == ({}, set())
+    town.assert_reconciled()
+
+
+def test_calls_that_ended_long_before_the_node_died_are_not_told_again() -> None:
+    town, node = a_town()
+    world = town.world
+    call = answered_call(town)
+    town.alice.bye(call)
+    world.run(20.0)
+    town.alice.bye(answered_call(town))
+    world.run(1.0)
+    node.kill()
+    node.start()
+    assert list(world.engine.calls.by_id) == [world.records[-1].id]
+    assert world.engine.calls.live == 0
+
+
 def test_repeated_ack_of_a_party_that_hung_up_is_no_proof_of_life() -> None:
     """RFC 3261 §13.2.2.4: an ACK answers every 2xx that comes, also after a BYE of which nothing was heard."""
     town, _ = a_town(probe_s=30)

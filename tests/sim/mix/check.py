@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Checker", "Difference", "census"]
 
 EXACT_MS = 50
+SAID_AGAIN_S = 7.0
 STAMP_MS = 2  # rounding
 MAX_RUNGS = 120  # of a ladder that is printed
 
@@ -228,14 +229,14 @@ class Checker:
     def _told(self, story: Story, attempt: Attempt) -> None:
         """Nobody is left in a dialog of a call that is over: a BYE goes to both sides.
 
-        Not asked where a BYE that was lost may have died with its transaction, nor of calls that ended with the node.
+        A restart says those of the last moments again that may have been lost with their transactions, where the journal still
+        has the call's facts. Not asked of those before that, of what two kills took, and of calls that ended with the node.
         """
-        over_at = attempt.over_at
-        if (
-            over_at is None
-            or attempt.cut
-            or (self.world.loss and any(over_at <= at < over_at + 33 for at in self.world.killed_at))
-        ):
+        over_at, world = attempt.over_at, self.world
+        if over_at is None or attempt.cut:
+            return
+        kills = [at for at in world.killed_at if over_at <= at < over_at + 33]
+        if world.loss and (len(kills) > 1 or any(at > over_at + SAID_AGAIN_S or not world.keeps_ended for at in kills)):
             return
         for side, parts in (("caller", story.plan.caller_parts), ("callee", story.plan.callee_parts)):
             for tag in attempt.answered.keys() & parts.keys():

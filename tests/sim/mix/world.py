@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from policy.model import Snapshot
     from sipproxy.engine.actions import Action, Holder, Slot
-    from sipproxy.engine.recover import Unfinished
+    from sipproxy.engine.recover import Ended, Unfinished
     from sipproxy.store.slots import Slots
     from tests.sim.mix.party import Part, Party
     from tests.sim.mix.plan import Plan
@@ -171,6 +171,7 @@ class MixWorld(World):
         self.wire = _Lost()  # type: ignore[assignment]
         self._snapshot = snapshot
         self._directory, self._segment_bytes = directory, segment_bytes
+        self.keeps_ended = segment_bytes > 1024 * 1024  # else an ended call's facts are removed at once
         self.journal = self._open()
         self.journal.recover()
         self._left = 0  # actions until the node is killed, 0 for never
@@ -313,8 +314,8 @@ class MixWorld(World):
         self.cut += len(found.unfinished) - self.engine.calls.live
         self._arm()
 
-    def recover(self, unfinished: list[Unfinished]) -> None:
-        self.perform(self.engine.recover(unfinished, self.instant))
+    def recover(self, unfinished: list[Unfinished], ended: list[Ended]) -> None:
+        self.perform(self.engine.recover(unfinished, self.instant, ended=ended))
 
     lease_ms = 10**13  # `resume` reads the wall clock, which is not the one of this world: all that ended did so just now
 
