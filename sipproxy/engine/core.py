@@ -21,7 +21,7 @@ from sipproxy.engine.edge import Edges, Passage
 from sipproxy.engine.ending import dismiss, hang_up
 from sipproxy.engine.flows import Flows
 from sipproxy.engine.forwarding import Forwarding
-from sipproxy.engine.recover import recover, remember, say_bye_again
+from sipproxy.engine.recover import recover, say_bye_again
 from sipproxy.engine.registrar import Registrar
 from sipproxy.engine.relay import IN_DIALOG, Relay, Relays
 from sipproxy.engine.replicas import Replicas
@@ -230,11 +230,10 @@ class Engine:
     def recover(
         self, unfinished: Sequence[Unfinished], now: Now, *, ended: Sequence[Ended] = (), bound_at: Now | None = None
     ) -> list[Action]:
-        """Take up the calls that the journal has no end of, and of those that `ended` last their last words. To be called once,
-        before the first message. `bound_at` is since when messages may have been waiting (None: none has)."""
+        """Take up the calls that the journal has no end of, and know those that `ended` last. To be called once, before the first
+        message. `bound_at` is since when messages may have been waiting (None: none has)."""
         self.desk.now = now
-        recover(self.desk, self.calls, unfinished, bound_at or now)
-        remember(self.desk, self.calls, ended)
+        recover(self.desk, self.calls, unfinished, ended, bound_at or now)
         return self._actions()
 
     def swap_snapshot(self, snapshot: Snapshot, now: Now) -> list[Action]:

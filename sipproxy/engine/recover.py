@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from sipproxy.engine.settings import TrunkRoute
     from sipproxy.engine.state import Desk
 
-__all__ = ["Ended", "Resumed", "Unfinished", "recover", "remember", "say_bye_again", "slots_of"]
+__all__ = ["Ended", "Resumed", "Unfinished", "recover", "say_bye_again", "slots_of"]
 
 Unfinished = tuple["Admit", "Answer | None", "Alive | None"]
 Ended = tuple["Admit", "Answer", "Alive | None", "Record"]
@@ -103,8 +103,9 @@ class Outcome(NamedTuple):
     cut: int
 
 
-def recover(desk: Desk, calls: Calls, unfinished: Sequence[Unfinished], bound_at: Now) -> Outcome:
-    """Take up what can be taken up, and end the rest. To be called once, before the first message since `bound_at`."""
+def recover(desk: Desk, calls: Calls, unfinished: Sequence[Unfinished], ended: Sequence[Ended], bound_at: Now) -> Outcome:
+    """Take up what can be taken up, end the rest, and know what has `ended` last. To be called once, before the first message
+    since `bound_at`."""
     found = []
     node_seen = max((_proof(desk, *facts)[1] for facts in unfinished), default=desk.now)  # in the life that ended, or before it
     for admit, answer, alive in unfinished:
@@ -117,10 +118,11 @@ def recover(desk: Desk, calls: Calls, unfinished: Sequence[Unfinished], bound_at
     live = [call for call in found if call.is_answered]
     for number, call in enumerate(live):
         _start(call, number)
+    _remember(desk, calls, ended)
     return Outcome(len(live), len(unfinished) - len(live))
 
 
-def remember(desk: Desk, calls: Calls, ended: Sequence[Ended]) -> None:
+def _remember(desk: Desk, calls: Calls, ended: Sequence[Ended]) -> None:
     """Know the calls again that ended last before the node died, for as long as a BYE is repeated.
 
     Their records are written and their slots given back. What may be missing is that both parties know.
