@@ -230,8 +230,8 @@ class Engine:
     def recover(
         self, unfinished: Sequence[Unfinished], now: Now, *, ended: Sequence[Ended] = (), bound_at: Now | None = None
     ) -> list[Action]:
-        """Take up the calls that the journal has no end of, and know those that `ended` last. To be called once, before the first
-        message. `bound_at` is since when messages may have been waiting (None: none has)."""
+        """Take up the calls that the journal has no end of, and know those that `ended` last. To be called once, before the
+        first message. `bound_at` is since when messages may have been waiting (None: none has)."""
         self.desk.now = now
         recover(self.desk, self.calls, unfinished, ended, bound_at or now)
         return self._actions()
