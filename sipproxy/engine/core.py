@@ -15,13 +15,13 @@ from sipproxy.engine import keep, liveness
 from sipproxy.engine.actions import SendTo
 from sipproxy.engine.authenticate import Authenticator, Proven
 from sipproxy.engine.call import Call, Phase
+from sipproxy.engine.call_timers import bound_reached
 from sipproxy.engine.calls import Calls
-from sipproxy.engine.causes import NORMAL_UNSPECIFIED, TIMER_EXPIRY
 from sipproxy.engine.edge import Edges, Passage
-from sipproxy.engine.ending import dismiss, hang_up
+from sipproxy.engine.ending import dismiss
 from sipproxy.engine.flows import Flows
 from sipproxy.engine.forwarding import Forwarding
-from sipproxy.engine.recover import recover, say_bye_again
+from sipproxy.engine.recover import recover
 from sipproxy.engine.registrar import Registrar
 from sipproxy.engine.relay import IN_DIALOG, Relay, Relays
 from sipproxy.engine.replicas import Replicas
@@ -469,21 +469,8 @@ class Engine:
             return
         if kind == "forget":
             self.calls.remove(call)
-        elif kind == "bye":
-            say_bye_again(call)
-        elif kind == "edge":
-            call.edge_silent()
-        elif kind == "route":
-            call.route_overdue()
-        elif kind in ("setup", "ring"):
-            call.give_up("no_answer")
-        elif kind == "maximum":
-            hang_up(call, "maximum", cause=NORMAL_UNSPECIFIED)
-        elif kind == "stop":
-            assert call.gave_up is not None
-            hang_up(call, call.gave_up, cause=NORMAL_UNSPECIFIED)
-        elif kind == "reap":
-            hang_up(call, "session_expired", cause=TIMER_EXPIRY, certain=False)
+        else:
+            bound_reached(call, kind)
 
     def _session_timer(self, call_id: str, to_tag: bytes) -> None:
         call = self.calls.by_id.get(call_id)
