@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -32,6 +32,20 @@ class Town:
             agent.register()
         self.world.run(2.0)
         assert [a.registered for a in (self.alice, self.andrea, self.bob)] == [200, 200, 200]
+
+    def second_device(self, user: str = "bob") -> Agent:
+        """One more device of the account, registered."""
+        second = Agent(self.world, ("203.0.113.4", 5060), user)
+        second.register()
+        self.world.run(2.0)
+        return second
+
+    def change(self, table: str, key: str, **fields: object) -> None:
+        """A new snapshot, in which the line, account or profile `key` has these fields. `table` is the snapshot's."""
+        snapshot = self.world.engine.desk.snapshot
+        rows = getattr(snapshot, table)
+        changed = replace(snapshot, **{table: {**rows, key: replace(rows[key], **fields)}})
+        self.world.perform(self.world.engine.swap_snapshot(changed, self.world.instant))
 
     def assert_reconciled(self) -> None:
         """Design, invariants 2 and 3: no slot without a live call, one final record for each attempt."""

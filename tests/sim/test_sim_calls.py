@@ -131,9 +131,7 @@ def test_emergency_call_does_not_wait_for_the_store(town: Town) -> None:
 
 def test_incoming_call_rings_every_binding_and_the_first_answer_wins(town: Town) -> None:
     town.register_all()
-    second = type(town.bob)(town.world, ("203.0.113.4", 5060), "bob")
-    second.register()
-    town.world.run(2.0)
+    second = town.second_device()
     second.behave = lambda call: second.ring_then_answer(call, 0.1, 30.0)
     call = town.trunk.call(b"+4920514001")
     town.world.run(5.0)

@@ -37,20 +37,24 @@ def deaf_to_cancel(agent: Agent, *, answers_after: float) -> None:
     agent.behave = behave
 
 
-def second_device(town: Town, user: str = "bob") -> Agent:
-    second = Agent(town.world, ("203.0.113.4", 5060), user)
-    second.register()
-    town.world.run(2.0)
-    return second
-
-
 # Late answers
+
+
+def given_up(town: Town) -> AgentCall:
+    """A call that its caller cancelled so long ago that nobody waits for the carrier's answer, which is still to come."""
+    town.register_all()
+    deaf_to_cancel(town.trunk, answers_after=40.0)
+    call = town.alice.call(b"03023125001")
+    town.world.run(2.0)
+    town.alice.cancel(call)
+    town.world.run(36.0)
+    return call
 
 
 def test_fork_that_answers_after_the_call_is_over_is_acknowledged_and_ended(town: Town) -> None:
     """RFC 3261 §13.2.2.4, for a caller who is gone: no callee stays in a call with nobody."""
     town.register_all()
-    second = second_device(town)
+    second = town.second_device()
     town.bob.behave = town.bob.answer
     deaf_to_cancel(second, answers_after=5.0)
     call = town.trunk.call(b"+4920514001")
@@ -69,12 +73,7 @@ def test_fork_that_answers_after_the_call_is_over_is_acknowledged_and_ended(town
 
 def test_carrier_that_answers_after_its_branch_was_given_up_is_acknowledged_and_ended(town: Town) -> None:
     """64*T1 after the CANCEL the client transaction is gone (§9.1), and what comes then belongs to none."""
-    town.register_all()
-    deaf_to_cancel(town.trunk, answers_after=40.0)
-    call = town.alice.call(b"03023125001")
-    town.world.run(2.0)
-    town.alice.cancel(call)
-    town.world.run(36.0)
+    call = given_up(town)
     assert (call.status, [r.end_reason for r in town.world.records]) == (487, ["cancelled"])
     town.world.run(10.0)
     late = town.trunk.calls[0]
@@ -87,12 +86,7 @@ def test_carrier_that_answers_after_its_branch_was_given_up_is_acknowledged_and_
 
 
 def test_late_answer_whose_ack_is_lost_is_acknowledged_again_and_ended_once(town: Town) -> None:
-    town.register_all()
-    deaf_to_cancel(town.trunk, answers_after=40.0)
-    call = town.alice.call(b"03023125001")
-    town.world.run(2.0)
-    town.alice.cancel(call)
-    town.world.run(36.0)
+    given_up(town)
     send, lost = town.world.send, []
 
     def without_the_first_ack(data: bytes, source: tuple[str, int], to: tuple[str, int]) -> None:
@@ -245,7 +239,7 @@ def test_repeated_reliable_provisional_reaches_the_caller_again(town: Town) -> N
 
 def test_prack_of_each_of_several_early_dialogs_reaches_its_own_device(town: Town) -> None:
     town.register_all()
-    second = second_device(town)
+    second = town.second_device()
     for agent in (town.bob, second):
         agent.behave = lambda call, agent=agent: reliably(agent, call, 1)  # type: ignore[misc]
     call = town.trunk.call(b"+4920514001")
@@ -258,7 +252,7 @@ def test_prack_of_each_of_several_early_dialogs_reaches_its_own_device(town: Tow
 
 def test_early_media_of_one_fork_and_answer_of_another_is_one_call(town: Town) -> None:
     town.register_all()
-    second = second_device(town)
+    second = town.second_device()
     town.bob.behave = lambda call: reliably(town.bob, call)
     second.behave = lambda call: second.ring_then_answer(call, 0.5, 2.0)
     call = town.trunk.call(b"+4920514001")

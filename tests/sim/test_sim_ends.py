@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING, get_args
 
 import pytest
@@ -80,10 +79,7 @@ def operator(town: Town) -> None:
 
 def fraud_hold(town: Town) -> None:
     answered(town)
-    snapshot = town.world.engine.desk.snapshot
-    held = replace(snapshot.lines["L1"], status=LineStatus.FRAUD_HOLD)
-    lines = {**snapshot.lines, "L1": held}
-    town.world.perform(town.world.engine.swap_snapshot(replace(snapshot, lines=lines), town.world.instant))
+    town.change("lines", "L1", status=LineStatus.FRAUD_HOLD)
 
 
 def node_restart(town: Town) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from sipproxy.sip.message import Request, parse_message
-from tests.sim.agent import Agent
 from tests.sim.conftest import PSAP, TRUNK_A, Town, make_town
 from tests.sim.world import PROXY
 
@@ -93,9 +92,7 @@ def test_next_hop_without_lr_gets_its_own_uri_and_the_target_in_route(town: Town
 
 def test_two_answers_of_a_fork_are_two_dialogs_and_one_record(town: Town) -> None:
     town.register_all()
-    second = Agent(town.world, ("203.0.113.4", 5060), "bob")
-    second.register()
-    town.world.run(2.0)
+    second = town.second_device()
     for agent in (town.bob, second):
         agent.behave = lambda call, agent=agent: agent.answer(call)  # type: ignore[misc]
     call = town.trunk.call(b"+4920514001")

@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
+from policy.model import LineStatus
 from sipproxy.sip.build import write_response
 from sipproxy.sip.digest import write_challenge
 from tests.sim.world import PROXY, REALM
@@ -310,11 +310,7 @@ def test_barred_customer_cannot_hide_behind_replaced_dialogs(town: Town) -> None
     town.register_all()
     first = town.alice.call(b"03023125001")
     town.world.run(3.0)
-    snapshot = town.world.engine.desk.snapshot
-    barred = replace(snapshot.lines["L1"], status=type(snapshot.lines["L1"].status)("barred_out"))
-    town.world.perform(
-        town.world.engine.swap_snapshot(replace(snapshot, lines={**snapshot.lines, "L1": barred}), town.world.instant)
-    )
+    town.change("lines", "L1", status=LineStatus.BARRED_OUT)
     second = town.andrea.call(b"03023125001", headers=((b"Replaces", dialog_of(first)),))
     town.world.run(3.0)
     assert (second.status, first.ended) == (403, "")

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sipproxy.sip.message import Request, Response, parse_message
-from tests.sim.agent import Agent, AgentCall
 from tests.sim.conftest import PSAP, Town, make_town
 from tests.sim.world import PROXY, Address
+
+if TYPE_CHECKING:
+    from tests.sim.agent import Agent, AgentCall
 
 OWN = "+4960323001"  # alice's
 STRANGER = "+4989123456"  # a caller's in the public network
@@ -168,9 +171,7 @@ def test_internal_call_with_clir_tells_the_callee_nothing(
     town.alice.chatter, town.alice.contact_user = chatter(OWN), OWN
     callees = [town.bob]
     if forked and outcome not in AFTER_ANSWER:
-        second = Agent(town.world, ("203.0.113.4", 5060), "bob")
-        second.register()
-        town.world.run(2.0)
+        second = town.second_device()
         callees.append(second)
     behave(town, callees, outcome)
     call = begin_call(town, town.alice, "020514001", way, OWN)

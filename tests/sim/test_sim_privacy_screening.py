@@ -47,9 +47,7 @@ def incoming(town: Town, *headers: tuple[bytes, bytes], user: str = "+4989123456
 def with_line(name: str, **fields: object) -> Town:
     """A town in which one line has these fields."""
     town = make_town()
-    snapshot = town.world.engine.desk.snapshot
-    lines = {**snapshot.lines, name: replace(snapshot.lines[name], **fields)}  # type: ignore[arg-type]
-    town.world.engine.swap_snapshot(replace(snapshot, lines=lines), town.world.instant)
+    town.change("lines", name, **fields)
     return town
 
 

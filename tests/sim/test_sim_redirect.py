@@ -2,54 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING
-
 import pytest
 
-from cdr.facts import Admit, Alive, Answer
 from policy.model import LineStatus
-from sipproxy.sip.message import Request, parse_message
-from tests.sim.agent import Agent
 from tests.sim.conftest import TRUNK_A, Town, make_town
-from tests.sim.restart import Restarts
-from tests.sim.world import PROXY
-
-if TYPE_CHECKING:
-    from cdr.facts import Record
-    from tests.sim.agent import AgentCall
-
-CALLER = b"+4989123456"
-ASSERTED = ((b"P-Asserted-Identity", b"<sip:" + CALLER + b"@carrier.example>"),)
-BOB = "+4920514001"
-
-
-def redirecting(agent: Agent, *contacts: bytes, status: int = 302) -> None:
-    """Have the agent answer every call with a 3xx."""
-    agent.behave = lambda call: agent.redirect(call, *contacts, status=status)
-
-
-def to_number(number: bytes) -> bytes:
-    return b"<sip:%s@sip.test>" % number
-
-
-def sent_to(town: Town, address: tuple[str, int], start: bytes = b"INVITE") -> list[Request]:
-    found = [parse_message(d) for _, s, to, d in town.world.wire if s == PROXY and to == address and d.startswith(start)]
-    return [message for message in found if isinstance(message, Request)]
-
-
-def both(town: Town) -> tuple[Record, Record]:
-    """The forwarded call's record and its part's."""
-    part = next(r for r in town.world.records if r.forwarded_from)
-    head = next(r for r in town.world.records if r.id == part.forwarded_from)
-    return head, part
-
-
-def forwarded_call(town: Town, target: bytes = b"03023125001", **options: object) -> AgentCall:
-    """A call from the carrier to bob, whose router forwards it to the carrier."""
-    town.register_all()
-    redirecting(town.bob, to_number(target))
-    return town.trunk_b.call(b"+4920514001", headers=ASSERTED, from_user=CALLER.decode(), **options)  # type: ignore[arg-type]
+from tests.sim.forwarded import ASSERTED, BOB, CALLER, both, forwarded_call, redirecting, sent_to, to_number
 
 
 def test_302_of_a_customer_becomes_that_lines_outgoing_call(town: Town) -> None:
@@ -120,9 +77,7 @@ def test_hidden_caller_stays_hidden_and_the_lines_own_privacy_is_kept() -> None:
     """Design, invariant 11, and § 15 TDDDG for the line that forwards: neither is shown to the customer who gets the call."""
     town = make_town()
     town.register_all()
-    snapshot = town.world.engine.desk.snapshot
-    lines = {**snapshot.lines, "L2": replace(snapshot.lines["L2"], clir=True)}
-    town.world.engine.swap_snapshot(replace(snapshot, lines=lines), town.world.instant)
+    town.change("lines", "L2", clir=True)
     redirecting(town.bob, to_number(b"060323001"))
     call = town.trunk_b.call(b"+4920514001", headers=(*ASSERTED, (b"Privacy", b"id")), from_user=CALLER.decode())
     town.world.run(5.0)
@@ -206,9 +161,7 @@ def test_302_without_a_usable_contact_is_a_refusal(town: Town, contact: bytes) -
 
 def test_barred_line_forwards_nothing(town: Town) -> None:
     town.register_all()
-    snapshot = town.world.engine.desk.snapshot
-    lines = {**snapshot.lines, "L2": replace(snapshot.lines["L2"], status=LineStatus.BARRED_OUT)}
-    town.world.engine.swap_snapshot(replace(snapshot, lines=lines), town.world.instant)
+    town.change("lines", "L2", status=LineStatus.BARRED_OUT)
     redirecting(town.bob, to_number(b"03023125001"))
     call = town.trunk_b.call(b"+4920514001")
     town.world.run(5.0)
@@ -221,10 +174,8 @@ def test_forwarding_takes_as_many_channels_as_the_profile_says(slots: int, statu
     """A line with one channel can forward only where the outgoing half takes none of its own."""
     town = make_town()
     town.register_all()
-    snapshot = town.world.engine.desk.snapshot
-    lines = {**snapshot.lines, "L2": replace(snapshot.lines["L2"], channels=1)}
-    profiles = {**snapshot.profiles, "velbert": replace(snapshot.profiles["velbert"], forwarding_slots=slots)}
-    town.world.engine.swap_snapshot(replace(snapshot, lines=lines, profiles=profiles), town.world.instant)
+    town.change("lines", "L2", channels=1)
+    town.change("profiles", "velbert", forwarding_slots=slots)
     redirecting(town.bob, to_number(b"03023125001"))
     call = town.trunk_b.call(b"+4920514001")
     town.world.run(5.0)
@@ -245,10 +196,8 @@ def test_forwarding_takes_as_many_of_its_accounts_channels_as_of_its_lines(slots
     """An account with a limit of its own forwards within it: the part is its call as it is the line's."""
     town = make_town()
     town.register_all()
-    snapshot = town.world.engine.desk.snapshot
-    accounts = {**snapshot.accounts, "bob": replace(snapshot.accounts["bob"], channels=own)}
-    profiles = {**snapshot.profiles, "velbert": replace(snapshot.profiles["velbert"], forwarding_slots=slots)}
-    town.world.engine.swap_snapshot(replace(snapshot, accounts=accounts, profiles=profiles), town.world.instant)
+    town.change("accounts", "bob", channels=own)
+    town.change("profiles", "velbert", forwarding_slots=slots)
     redirecting(town.bob, to_number(b"03023125001"))
     call = town.trunk_b.call(b"+4920514001")
     town.world.run(5.0)
@@ -285,9 +234,7 @@ def test_contacts_are_tried_by_q_until_one_answers(town: Town) -> None:
 def test_device_that_forwards_while_another_rings_is_one_target_more(town: Town) -> None:
     """§16.7 step 4 adds to the target set; whoever answers first has the call, the other is cancelled."""
     town.register_all()
-    second = Agent(town.world, ("203.0.113.4", 5060), "bob")
-    second.register()
-    town.world.run(2.0)
+    second = town.second_device()
     redirecting(town.bob, to_number(b"03023125001"))
     second.behave = lambda call: second.ring_then_answer(call, 0.1, 3.0)
     call = town.trunk_b.call(b"+4920514001")
@@ -349,88 +296,6 @@ def test_call_that_was_forwarded_too_often_is_refused(town: Town) -> None:
     assert (call.status, both(town)[1].rule, both(town)[1].cause) == (480, "forward.depth", 25)
 
 
-def test_cancel_of_a_forwarded_call_cancels_its_part(town: Town) -> None:
-    town.trunk.behave = lambda call: town.trunk.progress(call, 180)
-    call = forwarded_call(town)
-    town.world.run(3.0)
-    assert call.provisional[-1] == 180
-    town.trunk_b.cancel(call)
-    town.world.run(3.0)
-    assert (call.status, town.trunk.calls[0].status) == (487, 487)
-    assert [(r.end_reason, r.released_by) for r in both(town)] == [("cancelled", "caller")] * 2
-    town.assert_reconciled()
-
-
-def test_operator_ends_the_part_and_everyone_is_told(town: Town) -> None:
-    call = forwarded_call(town)
-    town.world.run(5.0)
-    part = next(c for c in town.world.engine.calls.by_id.values() if c.head is not None)
-    state, actions = town.world.engine.end_call(part.id, town.world.instant)
-    town.world.perform(actions)
-    town.world.run(2.0)
-    assert state == "answered"
-    assert (call.ended, town.trunk.calls[0].ended) == ("remote", "remote")
-    head, record = both(town)
-    assert (record.end_reason, record.released_by) == ("operator", "proxy")
-    assert (head.end_reason, head.released_by) == ("normal", "callee")
-    town.assert_reconciled()
-
-
-@pytest.mark.parametrize("gone", ["caller", "callee"])
-def test_vanished_party_of_a_forwarded_call_ends_both_records_uncertain(gone: str) -> None:
-    """Design, invariant 4: both end at the last proof of life."""
-    town = make_town(probe_s=60.0, session_expires_s=0)
-    call = forwarded_call(town)
-    town.world.run(5.0)
-    assert call.status == 200
-    away, left = (town.trunk_b, town.trunk) if gone == "caller" else (town.trunk, town.trunk_b)
-    del town.world.agents[away.address]
-    town.world.run(200.0)
-    assert left.calls[0].ended == "remote"
-    head, part = both(town)
-    for record in (head, part):
-        assert (record.end_reason, record.duration_certain, record.released_by) == ("session_expired", False, "proxy")
-        assert record.billable_ms <= 1000
-    proofs = [fact.at_ms for fact in town.world.facts if isinstance(fact, Alive) and fact.id == part.id]
-    assert all(at_ms <= head.end_at_ms for at_ms in proofs), "our own question to one party is no word of the other"
-    town.assert_reconciled()
-
-
-def test_live_forwarded_call_is_asked_once_for_each_party() -> None:
-    town = make_town(probe_s=60.0, session_expires_s=0)
-    call = forwarded_call(town)
-    town.world.run(205.0)
-    assert call.ended == ""
-    for agent in (town.trunk, town.trunk_b):
-        assert [r.method for r in agent.requests].count(b"OPTIONS") == 3
-    assert not town.world.records
-
-
-def test_longest_duration_ends_both_with_one_reason() -> None:
-    town = make_town(maximum_s=30.0)
-    call = forwarded_call(town)
-    town.world.run(40.0)
-    assert (call.ended, town.trunk.calls[0].ended) == ("remote", "remote")
-    assert [(r.end_reason, r.released_by) for r in both(town)] == [("maximum", "proxy")] * 2
-    assert [r.method for r in town.trunk.requests].count(b"BYE") == 1
-    town.assert_reconciled()
-
-
-def test_reinvites_pass_a_forwarded_call_both_ways(town: Town) -> None:
-    call = forwarded_call(town)
-    town.world.run(5.0)
-    seen: list[int] = []
-    town.trunk_b.reinvite(call, lambda r: seen.append(r.status) if r and r.is_final else None)
-    town.world.run(1.0)
-    town.trunk.reinvite(town.trunk.calls[0], lambda r: seen.append(r.status) if r and r.is_final else None)
-    town.world.run(1.0)
-    assert seen == [200, 200]
-    town.trunk.bye(town.trunk.calls[0])
-    town.world.run(1.0)
-    assert call.ended == "remote"
-    town.assert_reconciled()
-
-
 @pytest.mark.parametrize(("status", "told", "cause"), [(301, 410, 22), (302, 480, 31), (300, 480, 31), (305, 480, 31)])
 def test_3xx_of_a_trunk_is_not_followed(town: Town, status: int, told: int, cause: int) -> None:
     """Design §5, step 4: the carrier has no say in whom a customer calls."""
@@ -466,69 +331,3 @@ def test_emergency_call_that_everybody_sends_elsewhere_is_480(town: Town) -> Non
     town.world.run(5.0)
     assert call.status == 480
     assert [(r.verdict, r.end_reason, r.cause) for r in town.world.records] == [("emergency", "unreachable", 41)]
-
-
-def test_finished_forwarding_leaves_nothing(town: Town) -> None:
-    call = forwarded_call(town)
-    town.world.run(5.0)
-    town.trunk_b.bye(call)
-    town.world.run(120.0)
-    engine = town.world.engine
-    assert not engine.calls.by_id
-    assert not engine.desk.channels._held
-    assert not engine.desk.transactions.servers
-    assert not engine.desk.transactions.clients
-    assert engine.calls.live == 0
-    assert TRUNK_A in town.world.agents
-
-
-# Restarts
-
-
-def restarted() -> tuple[Town, Restarts, AgentCall]:
-    """A forwarded call that is up, and its node, which may die."""
-    town = make_town(boot="boot-1")
-    node = Restarts(town.world)
-    call = forwarded_call(town)
-    town.world.run(5.0)
-    assert call.status == 200
-    return town, node, call
-
-
-@pytest.mark.parametrize("after", [8.0, 60.0])  # seconds; after 5 both parties have been asked
-@pytest.mark.parametrize("leaver", ["caller", "callee"])
-def test_forwarded_call_goes_on_after_a_restart(leaver: str, after: float) -> None:
-    """Design §5: both halves are taken up again and still belong together."""
-    town, node, call = restarted()
-    node.kill()
-    town.world.run(3.0)
-    node.start()
-    town.world.run(after)
-    assert not town.world.records
-    assert len(town.world.live_slots()) == 2
-    if leaver == "caller":
-        town.trunk_b.bye(call)
-    else:
-        town.trunk.bye(town.trunk.calls[0])
-    town.world.run(1.0)
-    assert {call.ended, town.trunk.calls[0].ended} == {"local", "remote"}
-    head, part = both(town)
-    for record in (head, part):
-        assert (record.end_reason, record.released_by, record.duration_certain) == ("normal", leaver, True)
-    assert head.forwarded_to == [part.id]
-    town.assert_reconciled()
-
-
-def test_part_whose_call_is_not_taken_up_again_ends_with_the_node() -> None:
-    """Nobody would watch over it."""
-    town, node, call = restarted()
-    node.kill()
-    part = next(f.record for f in town.world.facts if isinstance(f, Admit) and f.record.forwarded_from)
-    town.world.facts = [f for f in town.world.facts if not isinstance(f, Answer | Alive) or f.id == part.id]
-    node.start()
-    assert not town.world.live_slots()
-    head, record = both(town)
-    assert {head.end_reason, record.end_reason} == {"node_restart"}
-    assert not record.duration_certain
-    assert call.ended == ""
-    town.assert_reconciled()

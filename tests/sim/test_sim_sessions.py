@@ -313,9 +313,7 @@ def test_provisional_answer_to_a_probe_is_a_hops_word_and_proves_nothing() -> No
 def test_lost_dialog_of_a_forked_call_ends_alone() -> None:
     """Two 200s, two dialogs: one callee vanishes, the call with the other goes on (RFC 4028 §8.2: an expiration for each)."""
     town = short_town()
-    second = Agent(town.world, ("203.0.113.4", 5060), "bob")
-    second.register()
-    town.world.run(2.0)
+    second = town.second_device()
     for agent in (town.bob, second):
         agent.behave = lambda call, agent=agent: agent.answer(call)  # type: ignore[misc]
     town.trunk.call(b"+4920514001")
