@@ -127,6 +127,7 @@ def _engine_metrics(metrics: Metrics, engine: Engine) -> None:
         "setups_forgotten": ("lines whose started calls the guard against automatic dialling had no room for", ("reason",)),
         "stun": ("STUN messages on the SIP port, and what became of them", ("outcome",)),
         "flows_lost": ("bindings whose connection ended", ("transport",)),
+        "responses_lost": ("responses to INVITEs that no way led back for, as the connection had ended", ()),
         "flows_failed_over": ("INVITEs that went on by another flow of the same device", ()),
         "edge_requests": ("requests that passed through for another node's call", ("direction",)),
         "edge_refused": ("requests with another node's token that were not taken as such", ("reason",)),

@@ -73,6 +73,7 @@ class Call:
     asked: session.Asked | None = None  # the session timer that our INVITE asks for
     gave_up: EndReason | None = None  # why we cancelled the branches ourselves
     was_cancelled: bool = False
+    is_lost: bool = False  # the answer could not be brought to the caller, who was not heard since
     met_full: bool = False  # a trunk route had no place for this call
     head: Call | None = None  # the call that this one is the forwarded part of
     parts: list[Call] = field(default_factory=list)  # the forwarded parts of this one
@@ -291,10 +292,14 @@ class Call:
         tag = response.to.tag
         if tag is None:
             return None
-        dialog = self.dialogs.get(tag)
+        dialog, target, by = self.dialogs.get(tag), branch.target, self.desk.heard_by
+        # A customer whose connection ended after the INVITE answers by another one, where he is reached from now on.
+        moved = target.is_customer and not target.route and by is not None and by.connection and by != target.to
+        to = by if moved and by is not None else target.to
         if dialog is None and len(self.dialogs) < EARLY_DIALOGS:
-            target, named = branch.target, named_by(response)
-            dialog = self.dialogs[tag] = Dialog(tag, target, target.to, named, shift=carrier.shift_of(self))
+            dialog = self.dialogs[tag] = Dialog(tag, target, to, named_by(response), shift=carrier.shift_of(self))
+        elif dialog is not None and moved:
+            dialog.to = to
         return dialog
 
     def _confirm(self, dialog: Dialog, branch: Branch[Target], response: Response) -> None:
@@ -442,7 +447,7 @@ class Call:
         )
         desk.out.append(Journal(End(record)))
         desk.channels.give_back(self)
-        for kind in ("setup", "route", "edge", "ring", "maximum", "reap", "stop"):
+        for kind in ("setup", "route", "edge", "ring", "maximum", "reap", "stop", "lost"):
             desk.queue.cancel(("call", self.id, kind))
         for dialog in self.dialogs.values():
             liveness.stop(self, dialog)
@@ -455,6 +460,19 @@ class Call:
         for part in self.parts:
             if part.is_answered:  # one that still rings is cancelled by its INVITE's CANCEL
                 part.end(reason, released_by=released_by, cause=cause, certain=certain, at=at)
+
+    def unheard(self) -> None:
+        """A response cannot be brought to the caller, whose connection has ended. When that is the answer and he does not come
+        back in half the time that the callee repeats it for (RFC 3261 §13.3.1.4), the call is over, and was never one."""
+        if self.phase is Phase.ANSWERED and not self.is_lost and not self.is_emergency:
+            self.is_lost = True
+            self.desk.queue.set(("call", self.id, "lost"), self.desk.now.mono + 32 * self.desk.settings.timers.t1)
+
+    def heard(self) -> None:
+        """The caller is there."""
+        if self.is_lost:
+            self.is_lost = False
+            self.desk.queue.cancel(("call", self.id, "lost"))
 
     def seen(self) -> None:
         """A message of this call arrived."""

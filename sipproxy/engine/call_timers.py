@@ -27,7 +27,7 @@ def bound_reached(call: Call, kind: str) -> None:
     elif kind == "stop":
         assert call.gave_up is not None
         hang_up(call, call.gave_up, cause=NORMAL_UNSPECIFIED)
-    elif kind == "reap":
+    elif kind in ("reap", "lost"):
         hang_up(call, "session_expired", cause=TIMER_EXPIRY, certain=False)
     elif kind == "bye":
         say_bye_again(call)

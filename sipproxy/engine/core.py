@@ -304,6 +304,8 @@ class Engine:
             if request.method == b"ACK" and not server.is_accepted and not is_source(desk, server, request, flow):
                 desk.count("requests_refused", "ack_source")
                 return
+            if server.target.connection and flow != server.target and is_source(desk, server, request, flow):
+                server.target = flow  # who repeats it by another connection is answered there
             passed = desk.transactions.receive_request(server, request, desk.now.mono)
             if passed is not None and (flow.transport == LOOP or not self._edges.take(passed, flow)):
                 self._relays.request(passed, flow)
@@ -439,6 +441,7 @@ class Engine:
             late = self.calls.late(response) if client is None and is_2xx else None
             if client is not None:
                 if self._comes_from(client.target, client.user, flow):
+                    desk.heard_by = flow
                     desk.transactions.receive_response(response, desk.now.mono)
             elif late is not None:
                 if self._comes_from(late[1].to, late[0], flow):

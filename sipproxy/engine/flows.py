@@ -12,16 +12,22 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from sipproxy.engine.actions import RemoveBinding, SaveBinding, SendTo
+from sipproxy.engine.call import Call
 from sipproxy.engine.edge import flow_token
+from sipproxy.engine.relay import Relay
 from sipproxy.engine.shed import Kind
+from sipproxy.engine.sources import account_of
 from sipproxy.sip import stun
 from sipproxy.sip.errors import ParseError
 from sipproxy.sip.uri import parse_uri
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from sipproxy.engine.location import Binding
     from sipproxy.engine.shed import Shedder
     from sipproxy.engine.state import Desk
+    from sipproxy.engine.transactions import Server
     from sipproxy.sip.flow import Flow
 
 __all__ = ["Flows", "reopened"]
@@ -53,6 +59,8 @@ class Flows:
     def __init__(self, desk: Desk, shedder: Shedder) -> None:
         self._desk = desk
         self._shedder = shedder
+        desk.transactions.ways_back = self._ways_back
+        desk.transactions.unheard = self._unheard
 
     def ping(self, data: bytes, flow: Flow) -> None:
         """A STUN message: answered within what its source may get, like any request outside a call."""
@@ -68,6 +76,27 @@ class Flows:
         else:
             desk.count("stun", "answered")
             desk.out.append(SendTo(flow, response))
+
+    def _ways_back(self, server: Server) -> Iterator[Flow]:
+        """Where the sender of a request is reached whose connection has ended: by the flow that its device has now, else by a
+        new connection to the address that it came from, at the port that its Via names (RFC 3261 §18.2.2)."""
+        desk, was, user = self._desk, server.target, server.user
+        account, known = "", was
+        if isinstance(user, Call) and user.from_customer:
+            account, known = user.record.account, user.flow
+        elif isinstance(user, Relay) and user.found.from_customer:
+            account = account_of(user.found)
+        now = desk.location.successor(account, known, desk.now.utc_ms)
+        if now.transport == was.transport:
+            yield now
+        if was.transport == "TCP":  # nobody proves himself by a certificate where he is connected to over TLS
+            yield was._replace(port=server.request.via.port or 5060, connection=0)
+
+    def _unheard(self, server: Server) -> None:
+        """A response to an INVITE cannot be brought to its sender."""
+        self._desk.count("responses_lost")
+        if isinstance(server.user, Call):
+            server.user.unheard()
 
     def closed(self, flow: Flow) -> None:
         """A connection ended: its bindings are gone, or lead to a new connection, and what had no answer has failed."""

@@ -28,6 +28,7 @@ from sipproxy.sip.flow import LOOP
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
+    from cdr.facts import ReleasedBy
     from sipproxy.engine.actions import Now
     from sipproxy.engine.authenticate import Authenticator
     from sipproxy.engine.calls import Calls, Found
@@ -276,6 +277,8 @@ class Relays:
     def _observe(self, found: Found, request: Request) -> None:
         """What the request says about the call: proof of life, or its end."""
         call, dialog = found.call, found.dialog
+        if found.from_caller:
+            call.heard()
         side = liveness.Side.CALLER if found.from_caller else liveness.Side.CALLEE
         now, repeated_s = self._desk.now, 64 * self._desk.settings.timers.t1
         if request.method == b"BYE" and call.resumed is not None and dialog.watch is not None:
@@ -302,4 +305,6 @@ class Relays:
         if any(d.confirmed and not d.ended for d in call.dialogs.values()):
             keep.refreshed(call)
             return  # a forked call with a second dialog still up
-        call.end("normal", released_by="caller" if found.from_caller else "callee", cause=cause_of(request, 200))
+        by: ReleasedBy = "caller" if found.from_caller else "callee"
+        # An answer that the caller never had made no call: what the callee repeats it for is no talk time.
+        call.end("normal", released_by=by, cause=cause_of(request, 200), certain=not call.is_lost)

@@ -65,6 +65,7 @@ class Desk:
         # Whether so many bytes may go to whoever sent from this flow (engine.shed).
         self.may_send: Callable[[Flow, int], bool] = lambda flow, size: True  # noqa: ARG005
         self._places: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {}  # name -> where it led before, and where it does
+        self.heard_by: Flow | None = None  # the flow of the response that is being handled
         self.closed: set[str] = set()  # reasons for taking no new calls but emergencies
         self.location = Location(settings.max_bindings, settings.node)
         self.peers = Peers(settings)

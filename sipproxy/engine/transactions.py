@@ -6,7 +6,7 @@ bounded together: when they are full a new transaction is refused, which the cal
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from sipproxy.engine.actions import Action, SendTo
@@ -27,7 +27,7 @@ from sipproxy.sip.transaction import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
+    from collections.abc import Callable, Hashable, Iterable
 
     from sipproxy.sip.flow import Hop
     from sipproxy.sip.timers import TimerQueue, Timers
@@ -54,6 +54,7 @@ class Server:
     request: Request
     target: Flow
     user: object = None
+    tried: set[Flow] = field(default_factory=set)  # by which the last response could not be sent
 
     @property
     def is_accepted(self) -> bool:
@@ -96,6 +97,9 @@ class Transactions:
         self.servers: dict[Hashable, Server] = {}
         self.clients: dict[Hashable, Client] = {}
         self._by_flow: dict[Flow, set[Hashable]] = {}  # the clients of each connection
+        # Where else the sender of an INVITE is reached whose connection has ended, and who is told when there is no such place.
+        self.ways_back: Callable[[Server], Iterable[Flow]] = lambda server: ()  # noqa: ARG005
+        self.unheard: Callable[[Server], None] = lambda server: None  # noqa: ARG005
         self.told: Client | None = None  # whose response its user is being told; over TCP it has left the table by then
 
     @property
@@ -144,6 +148,7 @@ class Transactions:
         return passed
 
     def respond(self, server: Server, status: int, data: bytes, now: float) -> None:
+        server.tried.clear()
         for action in server.machine.respond(status, data, now):
             if isinstance(action, Send):
                 self._emit(SendTo(server.target, action.data, ("s", server.key)))
@@ -232,6 +237,19 @@ class Transactions:
         elif side == "s" and (server := self.servers.get(transaction)) is not None:
             server.machine.transport_failed(now)
             self._arm_server(server)
+            self._respond_elsewhere(server)
+
+    def _respond_elsewhere(self, server: Server) -> None:
+        """The last response to an INVITE could not be sent on its connection: it goes by the next way to the same sender."""
+        if not isinstance(server.machine, InviteServer) or server.target.transport not in RELIABLE:
+            return
+        server.tried.add(server.target)
+        way = next((flow for flow in self.ways_back(server) if flow not in server.tried), None)
+        if way is None:
+            self.unheard(server)
+            return
+        server.target = way
+        self._emit(SendTo(way, server.machine.last_response, ("s", server.key)))
 
     def fire(self, key: tuple[str, Hashable], now: float) -> None:
         """Run the timers of the transaction that the queue named as due."""

@@ -309,6 +309,11 @@ class InviteServer(_Machine):
         self._response = b""
         self._at[Timer.TRYING] = now + timers.invite_trying
 
+    @property
+    def last_response(self) -> bytes:
+        """What was sent last; b"" for nothing yet."""
+        return self._response
+
     def receive(self, request: Request, now: float) -> list[Action]:
         """Take a retransmitted INVITE or an ACK that matched this transaction."""
         method, state = request.method, self.state
@@ -326,6 +331,7 @@ class InviteServer(_Machine):
     def respond(self, status: int, data: bytes, now: float) -> list[Action]:
         """Send the user's response, `data` with `status`; absorbed where the state has no place for it."""
         if self.state is State.ACCEPTED and 200 <= status < 300:
+            self._response = data
             return [Send(data)]  # RFC 6026 §7.1: every further 2xx is sent.
         if self.state is not State.PROCEEDING:
             return []
@@ -333,6 +339,7 @@ class InviteServer(_Machine):
         if status < 200:
             self._response = data
         elif status < 300:
+            self._response = data
             self._linger(State.ACCEPTED, Timer.L, now + self._timers.l)
         else:
             self._response = data
