@@ -35,7 +35,7 @@ async def wait_udp_bound(host: str, port: int, process: Process, *, timeout_s: f
 
 
 def _free(host: str, kind: socket.SocketKind) -> int:
-    with socket.socket(socket.AF_INET, kind) as probe:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, kind) as probe:
         probe.bind((host, 0))
         port: int = probe.getsockname()[1]
         return port

@@ -39,7 +39,7 @@ def many_lines(count: int, *, first: int = 0, channels: int = 2) -> list[LineSpe
 
 class Network:
     """An async context manager. `trunks` and `psap` say who else than the simulated parties stands there; `route` are further
-    keys of the simulated trunk's route."""
+    keys of the simulated trunk's route, `certificate` and `ipv6` further listeners of the node's."""
 
     def __init__(
         self,
@@ -52,6 +52,8 @@ class Network:
         psap: Address | None = None,
         embedded: bool = False,
         store: Valkey | None = None,
+        certificate: Path | None = None,
+        ipv6: bool = False,
     ) -> None:
         self.lines = {line.user: line for line in lines}
         self.ledger = Ledger()
@@ -65,6 +67,7 @@ class Network:
         self._route = route or {}
         self._psap = psap
         self._embedded = embedded
+        self._certificate, self._ipv6 = certificate, ipv6
         self._node: Node | None = None
         self._stack = AsyncExitStack()
 
@@ -93,6 +96,8 @@ class Network:
                 domain=DOMAIN,
                 settings=self._settings,
                 directory=self._directory,
+                certificate=self._certificate,
+                ipv6=self._ipv6,
             )
             await stack.enter_async_context(self._node)
             self._stack = stack.pop_all()

@@ -103,7 +103,8 @@ class TrunkSpec:
 class Node:
     """A node with its files in a directory of its own. `start` and `stop` may be called again and again.
 
-    `settings` are tables of the configuration that replace or add keys: `{"calls": {"route_s": 2}}`.
+    `settings` are tables of the configuration that replace or add keys: `{"calls": {"route_s": 2}}`. With `certificate`, a PEM
+    file with its key, it listens for TLS as well, with `ipv6` on ::1.
     """
 
     def __init__(
@@ -117,11 +118,16 @@ class Node:
         node_id: str = "node1",
         settings: Mapping[str, Mapping[str, object]] | None = None,
         directory: Path | None = None,
+        certificate: Path | None = None,
+        ipv6: bool = False,
     ) -> None:
         self.directory = directory if directory is not None else Path(tempfile.mkdtemp(prefix="sipproxy-"))
         self._own_directory = directory is None
         self.host = "127.0.0.1"
         self.port = free_udp_port()
+        self.tls_port = free_tcp_port() if certificate is not None else 0
+        self.port6 = free_udp_port("::1") if ipv6 else 0
+        self._certificate = certificate
         self.metrics_port = free_tcp_port()
         self.domain = domain
         self.node_id = node_id
@@ -136,6 +142,11 @@ class Node:
     def address(self) -> Address:
         """Where it speaks SIP."""
         return (self.host, self.port)
+
+    def _listens(self) -> list[tuple[str, str]]:
+        places = [(transport, f"{self.host}:{self.port}") for transport in ("udp", "tcp")]
+        places += [("tls", f"{self.host}:{self.tls_port}")] if self.tls_port else []
+        return places + ([(transport, f"[::1]:{self.port6}") for transport in ("udp", "tcp")] if self.port6 else [])
 
     @property
     def pid(self) -> int:
@@ -241,16 +252,17 @@ class Node:
         self.directory.mkdir(parents=True, exist_ok=True)
         _write_csv(self.directory / "lines.csv", LINE_COLUMNS, [line.row() for line in lines])
         _write_csv(self.directory / "psap.csv", PSAP_COLUMNS, [route.row() for route in psap])
-        address = f"{self.host}:{self.port}"
         tables: dict[str, object] = {
             "node": {"id": self.node_id, "data_dir": "data", "drain_s": 1},
-            "listen": [{"transport": "udp", "address": address}, {"transport": "tcp", "address": address}],
+            "listen": [{"transport": transport, "address": place} for transport, place in self._listens()],
             "store": {"url": store_url},
             "registrar": {"realm": self.domain, "domains": [self.domain]},
             "policy": {"lines": ["lines.csv"] if lines else [], "psap": ["psap.csv"] if psap else []},
             "trunk": [trunk.table() for trunk in trunks],
             "metrics": {"address": f"127.0.0.1:{self.metrics_port}"},
         }
+        if self._certificate is not None:
+            tables["tls"] = {"certificate": str(self._certificate)}
         for name, keys in settings.items():
             current = tables.setdefault(name, {})
             assert isinstance(current, dict)

@@ -68,8 +68,6 @@ def _is_whole(data: bytes, attributes: list[int]) -> bool:
     """Whether the message is what its FINGERPRINT says, which comes last where there is one (§15.5)."""
     if FINGERPRINT not in attributes:
         return True
-    if attributes.index(FINGERPRINT) != len(attributes) - 1:
-        return False
     return data[-FINGERPRINT_BYTES:] == _attribute(FINGERPRINT, _fingerprint(data[:-FINGERPRINT_BYTES]))
 
 

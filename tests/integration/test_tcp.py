@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest_asyncio
 
+from loadtest.agents import Answering, next_call
 from loadtest.node import LineSpec
 from sipproxy.sip.build import write_request, write_response
 from sipproxy.sip.digest import parse_challenge, write_credentials
@@ -32,6 +33,7 @@ class TcpAgent:
         self._framer = StreamFramer(65535)
         self._waiting: list[Request | Response] = []
         self.raw = b""
+        self.device = b""  # contact parameters of a device that keeps flows apart (RFC 5626)
         host, port = writer.get_extra_info("sockname")[:2]
         self.sent_by = f"{host}:{port}".encode()
 
@@ -58,7 +60,8 @@ class TcpAgent:
             (b"To", b"<sip:v1001@sip.example>"),
             (b"Call-ID", b"tcp-registration"),
             (b"CSeq", b"%d REGISTER" % (1 + len(credentials))),
-            (b"Contact", b"<sip:v1001@%s;transport=tcp>" % self.sent_by),
+            (b"Contact", b"<sip:v1001@%s;transport=tcp>%s" % (self.sent_by, self.device)),
+            (b"Supported", b"outbound"),
             *credentials,
         ]
         return write_request(b"REGISTER", b"sip:sip.example", headers)
@@ -156,3 +159,60 @@ async def test_tcp_router_that_has_gone_is_unreachable_not_an_endless_call(netwo
     (record,) = await network.records(1)
     assert record.end_reason == "unreachable"
     assert await network.slots_of_all(0) == 0
+
+
+async def test_answer_for_a_connection_that_broke_comes_by_the_device_s_next_one(network: Network, agent: TcpAgent) -> None:
+    """The connection ends while it rings; the device comes back by another port, and is told there that it is answered."""
+    agent.device = b';+sip.instance="<urn:uuid:00000000-0000-1000-8000-000A95A0E128>";reg-id=1'
+    await registered(agent)
+    network.trunk.answering = Answering(status=None)
+    await invited(agent)
+    at_trunk = await next_call(network.trunk)
+    assert await statuses(agent, 180)
+    agent.writer.transport.abort()
+    back = TcpAgent(*await asyncio.open_connection(*network.node.address))
+    back.device = agent.device
+    await registered(back)
+    at_trunk.answer()
+    answer = await statuses(back, 200)
+    routes = [(b"Route", route.raw) for route in reversed(answer.record_routes)]
+    ack = [(b"Via", b"SIP/2.0/TCP %s;branch=z9hG4bKack" % back.sent_by), (b"Max-Forwards", b"70"), *routes]
+    ack += [(b"From", answer.from_.raw), (b"To", answer.to.raw), (b"Call-ID", answer.call_id)]
+    await back.send(write_request(b"ACK", answer.contacts[0].uri.raw, [*ack, (b"CSeq", b"%d ACK" % answer.cseq.number)]))
+    await at_trunk.answered()
+    hung_up = asyncio.ensure_future(at_trunk.hang_up())
+    bye = await back.receive()
+    assert isinstance(bye, Request)
+    await back.send(write_response(bye, 200))
+    assert await hung_up == 200
+    [record] = await network.records(1)
+    assert (record.status, record.released_by, record.duration_certain) == (200, "callee", True)
+    assert await network.slots_of_all(0) == 0
+    back.writer.close()
+
+
+async def invited(agent: TcpAgent) -> None:
+    """Send an INVITE to the carrier, and again with credentials."""
+    uri, credentials = b"sip:03023125001@sip.example", []
+    for number in (1, 2):
+        head = [(b"Via", b"SIP/2.0/TCP %s;branch=z9hG4bKcall%d" % (agent.sent_by, number)), (b"Max-Forwards", b"70")]
+        head += [(b"From", b"<sip:+492051555101@sip.example>;tag=9"), (b"To", b"<" + uri + b">"), (b"Call-ID", b"tcp-call")]
+        head += [(b"CSeq", b"%d INVITE" % number), (b"Contact", b"<sip:v1001@%s;transport=tcp>" % agent.sent_by), *credentials]
+        await agent.send(write_request(b"INVITE", uri, head))
+        if not credentials:
+            challenged = await statuses(agent, 407)
+            challenge = parse_challenge(challenged.lines(b"proxy-authenticate")[0])
+            value = write_credentials(
+                challenge, method=b"INVITE", uri=uri, user="v1001", password="secret-v", cnonce=b"c", nc=1
+            )
+            credentials = [(b"Proxy-Authorization", value)]
+
+
+async def statuses(agent: TcpAgent, wanted: int) -> Response:
+    """The response with this status, which only provisional ones come before."""
+    while True:
+        response = await agent.receive()
+        assert isinstance(response, Response)
+        if response.status == wanted:
+            return response
+        assert response.status < 200, response.raw

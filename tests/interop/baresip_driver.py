@@ -23,12 +23,30 @@ PARTY = Path(__file__).with_name("baresip_party.py")
 
 
 class BaresipParty:
-    """One baresip process. `log()` is its SIP trace. Use as an async context manager."""
+    """One baresip process. `log()` is its SIP trace. Use as an async context manager.
 
-    def __init__(self, user: str, password: str, domain: str, *, interval: int = 600) -> None:
+    With `instance`, a UUID, it registers a flow of its own (RFC 5626); `ca` is the PEM file of who signs the proxy's
+    certificate.
+    """
+
+    def __init__(
+        self,
+        user: str,
+        password: str,
+        domain: str,
+        *,
+        interval: int = 600,
+        transport: str = "udp",
+        instance: str = "",
+        ca: str = "",
+    ) -> None:
         self.user = user
-        self.port = free_udp_port()
-        self._options = {"user": user, "password": password, "domain": domain, "port": self.port, "interval": interval}
+        host = "::1" if "[" in domain else "127.0.0.1"
+        self.port = free_udp_port(host)
+        self._options = {
+            "user": user, "password": password, "domain": domain, "port": self.port, "interval": interval, "host": host,
+            "transport": transport, "instance": instance, "ca": ca,
+        }  # fmt: skip
         self._process: asyncio.subprocess.Process | None = None
         self._trace = tempfile.TemporaryFile()  # noqa: SIM115  # closed when the party leaves
         self.events: list[dict[str, Any]] = []

@@ -1,8 +1,9 @@
 """One baresip, driven over stdin and stdout by JSON lines. A program of its own: baresip allows one runtime a process.
 
-Argument: a JSON object `{"user", "password", "domain", "port", "interval"}`. Commands: `{"do": "register"}`, `unregister`,
-`{"do": "dial", "uri": ...}`, `{"do": "hold"}`, `resume`, `hangup`, `quit`; each gets an event `ok` or `error`. Others:
-`incoming`, `established`, `held` and `resumed` by the other side, `closed` with the counters of the media.
+Argument: a JSON object `{"user", "password", "domain", "host", "port", "interval", "transport", "instance", "ca"}`. Commands:
+`{"do": "register"}`, `unregister`, `{"do": "dial", "uri": ...}`, `{"do": "listen"}` until the other's tone is heard, `hold`,
+`resume`, `hangup`, `quit`; each gets an event `ok` or `error`. Others: `incoming`, `established`, `held` and `resumed` by the
+other side, `closed` with the counters of the media.
 An incoming call is answered at once. While a call is up a tone is written, and received PCM is read and counted.
 """
 
@@ -34,6 +35,7 @@ class Party:
         self.tasks: set[asyncio.Task[None]] = set()
         self.pcm_bytes = 0
         self.loud_samples = 0
+        self.hearing = asyncio.Event()  # a quarter of a second of the other's tone
         agent.on_incoming(self.incoming)
 
     def incoming(self, call: baresip.Call) -> None:
@@ -75,6 +77,8 @@ class Party:
                     heard = call.audio.read(32_000)
                     self.pcm_bytes += len(heard)
                     self.loud_samples += sum(abs(value) > 2000 for (value,) in struct.iter_unpack("<h", heard))
+                if self.loud_samples > RATE // 4:
+                    self.hearing.set()
                 await asyncio.sleep(0.05)
 
     async def perform(self, command: dict[str, Any]) -> None:
@@ -87,6 +91,9 @@ class Party:
                 call = await self.agent.dial(command["uri"])
                 self.follow(call)
                 await call.wait_established(timeout=30)
+            case "listen":
+                async with asyncio.timeout(20):
+                    await self.hearing.wait()
             case "hold":
                 assert self.call is not None
                 await self.call.hold()
@@ -103,11 +110,22 @@ class Party:
 async def main(options: dict[str, Any]) -> None:
     logging.basicConfig(stream=sys.stderr, level=logging.DEBUG, format="%(asctime)s %(name)s %(message)s")
     runtime = baresip.Runtime()
-    config = baresip.Config(
-        net_interface="127.0.0.1", sip_trace=True, extra_config_text=f"sip_listen 127.0.0.1:{options['port']}\n"
-    )
+    host, instance = options["host"], options["instance"]
+    listen = f"[{host}]:{options['port']}" if ":" in host else f"{host}:{options['port']}"
+    more = f"sip_listen {listen}\n"
+    if options["ca"]:
+        more += f"sip_cafile {options['ca']}\nsip_verify_server yes\n"
+    config = baresip.Config(net_interface=host, sip_trace=True, instance_id=instance or None, extra_config_text=more)
     await runtime.start(config)
-    account = baresip.Account(options["user"], options["domain"], options["password"], reg_interval=options["interval"])
+    account = baresip.Account(
+        options["user"],
+        options["domain"],
+        options["password"],
+        reg_interval=options["interval"],
+        transport=options["transport"],
+        registrar=f"{options['domain']};transport={options['transport']}" if instance else None,
+        extra_params=("sipnat=outbound",) if instance else (),
+    )
     party = Party(await baresip.UserAgent.create(runtime, account))
     say("ready")
     reader = asyncio.StreamReader()
@@ -118,7 +136,7 @@ async def main(options: dict[str, Any]) -> None:
             break
         try:
             await party.perform(command)
-        except (baresip.BaresipError, ValueError, AssertionError) as error:
+        except (baresip.BaresipError, ValueError, AssertionError, TimeoutError) as error:
             say("error", do=command["do"], kind=type(error).__name__, text=str(error), status=getattr(error, "status", None))
         else:
             say("ok", do=command["do"])
