@@ -35,7 +35,7 @@ from policy.table import Table, quoted
 from policy.windows import ZONE, write_windows
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
 __all__ = ["BATCH_IN", "BATCH_OUT", "Explanation", "RuleSaid", "batch", "batch_csv", "explain", "explain_attempt"]
 
@@ -86,9 +86,18 @@ def explain(  # noqa: PLR0917 - the question, in its own order
     return explain_attempt(CallAttempt(Direction.OUTGOING, target, line, account, slots_used=slots_used), snapshot, now_at_ms)
 
 
-def explain_attempt(attempt: CallAttempt, snapshot: Snapshot, now_at_ms: int) -> Explanation:
-    """What any attempt would get, in either direction, at a UTC time in milliseconds."""
-    decision = evaluate(attempt, snapshot, now_at_ms)
+def explain_attempt(
+    attempt: CallAttempt,
+    snapshot: Snapshot,
+    now_at_ms: int,
+    *,
+    decide: Callable[[CallAttempt, Snapshot, int], Decision] = evaluate,
+) -> Explanation:
+    """What any attempt would get, in either direction, at a UTC time in milliseconds.
+
+    `decide` is what the live path decides such a call with, where that is more than its policy.
+    """
+    decision = decide(attempt, snapshot, now_at_ms)
     rules = tuple(_rules(attempt, decision, snapshot, now_at_ms))
     return Explanation(decision, tuple(_sentences(attempt, decision, rules)), rules)
 
@@ -166,7 +175,7 @@ def _not_asked(attempt: CallAttempt, decision: Decision) -> tuple[str, ...]:
         order = (*order, "account.channels")
     if decision.verdict is Verdict.EMERGENCY:
         return order
-    if decision.verdict is Verdict.ALLOW:
+    if decision.verdict is Verdict.ALLOW or decision.rule.startswith("forward."):  # which is asked last
         return ()
     head, _, _ = decision.rule.partition(".")
     name = _GROUPS.get(head) or ".".join(decision.rule.split(".")[:2])

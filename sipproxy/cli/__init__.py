@@ -173,6 +173,12 @@ def explain(
     incoming: Annotated[
         bool, typer.Option("--incoming", help="A call from outside: from that number, or 'anonymous', to one of ours.")
     ] = False,
+    forwarded: Annotated[
+        bool, typer.Option("--forwarded", help="A call to that line or number, which its router sends on by a 302.")
+    ] = False,
+    earlier: Annotated[
+        list[str] | None, typer.Option(metavar="NUMBER", help="With --forwarded: who forwarded it before; again for several.")
+    ] = None,
     used: Annotated[int | None, typer.Option(min=0, help="As if so many channels were in use.")] = None,
     started: Annotated[int | None, typer.Option(min=0, help="As if the line had just started so many calls.")] = None,
     config: ConfigOption = DEFAULT_CONFIG,
@@ -180,19 +186,16 @@ def explain(
 ) -> None:
     """Say why a call would be refused or not.
 
-    The decision is the live path's own, with each rule that was looked at.
+    The decision is the live path's own, with each rule that was looked at. --forwarded asks what becomes of a call that the
+    router of a line sends on: it is that line's own call, and the forward rules come last.
 
     The policy data is that of the store; where no store was ever used, the files of the configuration's [policy].
     --batch assumes a line of each row's profile, with all channels free, and needs no configuration.
     """
     from sipproxy.commands import explaining, output
 
-    output.run(
-        lambda out: explaining.explain(
-            config, out, caller, dialled, batch=batch, at=at, incoming=incoming, used=used, started=started
-        ),
-        as_json=as_json,
-    )
+    question = explaining.Question(caller, dialled, incoming, used, started, forwarded, tuple(earlier or ()))
+    output.run(lambda out: explaining.explain(config, out, question, batch=batch, at=at), as_json=as_json)
 
 
 @app.command()

@@ -12,6 +12,7 @@ import io
 import sys
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,14 +26,18 @@ from policy.windows import ZONE
 from sipproxy import policy_files
 from sipproxy.commands.backend import has_store, with_store
 from sipproxy.commands.output import USAGE, CommandError, Output
-from sipproxy.commands.policy_data import find_line, refused
+from sipproxy.commands.policy_data import e164, find_line, refused
 from sipproxy.config import Config, load
+from sipproxy.config_file import split_address
+from sipproxy.engine.channels import slots_of_forwarding
+from sipproxy.engine.forwarding import Before, decide
+from sipproxy.settings import engine_settings
 from sipproxy.store.live_slots import slots_of
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
 
-    from policy.model import Decision, Snapshot
+    from policy.model import Account, Decision, Snapshot
 
 __all__ = ["explain"]
 
@@ -43,6 +48,8 @@ MAX_BATCH_BYTES = 128 * 1024 * 1024
 class Question:
     """One call. With `incoming` it comes from outside: `caller` is a number or "anonymous", `dialled` one of ours.
 
+    With `forwarded` it came to the line `caller`, or its number, whose router sends it on to `dialled` by a 302; `earlier` are
+    the numbers that forwarded it before, the last one first.
     `used` channels and `started` calls are assumed where given, else those that the store knows of, and none.
     """
 
@@ -51,24 +58,19 @@ class Question:
     incoming: bool = False
     used: int | None = None
     started: int | None = None
+    forwarded: bool = False
+    earlier: tuple[str, ...] = ()
 
 
-def explain(
-    path: Path,
-    output: Output,
-    caller: str,
-    dialled: str,
-    *,
-    batch: Path | None,
-    at: str,
-    incoming: bool = False,
-    used: int | None = None,
-    started: int | None = None,
-) -> int:
+def explain(path: Path, output: Output, question: Question, *, batch: Path | None, at: str) -> int:
     """Explain one call, or each row of `batch`."""
     now_at_ms = _instant(at)
-    question = Question(caller, dialled, incoming, used, started)
+    caller, dialled = question.caller, question.dialled
     try:
+        if question.earlier and not question.forwarded:
+            raise CommandError("--earlier says who forwarded a call before: it goes with --forwarded", code=USAGE)
+        if question.forwarded and (batch is not None or question.incoming):
+            raise CommandError("--forwarded goes with neither --incoming nor --batch", code=USAGE)
         if batch is not None:
             if caller or dialled:
                 raise CommandError("either LINE and DIALLED, or --batch FILE.csv", code=USAGE)
@@ -99,28 +101,62 @@ def _from_files(config: Config) -> Snapshot:
 
 def _explain_one(config: Config, output: Output, question: Question, now_at_ms: int) -> int:
     if has_store(config):
-        snapshot, used, of_account = with_store(config, lambda client: _loaded(client, question))
+        snapshot, used, of_account = with_store(config, lambda client: _loaded(client, question, config.registrar.realm))
         source = f"store, version {snapshot.version}"
     else:
         snapshot, used, of_account, source = _from_files(config), 0, 0, "files named by [policy]"
     if question.used is not None:
         used = question.used
-    attempt = replace(_attempt(snapshot, question, used), account_used=of_account)
-    explanation = words.explain_attempt(attempt, snapshot, now_at_ms)
+    attempt = replace(_attempt(snapshot, question, used, config.registrar.realm), account_used=of_account)
+    before = _before(question, attempt.account) if question.forwarded else None
+    if before is not None:
+        attempt = _sent_on(snapshot, attempt, before)
+    way = partial(_forwarded, config, before) if before is not None else evaluate
+    explanation = words.explain_attempt(attempt, snapshot, now_at_ms, decide=way)
     decision = explanation.decision
     plain = {**_plain(decision), "rules": [_plain_rule(item) for item in explanation.rules], "words": explanation.words}
     at = dt.datetime.fromtimestamp(now_at_ms // 1000, ZONE).isoformat()
+    plain["forwarded"] = {"number": before.number, "earlier": sorted(before.earlier)} if before is not None else None
     output.value({**plain, "slots_used": used, "slots_limit": decision.channels, "at": at, "source": source})
     line = decision.line
     if line is not None:
         limit = snapshot.channels_of(line) if line.profile in snapshot.profiles else line.channels
         output.line(f"line {line.id}, {used} of {limit} channels in use; policy data: {source}; at {at}")
+    if before is not None:
+        output.line(f"a call to {before.number} that its router sends on, with a channel of its own for that already")
     output.line(str(explanation))
     return 0
 
 
-def _attempt(snapshot: Snapshot, question: Question, used: int) -> CallAttempt:
+def _forwarded(config: Config, before: Before, attempt: CallAttempt, snapshot: Snapshot, now_at_ms: int) -> Decision:
+    """What the engine decides on a call that the line sends on."""
+    bound = [(listen.transport.upper(), *split_address(listen.address)) for listen in config.listen]
+    return decide(attempt, before, snapshot, engine_settings(config, bound), now_at_ms)
+
+
+def _sent_on(snapshot: Snapshot, attempt: CallAttempt, before: Before) -> CallAttempt:
+    """The attempt of a call that the line sends on: as the number that it reached, with the channel that it has already."""
+    profile = snapshot.profiles.get(attempt.line.profile) if attempt.line is not None else None
+    if profile is not None and not slots_of_forwarding(profile):
+        return replace(attempt, caller=before.number, slots_used=None, account_used=None)
+    used, of_account = (count + 1 if count is not None else None for count in (attempt.slots_used, attempt.account_used))
+    return replace(attempt, caller=before.number, slots_used=used, account_used=of_account)
+
+
+def _before(question: Question, account: Account | None) -> Before:
+    """The number that the call came to, and those that it was forwarded from until then."""
+    numbers = [number.removesuffix("*") for number in account.numbers] if account is not None else []
+    own = e164(question.caller) or next(iter(numbers), "")
+    unknown = [number for number in question.earlier if not e164(number)]
+    if unknown:
+        raise CommandError(f"--earlier {unknown[0][:80]!r} is no number such as +492051555101", code=USAGE)
+    return Before(own, frozenset(e164(number) for number in question.earlier), len(question.earlier))
+
+
+def _attempt(snapshot: Snapshot, question: Question, used: int, realm: str) -> CallAttempt:
     target = question.dialled.encode("utf-8", "surrogateescape")
+    if question.forwarded and b":" not in target:
+        target = b"sip:%s@%s" % (target, realm.encode())
     if not question.incoming:
         line, account = find_line(snapshot, question.caller)
         started = question.started if question.started is not None else 0
@@ -130,10 +166,10 @@ def _attempt(snapshot: Snapshot, question: Question, used: int) -> CallAttempt:
     return CallAttempt(Direction.INCOMING, target, caller=number, network=number, anonymous=anonymous, slots_used=used)
 
 
-async def _loaded(client: Redis, question: Question) -> tuple[Snapshot, int, int]:
+async def _loaded(client: Redis, question: Question, realm: str) -> tuple[Snapshot, int, int]:
     """The snapshot, and how many channels the line and the account use now whose call it would be, by the store's clock."""
     snapshot = await store.load(client)
-    found = evaluate(_attempt(snapshot, question, 0), snapshot, 0)
+    found = evaluate(_attempt(snapshot, question, 0, realm), snapshot, 0)
     if found.line is None:
         return snapshot, 0, 0
     live = await slots_of(client, "line", [found.line.id])

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from policy.model import Account, Line, Snapshot
     from sipproxy.store.live_slots import LiveSlot
 
-__all__ = ["check_files", "counts_of", "find_line", "list_lines", "load_snapshot", "refused", "show_line"]
+__all__ = ["check_files", "counts_of", "e164", "find_line", "list_lines", "load_snapshot", "refused", "show_line"]
 
 Row = dict[str, Any]
 
@@ -101,14 +101,15 @@ def find_line(snapshot: Snapshot, text: str) -> tuple[Line, Account | None]:
     """The line with that id, or the one that the number (+E.164, 0049..., 0...) belongs to, with its account."""
     if (line := snapshot.lines.get(text)) is not None:
         return line, next((snapshot.accounts[user] for user in line.accounts if user in snapshot.accounts), None)
-    number = _e164(text)
+    number = e164(text)
     account = snapshot.account_of(number) if number else None
     if account is None or account.line not in snapshot.lines:
         raise CommandError(f"there is no line and no assigned number {text[:80]!r}; `sipproxy line list` shows the lines")
     return snapshot.lines[account.line], account
 
 
-def _e164(text: str) -> str:
+def e164(text: str) -> str:
+    """+E.164 of a number that is written +, 00 or 0 of an area code; "" for anything else."""
     for prefix, country in (("+", "+"), ("00", "+"), ("0", "+49")):
         if text.startswith(prefix):
             return country + text[len(prefix) :]

@@ -12,7 +12,7 @@ Pure.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from policy import evaluate
 from policy.emergency import service_of
@@ -31,7 +31,7 @@ from sipproxy.sip.text import text
 from sipproxy.sip.uri import parse_uri
 
 if TYPE_CHECKING:
-    from policy.model import Decision, Line
+    from policy.model import Decision, Line, Snapshot
     from sipproxy.engine.call import Call
     from sipproxy.engine.privacy import Said
     from sipproxy.engine.response_context import Branch
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from sipproxy.sip.headers import NameAddr
     from sipproxy.sip.message import Request, Response
 
-__all__ = ["UNFOLLOWED", "Forwarding", "follow"]
+__all__ = ["UNFOLLOWED", "Before", "Forwarding", "decide", "follow"]
 
 UNFOLLOWED = 480  # what a 3xx counts as that names nobody
 MAX_CONTACTS = 3  # of one 3xx that are tried
@@ -52,6 +52,12 @@ ROUTING_ERROR = 25  # Q.850: exchange routing error, as for 482 and 483 in RFC 3
 CALL_REJECTED = 21  # Q.850
 UNALLOCATED = 1  # Q.850
 NUMBERS = frozenset({"sip", "sips", "tel"})
+REFUSALS = {  # rule -> status, cause, and why
+    "forward.loop": (482, ROUTING_ERROR, "the call was forwarded from that number already"),
+    "forward.depth": (480, ROUTING_ERROR, f"the call was forwarded {MAX_DEPTH} times already"),
+    "forward.emergency": (480, CALL_REJECTED, "a call for help is dialled by who needs it, from where he is"),
+    "forward.target": (480, UNALLOCATED, "the contact is no number here"),
+}
 
 
 def follow(call: Call, branch: Branch[Target], response: Response) -> bool:
@@ -141,6 +147,44 @@ def _last_index(request: Request) -> bytes | None:
     return index if index is not None and len(index) <= 64 and all(part.isdigit() for part in index.split(b".")) else None
 
 
+class Before(NamedTuple):
+    """What a call has behind it that a line sends on: the number that it reached, those that it came to it from, and how often
+    it was forwarded until then."""
+
+    number: str
+    earlier: frozenset[str] = frozenset()
+    times: int = 0
+
+
+def decide(attempt: CallAttempt, before: Before, snapshot: Snapshot, settings: Settings, now_at_ms: int) -> Decision:
+    """The decision on a call that a line sends on: that on its own call, or the refusal of what no line may forward to."""
+    decision = evaluate(attempt, snapshot, now_at_ms)
+    rule = _rule(attempt.target, before, decision, settings)
+    if not rule:
+        # Why a line may not call somebody is not for its callers to know.
+        return decision if decision.verdict is not Verdict.DENY else decision._replace(status=UNFOLLOWED)
+    status, cause, why = REFUSALS[rule]
+    steps = (*decision.steps, (rule, why))
+    return decision._replace(
+        verdict=Verdict.DENY, rule=rule, reason=why, status=status, cause=cause, callee=None, psap=(), steps=steps
+    )
+
+
+def _rule(target: bytes, before: Before, decision: Decision, settings: Settings) -> str:
+    """The rule that refuses to forward to `target`, or ""."""
+    if service_of(target) or decision.verdict is Verdict.EMERGENCY:
+        # NotrufV § 4(5) s. 4: an emergency call is dialled by who needs help, and from where he is. A forwarded one would
+        # show the forwarding line's number and place, and its caller may be anywhere.
+        return "forward.emergency"
+    uri = parse_uri(target)
+    known = uri.is_sip and (uri.host_text in settings.domains or settings.is_ours(uri.host_text, uri.port))
+    if text(uri.scheme) not in NUMBERS or (uri.is_sip and not known):
+        return "forward.target"  # invariant 6: whoever is not reached by a number is not reached
+    if before.number in before.earlier or decision.destination.canonical in {before.number, *before.earlier}:
+        return "forward.loop"
+    return "forward.depth" if before.times >= MAX_DEPTH else ""
+
+
 class Forwarding:
     """Takes the INVITEs of forwarded calls to their parts."""
 
@@ -164,7 +208,8 @@ class Forwarding:
         attempt = CallAttempt(
             Direction.OUTGOING, request.uri, line, account, caller=head.record.canonical, setups=setup.started(line)
         )
-        decision = self._refused(request, head, evaluate(attempt, desk.snapshot, desk.now.utc_ms))
+        before = Before(head.record.canonical, *_told(request))
+        decision = decide(attempt, before, desk.snapshot, desk.settings, desk.now.utc_ms)
         canonical = decision.destination.canonical
         restricted = (said.hides or said.anonymous) and canonical not in ALWAYS_SHOWN
         network, given = canonical_caller(said.network), canonical_caller(said.given)
@@ -184,34 +229,6 @@ class Forwarding:
         """Whether the part takes a channel of the line's besides that of the call that came in (`forwarding_slots`)."""
         profile = self._desk.snapshot.profiles.get(line.profile)
         return profile is None or slots_of_forwarding(profile) > 0
-
-    def _refused(self, request: Request, head: Call, decision: Decision) -> Decision:
-        """The decision, or the refusal of what no line may forward to."""
-        rule = self._rule(request, head, decision)
-        if not rule:
-            return decision
-        status, cause = {
-            "forward.loop": (482, ROUTING_ERROR),
-            "forward.depth": (480, ROUTING_ERROR),
-            "forward.emergency": (480, CALL_REJECTED),
-            "forward.target": (480, UNALLOCATED),
-        }[rule]
-        return decision._replace(verdict=Verdict.DENY, rule=rule, reason=rule, status=status, cause=cause, psap=())
-
-    def _rule(self, request: Request, head: Call, decision: Decision) -> str:
-        uri, settings = parse_uri(request.uri), self._desk.settings
-        if service_of(request.uri) or decision.verdict is Verdict.EMERGENCY:
-            # NotrufV § 4(5) s. 4: an emergency call is dialled by who needs help, and from where he is. A forwarded one would
-            # show the forwarding line's number and place, and its caller may be anywhere.
-            return "forward.emergency"
-        known = uri.is_sip and (uri.host_text in settings.domains or settings.is_ours(uri.host_text, uri.port))
-        if text(uri.scheme) not in NUMBERS or (uri.is_sip and not known):
-            return "forward.target"  # invariant 6: whoever is not reached by a number is not reached
-        numbers, count = _told(request)
-        number = head.record.canonical
-        if number in numbers or decision.destination.canonical in {number, *numbers}:
-            return "forward.loop"
-        return "forward.depth" if count >= MAX_DEPTH else ""
 
     @staticmethod
     def _record(call: Call, head: Call, said: Said, diverted: Diverted, *, restricted: bool) -> None:
@@ -240,7 +257,7 @@ class Forwarding:
         call.edit = edit
 
 
-def _told(request: Request) -> tuple[set[str], int]:
+def _told(request: Request) -> tuple[frozenset[str], int]:
     """The numbers that forwarded the call so far, here and before it came, and how often it was forwarded (RFC 5806 §4)."""
     numbers, count = set(), 0
     try:
@@ -258,4 +275,4 @@ def _told(request: Request) -> tuple[set[str], int]:
         counter = entry.param(b"counter") or b"1"
         if counter.isdigit() and len(counter) < 4:
             count += max(0, int(counter) - 1)
-    return numbers - {""}, count
+    return frozenset(numbers - {""}), count

@@ -143,7 +143,8 @@ def test_replay_faulty_change_is_told_with_its_place(stored: Path, tmp_path: Pat
 
 def test_explain_call_from_outside_goes_by_the_callers_number(stored: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def asked(caller: str, dialled: str, **options: Any) -> Any:
-        assert explaining.explain(stored, JSON, caller, dialled, batch=None, at="2026-03-02T10:00", **options) == 0
+        question = explaining.Question(caller, dialled, **options)
+        assert explaining.explain(stored, JSON, question, batch=None, at="2026-03-02T10:00") == 0
         return value(capsys)
 
     found = asked("03023125001", "+492051555101", incoming=True)
@@ -157,3 +158,63 @@ def test_explain_call_from_outside_goes_by_the_callers_number(stored: Path, caps
     assert (fast["rule"], fast["status"], fast["at"]) == ("line.rate", 403, "2026-03-02T10:00:00+01:00")
     blocked = asked("V1001", "0088212345678")
     assert [item["said"] for item in blocked["rules"]] != []
+
+
+def forwarded(stored: Path, capsys: pytest.CaptureFixture[str], target: str, *earlier: str, **options: Any) -> Any:
+    """What `explain` says of a call to V1001 that its router sends on."""
+    question = explaining.Question("V1001", target, forwarded=True, earlier=earlier, **options)
+    assert explaining.explain(stored, JSON, question, batch=None, at="2026-03-02T10:00") == 0
+    return value(capsys)
+
+
+@pytest.mark.parametrize(
+    ("target", "earlier", "rule", "status"),
+    [
+        ("03023125001", (), "allow", None),
+        ("02051555101", (), "forward.loop", 482),  # to itself
+        ("03023125001", ("03023125001",), "forward.loop", 482),
+        ("03023125001", ("+493023125002",) * 5, "forward.depth", 480),
+        ("112", (), "forward.emergency", 480),
+        ("sip:110@elsewhere.example", (), "forward.emergency", 480),
+        ("sip:03023125001@elsewhere.example", (), "forward.target", 480),
+        ("mailto:somebody@elsewhere.example", (), "forward.target", 480),
+        ("0088212345678", (), "block.class", 480),
+    ],
+)
+def test_explain_call_that_a_router_sends_on_tells_the_forward_rules(
+    stored: Path, capsys: pytest.CaptureFixture[str], target: str, earlier: tuple[str, ...], rule: str, status: int | None
+) -> None:
+    found = forwarded(stored, capsys, target, *earlier)
+    assert found["rule"].startswith(rule), found
+    assert (found["status"], found["line"]) == (status, "V1001")
+    assert found["forwarded"] == {
+        "number": "+492051555101",
+        "earlier": sorted({"+493023125001" if n[0] == "0" else n for n in earlier}),
+    }
+    if rule.startswith("forward."):
+        assert found["steps"][-1] == {"rule": rule, "said": found["reason"]}
+        assert any(found["reason"] in word for word in found["words"])
+        assert not any(word.startswith("not asked any more") for word in found["words"]), "these rules are the last ones"
+
+
+def test_explain_call_that_a_router_sends_on_counts_the_channel_that_it_has(
+    stored: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The line has three channels, and its profile asks for one more for a forwarded call."""
+    assert forwarded(stored, capsys, "03023125001", used=1)["verdict"] == "allow"
+    full = forwarded(stored, capsys, "03023125001", used=2)
+    assert (full["rule"], full["status"]) == ("line.channels", 480)
+
+
+@pytest.mark.parametrize(
+    ("question", "words"),
+    [
+        (explaining.Question("V1001", "0301", earlier=("03023125001",)), "--forwarded"),
+        (explaining.Question("V1001", "0301", forwarded=True, incoming=True), "--incoming"),
+        (explaining.Question("V1001", "0301", forwarded=True, earlier=("bob",)), "'bob' is no number"),
+    ],
+)
+def test_explain_forwarded_asked_wrongly_says_what_to_do(stored: Path, question: explaining.Question, words: str) -> None:
+    with pytest.raises(CommandError, match=words) as raised:
+        explaining.explain(stored, JSON, question, batch=None, at="2026-03-02T10:00")
+    assert raised.value.code == 2
