@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
+from sipproxy.cli.importing import add_import
 from sipproxy.cli.options import (
     DEFAULT_CONFIG,
     ConfigOption,
     DryRunOption,
-    FileArgument,
     FormOption,
     JsonOption,
     OutputOption,
@@ -24,22 +24,15 @@ __all__ = ["app"]
 app = typer.Typer(help="Block rules: what is refused, and what is excepted.", no_args_is_help=True)
 
 
-@app.command("import")
-def import_rules(
-    file: FileArgument,
-    why: WhyOption = "",
-    dry_run: DryRunOption = False,
-    config: ConfigOption = DEFAULT_CONFIG,
-    as_json: JsonOption = False,
-) -> None:
+add_import(
+    app,
+    "blocks",
     """Add or replace block rules.
 
     From a file, all or none. Columns: id,kind,value,action,direction,level,reason,profile,line,owner,ticket,valid_from,
     valid_until,windows,public; id, value and reason are needed. Files with id,prefix,reason,profile,line,owner are taken too.
-    """
-    from sipproxy.commands import changing, output
-
-    output.run(lambda out: changing.import_file("blocks", file, config, out, why=why, dry_run=dry_run), as_json=as_json)
+    """,
+)
 
 
 @app.command("export")

@@ -6,11 +6,11 @@ from typing import Annotated
 
 import typer
 
+from sipproxy.cli.importing import add_import
 from sipproxy.cli.options import (
     DEFAULT_CONFIG,
     ConfigOption,
     DryRunOption,
-    FileArgument,
     FormOption,
     JsonOption,
     OutputOption,
@@ -46,23 +46,16 @@ def password_of(file: typer.FileText | None) -> str:
     return text
 
 
-@app.command("import")
-def import_lines(
-    file: FileArgument,
-    why: WhyOption = "",
-    dry_run: DryRunOption = False,
-    config: ConfigOption = DEFAULT_CONFIG,
-    as_json: JsonOption = False,
-) -> None:
+add_import(
+    app,
+    "lines",
     """Add or replace lines.
 
     From a file, all or none. Columns: line,profile,status,channels,location,area_code,account,kind,password,number, and where
     wanted status_reason,status_at,barred_since,clir,reject_anonymous,traces,
     soft_channels,account_channels. An empty password keeps the account's present one.
-    """
-    from sipproxy.commands import changing, output
-
-    output.run(lambda out: changing.import_file("lines", file, config, out, why=why, dry_run=dry_run), as_json=as_json)
+    """,
+)
 
 
 @app.command("export")

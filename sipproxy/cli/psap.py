@@ -6,11 +6,11 @@ from typing import Annotated
 
 import typer
 
+from sipproxy.cli.importing import add_import
 from sipproxy.cli.options import (
     DEFAULT_CONFIG,
     ConfigOption,
     DryRunOption,
-    FileArgument,
     FormOption,
     JsonOption,
     OutputOption,
@@ -23,23 +23,16 @@ __all__ = ["app"]
 app = typer.Typer(help="PSAP routes: where 110 and 112 of a location go.", no_args_is_help=True)
 
 
-@app.command("import")
-def import_routes(
-    file: FileArgument,
-    why: WhyOption = "",
-    dry_run: DryRunOption = False,
-    config: ConfigOption = DEFAULT_CONFIG,
-    as_json: JsonOption = False,
-) -> None:
+add_import(
+    app,
+    "psap",
     """Add or replace PSAP routes.
 
     From a file, all or none; the routes of a location, service and day are replaced together. Columns:
     location,service,priority,uri,name,valid_from. Location "*" serves where a location has none. Routes with a valid_from are
     the table from that day on.
-    """
-    from sipproxy.commands import changing, output
-
-    output.run(lambda out: changing.import_file("psap", file, config, out, why=why, dry_run=dry_run), as_json=as_json)
+    """,
+)
 
 
 @app.command("export")

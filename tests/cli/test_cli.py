@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import csv
 import io
 import json
@@ -11,14 +10,14 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from answering import answering
 
-from sipproxy.admin.control import ControlError, ControlServer, Handler
+from sipproxy.admin.control import ControlError, Handler
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 LINES = "line,profile,status,channels,location,area_code,account,kind,password,number\n"
@@ -92,24 +91,8 @@ def node(config: Path) -> Iterator[dict[str, Handler]]:
     """Something that answers on the control socket of `config`'s data directory; handlers can be put into the dict."""
     (config.parent / "data").mkdir()
     handlers: dict[str, Handler] = {}
-    started, stopping = threading.Event(), asyncio.Event()
-    loop = asyncio.new_event_loop()
-
-    async def serve() -> None:
-        server = ControlServer(config.parent / "data" / "control.sock", {})
-        server._handlers = handlers
-        await server.start()
-        started.set()
-        await stopping.wait()
-        await server.close()
-
-    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
-    thread.start()
-    assert started.wait(10)
-    yield handlers
-    loop.call_soon_threadsafe(stopping.set)
-    thread.join(10)
-    loop.close()
+    with answering(config.parent / "data", handlers):
+        yield handlers
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)

@@ -5,21 +5,20 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
+from answering import answering
 from program import run
 
 from loadtest.valkey import Valkey
 from policy import store as policy_store
 from sipproxy import policy_cache
-from sipproxy.admin.control import ControlServer, Handler
 from sipproxy.engine.actions import Holder
 from sipproxy.store import keys
 from sipproxy.store.live_slots import write_holder
@@ -68,28 +67,9 @@ def config(tmp_path: Path) -> Iterator[Path]:
         runner.run(valkey.__aexit__())
 
 
-@contextmanager
-def running(config: Path, routes: list[dict[str, Any]] | None = None) -> Iterator[None]:
+def running(config: Path, routes: list[dict[str, Any]] | None = None) -> AbstractContextManager[None]:
     """A node on this machine, as far as the control socket goes."""
-    started, stopping, loop = threading.Event(), asyncio.Event(), asyncio.new_event_loop()
-
-    async def serve() -> None:
-        answers: dict[str, Handler] = {"calls": lambda _: {"calls": [HERE]}, "trunks": lambda _: {"trunks": routes}}
-        server = ControlServer(config.parent / "data" / "control.sock", answers)
-        await server.start()
-        started.set()
-        await stopping.wait()
-        await server.close()
-
-    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
-    thread.start()
-    assert started.wait(30)
-    try:
-        yield
-    finally:
-        loop.call_soon_threadsafe(stopping.set)
-        thread.join(30)
-        loop.close()
+    return answering(config.parent / "data", {"calls": lambda _: {"calls": [HERE]}, "trunks": lambda _: {"trunks": routes}})
 
 
 def lose_store(config: Path) -> None:

@@ -69,14 +69,19 @@ async def test_register_with_a_wrong_password_fails(network: Network) -> None:
     assert await network.store.client.exists("sp:{acct:b2001}:bindings") == 0
 
 
-async def test_call_between_two_parties_carries_media_both_ways(
-    network: Network, caller: BaresipParty, callee: BaresipParty
-) -> None:
+async def dialled(network: Network, caller: BaresipParty, callee: BaresipParty) -> None:
+    """Both register, and the caller calls the callee."""
     for agent in (caller, callee):
         assert (await agent.do("register"))["event"] == "ok", agent.log()
     host, port = network.node.address
     answer = await caller.do("dial", uri=f"sip:{CALLEE.number}@{host}:{port}")
     assert answer["event"] == "ok", f"{answer}\n{caller.log()}"
+
+
+async def test_call_between_two_parties_carries_media_both_ways(
+    network: Network, caller: BaresipParty, callee: BaresipParty
+) -> None:
+    await dialled(network, caller, callee)
     incoming = await callee.expect("incoming")
     assert (await network.slots("b2001", 1), await network.slots("v1001", 1)) == (1, 1)
     await _talk(caller, callee)
@@ -99,11 +104,7 @@ async def test_call_held_and_resumed_by_either_side_stays_one_call(
     network: Network, caller: BaresipParty, callee: BaresipParty
 ) -> None:
     """A re-INVITE is no other call (invariant 2), and reaches the other side in both directions."""
-    for agent in (caller, callee):
-        assert (await agent.do("register"))["event"] == "ok", agent.log()
-    host, port = network.node.address
-    answer = await caller.do("dial", uri=f"sip:{CALLEE.number}@{host}:{port}")
-    assert answer["event"] == "ok", f"{answer}\n{caller.log()}"
+    await dialled(network, caller, callee)
     for agent in (caller, callee):
         await agent.expect("established")
     for holding, other in ((caller, callee), (callee, caller)):
