@@ -160,6 +160,9 @@ class Confirmed(msgspec.Struct, frozen=True, omit_defaults=True):
     ended: bool = False
     shift: tuple[tuple[int, int], ...] = ()  # from which CSeq number on the callee sees one that is higher by how much
     own_from: bytes = b""  # the caller's From value as it came, where the callee was shown another
+    mask: bytes = (
+        b""  # of a caller hidden from the callee: who he is, sealed by the node; own_from and his target are empty then
+    )
 
 
 class Answer(msgspec.Struct, tag="answer", frozen=True, omit_defaults=True):

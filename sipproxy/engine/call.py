@@ -22,7 +22,7 @@ from sipproxy.engine.causes import NORMAL_CLEARING, NORMAL_UNSPECIFIED
 from sipproxy.engine.dialogs import Dialog, Phase
 from sipproxy.engine.edge import SILENT_S
 from sipproxy.engine.forward import Target, forward_request, own_routes
-from sipproxy.engine.privacy import PLAIN, Face, Faces, KnownFace, contact_of, forward_response
+from sipproxy.engine.privacy import PLAIN, Face, Faces, KnownFaces, contact_of, forward_response
 from sipproxy.engine.response_context import Branch, Progress, ResponseContext
 from sipproxy.engine.sources import named_by
 from sipproxy.engine.state import Headers, reason_header
@@ -60,7 +60,7 @@ class Call:
     groups: list[list[Target]] = field(default_factory=list)
     retry_on: frozenset[int] | None = None
     edit: Callable[[Editor, Target], None] | None = None
-    faces: Faces | KnownFace | None = None  # how the caller looks to whom; None: as he says
+    faces: Faces | KnownFaces | None = None  # how the caller looks to whom; None: as he says
     phase: Phase = Phase.ADMITTING
     slots: dict[Slot, Holder] = field(default_factory=dict)  # by `Channels` alone
     store_wait_s: float = 0.0  # for how much longer it may wait for the store
@@ -314,9 +314,7 @@ class Call:
             # The callee's messages name the caller by the face that he has there; to himself he is who he said.
             caller = change(caller, remote=self.request.first(b"from") or b"", remote_target=contact_of(self.request))
         dialog.sides = caller, callee
-        if not self.face(dialog.target).hidden:
-            # What a hidden caller's mask is made of is not journalled, and without it a restart would take it off.
-            dialog.kept = (keep.reduced(sent), keep.reduced(response))
+        dialog.kept = (keep.reduced(sent), keep.reduced(response))
 
     def upstream(self, response: Response, target: Target, *, edit: Callable[[Editor], None] | None = None) -> bytes:
         """The response of a branch as the caller gets it."""

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import msgspec
 from msgspec.structs import replace
 
 from cdr.facts import Admit, Alive, Answer, Confirmed, LineSlot, PartySide, Place
 from sipproxy.engine.actions import Journal
-from sipproxy.sip.build import Editor
+from sipproxy.sip.build import Editor, via_values
 from sipproxy.sip.flow import Flow, Hop
 from sipproxy.sip.message import Request
 from sipproxy.sip.sdp import media_kinds
@@ -21,11 +22,24 @@ if TYPE_CHECKING:
     from sipproxy.engine.actions import Now
     from sipproxy.engine.call import Call, Dialog
     from sipproxy.engine.forward import Target
+    from sipproxy.engine.privacy import Face
     from sipproxy.sip.message import Response
 
-__all__ = ["admission", "admit", "answer", "proof_of_life", "reduced", "refreshed"]
+__all__ = ["Mask", "admission", "admit", "answer", "proof_of_life", "reduced", "refreshed"]
 
+MAX_MASK = 700  # bytes that are sealed: the longest token that is opened again holds some more
 KEPT = frozenset(b"from to call-id cseq contact record-route".split())  # RFC 3261 §12.1: what a dialog is made of
+
+
+class Mask(msgspec.Struct, frozen=True, array_like=True):
+    """Who a hidden caller is, as the process needs it that goes on with his call: what he said of himself in From, Contact and,
+    where these were taken out too, Via; and the digits that no line to the callee may hold."""
+
+    own_from: bytes
+    target: bytes
+    secrets: tuple[bytes, ...]
+    veiled: bool
+    vias: tuple[bytes, ...] = ()
 
 
 def reduced(message: Request | Response) -> bytes:
@@ -98,7 +112,7 @@ def proof_of_life(call: Call, proof: Now) -> Alive:
 
 
 def _lasting(dialog: Confirmed) -> tuple[object, ...]:
-    return dialog.response, dialog.to, dialog.caller.target, dialog.callee.target, dialog.ended, dialog.shift
+    return dialog.response, dialog.to, dialog.caller.target, dialog.mask, dialog.callee.target, dialog.ended, dialog.shift
 
 
 def _place(to: Flow | Hop) -> Place:
@@ -115,15 +129,32 @@ def _confirmed(call: Call, dialog: Dialog) -> Confirmed | None:
         return None
     caller, callee = dialog.sides
     invite, response = dialog.kept
+    face, own_from, target, mask = call.face(dialog.target), b"", caller.remote_target, b""
+    if face.address:
+        own_from = call.request.first(b"from") or b""
+    if face.hidden:
+        mask = _sealed(call, face, own_from, target)
+        if not mask:
+            return None  # without it a restart would show who he is
+        own_from = target = b""
     return Confirmed(
         invite=invite,
         response=response,
         kind=dialog.target.kind,
         name=dialog.target.name,
         to=_place(dialog.to),
-        caller=PartySide(caller.remote_target, caller.cseq),
+        caller=PartySide(target, caller.cseq),
         callee=PartySide(callee.remote_target, callee.cseq),
         ended=dialog.ended,
         shift=tuple(dialog.shift.steps),
-        own_from=(call.request.first(b"from") or b"") if call.face(dialog.target).address else b"",
+        own_from=own_from,
+        mask=mask,
     )
+
+
+def _sealed(call: Call, face: Face, own_from: bytes, target: bytes) -> bytes:
+    """The mask for the journal, which holds no number that is hidden; b"" for one that is too long to be a caller's."""
+    vias = tuple(via_values(call.request)) if face.veiled else ()
+    if sum(map(len, (own_from, target, *face.secrets, *vias))) > MAX_MASK:
+        return b""
+    return call.desk.tokens.seal(Mask(own_from, target, face.secrets, face.veiled, vias), call.id.encode())

@@ -45,10 +45,11 @@ if TYPE_CHECKING:
     from sipproxy.sip.message import Message, Request, Response
 
 __all__ = [
+    "ANONYMOUS",
     "PLAIN",
     "Face",
     "Faces",
-    "KnownFace",
+    "KnownFaces",
     "Said",
     "contact_of",
     "forward_in_dialog",
@@ -154,14 +155,15 @@ class Face:
 PLAIN = Face()
 
 
-class KnownFace:
-    """One face for every target: that of a call which another process set up."""
+class KnownFaces:
+    """The faces of a call that another process set up, by the kinds of target that it has dialogs with."""
 
-    def __init__(self, face: Face) -> None:
-        self._face = face
+    def __init__(self, faces: dict[str, Face]) -> None:
+        self._faces = faces
 
-    def to(self, kind: str) -> Face:  # noqa: ARG002  as `Faces`
-        return self._face
+    def to(self, kind: str) -> Face:
+        """The face that a target of this kind has seen."""
+        return self._faces[kind]
 
 
 class Faces:

@@ -22,7 +22,7 @@ from sipproxy.engine.call import Call, Dialog, Phase
 from sipproxy.engine.channels import trunk_slot
 from sipproxy.engine.dialogs import Side
 from sipproxy.engine.forward import Target, own_routes
-from sipproxy.engine.privacy import Face, KnownFace
+from sipproxy.engine.privacy import ANONYMOUS, PLAIN, Face, KnownFaces
 from sipproxy.engine.response_context import ResponseContext
 from sipproxy.sip.build import Editor
 from sipproxy.sip.dialog import from_invite_2xx
@@ -240,7 +240,7 @@ def _rebuilt(desk: Desk, calls: Calls, facts: Unfinished) -> Call | None:
     from_customer = admit.record.direction != "incoming" and not admit.record.forwarded_from
     call = Call(desk, admit.record.id, server, flow, from_customer, admit.record, started, calls.ended, calls.number)
     server.user = call
-    call.faces = _faces(answer.dialogs[0])
+    call.faces = KnownFaces({fact.kind: _face(desk, admit.record.id, fact) for fact in answer.dialogs})
     call.phase, call.answer, call.ringing_at_ms = Phase.ANSWERED, answer, answer.ringing_at_ms
     call.last_seen, call.proof = proof, proof
     call.context = ResponseContext([])
@@ -321,18 +321,21 @@ def _proof(desk: Desk, admit: Admit, answer: Answer | None, alive: Alive | None)
 
 
 def _dialog(desk: Desk, call: str, fact: Confirmed, alive: Alive | None) -> Dialog | None:
-    """The dialog; None when it leads to a listener that is no more. Raises ParseError."""
+    """The dialog; None when it leads to a listener that is no more. Raises ParseError, and ValueError where it cannot be read
+    who the caller is."""
     sent, response = parse_message(fact.invite), parse_message(fact.response)
     to = _flow(desk, fact.to)
     if not isinstance(sent, Request) or not isinstance(response, Response) or to is None:
         return None
     check_message(sent)
+    mask = _mask(desk, call, fact)
     caller, callee = from_invite_2xx(sent, response, own_routes=own_routes(desk, sent, call))
     heard = (alive.caller_cseq, alive.callee_cseq) if alive is not None else (0, 0)
-    if fact.own_from:
-        caller = replace(caller, remote=fact.own_from)
+    own_from, contact = (mask.own_from, mask.target) if mask is not None else (fact.own_from, fact.caller.target)
+    if own_from:
+        caller = replace(caller, remote=own_from)
     sides = (
-        replace(caller, remote_target=fact.caller.target, cseq=max(fact.caller.cseq, heard[0])),
+        replace(caller, remote_target=contact, cseq=max(fact.caller.cseq, heard[0])),
         replace(callee, remote_target=fact.callee.target, cseq=max(fact.callee.cseq, heard[1])),
     )
     kind = cast("Literal['trunk', 'psap', 'binding', 'forward']", fact.kind)
@@ -343,12 +346,25 @@ def _dialog(desk: Desk, call: str, fact: Confirmed, alive: Alive | None) -> Dial
     return dialog
 
 
-def _faces(fact: Confirmed) -> KnownFace | None:
-    """How the caller looked to the callee, where he did not look as he said."""
-    if not fact.own_from:
+def _mask(desk: Desk, call: str, fact: Confirmed) -> keep.Mask | None:
+    """Who the caller is, where that was hidden from the callee. Raises ValueError when it was sealed with another secret."""
+    if not fact.mask:
         return None
+    mask = desk.tokens.open(keep.Mask, fact.mask, call.encode())
+    if mask is None:
+        raise ValueError("sealed with another secret")
+    return mask
+
+
+def _face(desk: Desk, call: str, fact: Confirmed) -> Face:
+    """How the caller looked to the callee. Raises ValueError as `_mask`."""
+    mask = _mask(desk, call, fact)
+    if mask is not None:
+        return Face(ANONYMOUS, hidden=True, secrets=mask.secrets, veiled=mask.veiled)
+    if not fact.own_from:
+        return PLAIN
     shown = parse_message(fact.invite).from_
-    return KnownFace(Face(shown.raw.rpartition(b";tag=")[0] if shown.tag is not None else shown.raw))
+    return Face(shown.raw.rpartition(b";tag=")[0] if shown.tag is not None else shown.raw)
 
 
 def _received(desk: Desk, call: str, fact: Confirmed, dialled: str) -> Request:
@@ -363,8 +379,12 @@ def _received(desk: Desk, call: str, fact: Confirmed, dialled: str) -> Request:
     number = sent.cseq.number
     own = next((first for first, ahead in fact.shift if first + ahead == number), number)
     editor.set(b"CSeq", b"%d INVITE" % own)
-    if fact.own_from:
-        editor.set(b"From", fact.own_from)
+    mask = _mask(desk, call, fact)
+    own_from = mask.own_from if mask is not None else fact.own_from
+    if own_from:
+        editor.set(b"From", own_from)
+    for value in reversed(mask.vias if mask is not None else ()):
+        editor.push(b"Via", value)
     request = parse_message(editor.to_bytes())
     check_message(request)
     assert isinstance(request, Request)

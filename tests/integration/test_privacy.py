@@ -80,3 +80,26 @@ async def test_customer_calls_another_one_without_being_seen(start_network: Call
     records, result = await network.reconciled()
     assert result.ok, result
     assert (records[0].calling, records[0].direction, records[0].released_by) == (B2001.number, "internal", "callee")
+
+
+async def test_call_of_a_hidden_caller_outlives_its_node_and_stays_hidden(start_network: Callable[..., Any]) -> None:
+    """kill -9 and restart: requests of both parties pass, nothing to the router or on the node's disk holds the number."""
+    network: Network = await start_network([V1001])
+    router = await network.router("v1001")
+    call = await network.trunk.call(V1001.number, network.node.address, caller=HIDDEN, headers=[(b"Privacy", b"id")])
+    await call.answered()
+    arrived = await next_call(router)
+    await network.node.kill()
+    journal = b"".join(file.read_bytes() for file in (network.node.directory / "data").rglob("*.cdrj"))
+    assert call.call_id.encode() in journal
+    await network.node.start()
+    assert (await call.request(b"INFO", [(b"X-Number", HIDDEN.encode())])).status == 200
+    assert (await arrived.request(b"INFO")).status == 200
+    assert await arrived.hang_up() == 200
+    assert await wait_until(call.ended.is_set)
+    heard = b"".join(data for way, _, data in router.wire if way == "<")
+    assert b"INFO" in heard
+    assert HIDDEN[3:].encode() not in heard + journal
+    records, result = await network.reconciled()
+    assert result.ok, result
+    assert [(r.end_reason, r.released_by, r.calling, r.presented) for r in records] == [("normal", "callee", "", "")]

@@ -222,13 +222,8 @@ class Ledger:
                 if attempt.lives:
                     attempt.kills += 1
                     attempt.routes = {b"": attempt.route} if attempt.route else {}
-                    hidden = story.plan.hidden
-                    if attempt.answered and hidden and attempt.passed:
-                        # The last part is cut where the caller was hidden from its callee, and the others find out.
-                        attempt.doubtful, hidden = True, False
-                        self.live.pop(story.call_id, None)
                     attempt.doubtful |= story.call_id in doubtful
-                    if not attempt.answered or hidden:
+                    if not attempt.answered:
                         attempt.cut = True
                         self.live.pop(story.call_id, None)
         for call_id in doubtful & self.stories.keys():
