@@ -5,12 +5,12 @@ from __future__ import annotations
 import signal
 from typing import TYPE_CHECKING
 
+import pytest
 from publishing import STREAM, Node, published, until
 
 from cdr.stream import mark_key
 
 if TYPE_CHECKING:
-    import pytest
     import redis.asyncio
     from valkey_process import Valkey
 
@@ -90,11 +90,14 @@ async def test_publisher_read_only_store_is_named_and_waited_for(node: Node, cli
     assert await published(client) == list(range(1, 11))
 
 
-async def test_publisher_full_store_is_named_and_waited_for(node: Node, client: redis.asyncio.Redis) -> None:
-    await client.config_set("maxmemory", "1")
+@pytest.mark.parametrize(("name", "state"), [("maxmemory", "oom"), ("min-replicas-to-write", "noreplicas")])
+async def test_publisher_store_that_takes_nothing_is_named_and_waited_for(
+    node: Node, client: redis.asyncio.Redis, name: str, state: str
+) -> None:
+    await client.config_set(name, "1")
     node.call(10)
-    await until(lambda: node.publisher.stats.state == "oom")
-    await client.config_set("maxmemory", "0")
+    await until(lambda: node.publisher.stats.state == state)
+    await client.config_set(name, "0")
     await node.drained()
     assert await published(client) == list(range(1, 11))
 
@@ -105,15 +108,6 @@ async def test_publisher_key_of_the_wrong_type_is_named_and_loses_nothing(node: 
     await until(lambda: node.publisher.stats.state == "wrongtype")
     assert await client.hget(mark_key(STREAM, "n1"), "seq") in (b"0", None)
     await client.delete(STREAM)
-    await node.drained()
-    assert await published(client) == list(range(1, 11))
-
-
-async def test_publisher_too_few_replicas_is_named_and_waited_for(node: Node, client: redis.asyncio.Redis) -> None:
-    await client.config_set("min-replicas-to-write", "1")
-    node.call(10)
-    await until(lambda: node.publisher.stats.state == "noreplicas")
-    await client.config_set("min-replicas-to-write", "0")
     await node.drained()
     assert await published(client) == list(range(1, 11))
 

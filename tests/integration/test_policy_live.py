@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from loadtest.agents import Router, RouterAccount
 from loadtest.generate import Load, at_rate, callers_needed, place_calls
 from loadtest.network import DOMAIN, Network, many_lines
-from loadtest.node import LineSpec, Node, TrunkSpec
+from loadtest.node import LineSpec
 from policy import store
 from policy.change import Change
 from policy.model import BlockRule
@@ -62,26 +62,25 @@ async def first(router: Router, status: int, *, within_s: float = 10.0) -> float
 
 
 async def test_rule_set_on_one_node_refuses_a_call_on_the_other_within_a_second(tmp_path: Path) -> None:
-    async with Network([LINE], directory=tmp_path / "one") as network:
-        trunks = (TrunkSpec("carrier", (network.trunk.host, network.trunk.port), (network.trunk.host,)),)
-        async with Node(
-            trunks=trunks, store_url=network.store.url, domain=DOMAIN, node_id="node2", directory=tmp_path / "two"
-        ) as other:
-            router = Router("b2001", network.ledger, RouterAccount("b2001", LINE.password, DOMAIN), other.address)
-            await router.open()
-            network.routers.append(router)
-            assert (await router.register()).status == 200
-            await first(router, 200)
-            code, added = await command(network.node.config, "block", "add", "+43", "--reason", "fraud", "--id", "r")
-            assert code == 0
-            refused_at = await first(router, 403)
-            [entry] = [entry for entry in await store.log_of(network.store.client) if entry.version == added["version"]]
-            done_at = time.time()
-            assert refused_at - entry.when_ms / 1000 < 1, "a call was still allowed more than a second after the change"
-            assert done_at - entry.when_ms / 1000 < 30
-            code, _ = await command(other.config, "block", "rollback", str(added["version"] - 1))
-            assert code == 0
-            await first(router, 200, within_s=1.5)
+    async with (
+        Network([LINE], directory=tmp_path / "one") as network,
+        network.another_node(directory=tmp_path / "two") as other,
+    ):
+        router = Router("b2001", network.ledger, RouterAccount("b2001", LINE.password, DOMAIN), other.address)
+        await router.open()
+        network.routers.append(router)
+        assert (await router.register()).status == 200
+        await first(router, 200)
+        code, added = await command(network.node.config, "block", "add", "+43", "--reason", "fraud", "--id", "r")
+        assert code == 0
+        refused_at = await first(router, 403)
+        [entry] = [entry for entry in await store.log_of(network.store.client) if entry.version == added["version"]]
+        done_at = time.time()
+        assert refused_at - entry.when_ms / 1000 < 1, "a call was still allowed more than a second after the change"
+        assert done_at - entry.when_ms / 1000 < 30
+        code, _ = await command(other.config, "block", "rollback", str(added["version"] - 1))
+        assert code == 0
+        await first(router, 200, within_s=1.5)
 
 
 async def test_reloads_under_calls_lose_none(tmp_path: Path) -> None:

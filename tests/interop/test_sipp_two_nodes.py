@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from loadtest.net import free_udp_port
-from loadtest.network import DOMAIN, Network, md5_only
-from loadtest.node import LineSpec, Node, TrunkSpec
+from loadtest.network import Network, md5_only
+from loadtest.node import LineSpec
 from loadtest.reconcile import compare
 from loadtest.sipp_runner import Credentials, run_sipp, start_sipp
 from policy import store
@@ -26,24 +26,23 @@ DIALLED = {"dialled": "+43123456789"}
 
 
 async def test_rule_added_at_one_node_refuses_a_sipp_call_at_the_other_within_a_second(tmp_path: Path) -> None:
-    async with Network([LINE], directory=tmp_path / "one") as network:
-        trunks = (TrunkSpec("carrier", (network.trunk.host, network.trunk.port), (network.trunk.host,)),)
-        async with Node(
-            trunks=trunks, store_url=network.store.url, domain=DOMAIN, node_id="node2", directory=tmp_path / "two"
-        ) as other:
-            (await run_sipp("call", target=other.address, accounts=[ACCOUNT], keys=DIALLED)).check(1)
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "sipproxy", "block", "add", "+43", "--reason", "fraud", "--id", "r"),
-                *("-c", str(network.node.config), "--json"),
-                cwd=ROOT,
-                env={**os.environ, "PYTHONPATH": str(ROOT)},
-                stdout=asyncio.subprocess.PIPE,
-            )
-            output, _ = await asyncio.wait_for(process.communicate(), 30)
-            version = json.loads(output)["version"]
-            (await run_sipp("refused", target=other.address, accounts=[ACCOUNT], keys=DIALLED)).check(1)
-            [entry] = [entry for entry in await store.log_of(network.store.client) if entry.version == version]
-            records = await network.records(2)
+    async with (
+        Network([LINE], directory=tmp_path / "one") as network,
+        network.another_node(directory=tmp_path / "two") as other,
+    ):
+        (await run_sipp("call", target=other.address, accounts=[ACCOUNT], keys=DIALLED)).check(1)
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "sipproxy", "block", "add", "+43", "--reason", "fraud", "--id", "r"),
+            *("-c", str(network.node.config), "--json"),
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=asyncio.subprocess.PIPE,
+        )
+        output, _ = await asyncio.wait_for(process.communicate(), 30)
+        version = json.loads(output)["version"]
+        (await run_sipp("refused", target=other.address, accounts=[ACCOUNT], keys=DIALLED)).check(1)
+        [entry] = [entry for entry in await store.log_of(network.store.client) if entry.version == version]
+        records = await network.records(2)
     assert [(r.node, r.status, r.rule) for r in records] == [("node2", 200, "allow"), ("node2", 403, "block.rule.r")]
     assert records[1].snapshot == version
     assert records[1].setup_at_ms - entry.when_ms < 1000
