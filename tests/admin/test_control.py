@@ -6,14 +6,15 @@ import asyncio
 import contextlib
 import socket
 import stat
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sipproxy.admin import control
-from sipproxy.admin.control import ControlError, ControlServer, NodeAwayError, ask
+from sipproxy.admin.control import ControlError, ControlServer, NodeAwayError, ask, follow
 
 
 async def _slowly(request: dict[str, Any]) -> dict[str, Any]:
@@ -167,9 +168,33 @@ def test_ask_without_a_node_says_where_it_looked(tmp_path: Path) -> None:
         ask(tmp_path / "control.sock", "calls")
 
 
-def test_ask_silent_node_ends_at_the_bound(tmp_path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as silent:
-        silent.bind(str(tmp_path / "s"))
-        silent.listen(1)
+@contextlib.contextmanager
+def listening(path: Path) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX) as found:
+        found.bind(str(path))
+        found.listen(1)
+        yield found
+
+
+def test_ask_and_follow_a_silent_node_end_at_the_bound(tmp_path: Path) -> None:
+    with listening(tmp_path / "s"):
         with pytest.raises(NodeAwayError, match=r"did not answer within 0\.05 s"):
             ask(tmp_path / "s", "calls", timeout_s=0.05)
+        with pytest.raises(NodeAwayError, match=r"said nothing for 0\.05 s"):
+            next(follow(tmp_path / "s", "follow", patience_s=0.05))
+
+
+@pytest.mark.parametrize("asking", [lambda path: ask(path, "calls"), lambda path: list(follow(path, "follow"))])
+def test_ask_and_follow_what_is_no_node_are_told_so(tmp_path: Path, asking: Callable[[Path], object]) -> None:
+    with listening(tmp_path / "s") as other, ThreadPoolExecutor(1) as pool:
+
+        def answer() -> None:
+            client, _ = other.accept()
+            with client:
+                client.recv(control.MAX_REQUEST_BYTES)
+                client.sendall(b"HTTP/1.1 400 Bad Request\r\n")
+
+        answering = pool.submit(answer)
+        with pytest.raises(NodeAwayError, match="is not a node"):
+            asking(tmp_path / "s")
+        answering.result(30)
