@@ -24,7 +24,19 @@ from loadtest.report import Report, counted
 if TYPE_CHECKING:
     from loadtest.agents import Router
 
-__all__ = ["Flood", "Storm", "flood", "flood_report", "storm", "storm_report"]
+__all__ = [
+    "SETTINGS",
+    "Flood",
+    "Measured",
+    "Storm",
+    "flood",
+    "flood_report",
+    "measured",
+    "report_of",
+    "routers_of",
+    "storm",
+    "storm_report",
+]
 
 CALM_S = 5.0  # of customers alone, before
 RECOVERY_S = 20.0  # within which the node has to be as before
@@ -118,7 +130,7 @@ class _Crowd:
 async def flood(plan: Flood, tell: Tell) -> Measured:
     """Strangers send as planned while customers go on."""
     async with Network(many_lines(plan.calls + 3, channels=20), settings=SETTINGS) as network:
-        routers = await _routers(network)
+        routers = await routers_of(network)
         people = Bystanders(routers, asks_per_s=plan.asks_per_s, help_per_s=plan.help_per_s)
         await people.start()
         host, port = network.node.address
@@ -136,7 +148,7 @@ async def flood(plan: Flood, tell: Tell) -> Measured:
             async with _Crowd(task) as crowd:
                 return await crowd.told(plan.seconds + 60)
 
-        return await _measured(network, people, run, tell)
+        return await measured(network, people, run, tell)
 
 
 async def storm(plan: Storm, tell: Tell) -> Measured:
@@ -164,14 +176,16 @@ async def storm(plan: Storm, tell: Tell) -> Measured:
                 crowd.say("go")
                 return await crowd.told(plan.limit_s + 60)
 
-            return await _measured(network, people, run, tell)
+            return await measured(network, people, run, tell)
 
 
-async def _routers(network: Network) -> list[Router]:
+async def routers_of(network: Network) -> list[Router]:
+    """A registered router for each line."""
     return [await network.router(user) for user in network.lines]
 
 
-async def _measured(network: Network, people: Bystanders, run: Callable[[], Any], tell: Tell) -> Measured:
+async def measured(network: Network, people: Bystanders, run: Callable[[], Any], tell: Tell) -> Measured:
+    """What customers notice before and during `run`, and how the node is afterwards."""
     found, node = Measured(), network.node
     await asyncio.sleep(CALM_S)
     found.before = people.turn()
@@ -209,7 +223,7 @@ async def _recovery(people: Bystanders, ended: float, mark_ms: float) -> float:
     return float("inf")
 
 
-def _report_of(title: str, found: Measured) -> Report:
+def report_of(title: str, found: Measured) -> Report:
     """The figures that both have, and what has to hold: live calls, calls for help, memory, recovery."""
     report = Report(title)
     during, before = found.during, found.before
@@ -245,7 +259,7 @@ def _pair(noticed: Noticed) -> str:
 
 def flood_report(plan: Flood, found: Measured) -> Report:
     """What a flood did."""
-    report = _report_of(f"{plan.rate:g} messages a second from {plan.sources} sources for {plan.seconds:g} s", found)
+    report = report_of(f"{plan.rate:g} messages a second from {plan.sources} sources for {plan.seconds:g} s", found)
     crowd = found.crowd
     report.add("sent", "strangers' messages", crowd["sent"])
     report.add("per_second", "a second, as the generator could", crowd["per_second"])
@@ -257,7 +271,7 @@ def flood_report(plan: Flood, found: Measured) -> Report:
 
 def storm_report(plan: Storm, found: Measured) -> Report:
     """What a storm did."""
-    report = _report_of(f"{plan.routers} routers register again within {plan.over_s:g} s", found)
+    report = report_of(f"{plan.routers} routers register again within {plan.over_s:g} s", found)
     crowd = found.crowd
     report.add("began_within_s", "the last one began after, as the generator could", crowd["began_within_s"], "s")
     report.add("registered", "registered", crowd["registered"])

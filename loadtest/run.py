@@ -12,6 +12,7 @@
     python -m loadtest faults --only flushed
     python -m loadtest flood --sources 500
     python -m loadtest storm --routers 20000
+    python -m loadtest slow --connections 2000
 
 Every call is compared with its record by Call-ID, the slots are counted, CPU and memory of the node are read from /proc.
 Ends with status 1 when something is lost, left over or refused, with 2 when nothing could be measured. Leaves out: a node on
@@ -45,6 +46,7 @@ from loadtest.postgres import Postgres
 from loadtest.reconcile import TOLERANCE_MS, compare
 from loadtest.report import Report, counted, progress_of, show
 from loadtest.sipp_runner import Credentials, run_sipp, start_sipp
+from loadtest.slow import add_slow
 from loadtest.store_faults import FAULTS
 from loadtest.valkey import Valkey
 from loadtest.vanish import MARGIN_S, WAYS, vanish, way_of
@@ -159,6 +161,7 @@ def _parser() -> argparse.ArgumentParser:
     stormy.add_argument("--over", type=float, default=10.0, help="seconds within which they begin (default %(default)s)")
     stormy.add_argument("--calm", type=float, default=120.0, help="seconds for the first registration (default %(default)s)")
     stormy.set_defaults(run=_run_storm)
+    add_slow(commands, common)
 
     billing = commands.add_parser("billing", parents=[common], help="kill consumers, take their database away; rates")
     billing.add_argument("--records", type=int, default=30_000, help="records (default %(default)s)")
