@@ -443,7 +443,7 @@ class Node:
         """The store was emptied or fell back to an old copy: what memory holds is written again."""
         self.log.warning("store_forgot")
         location = self.engine.desk.location
-        self._bindings.save_all([(user, binding) for user, binding in location.items() if location.is_own(binding)])
+        self._bindings.save_all(location.stored())
         self.neighbours.follower.reread("flushed")
         self.shell.refresh_leases()
         self._slots.release_again()

@@ -82,6 +82,9 @@ class Registrar(Section, frozen=True):
     min_expires_s: Annotated[int, msgspec.Meta(ge=1, le=3600)] = 60  # RFC 3261 §10.3: below one hour
     max_expires_s: Seconds = 7200
     max_contacts: Annotated[int, msgspec.Meta(ge=1, le=100)] = 10
+    path_sources: Annotated[tuple[Filled, ...], Many] = ()  # networks of proxies that may add a Path (RFC 3327)
+    service_routes: Annotated[tuple[Filled, ...], Many] = ()  # URIs told to routers in Service-Route (RFC 3608)
+    static: Annotated[tuple[Filled, ...], Many] = ()  # "ACCOUNT URI" each: PBXs with a fixed address
     flow_timer_s: Annotated[int, msgspec.Meta(ge=0, le=3600)] = 0  # RFC 5626 §4.4: between keep-alives of a flow; 0 = not told
     nonce_lifetime_s: Seconds = 300
     contact_networks: Annotated[tuple[Filled, ...], Many] = ()  # that contacts may name although no router is there

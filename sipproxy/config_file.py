@@ -32,6 +32,9 @@ NEEDED_HEADERS = (
     " supported timestamp to unsupported user-agent via warning "
 )
 
+ROUTE = re.compile(r"sips?:(?:[A-Za-z0-9._-]+@)?(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+)(?::[0-9]{1,5})?(?:;[^\s<>?,]*)?;lr")
+STATIC = re.compile(r"[^\s]+ sip:(?:[^@\s;?]+@)?(\[[0-9A-Fa-f:.]+\]|[0-9.]+)(?::[0-9]{1,5})?(?:;transport=([A-Za-z]+))?")
+
 Key = tuple[str | int, ...]
 
 
@@ -429,14 +432,37 @@ def _check_registrar(config: Config, reader: _Reader) -> None:
         reader.fault(("registrar", "realm"), "holds a quote, a backslash or a control character")
     if len(set(registrar.algorithms)) != len(registrar.algorithms):
         reader.fault(("registrar", "algorithms"), "names an algorithm twice")
-    for index, network in enumerate(registrar.contact_networks):
-        with _told(reader, ("registrar", "contact_networks", index)):
-            ipaddress.ip_network(network)
+    for name in ("contact_networks", "path_sources"):
+        for index, network in enumerate(getattr(registrar, name)):
+            with _told(reader, ("registrar", name, index)):
+                ipaddress.ip_network(network)
+    _check_routes(config, reader)
     for index, name in enumerate(registrar.carrier_headers):
         if not re.fullmatch(r"[A-Za-z0-9.!%*_+`'~-]+", name):
             reader.fault(("registrar", "carrier_headers", index), f"{name!r} is no beginning of a header name")
         elif f" {name.lower()}" in NEEDED_HEADERS:
             reader.fault(("registrar", "carrier_headers", index), f"{name!r} would take headers that every message needs")
+
+
+def _check_routes(config: Config, reader: _Reader) -> None:
+    """What routers are told to send calls by, and where PBXs are that do not register."""
+    registrar = config.registrar
+    for index, uri in enumerate(registrar.service_routes):
+        if not re.fullmatch(
+            r"sips?:([A-Za-z0-9._-]+@)?(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+)(:[0-9]{1,5})?(;[^\s<>?,]*)?;lr", uri
+        ):
+            reader.fault(("registrar", "service_routes", index), f"{uri[:80]!r} is not a route such as sip:192.0.2.1:5060;lr")
+    transports = {listen.transport for listen in config.listen if listen is not None}
+    for index, text in enumerate(registrar.static):
+        found = STATIC.fullmatch(text)
+        if found is None:
+            detail = f"{text[:80]!r} is not an account and a contact with an IP address, such as 'pbx1 sip:192.0.2.20:5060'"
+            reader.fault(("registrar", "static", index), detail)
+        elif (found[2] or "udp").lower() not in transports:
+            reader.fault(("registrar", "static", index), f'needs a [[listen]] with transport = "{(found[2] or "udp").lower()}"')
+        else:
+            with _told(reader, ("registrar", "static", index)):
+                ipaddress.ip_address(found[1].strip("[]"))
 
 
 def _absolute(config: Config, folder: Path) -> Config:

@@ -155,6 +155,7 @@ class Call:
     def _send(self, target: Target) -> bool:
         editor = Editor(self.request)
         editor.request_uri(target.uri)
+        editor.remove(b"route")  # §16.4 for what leads to us; where else it goes is not for the caller to say (invariant 6)
         change = self.edit
         if not self.is_emergency:
             self.asked = session.ask(self.request, editor, self.desk.settings.session_terms)

@@ -21,6 +21,7 @@ from sipproxy.engine.edge import Edges, Passage
 from sipproxy.engine.ending import dismiss
 from sipproxy.engine.flows import Flows
 from sipproxy.engine.forwarding import Forwarding
+from sipproxy.engine.paths import register_static
 from sipproxy.engine.recover import recover
 from sipproxy.engine.registrar import Registrar
 from sipproxy.engine.relay import IN_DIALOG, Relay, Relays
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Engine"]
 
+REGISTER_OPTIONS = frozenset([b"path", b"outbound", b"gin"])
 ALLOW = b", ".join(sorted(IN_DIALOG | {b"CANCEL", b"REGISTER"}))
 
 
@@ -75,6 +77,7 @@ class Engine:
         nonces = NonceSource(key, lifetime_s=nonce_lifetime_s, max_tracked=max_nonces)
         self.auth = Authenticator(self.desk, nonces, key)
         self._registrar = Registrar(self.desk)
+        register_static(self.desk)
         self._setup = Setup(self.desk, self.calls, self.auth)
         self._forwarding = Forwarding(self.desk, self._setup)
         self._relays = Relays(self.desk, self.calls, self.auth)
@@ -391,7 +394,8 @@ class Engine:
         """The options that Proxy-Require asks for and that are not served here, b"" for none. `privacy` is RFC 3323 §4.3's."""
         if not request.has(b"proxy-require") or (request.method == b"INVITE" and service_of(request.uri)):
             return b""  # design: invariant 1, nothing stands between a caller and help
-        return b", ".join(option for option in request.values(b"proxy-require")[:20] if option.lower() != b"privacy")
+        known = {b"privacy"} | ({b"gin"} if request.method == b"REGISTER" else set())  # RFC 6140 §5.1
+        return b", ".join(option for option in request.values(b"proxy-require")[:20] if option.lower() not in known)
 
     def _cancel(self, request: Request, flow: Flow) -> None:
         """§9.2: answered here whatever becomes of the INVITE."""
@@ -412,9 +416,8 @@ class Engine:
         if not uri.is_sip or not (uri.host_text in desk.settings.domains or desk.settings.is_ours(uri.host_text, uri.port)):
             desk.reply(request, flow, 404)  # §10.3 step 1: not our domain, and we forward no REGISTER
             return
-        if request.has(b"require"):
-            options = b", ".join(request.values(b"require")[:20])
-            desk.reply(request, flow, 420, headers=[(b"Unsupported", options)])  # §10.3 step 2
+        if unknown := [option for option in request.values(b"require")[:20] if option.lower() not in REGISTER_OPTIONS]:
+            desk.reply(request, flow, 420, headers=[(b"Unsupported", b", ".join(unknown))])  # §10.3 step 2
             return
         outcome = self.auth.check(request, flow, proxy=False, user_hint=text(request.to.uri.user))
         if not isinstance(outcome, Proven):

@@ -62,14 +62,14 @@ def flow_token(desk: Desk, user: str, flow: Flow, expires_at_ms: int) -> str:
     return desk.tokens.seal(Reach(user, flow, expires_at_ms // 1000)).decode()
 
 
-def target_at(desk: Desk, user: str, binding: Binding) -> Target | None:
-    """The target for a binding of another node; None when it cannot be reached from here, which is counted."""
+def target_at(desk: Desk, user: str, binding: Binding, uri: bytes) -> Target | None:
+    """The target for a binding of another node, with this Request-URI; None, which is counted, when it is out of reach."""
     hop = desk.peers.hop_to(binding.node) if binding.token else None
     if hop is None:
         desk.count("edge_unreachable", "no_token" if not binding.token else "node_unknown")
         return None
     route = b"<%s;lr;%s=%s>" % (hop_uri(hop), EDGE_PARAM, binding.token.encode("ascii", "replace"))
-    return Target(binding.contact.encode("latin-1"), hop, "binding", user, route)
+    return Target(uri, hop, "binding", user, route)
 
 
 @dataclass(eq=False)

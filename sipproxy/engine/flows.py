@@ -102,6 +102,8 @@ class Flows:
         """A connection ended: its bindings are gone, or lead to a new connection, and what had no answer has failed."""
         desk = self._desk
         for user, binding in desk.location.at(flow):
+            if binding.path:
+                continue  # reached by its proxies, whichever connection they have
             again = reopened(binding)
             desk.location.lose(user, binding)
             if again is None:

@@ -92,6 +92,7 @@ class Target:
     kind: Literal["trunk", "psap", "binding", "forward"]
     name: str = ""  # trunk route's name, PSAP route's URI, account user; of a forwarding the account that forwards
     route: bytes = b""  # Route value of the node with the flow, where that is another one
+    path: bytes = b""  # Route values of the proxies between us and the device (RFC 3327)
     others: tuple[Target, ...] = ()  # the same device by its further flows, tried in turn (RFC 5626 §5.3)
 
     @property
@@ -219,8 +220,9 @@ def forward_request(
         editor.push(b"Record-Route", record_route_uri(inner, mark))
         if inner is not listener:
             editor.push(b"Record-Route", record_route_uri(listener, mark))  # RFC 5658: one for each side
-    if isinstance(target, Target) and target.route:
-        editor.push(b"Route", target.route)
+    for route in (target.path, target.route) if isinstance(target, Target) else ():
+        if route:
+            editor.push(b"Route", route)
     consume_credentials(editor, request, desk.settings.realm)
     if to.transport != "UDP" and not request.has(b"content-length"):
         editor.append(b"Content-Length", b"%d" % len(request.body))  # §18.3: a stream needs it, a datagram may leave it out

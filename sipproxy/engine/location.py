@@ -18,7 +18,9 @@ from sipproxy.sip.flow import Flow, source_of
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["MAX_LEFT", "Binding", "Location", "supersedes"]
+__all__ = ["MAX_LEFT", "STATIC", "Binding", "Location", "supersedes"]
+
+STATIC = "static "  # begins the key of a binding that the configuration made, and no REGISTER may touch
 
 MAX_LEFT = 65_536  # flows that bindings left, remembered for calls that still know them
 
@@ -244,6 +246,14 @@ class Location:
     def next_expiry_at_ms(self) -> int | None:
         """When `expire` is worth calling next; may be early, never late."""
         return self._expiries[0][0] if self._expiries else None
+
+    def registered(self, user: str, now_ms: int) -> list[Binding]:
+        """Of the bindings those that a REGISTER made."""
+        return [binding for binding in self.bindings(user, now_ms) if not binding.key.startswith(STATIC)]
+
+    def stored(self) -> list[tuple[str, Binding]]:
+        """This node's bindings that belong into the store."""
+        return [(user, b) for user, b in self.items() if self.is_own(b) and not b.key.startswith(STATIC)]
 
     def items(self) -> Iterator[tuple[str, Binding]]:
         for user, of_user in self._by_user.items():

@@ -1,21 +1,24 @@
 """Registrar (RFC 3261 §10.3): contacts of an authenticated account, all of a REGISTER or nothing.
 
 Pure. Bindings keep the flow that the REGISTER came by, so that a router behind NAT is reached by it (RFC 3581, RFC 5626). A
-device may have several flows, each with a `reg-id` of its own (RFC 5626 §6). Path and GIN are not handled here yet.
+device may have several flows, each with a `reg-id` of its own (RFC 5626 §6). What a Path or a bulk contact is, `paths` knows.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from sipproxy.engine.actions import RemoveBinding, SaveBinding
 from sipproxy.engine.contacts import fault_of, place_of
 from sipproxy.engine.edge import flow_token
 from sipproxy.engine.location import Binding
+from sipproxy.engine.paths import bulk_fault, has_option, paths_of
 from sipproxy.sip.errors import ParseError
 from sipproxy.sip.grammar import parse_number
-from sipproxy.sip.headers import parse_name_addr
 from sipproxy.sip.text import text
 from sipproxy.sip.uri import parse_uri, uris_equal
 
@@ -28,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Registrar"]
 
-SUPPORTED = b"outbound"
+SUPPORTED = b"path, outbound, gin"
 INSTANCE = re.compile(rb'"<[!#-;=?-~]+>"')  # one URI, with nothing that would end it
 MAX_INSTANCE_BYTES = 200
 MAX_REG_ID = 2**31 - 1  # RFC 5626 §4.2
@@ -62,6 +65,9 @@ class Registrar:
             elif desk.location.remove(account.user, binding.key):
                 desk.out.append(RemoveBinding(account.user, binding.key, desk.now.utc_ms))
         headers = [(b"Supported", SUPPORTED), *self._contacts(account.user)]
+        if has_option(request, b"supported", b"path"):  # RFC 3327 §5.3
+            headers += [(b"Path", value) for value in request.lines(b"path")]
+        headers += [(b"Service-Route", value) for value in desk.settings.service_routes]  # RFC 3608 §6.3
         if any(binding.reg_id for binding in changes):
             headers.append((b"Require", b"outbound"))  # RFC 5626 §6: the device knows by this that its flows are kept apart
             if desk.settings.flow_timer_s:
@@ -79,7 +85,8 @@ class Registrar:
         if not self._names_line(request, account):
             desk.count("registers_refused", "from")
             raise _RefusedError(403, b"Third-Party Registration Not Allowed")  # step 3
-        held = desk.location.bindings(account.user, desk.now.utc_ms)
+        held = desk.location.registered(account.user, desk.now.utc_ms)
+        paths, contacts = self._paths(request, flow), request.contacts
         contacts = request.contacts
         if any(contact.is_star for contact in contacts):
             if len(contacts) != 1 or request.expires != 0:
@@ -89,7 +96,7 @@ class Registrar:
         if len(contacts) > 1 and any(_reg_id(contact, request) for contact in contacts):
             raise _RefusedError(400, b"One Contact Only With Reg-Id")  # RFC 5626 §4.2.1: a flow is registered by itself
         for contact in contacts:
-            binding = self._binding(request, contact, held, account.user, flow)
+            binding = replace(self._binding(request, contact, held, account, flow), path=paths)
             changes[binding.key] = binding
         kept = {b.key for b in held} | {b.key for b in changes.values() if b.expires_at_ms > desk.now.utc_ms}
         new = kept - {b.key for b in held}
@@ -122,8 +129,20 @@ class Registrar:
         owner = self._desk.snapshot.account_of(user) if user.startswith("+") else None
         return owner is not None and owner.user == account.user
 
-    def _binding(self, request: Request, contact: NameAddr, held: list[Binding], user: str, flow: Flow) -> Binding:
-        raw = contact.uri.raw
+    def _paths(self, request: Request, flow: Flow) -> tuple[str, ...]:
+        """The Path to be stored with what is registered (RFC 3327 §5.3). Raises ParseError."""
+        paths, settings = paths_of(request), self._desk.settings
+        if paths and not any(ipaddress.ip_address(flow.host) in network for network in settings.path_sources):
+            self._desk.count("registers_refused", "path")
+            raise _RefusedError(403, b"Path Not Allowed")
+        return tuple(path.raw.decode("latin-1") for path in paths)
+
+    def _binding(self, request: Request, contact: NameAddr, held: list[Binding], account: Account, flow: Flow) -> Binding:
+        raw, user = contact.uri.raw, account.user
+        status, reason = bulk_fault(request, contact, account)
+        if status:
+            self._desk.count("registers_refused", "bulk")
+            raise _RefusedError(status, reason)
         if fault := fault_of(contact):
             self._desk.count("contacts_refused", fault)
             raise _RefusedError(400, b"Bad Contact")
@@ -174,8 +193,8 @@ class Registrar:
         add a Path, and says so in it."""
         if len(request.vias) == 1:
             return True
-        paths = request.values(b"path")
-        return bool(paths) and parse_name_addr(paths[-1]).uri.param(b"ob") is not None
+        paths = paths_of(request)
+        return bool(paths) and paths[-1].uri.param(b"ob") is not None
 
     def _in_order(self, request: Request, old: Binding) -> Binding:
         """§10.3 step 7: within one Call-ID the CSeq must rise, else the whole update is aborted."""
@@ -204,7 +223,7 @@ class Registrar:
 
     def _contacts(self, user: str) -> Headers:
         now_ms = self._desk.now.utc_ms
-        return [(b"Contact", _shown(b, now_ms)) for b in self._desk.location.bindings(user, now_ms)]
+        return [(b"Contact", _shown(b, now_ms)) for b in self._desk.location.registered(user, now_ms)]
 
 
 def _instance(contact: NameAddr) -> str:
@@ -219,13 +238,9 @@ def _reg_id(contact: NameAddr, request: Request) -> int:
     Raises ParseError.
     """
     value = contact.param(b"reg-id")
-    if value is None or not _instance(contact) or not _has_option(request, b"outbound"):
+    if value is None or not _instance(contact) or not has_option(request, b"supported", b"outbound"):
         return 0
     return parse_number(value, MAX_REG_ID, "reg-id", "RFC 5626 §4.2")
-
-
-def _has_option(request: Request, option: bytes) -> bool:
-    return any(value.lower() == option for value in request.values(b"supported"))
 
 
 def _shown(binding: Binding, now_ms: int) -> bytes:

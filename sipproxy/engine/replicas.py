@@ -15,6 +15,7 @@ from sipproxy.engine.actions import RemoveBinding, SaveBinding
 from sipproxy.engine.edge import flow_token
 from sipproxy.engine.flows import reopened
 from sipproxy.engine.location import supersedes
+from sipproxy.sip.headers import parse_name_addr
 from sipproxy.sip.uri import parse_uri
 
 if TYPE_CHECKING:
@@ -67,12 +68,14 @@ class Replicas:
         flow = binding.flow
         try:
             contact = parse_uri(binding.contact.encode("latin-1"))
+            paths = [parse_name_addr(path.encode("latin-1")).uri for path in binding.path]
             ipaddress.ip_address(flow.host)
         except ValueError:  # as ParseError and UnicodeEncodeError are
             return False
         listeners = self._desk.settings.listeners
         fits = 0 <= flow.listener < len(listeners) and listeners[flow.listener].transport == flow.transport
-        return contact.is_sip and 0 < flow.port < 65_536 and (fits or not self._desk.location.is_own(binding))
+        routable = contact.is_sip and all(path.is_sip and path.host for path in paths)
+        return routable and 0 < flow.port < 65_536 and (fits or not self._desk.location.is_own(binding))
 
     def _moved(self, user: str, old: Binding) -> None:
         location = self._desk.location
@@ -104,7 +107,7 @@ class Replicas:
         if not self._is_usable(binding):
             desk.count("bindings_refused", "unusable")
             return
-        flow = binding.flow if binding.flow.transport == "UDP" else reopened(binding)
+        flow = binding.flow if binding.flow.transport == "UDP" or binding.path else reopened(binding)
         if flow is None:  # its connection ended with the process
             desk.out.append(RemoveBinding(user, binding.key, binding.at_ms))
             return

@@ -108,6 +108,9 @@ class Settings:
     min_expires_s: int = 60
     max_expires_s: int = 7200
     max_contacts: int = 10
+    path_sources: tuple[Network, ...] = ()  # of REGISTERs with a Path
+    service_routes: tuple[bytes, ...] = ()  # name-addr values
+    static: tuple[tuple[str, bytes], ...] = ()  # account and contact URI of PBXs with a fixed address
     flow_timer_s: int = 0  # RFC 5626 §4.4, told to devices that keep flows apart; 0: not told
     setup_s: float = 60.0
     route_s: float = 6.0

@@ -178,7 +178,7 @@ class Setup:
             self._decide(call, decision, [])
             return
         call.record.callee_line, call.record.callee_account = decision.line.id, decision.account.user
-        call.groups = binding_groups(desk, decision.account.user)
+        call.groups = binding_groups(desk, decision.account.user, decision.destination.canonical)
         self._decide(call, own, [*needs, Need(decision.line, decision.account, attempt, decision)])
 
     def _incoming(self, request: Request, flow: Flow, trunk: TrunkRoute) -> None:
@@ -204,7 +204,7 @@ class Setup:
         needs = []
         if decision.verdict is Verdict.ALLOW and decision.line is not None and decision.account is not None:
             needs = [Need(decision.line, decision.account, attempt, decision)]
-            call.groups = binding_groups(desk, decision.account.user)
+            call.groups = binding_groups(desk, decision.account.user, decision.destination.canonical)
         self._decide(call, decision, needs)
 
     def _is_leaving(self, call: Call) -> bool:

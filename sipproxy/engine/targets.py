@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 
 from policy.model import Decision, Verdict
 from sipproxy.engine.edge import target_at
-from sipproxy.engine.forward import Target, parse_hop, strip_trust, uri_at
+from sipproxy.engine.forward import Target, hop_of, parse_hop, strip_trust, uri_at
+from sipproxy.engine.paths import called_at
 from sipproxy.engine.privacy import set_privacy, strip_for_customer
 from sipproxy.sip.errors import ParseError
+from sipproxy.sip.headers import parse_name_addr
 
 if TYPE_CHECKING:
     from sipproxy.engine.privacy import Faces, Said
@@ -66,15 +68,20 @@ def emergency_groups(desk: Desk, decision: Decision) -> Groups:
     return groups + trunk_groups(desk, decision.destination.service, probe=False)
 
 
-def binding_groups(desk: Desk, user: str) -> Groups:
+def binding_groups(desk: Desk, user: str, number: str) -> Groups:
     """All devices of the account at once (parallel forking), those of other nodes through them; no group when it has none that
     can be reached. Of a device with several flows (RFC 5626 §5.3) the one that it used last is tried first."""
     devices: dict[str, list[Target]] = {}
     for binding in sorted(desk.location.bindings(user, desk.now.utc_ms), key=lambda b: (-b.q, -b.at_ms)):
-        if desk.location.is_own(binding):
-            target: Target | None = Target(binding.contact.encode("latin-1"), binding.flow, "binding", user)
+        uri = called_at(binding, number)
+        if binding.path:  # RFC 3327 §5.3: by those proxies, which every node reaches
+            path = [value.encode("latin-1") for value in binding.path]
+            to = hop_of(parse_name_addr(path[0]).uri)
+            target: Target | None = Target(uri, to, "binding", user, path=b", ".join(path))
+        elif desk.location.is_own(binding):
+            target = Target(uri, binding.flow, "binding", user)
         else:
-            target = target_at(desk, user, binding)
+            target = target_at(desk, user, binding, uri)
         if target is not None:
             devices.setdefault(binding.instance or binding.key, []).append(target)
     group = [replace(first, others=tuple(others)) for first, *others in devices.values()]

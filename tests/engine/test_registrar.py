@@ -137,7 +137,7 @@ def test_register_for_a_foreign_domain_is_404(desk: Desk) -> None:
 def test_register_with_an_unknown_required_extension_is_420(desk: Desk) -> None:
     response = desk.answer(desk.request(headers=((b"Require", b"gin, foo"),)))
     assert response.status == 420
-    assert response.first(b"unsupported") == b"gin, foo"
+    assert response.first(b"unsupported") == b"foo"
 
 
 @pytest.mark.parametrize("contact", [b"<tel:+4960323001>", b"<sip:" + b"a" * 600 + b"@203.0.113.1>"])
