@@ -19,6 +19,8 @@ from sipproxy.sip.digest import Challenge, parse_challenge, write_credentials
 from sipproxy.sip.errors import ParseError
 
 if TYPE_CHECKING:
+    import ssl
+
     from loadtest.truth import Ledger
     from sipproxy.sip.message import Request, Response
 
@@ -54,9 +56,16 @@ class Party(UserAgent):
     """A user agent that answers calls as told and places calls without credentials."""
 
     def __init__(
-        self, name: str, ledger: Ledger, *, host: str = "127.0.0.1", port: int = 0, tcp_to: Address | None = None
+        self,
+        name: str,
+        ledger: Ledger,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        tcp_to: Address | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
-        super().__init__(name, ledger, host=host, port=port, tcp_to=tcp_to)
+        super().__init__(name, ledger, host=host, port=port, tcp_to=tcp_to, tls=tls)
         self.answering = Answering()
         self.answering_by: dict[str, Answering] = {}  # for calls to one number, by the user part of their URI
         self.incoming: asyncio.Queue[Call] = asyncio.Queue()
@@ -179,8 +188,9 @@ class Router(Party):
         *,
         host: str = "127.0.0.1",
         tcp: bool = False,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
-        super().__init__(name, ledger, host=host, tcp_to=proxy if tcp else None)
+        super().__init__(name, ledger, host=host, tcp_to=proxy if tcp or tls is not None else None, tls=tls)
         self.account = account
         self.user = account.user
         self.proxy = proxy

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from cdr.consumer import Consumer
 from loadtest.generate import at_rate, percentile
+from loadtest.lateness import OwnLateness, worst_bucket_ms
 from loadtest.network import Network, many_lines
 from loadtest.reconcile import TOLERANCE_MS, Reconciliation, compare, live_slots, wait_until
 from loadtest.report import Report, counted
@@ -81,6 +82,8 @@ class Phase:
     rules: Counter[str] = field(default_factory=Counter)  # what their records say, "403 line.channels" and so on
     over: int = 0  # how many calls a line had beyond its channels, at most
     undecided: int = 0  # slots that a node decided on without the store
+    nodes_late_ms: float = 0.0  # a bound on how late the nodes' event loops ran
+    own_late_ms: float = 0.0  # how late this program's own did, at the 99th percentile: delays that are not the nodes'
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +127,7 @@ class _Run:
         self.live: dict[str, set[str]] = defaultdict(set)  # Call-IDs of answered calls, by line
         self.busy: Counter[str] = Counter()  # calls from their INVITE until the answer to their BYE, by line
         self.refusals: list[Refusal] = []
+        self.told: list[dict[str, float]] = [{}, {}]  # the nodes' metrics when the phase began
         self.changed_at: dict[str, float] = defaultdict(float)
         self.records: dict[str, Record] = {}
         self.entries: dict[str, tuple[int, int]] = {}  # when records came into the stream, and how late after their calls, ms
@@ -238,9 +242,15 @@ class _Run:
             (phase.refused_full if refusal.others >= CHANNELS else phase.refused)[refusal.status] += 1
             phase.rules[f"{refusal.status} {rules.get(refusal.call_id, 'without a record')}"] += 1
 
-    async def undecided(self) -> int:
-        """How many slots the nodes have decided on without the store so far."""
-        return sum([int((await node.metrics()).get(UNDECIDED, 0)) for node in self.nodes])
+    async def end_phase(self, own: OwnLateness) -> None:
+        """Note what the nodes and this program itself tell of the phase that ends."""
+        phase, now = self.report.phases[self.phase], [await node.metrics() for node in self.nodes]
+        told = list(zip(self.told, now, strict=True))
+        phase.undecided = sum(int(after.get(UNDECIDED, 0) - before.get(UNDECIDED, 0)) for before, after in told)
+        phase.nodes_late_ms = max(worst_bucket_ms(*each) for each in told)
+        phase.own_late_ms = percentile(own.samples_ms, 0.99)
+        own.samples_ms.clear()
+        self.told = now
 
     async def note_errors(self) -> None:
         """What the nodes' publishers have met."""
@@ -278,7 +288,11 @@ async def run_fault(name: str, timing: Timing, progress: Callable[[str], None] =
         tight, caller, wide_routers = routers[:TIGHT_LINES], routers[-1], routers[TIGHT_LINES:-1]
         await asyncio.gather(*(_known(run, user) for user in users[:TIGHT_LINES]))
         seconds = timing.whole_s
-        async with Consumer(network.store.client, group=SINK, idle_s=5) as consumer, asyncio.TaskGroup() as group:
+        async with (
+            Consumer(network.store.client, group=SINK, idle_s=5) as consumer,
+            OwnLateness() as own,
+            asyncio.TaskGroup() as group,
+        ):
             group.create_task(_calls(run, wide_routers, timing, seconds))
             group.create_task(_tight_calls(run, tight, timing, seconds))
             group.create_task(at_rate(1 / EMERGENCY_EVERY_S, int(seconds / EMERGENCY_EVERY_S), lambda _: run.emergency(caller)))
@@ -287,18 +301,16 @@ async def run_fault(name: str, timing: Timing, progress: Callable[[str], None] =
             group.create_task(consumer.run(run.take))
             progress("before")
             await asyncio.sleep(timing.before_s)
-            undecided = [await run.undecided()]
+            await run.end_phase(own)
             run.phase = "during"
             progress("during")
             await fault(run.store, timing.during_s)
+            await run.end_phase(own)
             run.phase, run.ended_ms = "after", time.time_ns() // 1_000_000
             progress("after")
-            undecided.append(await run.undecided())
             await run.watch_slots(time.monotonic())
             await asyncio.sleep(timing.after_s)
-            undecided.append(await run.undecided())
-            for phase, count, earlier in zip(report.phases.values(), undecided, (0, *undecided), strict=False):
-                phase.undecided = count - earlier
+            await run.end_phase(own)
             report.slots_left = await network.slots_of_all(0, timeout_s=SETTLE_S)
             await _compare(run)
             await run.note_errors()
@@ -356,6 +368,10 @@ def fault_report(found: FaultReport) -> Report:
         report.add(f"refused_{phase}", f"refused {phase}, of lines with free channels", seen.refused.total())
         report.add(f"refused_full_{phase}", f"refused {phase}, of full lines", seen.refused_full.total())
         report.add(f"rules_{phase}", f"refused {phase}, by status and rule", counted(seen.rules))
+        report.add(
+            f"nodes_late_{phase}_ms", f"the nodes' event loops were late by less than, {phase}", seen.nodes_late_ms, "ms"
+        )
+        report.add(f"own_late_{phase}_ms", f"this program's own was late by, {phase}, p99", seen.own_late_ms, "ms")
         report.add(f"undecided_{phase}", f"slots decided without the store {phase}", seen.undecided)
         report.add(f"over_{phase}", f"calls of a line beyond its channels {phase}", seen.over)
     right = found.slots_right_s

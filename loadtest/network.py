@@ -7,13 +7,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from loadtest.agents import Psap, Router, RouterAccount, Trunk
-from loadtest.node import LineSpec, Node, PsapSpec, TrunkSpec
+from loadtest.node import TRANSPORTS, LineSpec, Node, PsapSpec, TrunkSpec
 from loadtest.reconcile import TOLERANCE_MS, Reconciliation, becomes, compare, live_slots, records_when
 from loadtest.truth import Ledger
 from loadtest.valkey import Valkey
 from sipproxy.sip.digest import ha1
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
@@ -39,7 +40,7 @@ def many_lines(count: int, *, first: int = 0, channels: int = 2) -> list[LineSpe
 
 class Network:
     """An async context manager. `trunks` and `psap` say who else than the simulated parties stands there; `route` are further
-    keys of the simulated trunk's route, `certificate` and `ipv6` further listeners of the node's."""
+    keys of the simulated trunk's route, `certificate` and `ipv6` further listeners of the node's, `transports` their order."""
 
     def __init__(
         self,
@@ -53,6 +54,7 @@ class Network:
         embedded: bool = False,
         store: Valkey | None = None,
         certificate: Path | None = None,
+        transports: Sequence[str] = TRANSPORTS,
         ipv6: bool = False,
     ) -> None:
         self.lines = {line.user: line for line in lines}
@@ -68,6 +70,7 @@ class Network:
         self._psap = psap
         self._embedded = embedded
         self._certificate, self._ipv6 = certificate, ipv6
+        self._transports = transports
         self._node: Node | None = None
         self._stack = AsyncExitStack()
 
@@ -97,6 +100,7 @@ class Network:
                 settings=self._settings,
                 directory=self._directory,
                 certificate=self._certificate,
+                transports=self._transports,
                 ipv6=self._ipv6,
             )
             await stack.enter_async_context(self._node)
@@ -104,7 +108,9 @@ class Network:
         return self
 
     @asynccontextmanager
-    async def another_node(self, *, node_id: str = "node2", directory: Path | None = None) -> AsyncIterator[Node]:
+    async def another_node(
+        self, *, node_id: str = "node2", directory: Path | None = None, certificate: Path | None = None
+    ) -> AsyncIterator[Node]:
         """One more node on the same store, with the same trunks and settings; it takes its lines from the store."""
         node = Node(
             trunks=self.trunks,
@@ -113,6 +119,8 @@ class Network:
             node_id=node_id,
             settings=self._settings,
             directory=directory,
+            certificate=certificate,
+            transports=self._transports,
         )
         async with node:
             yield node
@@ -144,13 +152,16 @@ class Network:
         register: bool = True,
         node: Node | None = None,
         tcp: bool = False,
+        tls: ssl.SSLContext | None = None,
     ) -> Router:
         """A router with the account `user` of one of the lines, registered when asked, at `node` where it is not the first.
 
         Raises AssertionError when its registration is refused.
         """
         account = RouterAccount(user, self.lines[user].password, DOMAIN, algorithms)
-        router = Router(user, self.ledger, account, (node or self.node).address, tcp=tcp)
+        at = node or self.node
+        proxy = (at.host, at.tls_port) if tls is not None else at.address
+        router = Router(user, self.ledger, account, proxy, tcp=tcp, tls=tls)
         await router.open()
         self.routers.append(router)
         if register:

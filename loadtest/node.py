@@ -24,7 +24,7 @@ from loadtest.truth import Ledger
 from loadtest.ua import Address, NoAnswerError, UserAgent, new_tag
 from sipproxy.sip.build import write_request
 
-__all__ = ["PROGRAM", "START_S", "LineSpec", "Node", "NodeError", "PsapSpec", "TrunkSpec", "write_toml"]
+__all__ = ["PROGRAM", "START_S", "TRANSPORTS", "LineSpec", "Node", "NodeError", "PsapSpec", "TrunkSpec", "write_toml"]
 
 PROGRAM = ("-m", "sipproxy")  # what the interpreter runs
 START_S = 60.0
@@ -101,11 +101,15 @@ class TrunkSpec:
         }
 
 
+TRANSPORTS = ("udp", "tcp", "tls")
+
+
 class Node:
     """A node with its files in a directory of its own. `start` and `stop` may be called again and again.
 
     `settings` are tables of the configuration that replace or add keys: `{"calls": {"route_s": 2}}`. With `certificate`, a PEM
-    file with its key, it listens for TLS as well, with `ipv6` on ::1.
+    file with its key, it listens for TLS as well, with `ipv6` on ::1. `transports` is the order of its listeners: other nodes
+    come by the first.
     """
 
     def __init__(
@@ -120,6 +124,7 @@ class Node:
         settings: Mapping[str, Mapping[str, object]] | None = None,
         directory: Path | None = None,
         certificate: Path | None = None,
+        transports: Sequence[str] = TRANSPORTS,
         ipv6: bool = False,
     ) -> None:
         self.directory = directory if directory is not None else Path(tempfile.mkdtemp(prefix="sipproxy-"))
@@ -128,7 +133,7 @@ class Node:
         self.port = free_udp_port()
         self.tls_port = free_tcp_port() if certificate is not None else 0
         self.port6 = free_udp_port("::1") if ipv6 else 0
-        self._certificate = certificate
+        self._certificate, self._transports = certificate, transports
         self.metrics_port = free_tcp_port()
         self.domain = domain
         self.node_id = node_id
@@ -145,8 +150,8 @@ class Node:
         return (self.host, self.port)
 
     def _listens(self) -> list[tuple[str, str]]:
-        places = [(transport, f"{self.host}:{self.port}") for transport in ("udp", "tcp")]
-        places += [("tls", f"{self.host}:{self.tls_port}")] if self.tls_port else []
+        ports = {"udp": self.port, "tcp": self.port, "tls": self.tls_port}
+        places = [(transport, f"{self.host}:{ports[transport]}") for transport in self._transports if ports[transport]]
         return places + ([(transport, f"[::1]:{self.port6}") for transport in ("udp", "tcp")] if self.port6 else [])
 
     @property

@@ -36,6 +36,8 @@ from sipproxy.sip.framing import StreamFramer
 from sipproxy.sip.message import Request, Response, parse_message
 
 if TYPE_CHECKING:
+    import ssl
+
     from loadtest.truth import Ledger
 
 __all__ = ["SDP_TYPE", "Address", "Call", "CallError", "Headers", "NoAnswerError", "UserAgent", "new_tag", "sdp_of"]
@@ -49,11 +51,18 @@ CALL_ID = re.compile(rb"\r\n(?:Call-ID|i): *([^\r]+)", re.IGNORECASE)
 
 
 class UserAgent(asyncio.DatagramProtocol):
-    """One party's UDP address, or its TCP connection to `tcp_to`. Subclasses decide what to do with new calls by overriding
-    `on_invite`."""
+    """One party's UDP address, or its TCP connection to `tcp_to`, with `tls` over TLS. Subclasses decide what to do with new
+    calls by overriding `on_invite`."""
 
     def __init__(
-        self, name: str, ledger: Ledger, *, host: str = "127.0.0.1", port: int = 0, tcp_to: Address | None = None
+        self,
+        name: str,
+        ledger: Ledger,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        tcp_to: Address | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self.name = name
         self.ledger = ledger
@@ -65,7 +74,7 @@ class UserAgent(asyncio.DatagramProtocol):
         self.silent = False  # vanished: sends nothing, and hears nothing
         self.spoke_at: dict[str, float] = {}  # by Call-ID, the monotonic time of the last message that this party sent
         self.unheard: list[tuple[float, Request]] = []  # what came since it vanished, with the monotonic time
-        self._tcp_to = tcp_to
+        self._tcp_to, self._tls = tcp_to, tls
         self._stream: asyncio.StreamWriter | None = None
         self.received: dict[str, int] = {}
         self._transport: asyncio.DatagramTransport | None = None
@@ -78,7 +87,8 @@ class UserAgent(asyncio.DatagramProtocol):
     async def open(self) -> None:
         """Bind the address, or connect."""
         if self._tcp_to is not None:
-            reader, self._stream = await asyncio.open_connection(*self._tcp_to, local_addr=(self.host, self.port))
+            place = (self.host, self.port)
+            reader, self._stream = await asyncio.open_connection(*self._tcp_to, local_addr=place, ssl=self._tls)
             self.host, self.port = self._stream.get_extra_info("sockname")[:2]
             self.keep(asyncio.ensure_future(self._read(reader, self._tcp_to)))
             return
@@ -123,12 +133,15 @@ class UserAgent(asyncio.DatagramProtocol):
 
     @property
     def contact(self) -> bytes:
-        transport = ";transport=tcp" if self._tcp_to is not None else ""
+        transport = f";transport={self._transport_name.lower()}" if self._tcp_to is not None else ""
         return f"<sip:{self.user}@{self.host}:{self.port}{transport}>".encode()
 
+    @property
+    def _transport_name(self) -> str:
+        return "UDP" if self._tcp_to is None else "TCP" if self._tls is None else "TLS"
+
     def new_via(self) -> bytes:
-        transport = "UDP" if self._tcp_to is None else "TCP"
-        return f"SIP/2.0/{transport} {self.host}:{self.port};branch=z9hG4bK{secrets.token_hex(8)};rport".encode()
+        return f"SIP/2.0/{self._transport_name} {self.host}:{self.port};branch=z9hG4bK{secrets.token_hex(8)};rport".encode()
 
     def dialog_headers(self, request: Request) -> list[tuple[bytes, bytes]]:
         """What a response needs that forms a dialog: the Record-Route lines as they came, and our Contact (§12.1.1)."""

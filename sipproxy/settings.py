@@ -94,6 +94,7 @@ def engine_settings(config: Config, bound: Sequence[Bound], *, boot: str = "") -
             entries=config.kernel.drop_entries,
             allow=tuple(ipaddress.ip_network(n) for n in config.kernel.drop_allow),
         ),
+        clients_proven=config.tls.clients != "none",
         contact_networks=tuple(ipaddress.ip_network(n) for n in registrar.contact_networks),
         carrier_headers=tuple(name.lower().encode() for name in registrar.carrier_headers),
     )

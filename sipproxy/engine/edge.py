@@ -5,7 +5,8 @@ that one and the customer, and no more: it puts itself into the route, with all 
 own making, and keeps nothing but transactions. So its restart does not end a call that passes through it.
 
 Whose word it takes (design: invariant 6): a new INVITE needs the token that this node put into the binding, which only readers
-of the store know, and comes from the address of a node that showed a sign of life there. A request within a dialog needs the
+of the store know, and comes from the address of a node that showed a sign of life there; over TLS, where clients are asked for
+certificates, with one that names that node. A request within a dialog needs the
 token of that dialog's Record-Route, and comes from the customer's flow or from the address of the node that brought the
 INVITE; it goes to the other of the two and nowhere else. Anything else is treated as if the token were not there.
 """
@@ -191,7 +192,7 @@ class Edges:
         if reach is None or request.method != b"INVITE" or reach.until_s * 1000 < desk.now.utc_ms:
             desk.count("edge_refused", "token")
             return None
-        if not desk.peers.has_host(flow.host):
+        if not desk.peers.is_node(flow):
             desk.count("edge_refused", "source")
             return None
         via = request.via
@@ -206,7 +207,7 @@ class Edges:
             desk.count("edge_refused", "token")
         elif flow == way.flow or any(b.flow == flow for b in self._own(way.user)):
             return way, True
-        elif flow.host == way.peer:
+        elif flow.host == way.peer and desk.settings.may_be(way.hop.host, flow):
             return way, False
         elif (flow.transport, flow.host) == (way.flow.transport, way.flow.host):
             return way, True  # a NAT that bound anew: the owner of the call looks at the rest

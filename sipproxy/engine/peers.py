@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from sipproxy.engine.settings import Settings
-    from sipproxy.sip.flow import Hop
+    from sipproxy.sip.flow import Flow, Hop
 
 __all__ = ["Peer", "Peers"]
 
@@ -59,3 +59,10 @@ class Peers:
     def has_host(self, host: str) -> bool:
         """Whether a message from this IP address can be another node's."""
         return any(host in peer.hosts for peer in self._known.values())
+
+    def is_node(self, flow: Flow) -> bool:
+        """Whether who sends by this flow is another node: from its address, and where TLS proves who that is, by its name."""
+        return any(
+            flow.host in peer.hosts and any(self._settings.may_be(hop.host, flow) for hop in peer.hops)
+            for peer in self._known.values()
+        )

@@ -131,6 +131,7 @@ class Settings:
     rates: Rates = field(default_factory=Rates)
     guesses: GuessLimits = field(default_factory=GuessLimits)
     drops: DropRules = field(default_factory=DropRules)
+    clients_proven: bool = False  # whether who connects over TLS is asked for a certificate
     contact_networks: tuple[Network, ...] = ()  # that contacts may name although no router is reached there
     carrier_headers: tuple[bytes, ...] = ()  # beginnings of header names, lower case, that customers may not send
     timers: Timers = field(default_factory=Timers)
@@ -146,6 +147,11 @@ class Settings:
     def in_access_network(self, host: str) -> bool:
         """Whether an IP address is inside a network from which 110 and 112 need no challenge."""
         return bool(self.access_networks) and any(ipaddress.ip_address(host) in n for n in self.access_networks)
+
+    def may_be(self, host: str, flow: Flow) -> bool:
+        """Whether who sends by this flow may be `host`, as far as certificates say: over TLS, where clients are asked for them,
+        only who has shown one for that name or address."""
+        return flow.transport != "TLS" or not self.clients_proven or host.lower() in flow.names
 
     def listener_for(self, to: Hop) -> Listener | None:
         """The listener that a hop is sent from: its own, else the first of its transport and IP version."""

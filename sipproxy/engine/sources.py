@@ -64,13 +64,19 @@ def standing(desk: Desk, found: Found, request: Request, flow: Flow, *, marked: 
         return Standing.PARTY if _is_carriers(desk, found, known, flow, marked=marked) else Standing.STRANGER
     if account_of(found) in desk.location.users_at(flow, desk.now.utc_ms):
         return Standing.PARTY
-    if isinstance(known, Hop) and (_same_host(known.host, flow.host) or desk.peers.has_host(flow.host)):
+    if isinstance(known, Hop) and _is_nodes(desk, known, flow):
         return Standing.PARTY
     if not marked or not _follows(found, request):
         return Standing.STRANGER
     if isinstance(known, Flow) and (known.transport, known.host) == (flow.transport, flow.host):
         return Standing.PARTY
     return Standing.STRANGER if request.method == b"ACK" else Standing.UNPROVEN  # RFC 3261 §22.1: no challenge to an ACK
+
+
+def _is_nodes(desk: Desk, known: Hop, flow: Flow) -> bool:
+    """Whether the flow is that of a node with a customer's flow: the one that the call went to, or another one."""
+    same = _same_host(known.host, flow.host) and desk.settings.may_be(known.host, flow)
+    return same or desk.peers.is_node(flow)
 
 
 def may_reach(desk: Desk, found: Found, to: Flow | Hop) -> bool:
@@ -116,7 +122,7 @@ def is_source(desk: Desk, server: Server, request: Request, flow: Flow, *, accou
         return True
     if any(route.matches(flow) and route.matches(known) for route in desk.settings.trunks if known.transport != LOOP):
         return True  # another address of the same carrier
-    return desk.peers.has_host(flow.host) and desk.peers.has_host(known.host)
+    return desk.peers.is_node(flow) and desk.peers.has_host(known.host)
 
 
 def may_answer(desk: Desk, target: Flow | Hop, flow: Flow) -> bool:
@@ -133,7 +139,7 @@ def may_answer(desk: Desk, target: Flow | Hop, flow: Flow) -> bool:
     if isinstance(target, Flow):
         return _same_host(target.host, flow.host)
     if desk.peers.has_host(target.host):
-        return desk.peers.has_host(flow.host)
+        return desk.peers.is_node(flow)
     places = (target.host,) if target.version else desk.places_of(target.host)
     if not places or any(_same_host(host, flow.host) for host in places):
         return True

@@ -173,3 +173,52 @@ def test_peers_are_bounded_and_the_transport_is_one_that_both_have(desk: Desk) -
     assert peers.hop_to("p299") == Hop("TCP", "10.0.0.299", 5060)
     peers.heard([Peer("n1", (Hop("UDP", "192.0.2.1"),), frozenset(["192.0.2.1"]))])
     assert not peers.has_host("192.0.2.1")  # ourselves
+
+
+TLS = Flow("TLS", 2, "192.0.2.2", 41_000, 5)
+
+
+@pytest.fixture
+def proven(desk: Desk) -> Desk:
+    """The same with a TLS listener that asks clients for certificates; the other node is reached over TLS too."""
+    settings = desk.engine.desk.settings
+    tls = Listener(2, "TLS", b"192.0.2.1:5061", frozenset([("192.0.2.1", 5061), (REALM, 5061)]))
+    settings = replace(settings, listeners=(*settings.listeners, tls), clients_proven=True)
+    engine = Engine(settings, desk.engine.desk.snapshot, new_token=lambda n: b"n" * n, key=b"k" * 32)
+    found = Desk(engine)
+    assert found.register(b"<" + URI + b">", flow=TCP, user="bob").status == 200
+    engine.peers_seen([Peer("n2", (Hop("TLS", "n2.example", 5061),), frozenset(["192.0.2.2"]))])
+    return found
+
+
+@pytest.mark.parametrize(
+    ("names", "believed"),
+    [
+        (("n2.example",), True),
+        (("a.example", "n2.example"), True),
+        ((), False),
+        (("router.example",), False),
+        (("192.0.2.2",), False),
+    ],
+)
+def test_node_over_tls_is_believed_by_its_certificate_and_not_by_its_address(
+    proven: Desk, names: tuple[str, ...], believed: bool
+) -> None:
+    """Invariant 6: whoever else has that address, or a certificate of the same authority, is a stranger."""
+    proven.receive(invite(proven, call_id=b"in"), TLS._replace(names=names))
+    went = [message for message in proven.sent() if isinstance(message, Request)]
+    assert len(went) == believed
+    assert proven.engine.desk.counters["edge_refused", "source"] == (not believed)
+
+
+def test_request_within_a_dialog_of_a_node_over_tls_needs_its_certificate(proven: Desk) -> None:
+    node = TLS._replace(names=("n2.example",))
+    via = b"SIP/2.0/TLS n2.example:5061"
+    route = (b"Route", b"<sip:192.0.2.1:5061;transport=tls;lr;e=%s>" % held(proven).token.encode())
+    proven.receive(proven.request(b"INVITE", URI, call_id=b"in", via=via, headers=(route,)), node)
+    routes = [(b"Route", b"<%s>" % value.uri.raw) for value in forwarded(proven).record_routes]
+    bye = proven.request(b"BYE", b"sip:x@192.0.2.9", call_id=b"in", to_tag=b"t1", headers=tuple(routes), via=via)
+    proven.receive(bye, TLS)
+    assert not [message for message in proven.sent() if isinstance(message, Request)]
+    proven.receive(bye.replace(b"branch=z9hG4bK", b"branch=z9hG4bKb"), node)
+    assert forwarded(proven).method == b"BYE"
