@@ -206,6 +206,7 @@ class Node:
             max_nonces=config.limits.nonces,
         )
         self._transports.on_resolved = self.engine.resolved
+        self._transports.customers_at = self.engine.desk.location.flows_at
         self.shell = Shell(
             self.engine,
             journal=self._journal,

@@ -30,7 +30,7 @@ class StreamLimits:
     message_bytes: int = 65535
     write_bytes: int = 256 * 1024  # held for one connection that does not read, or is not open yet
     connections: int = 20_000
-    connections_per_source: int = 200  # an IPv4 address or an IPv6 /64; a carrier-grade NAT holds many routers
+    connections_per_source: int = 200  # of an IPv4 address or an IPv6 /64, besides one for each customer there
     connect_s: float = 5.0  # TLS included
     handshake_s: float = 5.0  # of TLS, for an accepted connection
     first_message_s: float = 30.0  # until an accepted connection has brought a whole message or a keep-alive

@@ -72,6 +72,8 @@ class StreamListener:
         self._connections: dict[int, Connection] = {}
         self._outgoing: dict[tuple[str, int], Connection] = {}
         self._per_source: dict[str, int] = {}
+        # How many customers are known at an address: behind a carrier-grade NAT that are many, and each has a connection.
+        self.customers_at: Callable[[str], int] = lambda host: 0  # noqa: ARG005
         self._last_id = 0
         self._connecting: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
@@ -150,7 +152,7 @@ class StreamListener:
             return "too_many"
         source = source_of(connection.host)
         count = self._per_source.get(source, 0)
-        if connection.accepted and count >= self.limits.connections_per_source:
+        if connection.accepted and count >= self.limits.connections_per_source + self.customers_at(connection.host):
             return "too_many_from_source"
         self._per_source[source] = count + 1
         self._last_id += 1

@@ -61,6 +61,7 @@ class Transports:
         self._lookups: set[asyncio.Task[None]] = set()
         self.failures: dict[str, int] = {}
         self.on_resolved: Callable[[str, Sequence[str]], None] = lambda name, hosts: None  # noqa: ARG005  # for each look-up
+        self.customers_at: Callable[[str], int] = lambda host: 0  # noqa: ARG005  # each may have a connection
         self.watchers: list[Callable[[Passed], None]] = []  # are told each message that passes
 
     def bind(self, listens: Sequence[tuple[str, str, int]], *, next_free: bool = False) -> list[tuple[str, str, int]]:
@@ -120,7 +121,11 @@ class Transports:
             limits=StreamLimits(message_bytes=self._message_bytes),
             tls=self._tls if transport == "TLS" else None,
         )
+        stream.customers_at = self._customers_at
         return stream
+
+    def _customers_at(self, host: str) -> int:
+        return self.customers_at(host)  # which is set once there is an engine to ask
 
     def _take(self, data: bytes, flow: Flow) -> None:
         if self.watchers:

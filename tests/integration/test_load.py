@@ -64,6 +64,14 @@ async def test_strangers_that_flood_hinder_no_live_call_and_no_call_for_help() -
     assert report["helped"] == report["helps"] > 0
 
 
+async def test_connections_that_send_next_to_nothing_hinder_nobody_and_are_counted() -> None:
+    (report,) = await measure("slow", "--connections", "300", "--sources", "6", "--seconds", "6")
+    assert report["open"] == 300
+    assert report["options_answered"] == report["options"] > 20
+    assert report["helped"] == report["helps"] > 0
+    assert report['sipproxy_transport_total{transport="TLS",what="closed_handshake"}'] >= 80
+
+
 async def test_routers_that_all_register_at_once_are_all_registered_in_the_end() -> None:
     (report,) = await measure("storm", "--routers", "300", "--over", "1", "--calm", "3")
     assert report["registered"] == 300

@@ -285,6 +285,16 @@ async def test_stream_connections_beyond_those_of_a_source_are_refused_until_one
     assert node.listener._per_source == {"127.0.0.1": 1}
 
 
+async def test_stream_customers_behind_one_address_have_connections_besides_those_of_strangers(nodes: Make, dial: Dial) -> None:
+    node = await nodes(connections_per_source=1)
+    node.listener.customers_at = {"127.0.0.1": 2}.__getitem__
+    for count in (1, 2, 3):
+        await dial(node)
+        await until(lambda: len(node.listener) == count)  # noqa: B023  awaited within the turn
+    assert await (await dial(node)).read_to_end() == b""
+    assert node.listener.closed["too_many_from_source"] == 1
+
+
 async def test_stream_peer_that_does_not_read_fills_the_buffer_and_is_cut_off(nodes: Make) -> None:
     node = await nodes(write_bytes=100_000, stalled_s=0.2)
     with silent_server() as server:
