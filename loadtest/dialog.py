@@ -188,6 +188,11 @@ class Call:
         task = asyncio.ensure_future(self.agent.transact(write_cancel(client.request), client.to))
         self.agent.keep(task)
 
+    def stop_repeating(self) -> None:
+        """Send the INVITE no more, whether or not it was answered; what comes for it is still taken."""
+        if self.client is not None and self.client.timer is not None:
+            self.client.timer.cancel()
+
     # -- as the one who is called
 
     def ring(self, status: int = 180) -> None:

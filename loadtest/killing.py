@@ -39,10 +39,10 @@ __all__ = ["UNSUNK", "kill_again_and_again", "kill_at_steps", "steps_of"]
 
 RING_S = 0.2
 TALKS_S = (0.2, 1.0, 3.0)  # some calls live through several lives
-ANSWER_S = 8.0  # a call that was cut has no final response from anybody: its caller gives up
+ANSWER_S = 5.0  # a call that was cut has no final response from anybody: its caller gives up
 EARLY_SHARE = 0.15  # of the kills: while the proxy starts
 EARLY_S, LIVES_S = 0.9, (0.1, 2.0)
-SETTLE_S = 90.0
+SETTLE_S, HANG_UP_S = 90.0, 5.0
 EXPIRES_S = 3600
 MAX_EVENTS = 2_000_000
 CALLERS_PER_RATE = 8
@@ -85,6 +85,7 @@ class _Run:
         self.over = asyncio.Event()
         self.truths: list[CallTruth] = []
         self._free: asyncio.Queue[Router] = asyncio.Queue()
+        self._given_up: list[Call] = []  # without a final response, or without an answer to a BYE
         network.ledger.events = deque(maxlen=MAX_EVENTS)
 
     async def prepare(self, users: Sequence[str]) -> None:
@@ -136,7 +137,7 @@ class _Run:
         """One call to its end. A side that nobody answers gives up: the records are what counts."""
         self.truths.append(call.truth)
         self.found.calls[kind.name] += 1
-        with contextlib.suppress(NoAnswerError):
+        try:
             if kind.then == "cancel":
                 await wait_until(lambda: call.truth.ringing_at is not None or call.outcome.done(), timeout_s=ANSWER_S)
                 call.cancel()
@@ -151,13 +152,27 @@ class _Run:
                     await call.hang_up()
                 else:
                     await call.wait_ended(LIFETIME_S + ANSWER_S)
+        except NoAnswerError:
+            self._given_up.append(call)
 
     async def end_all(self) -> None:
-        """Hang up what is left: calls whose 200 came when their caller had given up (RFC 3261 §13.3.1.4, §15)."""
-        network = self.network
-        calls = [call for party in (network.trunk, network.psap, *network.routers) for call in party.calls.values()]
-        left = [call for call in calls if call.truth.answered_at is not None and call.truth.ended_at is None]
-        await asyncio.gather(*(call.hang_up() for call in left), return_exceptions=True)
+        """No party begins or repeats an INVITE any more, the node has taken those that came, and what is left hangs up."""
+        for call in self._given_up:
+            call.stop_repeating()
+        with contextlib.suppress(NoAnswerError):  # datagrams are taken in their order: the INVITEs before this are
+            await self._full.register(expires_s=EXPIRES_S, timeout_s=SETTLE_S)
+        self.hang_up_all()
+
+    def hang_up_all(self) -> None:
+        """Hang up what is left: calls whose 200 came when their caller had given up (RFC 3261 §13.3.1.4, §15). A CANCEL is sent
+        again: the one that came before the INVITE was taken had none to cancel, and who is called may ring for ever."""
+        for call in self._given_up:
+            if not call.outcome.done():
+                call.cancel()
+        for party in (self.network.trunk, self.network.psap, *self.network.routers):
+            for call in party.calls.values():
+                if call.truth.answered_at is not None and call.truth.ended_at is None:
+                    party.keep(asyncio.ensure_future(call.hang_up()))
 
     # -- lives
 
@@ -179,7 +194,7 @@ class _Run:
             if not ready and starting is not None:
                 with contextlib.suppress(NodeError):
                     await starting
-            self.died(ready=ready)
+            await self.died(ready=ready)
             starting = await self._start()
             on_progress(number + 1)
         await (starting or asyncio.sleep(0))
@@ -197,7 +212,7 @@ class _Run:
         node = self.network.node
         for number, (step, count) in enumerate(steps):
             await node.kill()
-            self.died(ready=True)
+            await self.died(ready=True)
             node.program = ("-c", DYING, step, str(count))
             ready = True
             try:
@@ -210,33 +225,36 @@ class _Run:
             if node.running or node.process.returncode != -9:
                 self.found.not_reached.append(f"{step} ({count})")
                 await node.kill()
-            self.died(ready=ready, step=step)
+            await self.died(ready=ready, step=step)
             node.program = PROGRAM
             await node.start()
             await asyncio.sleep(self.random.uniform(0, 1.0))
             on_progress(number + 1)
 
-    def died(self, *, ready: bool, step: str = "") -> None:
-        """The node's process is gone: a life is over, and the next begins."""
+    async def died(self, *, ready: bool, step: str = "") -> None:
+        """The node's process is gone: its life is over once the parties have read what it sent, and the next begins."""
+        await self.network.read_all()
+        await asyncio.sleep(0.002)  # so that no event of it has the stamp of the next
         now_ms = time.time_ns() // 1_000_000
         self.found.lives.append(Life(self._begun_ms, now_ms, ready=ready, step=step))
         self._begun_ms = now_ms
 
     async def settle(self) -> list[Record]:
-        """The records, once what is owed is there and all slots are free, or after SETTLE_S for each."""
+        """The records, once what is owed is there and all slots are free, or after SETTLE_S."""
         found, network = self.found, self.network
-        self.died(ready=True)
-        await network.slots_of_all(0, timeout_s=SETTLE_S)
-        found.slots_left = [
-            f"{call}: of line {line}" for line, held in (await live_slots(network.store.client)).items() for call in held
-        ]
-        deadline = time.monotonic() + SETTLE_S
+        await self.died(ready=True)
+        deadline, ask_at = time.monotonic() + SETTLE_S, 0.0
         while True:
+            if time.monotonic() > ask_at:
+                self.hang_up_all()
+                ask_at = time.monotonic() + HANG_UP_S
+            held = await live_slots(network.store.client)
             records, found.entries, last = await self._read()
             missing = owed_but_missing(found.lives, network.ledger, self.truths, records)
-            if not missing or time.monotonic() > deadline:
+            if not (held or missing or any(kind != b"final" for kind in last.values())) or time.monotonic() > deadline:
                 break
             await asyncio.sleep(0.5)
+        found.slots_left = [f"{call}: of line {line}" for line, calls in held.items() for call in calls]
         found.unfinished = sorted(call.decode() for call, kind in last.items() if kind != b"final")
         return records
 

@@ -1,7 +1,9 @@
 """What is owed to billing when the proxy dies again and again, and how its records compare with what the parties know.
 
 The truth is what the simulated routers and the trunk did and saw, and when the proxy was killed: nothing is asked of the proxy.
-A *life* is the time from one start of its process to the next kill. A record's set-up stamp tells in which life it began.
+A *life* is the time from one start of its process to its death, and until the parties have read all that it sent: only then the
+next one is started, so that what they see is of the life in which they see it. A record's set-up stamp tells in which life it
+began.
 
 **What an attempt is.** A life has taken an INVITE when its caller heard a response of that life other than a challenge (401,
 407), or when the INVITE arrived at a callee. It owes exactly one final record for it. An INVITE that reached no living proxy,
@@ -41,7 +43,6 @@ __all__ = ["Killed", "Life", "compare_lives", "owed_but_missing", "report_of", "
 
 SHED = "503"  # what a node under load says to an INVITE that it does not look at: no attempt of its own (docs/operation.md)
 LADDER_MS = 5000  # before and after a call, within which a ladder names the lives
-LAG_MS = 200  # by which the parties may see later what a life sent; the next one takes longer to start
 CHALLENGES = ("401", "407")
 TOLD_OF_END = ("0", "200", "481", "408")  # the other side's BYE, and what is answered to a BYE once the call is over
 MAX_SHOWN = 20
@@ -110,14 +111,6 @@ class _Lives:
     def of(self, at_ms: float) -> int:
         return max(0, bisect_right(self._begun, at_ms) - 1)
 
-    def of_seen(self, at_ms: float) -> int:
-        """The life that sent what a party saw then."""
-        return self.of(at_ms - LAG_MS)
-
-    def around(self, at_ms: float) -> set[int]:
-        """The lives that may have got what a party sent then."""
-        return {self.of(at_ms), self.of(at_ms + LAG_MS)}
-
 
 def owed_but_missing(
     lives: Sequence[Life], ledger: Ledger, truths: Iterable[CallTruth], records: Iterable[Record]
@@ -131,12 +124,10 @@ def owed_but_missing(
         about, counts = seen[truth.call_id], had[truth.call_id]
         left = Counter(counts)
         for life in sorted(about.owed):
-            # What a party saw more than LAG_MS after a kill looks like the next life's.
-            one = next((near for near in (life, life - 1) if left[near] > 0), None)
-            if one is None:
-                lost.append(f"{truth.call_id}: taken in life {life}")
+            if left[life] > 0:
+                left[life] -= 1
             else:
-                left[one] -= 1
+                lost.append(f"{truth.call_id}: taken in life {life}")
         if about.final is not None and not any(counts[life] for life in range(about.final + 1)):
             lost.append(f"{truth.call_id}: answered {truth.status} in life {about.final}")
     return lost
@@ -170,7 +161,7 @@ def compare_lives(found: Killed, ledger: Ledger, truths: Sequence[CallTruth], re
         life, caller = by_life.of(record.setup_at_ms), known.get(record.call_id)
         if caller is None:
             continue
-        mine = [one for one in callees[record.call_id] if by_life.of_seen(one.started_at_ms) == life]
+        mine = [one for one in callees[record.call_id] if by_life.of(one.started_at_ms) == life]
         if life == latest[record.call_id]:
             _compare_outcome(found, caller, record)
         if record.answer_at_ms is not None:
@@ -205,11 +196,11 @@ def _seen(by_life: _Lives, events: Iterable[Event]) -> dict[str, _Seen]:
     for event in events:
         about = seen[event.call_id]
         if event.what == "invites" or (event.what == "repeats" and event.text == "INVITE"):
-            about.sent |= by_life.around(event.at_ms)
+            about.sent.add(by_life.of(event.at_ms))
         elif event.what == "begins" and event.text.startswith("callee"):
-            about.owed.add(by_life.of_seen(event.at_ms))
+            about.owed.add(by_life.of(event.at_ms))
         elif event.what == "got" and event.text not in CHALLENGES:
-            life = by_life.of_seen(event.at_ms)
+            life = by_life.of(event.at_ms)
             if event.text[0] == "1":
                 about.owed.add(life)
             elif about.final is None and event.text != SHED:
@@ -272,7 +263,7 @@ def _compare_duration(
 
     over_at = min((at for at in heard if at >= ends[0]), default=None)
     marks = [by_life.of(_utc_ms(at)) for at in (*answers, ends[0])]
-    marks += [by_life.of(_utc_ms(at) + lag) for at in (over_at,) if at is not None for lag in (-LAG_MS, LAG_MS)]
+    marks += [by_life.of(_utc_ms(over_at))] if over_at is not None else []
     one_life = len(set(marks)) == 1 and over_at is not None
     longest = max(0.0, 1e3 * (ends[0] - answers[0]))
     found.resumed += len(set(marks)) > 1

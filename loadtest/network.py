@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import select
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -36,6 +38,9 @@ def many_lines(count: int, *, first: int = 0, channels: int = 2) -> list[LineSpe
     """Lines with one account and one number each: `u000000` to `u...` with the numbers +4960322000000 and up."""
     numbers = range(first, first + count)
     return [LineSpec(f"L{n:06}", f"u{n:06}", f"p{n:06}", f"+496032{2_000_000 + n}", channels=channels) for n in numbers]
+
+
+HANDLED = 10  # turns of the event loop that what was read takes through queues and tasks
 
 
 class Network:
@@ -133,6 +138,17 @@ class Network:
 
         found = await becomes(value, wanted, timeout_s=timeout_s)
         assert found == wanted, f"{metric} is {found}, not {wanted}\n{node.log()}"
+
+    async def read_all(self) -> None:
+        """Return once the parties have read and handled all that was sent to them by datagram so far."""
+        poll = select.poll()
+        for party in (self.trunk, self.psap, *self.routers):
+            if (descriptor := party.descriptor) is not None:
+                poll.register(descriptor, select.POLLIN)
+        while any(event & select.POLLIN for _, event in poll.poll(0)):  # noqa: ASYNC110  another turn is all it takes
+            await asyncio.sleep(0)
+        for _ in range(HANDLED):
+            await asyncio.sleep(0)
 
     async def stop_node(self) -> None:
         """End the node; raises AssertionError with its log when it does not leave by itself with status 0."""

@@ -132,6 +132,11 @@ class UserAgent(asyncio.DatagramProtocol):
     # -- values
 
     @property
+    def descriptor(self) -> int | None:
+        """Of its socket for datagrams."""
+        return self._transport.get_extra_info("socket").fileno() if self._transport is not None else None
+
+    @property
     def contact(self) -> bytes:
         transport = f";transport={self._transport_name.lower()}" if self._tcp_to is not None else ""
         return f"<sip:{self.user}@{self.host}:{self.port}{transport}>".encode()
