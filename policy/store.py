@@ -6,8 +6,8 @@ SHELL: the one module of this package that does I/O. The client is a `redis.asyn
 previous entry, and a token of the change. The log decides: a change is planned on what was read at the log's last entry, and
 one script writes it only if that still is the last entry.
 
-Left out: Redis Cluster. The six keys lie in different hash slots there, and both the script and the reading transaction need
-them in one.
+Left out: Redis Cluster, which nodes and commands refuse. The six keys lie in different hash slots there, and both the script
+and the reading transaction need them in one.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ from sipproxy.shell import Shell, instant
 from sipproxy.store.bindings import Bindings
 from sipproxy.store.connection import State, Store
 from sipproxy.store.embedded import EmbeddedError, EmbeddedStore
-from sipproxy.store.errors import StoreError
+from sipproxy.store.errors import UNUSABLE, StoreError
 from sipproxy.store.nodes import Heartbeat
 from sipproxy.store.secret import SharedSecret, kept_secret
 from sipproxy.store.slots import Slots
@@ -179,7 +179,8 @@ class Node:
     async def start(self, stack: contextlib.AsyncExitStack, found: Recovered) -> list[Bound]:
         """Bring every part up; the addresses that were taken. Raises StartError, and what the parts raise."""
         config = self.config
-        await self.store.start()
+        if not await self.store.start() and self.store.reason in UNUSABLE:
+            raise StartError(f"{self._config_path}: store.url: {UNUSABLE[self.store.reason]}")
         stack.push_async_callback(self.store.close)
         snapshot = await self._first_snapshot()
         self._resolver = Resolver()

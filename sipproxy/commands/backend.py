@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
-from sipproxy.commands.output import AWAY, CommandError
+from sipproxy.commands.output import AWAY, REFUSED, CommandError
 from sipproxy.store.embedded import EmbeddedError, EmbeddedStore, socket_url
+from sipproxy.store.errors import UNUSABLE, unusable_mode
 
 if TYPE_CHECKING:
     from sipproxy.config import Config
 
-__all__ = ["has_store", "with_store"]
+__all__ = ["fault_of_store", "has_store", "with_store"]
 
 T = TypeVar("T")
 CONNECT_S = 2.0
@@ -27,6 +28,21 @@ ANSWER_S = 10.0
 def has_store(config: Config) -> bool:
     """Whether a store is configured, or the embedded one has ever been used."""
     return bool(config.store.url) or (Path(config.node.data_dir) / "store").is_dir()
+
+
+def fault_of_store(config: Config) -> str:
+    """Why the store that `store.url` names cannot be used; "" where it can, or does not answer now."""
+
+    async def ask() -> str:
+        async with contextlib.AsyncExitStack() as stack:
+            client = await _connected(stack, config.store.url)
+            return await _unusable(client) if client is not None else ""
+
+    try:
+        mode = asyncio.run(ask()) if config.store.url else ""
+    except (RedisError, OSError):
+        return ""
+    return UNUSABLE[mode] if mode else ""
 
 
 def with_store(config: Config, work: Callable[[Redis], Awaitable[T]], *, create: bool = False) -> T:
@@ -61,9 +77,21 @@ async def _client(config: Config) -> AsyncIterator[Redis]:
             await store.start()
             stack.push_async_callback(store.stop)
             client = await _connected(stack, store.url)
+        if client is not None and (mode := await _unusable(client)):
+            raise CommandError(f"store.url: {UNUSABLE[mode]}", code=REFUSED)
         if client is None:
             raise CommandError(f"no store answers on {_shown(url)}; is it running, and store.url right?", code=AWAY)
         yield client
+
+
+async def _unusable(client: Redis) -> str:
+    """The name in UNUSABLE of what the server is, "" where it may not be asked."""
+    try:
+        info = await client.execute_command("INFO", "server")  # type: ignore[no-untyped-call]
+    except ResponseError:
+        return ""
+    told = "\n".join(f"{name}:{value}" for name, value in info.items()).encode() if isinstance(info, dict) else info
+    return unusable_mode(told)
 
 
 async def _connected(stack: contextlib.AsyncExitStack, url: str) -> Redis | None:

@@ -40,8 +40,8 @@ def demo(*, as_json: bool) -> int:
 
 
 def check(path: Path, output: Output) -> int:
-    """Every fault of the configuration and of the policy files that it names."""
-    from sipproxy.commands import policy_data
+    """Every fault of the configuration and of the policy files that it names, and a store that cannot be one."""
+    from sipproxy.commands import backend, policy_data
 
     faults: list[Row] = []
     counts: Row = {}
@@ -52,6 +52,8 @@ def check(path: Path, output: Output) -> int:
         faults = [fault._asdict() for fault in error.faults]
     else:
         counts, faults, warnings = policy_data.check_files(config)
+        if unusable := backend.fault_of_store(config):
+            faults = [*faults, {"file": str(path), "line": 0, "key": "store.url", "detail": unusable}]
     if faults:
         raise CommandError("\n".join(_fault_text(fault) for fault in faults), code=REFUSED, faults=faults)
     output.value({"ok": True, "config": str(path), "warnings": warnings, **counts})

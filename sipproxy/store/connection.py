@@ -9,8 +9,8 @@ Health is a state with a reason by name: UP; SLOW, a reply is older than the dea
 error that is about its own state (READONLY, OOM, ...; see store.errors); AWAY, there is no usable connection and commands
 fail at once. See design, "When Redis misbehaves".
 
-Leaves out: Sentinel and Cluster addressing (a cluster node's MOVED is reported as a state), and repeating commands, which
-is up to those who know whether theirs may be repeated (store.backlog). `client` is redis-py with its own connections, for
+Leaves out: Sentinel and Cluster (a server of either kind is not used: AWAY, by that name), and repeating commands, which is up
+to those who know whether theirs may be repeated (store.backlog). `client` is redis-py with its own connections, for
 what may wait: policy, CDR publishing, administration.
 """
 
@@ -30,7 +30,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from sipproxy.store import keys
-from sipproxy.store.errors import ReplyError, StoreError
+from sipproxy.store.errors import UNUSABLE, ReplyError, StoreError, unusable_mode
 from sipproxy.store.wire import Wire, address_of, dial, redis_url
 
 __all__ = ["Bounds", "Command", "OnReply", "State", "Stats", "Store"]
@@ -350,6 +350,8 @@ class Store:
         if isinstance(replies[-1], StoreError):
             raise replies[-1]
         client_id, info = replies[-3], replies[-2]
+        if isinstance(info, bytes) and (mode := unusable_mode(info)):
+            raise StoreError(mode, UNUSABLE[mode])
         run_id = _run_id(info)
         if self._last is not None and self._last[0] == run_id:
             (killed,) = await self._exchange([("CLIENT", "KILL", "ID", self._last[1])])

@@ -7,7 +7,7 @@ and its reply did not come back, it may or may not have been executed.
 
 from __future__ import annotations
 
-__all__ = ["SERVER_STATES", "ReplyError", "StoreError"]
+__all__ = ["SERVER_STATES", "UNUSABLE", "ReplyError", "StoreError", "unusable_mode"]
 
 # Errors that tell the state of the server and not of the one command: all commands would fare alike until it changes.
 SERVER_STATES = frozenset(
@@ -28,6 +28,23 @@ SERVER_STATES = frozenset(
         "WRONGPASS",
     }
 )
+
+# What a server says of itself that no store can be, by the name under which it is refused, and what to do.
+UNUSABLE = {
+    "CLUSTER": "it is a server of a Redis Cluster, where the keys of one script may lie on several servers; name a standalone"
+    ' one, with replicas where wanted (docs/operation.md, "Which store")',
+    "SENTINEL": "it is a Sentinel, which holds no data; name the server that it watches, or an address that follows it"
+    ' (docs/operation.md, "Which store")',
+}
+
+
+def unusable_mode(info: bytes) -> str:
+    """The name in UNUSABLE of a server whose `INFO server` this is, "" for one that can be used or does not say."""
+    for line in info.splitlines():
+        name, _, mode = line.decode("ascii", "replace").partition(":")
+        if name in {"redis_mode", "server_mode"} and mode.upper() in UNUSABLE:  # as Redis and Valkey call it
+            return mode.upper()
+    return ""
 
 
 class StoreError(Exception):

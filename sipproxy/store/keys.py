@@ -1,7 +1,8 @@
 """Every key this project's nodes keep in Redis, and the functions that build the ones of this package.
 
-All start with `sp:`. Keys of one line, account or stream carry the same hash tag (`{...}`), so that one script may touch
-them in Redis Cluster. Values are msgpack (msgspec structs as maps) where not said otherwise.
+All start with `sp:`. Keys of one line, account or stream carry the same hash tag (`{...}`). That is not enough for Redis
+Cluster, which is refused (store.errors): bindings and policy data are written together with their logs. Values are
+msgpack (msgspec structs as maps) where not said otherwise.
 
 - `sp:{line:<id>}:slots` (ZSET, store.slots): call id -> lease expiry in ms of Redis TIME. Lives until the last lease ends.
 - `sp:{line:<id>}:holders` (HASH, store.slots): the same members -> who has them: account, node, since when (UTC ms) and the

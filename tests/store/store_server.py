@@ -31,7 +31,9 @@ def dying_with_us() -> list[str]:
 class Server:
     """A Valkey with append-only file on a unix socket in a short directory of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, *arguments: str) -> None:
+        """`arguments` are further ones of the server."""
+        self._arguments = arguments
         self.directory = Path(tempfile.mkdtemp(prefix="st"))
         self.path = str(self.directory / "s")
         self.url = f"unix://{self.path}"
@@ -40,7 +42,7 @@ class Server:
 
     def start(self) -> None:
         arguments = ["--port", "0", "--unixsocket", self.path, "--dir", str(self.directory), "--save", ""]
-        arguments += ["--appendonly", "yes", "--loglevel", "warning", "--enable-debug-command", "local"]
+        arguments += ["--appendonly", "yes", "--loglevel", "warning", "--enable-debug-command", "local", *self._arguments]
         self.process = subprocess.Popen([*dying_with_us(), find_server(), *arguments], stdout=subprocess.DEVNULL)
         until = time.monotonic() + BOUND_S
         while True:
