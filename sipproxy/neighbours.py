@@ -84,6 +84,9 @@ class Neighbours:
     def binding_gone(self, user: str, key: str, at_ms: int, /) -> None:
         self._shell.binding_gone(user, key, at_ms)
 
+    def unheard(self, since_ms: int | None, /) -> None:
+        self._shell.engine.desk.location.unheard_ms = since_ms
+
     # The nodes
 
     def _on_nodes(self, nodes: list[NodeSeen]) -> None:

@@ -189,7 +189,7 @@ class Edges:
         """The way of a new call that another node brings."""
         desk = self._desk
         reach = desk.tokens.open(Reach, token)
-        if reach is None or request.method != b"INVITE" or reach.until_s * 1000 < desk.now.utc_ms:
+        if reach is None or request.method != b"INVITE" or not self._is_good(reach):
             desk.count("edge_refused", "token")
             return None
         if not desk.peers.is_node(flow):
@@ -198,6 +198,10 @@ class Edges:
         via = request.via
         hop = Hop(via.transport, via.host.decode("latin-1").strip("[]"), via.port or 0)
         return Way(reach.user, reach.flow, flow.host, hop)
+
+    def _is_good(self, reach: Reach) -> bool:
+        """Whether a token's time is not over, or its binding was renewed since, of which its bearer may not have heard."""
+        return reach.until_s * 1000 >= self._desk.now.utc_ms or any(b.flow == reach.flow for b in self._own(reach.user))
 
     def _known(self, request: Request, token: bytes, flow: Flow) -> tuple[Way | None, bool]:
         """The way of a request within a dialog, and whether it comes from the customer."""

@@ -23,6 +23,7 @@ __all__ = ["MAX_LEFT", "STATIC", "Binding", "Location", "supersedes"]
 STATIC = "static "  # begins the key of a binding that the configuration made, and no REGISTER may touch
 
 MAX_LEFT = 65_536  # flows that bindings left, remembered for calls that still know them
+LOOKED_AT_MS = 10_000  # how often an expired binding of another node is looked at while nothing is heard of them
 
 
 class Binding(msgspec.Struct, frozen=True):
@@ -75,6 +76,9 @@ class Location:
         self._left: OrderedDict[tuple[str, Flow], Binding] = OrderedDict()  # by account and flow, who was there last
         self._bindings_at: Counter[str] = Counter()  # all bindings by source, those of other nodes' connections too
         self._expiries: list[tuple[int, str, str]] = []  # heap; stale entries are skipped when due
+        self.unheard_ms: int | None = (
+            None  # since when (UTC) nothing is heard of other nodes' bindings, which stay as they were
+        )
         self.count = 0
         self.elsewhere = 0  # of them, those with a flow of another node
 
@@ -98,6 +102,14 @@ class Location:
         """The unexpired bindings of the account, best q first."""
         found = [b for b in self._by_user.get(user, {}).values() if b.expires_at_ms > now_ms]
         return found if len(found) < 2 else sorted(found, key=lambda b: -b.q)
+
+    def reachable(self, user: str, now_ms: int) -> list[Binding]:
+        """The bindings of the account by which a call may reach it: those that have not expired, and those of other nodes that
+        had not when these were heard last. They may have been renewed since, which their nodes know."""
+        found = self._by_user.get(user, {}).values()
+        return [
+            b for b in found if b.expires_at_ms > (now_ms if self.unheard_ms is None or self.is_own(b) else self.unheard_ms)
+        ]
 
     def users_at(self, flow: Flow, now_ms: int) -> list[str]:
         """The accounts with an unexpired binding over this very flow; over UDP also one that another node holds."""
@@ -232,12 +244,16 @@ class Location:
                     del self._flows_at[source]
 
     def expire(self, now_ms: int) -> list[tuple[str, Binding]]:
-        """Remove and return what has expired."""
+        """Remove and return what has expired. Other nodes' bindings stay while nothing is heard of them."""
         gone = []
         while self._expiries and self._expiries[0][0] <= now_ms:
             _, user, key = heapq.heappop(self._expiries)
             binding = self._by_user.get(user, {}).get(key)
-            if binding is not None and binding.expires_at_ms <= now_ms:
+            if binding is None or binding.expires_at_ms > now_ms:
+                continue
+            if self.unheard_ms is not None and self.unheard_ms < binding.expires_at_ms and not self.is_own(binding):
+                heapq.heappush(self._expiries, (now_ms + LOOKED_AT_MS, user, key))
+            else:
                 self.remove(user, key)
                 gone.append((user, binding))
         return gone

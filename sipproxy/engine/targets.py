@@ -72,7 +72,7 @@ def binding_groups(desk: Desk, user: str, number: str) -> Groups:
     """All devices of the account at once (parallel forking), those of other nodes through them; no group when it has none that
     can be reached. Of a device with several flows (RFC 5626 §5.3) the one that it used last is tried first."""
     devices: dict[str, list[Target]] = {}
-    for binding in sorted(desk.location.bindings(user, desk.now.utc_ms), key=lambda b: (-b.q, -b.at_ms)):
+    for binding in sorted(desk.location.reachable(user, desk.now.utc_ms), key=lambda b: (-b.q, -b.at_ms)):
         uri = called_at(binding, number)
         if binding.path:  # RFC 3327 §5.3: by those proxies, which every node reaches
             path = [value.encode("latin-1") for value in binding.path]

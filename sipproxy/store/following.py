@@ -51,6 +51,9 @@ class Taker(Protocol):
 
     def binding_gone(self, user: str, key: str, at_ms: int, /) -> None: ...
 
+    def unheard(self, since_ms: int | None, /) -> None:
+        """Nothing can be read since then (UTC ms); None: again it can."""
+
 
 class Follower:
     """`run` belongs to a TaskGroup. Times in seconds."""
@@ -69,6 +72,8 @@ class Follower:
         self.undecodable = 0
         self.lag_ms = 0  # of the last entry applied, from its writing to its reading, by the writer's clock and ours
         self._read_at: float | None = None
+        self._read_at_ms: int | None = None  # the same in UTC, before the read
+        self._is_heard = True
 
     @property
     def is_following(self) -> bool:
@@ -90,6 +95,7 @@ class Follower:
                 await self.step()
             except StoreError:
                 self.reread("outage")
+                self._hear(is_heard=False)
                 await asyncio.sleep(RETRY_S)
             else:
                 await asyncio.sleep(POLL_S)
@@ -98,11 +104,18 @@ class Follower:
         """One read of the log, or of everything. Raises StoreError, after which everything has to be read."""
         if self._confirm_at is not None and time.monotonic() >= self._confirm_at:
             self.reread("lacking")
+        began_ms = self._utc_ms()
         if self._wanted:
             await self._read_all()
         else:
             await self._read_log()
-        self._read_at = time.monotonic()
+        self._read_at, self._read_at_ms = time.monotonic(), began_ms
+        self._hear(is_heard=True)
+
+    def _hear(self, *, is_heard: bool) -> None:
+        if is_heard is not self._is_heard and self._read_at_ms is not None:
+            self._is_heard = is_heard
+            self._taker.unheard(None if is_heard else self._read_at_ms)
 
     async def _read_all(self) -> None:
         reason = self._wanted

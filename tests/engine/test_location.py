@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import random
 
+import msgspec
 import pytest
 
-from sipproxy.engine.location import Binding, Location
+from sipproxy.engine.location import LOOKED_AT_MS, Binding, Location
 from sipproxy.sip.flow import Flow
 
 FLOWS = [Flow("UDP", 0, "203.0.113.1", port) for port in (5060, 5062, 5064)]
@@ -65,3 +66,19 @@ def test_random_changes_agree_with_a_plain_dict(seed: int) -> None:
         if model:
             assert location.next_expiry_at_ms is not None
             assert location.next_expiry_at_ms <= min(b.expires_at_ms for b in model.values())
+
+
+def test_bindings_of_other_nodes_stay_as_they_were_while_nothing_is_heard_of_them() -> None:
+    """Design §8, store away: they may have been renewed. What had expired before, and what is ours, goes all the same."""
+    location = Location(10, "n1")
+    for key, node, until in (("own", "n1", 200), ("theirs", "n2", 200), ("older", "n2", 90)):
+        location.put("alice", msgspec.structs.replace(binding(key, FLOWS[0], until), node=node))
+    location.unheard_ms = 100
+    assert [b.key for b in location.reachable("alice", 300)] == ["theirs"]
+    assert location.bindings("alice", 300) == [], "whoever is asked for otherwise has expired"
+    assert {b.key for _, b in location.expire(300)} == {"own", "older"}
+    assert location.expire(301) == []
+    location.unheard_ms = None
+    assert location.reachable("alice", 302) == []
+    assert {b.key for _, b in location.expire(300 + LOOKED_AT_MS)} == {"theirs"}
+    assert location.count == 0

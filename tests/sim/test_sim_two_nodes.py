@@ -448,3 +448,27 @@ def test_node_that_nothing_can_be_sent_to_makes_its_customer_unreachable_at_once
     call = pair.incoming()
     pair.run(1.0)
     assert call.status == 480
+
+
+@pytest.mark.parametrize("renews", [True, False])
+def test_customer_who_registers_again_while_the_store_is_away_is_reached_from_the_other_node(renews: bool) -> None:
+    """Design §8: what the other node knows of him stays as it was, and his own node knows whether he is there."""
+    pair = make_pair()
+    world = pair.town.world
+    [(_, held)] = [(user, b) for user, b in world.engine.desk.location.items() if user == "bob"]
+    pair.second.replicates = False
+    world.engine.desk.location.unheard_ms = world.instant.utc_ms
+    left_s = (held.expires_at_ms - world.instant.utc_ms) / 1000
+    pair.run(left_s / 2)
+    if renews:
+        pair.bob.register()
+    pair.run(left_s / 2 + 10)
+    world.engine.expire_bindings(world.instant)
+    pair.second.engine.expire_bindings(world.instant)
+    call = pair.incoming()
+    pair.run(10.0)
+    assert call.status == (200 if renews else 480)
+    if renews:
+        pair.town.trunk.bye(call)
+        pair.run(2.0)
+    pair.town.assert_reconciled()

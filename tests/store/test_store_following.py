@@ -36,6 +36,7 @@ class Memory:
 
     held: dict[tuple[str, str], Binding] = field(default_factory=dict)
     gone: list[tuple[str, str]] = field(default_factory=list)
+    heard: list[int | None] = field(default_factory=list)
     reads: int = 0
     lacking: bool = False
 
@@ -53,6 +54,9 @@ class Memory:
     def binding_gone(self, user: str, key: str, at_ms: int, /) -> None:
         self.held.pop((user, key), None)
         self.gone.append((user, key))
+
+    def unheard(self, since_ms: int | None, /) -> None:
+        self.heard.append(since_ms)
 
 
 @dataclass
@@ -230,3 +234,24 @@ async def test_same_binding_again_is_no_change(server: Server, connect: Connect)
         bindings.save("u", binding())
         await eventually(lambda: bindings.unwritten == 0)
     assert server.ask("XLEN", keys.BINDINGS_LOG) == 1
+
+
+async def test_outage_is_told_with_the_time_of_the_last_read_and_its_end_too(
+    reader: Reader, relay: Relay, writer: Bindings
+) -> None:
+    """Meanwhile other nodes' bindings stay as they were (design §8)."""
+    task = asyncio.create_task(reader.follower.run())
+    try:
+        await eventually(lambda: reader.memory.reads)
+        assert reader.memory.heard == []
+        relay.refusing = True
+        relay.cut()
+        await eventually(lambda: reader.memory.heard)
+        [since_ms] = reader.memory.heard
+        assert since_ms is not None
+        assert NOW_MS <= since_ms <= time.time_ns() // 1_000_000
+        relay.refusing = False
+        await eventually(lambda: len(reader.memory.heard) == 2)
+        assert reader.memory.heard == [since_ms, None]
+    finally:
+        task.cancel()
