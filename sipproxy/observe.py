@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from cdr import pruning
 from cdr.journal import JournalError
 from sipproxy.admin.control import ControlError
+from sipproxy.engine.location import STATIC
 from sipproxy.engine.shed import Load
 from sipproxy.shell import instant
 from sipproxy.sip.text import text
@@ -321,7 +322,10 @@ def handlers(
                 "contact": text(binding.contact.encode("latin-1")),
                 "node": binding.node or desk.settings.node,
                 "flow": str(binding.flow),
-                "expires_at_ms": binding.expires_at_ms,
+                "reg_id": binding.reg_id,
+                "path": [text(value.encode("latin-1")) for value in binding.path],
+                "configured": binding.key.startswith(STATIC),
+                "expires_at_ms": None if binding.key.startswith(STATIC) else binding.expires_at_ms,
                 "user_agent": binding.user_agent,
             }
             for user, binding in desk.location.items()

@@ -84,7 +84,7 @@ def registrations(path: Path, output: Output) -> int:
     output.value(rows)
     now_ms = time.time_ns() // 1_000_000
     for row in rows:
-        if "expires_at_ms" in row:
+        if row.get("expires_at_ms") is not None:
             row["expires_s"] = max(0, (row["expires_at_ms"] - now_ms) // 1000)
     columns = ("account", "line", "contact", "node", "flow", "expires_s", "user_agent")
     output.table(columns, _cells(rows, columns), empty="no registrations")

@@ -53,6 +53,7 @@ class Registrar:
         """Carry out a REGISTER of a proven account. Returns status, reason phrase and headers of the response."""
         try:
             changes = self._changes(request, account, flow)
+            tells_path = has_option(request, b"supported", b"path")  # what may not be readable is read before anything changes
         except _RefusedError as refused:
             return refused.status, refused.reason, refused.headers
         except ParseError as fault:
@@ -65,7 +66,7 @@ class Registrar:
             elif desk.location.remove(account.user, binding.key):
                 desk.out.append(RemoveBinding(account.user, binding.key, desk.now.utc_ms))
         headers = [(b"Supported", SUPPORTED), *self._contacts(account.user)]
-        if has_option(request, b"supported", b"path"):  # RFC 3327 §5.3
+        if tells_path:  # RFC 3327 §5.3
             headers += [(b"Path", value) for value in request.lines(b"path")]
         headers += [(b"Service-Route", value) for value in desk.settings.service_routes]  # RFC 3608 §6.3
         if any(binding.reg_id for binding in changes):

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import msgspec
 import pytest
 
 from sipproxy.engine.actions import RemoveBinding, SaveBinding, SendTo, TakeSlot
 from sipproxy.engine.core import Engine
 from sipproxy.engine.location import MAX_LEFT, Location
+from sipproxy.engine.peers import Peer
 from sipproxy.engine.settings import Listener, Rates
 from sipproxy.sip.build import write_response
-from sipproxy.sip.flow import Flow
+from sipproxy.sip.flow import Flow, Hop
 from sipproxy.sip.message import Request, Response
 from tests.engine.desk import STRANGER, Desk
 from tests.engine.test_location import binding
@@ -196,6 +198,20 @@ def test_what_says_that_a_flow_failed_has_the_next_one_tried_and_a_device_s_word
     [sent] = invite(desk)
     desk.receive(write_response(sent, status, to_tag=b"x"), TWO)
     assert to(desk) == ([ONE] if next_one else [])
+
+
+def test_flow_of_another_node_that_has_failed_there_is_followed_by_the_one_here(desk: Desk) -> None:
+    """430 of the node that has the first flow (RFC 5626 §5.3.1): the device is asked by its flow at this node."""
+    register(desk, ONE, 1)
+    held = desk.engine.desk.location.bindings("bob", desk.utc_ms)[0]
+    desk.tick(1)
+    desk.engine.peers_seen([Peer("n2", (Hop("UDP", "192.0.2.2", 5060),), frozenset(["192.0.2.2"]))])
+    there = msgspec.structs.replace(held, key=held.key[:-1] + "2", reg_id=2, node="n2", at_ms=desk.utc_ms, call_id="other")
+    desk.engine.binding_seen("bob", there, desk.now)
+    [sent] = invite(desk)
+    assert to(desk) == [Hop("UDP", "192.0.2.2", 5060)]
+    desk.receive(write_response(sent, 430, to_tag=b"x"), Flow("UDP", 0, "192.0.2.2", 5060))
+    assert to(desk) == [ONE]
 
 
 def test_other_devices_of_the_account_ring_at_the_same_time(desk: Desk) -> None:

@@ -143,6 +143,12 @@ def test_binding_with_a_path_outlives_its_connection_and_a_restart(desk: Desk) -
     assert target == Hop("UDP", "198.51.100.40", 5070)
 
 
+def test_options_that_cannot_be_read_change_nothing(desk: Desk) -> None:
+    """All of a REGISTER or nothing (RFC 3261 §10.3)."""
+    assert register(desk, b"<sip:alice@192.168.1.9>", headers=((b"Supported", b'path, "x'),)).status == 400
+    assert bindings(desk, "alice") == []
+
+
 # Service-Route
 
 

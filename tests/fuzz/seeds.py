@@ -57,6 +57,20 @@ URIS = (
     b"4294967295 INVITE",
     b"*",
 )
+STUN = (
+    bytes.fromhex("000100002112a442b7e7a701bc34d686fa87dfae"),
+    bytes.fromhex("000100142112a442b7e7a701bc34d686fa87dfae000600057573657231000000002400046e0001ff"),
+    bytes.fromhex("000100082112a442b7e7a701bc34d686fa87dfae8028000400000000"),
+)
+REGISTRATIONS = (
+    (
+        b'Contact: <sip:alice@203.0.113.1>;+sip.instance="<urn:uuid:1>";reg-id=1;q=0.5\r\nSupported: path, outbound\r\n'
+        b"Path: <sip:203.0.113.1:5070;lr>, <sip:t@203.0.113.2;lr;ob>"
+    ),
+    b"Contact: <sip:203.0.113.1:5080;x=1;bnc>;expires=60\r\nRequire: gin\r\nProxy-Require: gin",
+    b"m: <sip:alice@203.0.113.1:5060;transport=tcp>, <sips:b@[2001:db8::1]>;expires=0\r\nExpires: 60",
+    b"Contact: *\r\nExpires: 0",
+)
 BODIES = (_SDP, b"--x\r\nContent-Type: application/sdp\r\n\r\n" + _SDP + b"--x--\r\n", b"m=audio 00000000001 x\nm=text\t9")
 BINDINGS = tuple(
     msgspec.msgpack.encode(

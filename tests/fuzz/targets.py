@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
+from ipaddress import ip_network
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,6 +33,7 @@ from sipproxy.config_file import load as load_config
 from sipproxy.engine.actions import Action, SendTo, TakeSlot
 from sipproxy.engine.location import Binding
 from sipproxy.engine.settings import Rates
+from sipproxy.engine.targets import binding_groups
 from sipproxy.neighbours import _peer, _row
 from sipproxy.net.hep import write_hep
 from sipproxy.net.passed import Passed
@@ -43,6 +45,7 @@ from sipproxy.sip.framing import StreamFramer
 from sipproxy.sip.headers import parse_cseq, parse_name_addr, parse_via, split_commas
 from sipproxy.sip.message import Request, check_message, parse_message, salvage
 from sipproxy.sip.sdp import media_kinds
+from sipproxy.sip.stun import answer, is_stun
 from sipproxy.sip.uri import parse_uri, uris_equal
 from sipproxy.store.live_slots import _read_holder
 from sipproxy.store.nodes import _seen
@@ -161,6 +164,46 @@ def framing(data: bytes) -> None:
         if isinstance(item, bytes):
             with suppress(ParseError):
                 assert parse_message(item).raw == item
+
+
+def stun(data: bytes) -> None:
+    """A datagram that is none of SIP's."""
+    if is_stun(data):
+        for host in ("192.0.2.1", "2001:db8::1"):
+            response = answer(data, host, 5060)
+            assert response is None or is_stun(response)
+
+
+class _Registrations:
+    """Header lines of a proven account's REGISTER from a proxy that may add a Path; then a call to what came of them."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._desk = self._new()
+
+    @staticmethod
+    def _new() -> Desk:
+        town = make_town(path_sources=(ip_network(f"{ROUTER.host}/32"),), max_contacts=100)
+        desk = Desk(town.world.engine)
+        desk.engine.desk.now = desk.now
+        return desk
+
+    def __call__(self, data: bytes) -> None:
+        self._count += 1
+        if self._count % PER_DESK == 0:
+            self._desk = self._new()
+        desk, engine = self._desk, self._desk.engine
+        raw = desk.request(cseq=self._count)
+        try:
+            request = parse_message(raw[:-2] + data + b"\r\n\r\n")
+            check_message(request)
+        except ParseError:
+            return
+        assert isinstance(request, Request)
+        account = engine.desk.snapshot.accounts["alice"]
+        engine._registrar.register(request, account, ROUTER)
+        for group in binding_groups(engine.desk, "alice", "+4960323001"):
+            assert all(parse_uri(target.uri).is_sip for target in group)
 
 
 def _fed(framer: StreamFramer, chunks: list[bytes]) -> list[object]:
@@ -332,6 +375,8 @@ TARGETS: dict[str, Target] = {
     "uri": Target(uri, seeds.URIS),
     "digest": Target(digest, seeds.DIGESTS),
     "framing": Target(framing, (*seeds.MESSAGES, b"\r\n\r\n".join(seeds.MESSAGES))),
+    "stun": Target(stun, seeds.STUN),
+    "registration": Target(_Registrations(), seeds.REGISTRATIONS),
     "sdp": Target(sdp, seeds.BODIES),
     "bindings": Target(bindings, seeds.BINDINGS),
     "policy": Target(policy, seeds.policy_values(town_snapshot())),

@@ -9,7 +9,14 @@ import pytest
 from tests.fuzz.seeds import WORDS
 from tests.fuzz.targets import TARGETS
 
-INPUTS = {"bindings": 60, "policy": 60, "journal": 100, "engine": 250, "config": 60}  # of those that take longest
+INPUTS = {
+    "bindings": 60,
+    "registration": 200,
+    "policy": 60,
+    "journal": 100,
+    "engine": 250,
+    "config": 60,
+}  # of those that take longest
 
 
 def damaged(data: bytes, random: Random, others: tuple[bytes, ...]) -> bytes:
