@@ -20,6 +20,7 @@ from sipproxy.engine.guesses import Guesses
 from sipproxy.sip.digest import ALGORITHMS, Credentials, NonceState, parse_credentials, verify, write_challenge
 from sipproxy.sip.errors import ParseError
 from sipproxy.sip.flow import source_of
+from sipproxy.sip.text import text
 from sipproxy.sip.uri import Uri, parse_uri
 
 if TYPE_CHECKING:
@@ -93,6 +94,15 @@ class Authenticator:
         if why == "dropped":
             return Challenged(0, (), why)
         return self._challenge(why, source, proxy=proxy, user=user or user_hint)
+
+    def account(self, request: Request, flow: Flow, claimed: Uri, *, proxy: bool) -> Account | None:
+        """The account that the request proves; None when it does not, which is answered here. `claimed` names who it is of."""
+        outcome = self.check(request, flow, proxy=proxy, user_hint=text(claimed.user))
+        if isinstance(outcome, Proven):
+            return outcome.account
+        if outcome.status:
+            self._desk.reply(request, flow, outcome.status, headers=outcome.headers)
+        return None
 
     def _credentials(self, request: Request, flow: Flow, *, proxy: bool, emergency: bool) -> Proven | tuple[str, str]:
         ours: list[Credentials] = []

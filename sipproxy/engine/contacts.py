@@ -44,8 +44,6 @@ def fault_of(contact: NameAddr) -> str:
         return "scheme"
     if len(uri.raw) > MAX_CONTACT_BYTES or len(contact.raw) > MAX_VALUE_BYTES:
         return "length"
-    if uri.headers:
-        return "headers"  # §19.1.1: not in a Request-URI, which it becomes; they would be added to each request
     return "host" if any(_is_misspelt(host) for host in _hosts(contact)) else ""
 
 

@@ -13,7 +13,7 @@ from policy.emergency import service_of
 from policy.model import LineStatus
 from sipproxy.engine import keep, liveness
 from sipproxy.engine.actions import SendTo
-from sipproxy.engine.authenticate import Authenticator, Proven
+from sipproxy.engine.authenticate import Authenticator
 from sipproxy.engine.call import Call, Phase
 from sipproxy.engine.call_timers import bound_reached
 from sipproxy.engine.calls import Calls
@@ -36,7 +36,6 @@ from sipproxy.sip.flow import LOOP, Flow, Hop
 from sipproxy.sip.matching import cancel_target_key
 from sipproxy.sip.message import Request, Response, check_message, parse_message, salvage
 from sipproxy.sip.stun import is_stun
-from sipproxy.sip.text import text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -363,7 +362,8 @@ class Engine:
         elif options := self._unsupported(request):
             desk.reply(request, flow, 420, headers=[(b"Unsupported", options)])  # RFC 3261 §16.3 step 5
         elif method == b"OPTIONS":
-            desk.reply(request, flow, 200, headers=[(b"Allow", ALLOW), (b"Accept", b"application/sdp")])
+            known = request.parsed_uri.scheme in (b"sip", b"sips", b"tel")  # §16.3 step 2
+            desk.reply(request, flow, 200 if known else 416, headers=[(b"Allow", ALLOW), (b"Accept", b"application/sdp")])
         elif request.max_forwards == 0:
             desk.reply(request, flow, 483)  # §16.3 step 3
         elif method == b"REGISTER":
@@ -376,9 +376,16 @@ class Engine:
         elif method == b"INVITE":
             self._setup.invite(request, flow)
         else:
-            # Design: invariant 6. A method outside a dialog is refused until somebody decided otherwise.
-            desk.count("requests_refused", "method")
-            desk.reply(request, flow, 405 if method in KNOWN_METHODS else 501, headers=[(b"Allow", ALLOW)])
+            self._refuse_method(request, flow)
+
+    def _refuse_method(self, request: Request, flow: Flow) -> None:
+        """Design: invariant 6. No method outside a dialog until somebody decided otherwise; strangers are asked who they are."""
+        desk, known = self.desk, request.method in KNOWN_METHODS
+        is_trusted = not known or any(route.matches(flow) for route in desk.settings.trunks)
+        if not is_trusted and self.auth.account(request, flow, request.from_.uri, proxy=True) is None:
+            return
+        desk.count("requests_refused", "method")
+        desk.reply(request, flow, 405 if known else 501, headers=[(b"Allow", ALLOW)])
 
     def _copy_of(self, request: Request, flow: Flow) -> str:
         """`loop` (§16.3 step 4) or `merged` (§8.2.2.2) for an INVITE that was here before, else "". Calls for help pass."""
@@ -419,10 +426,8 @@ class Engine:
         if unknown := [option for option in request.values(b"require")[:20] if option.lower() not in REGISTER_OPTIONS]:
             desk.reply(request, flow, 420, headers=[(b"Unsupported", b", ".join(unknown))])  # §10.3 step 2
             return
-        outcome = self.auth.check(request, flow, proxy=False, user_hint=text(request.to.uri.user))
-        if not isinstance(outcome, Proven):
-            if outcome.status:
-                desk.reply(request, flow, outcome.status, headers=outcome.headers)
+        account = self.auth.account(request, flow, request.to.uri, proxy=False)
+        if account is None:
             return
         if desk.transactions.is_full:
             desk.count("requests_refused", "table_full")
@@ -430,7 +435,7 @@ class Engine:
             return
         # Through a transaction: a retransmission must not meet the CSeq rule of §10.3 step 7.
         server = desk.transactions.new_server(request, desk.reply_target(request, flow), desk.now.mono)
-        status, reason, headers = self._registrar.register(request, outcome.account, flow)
+        status, reason, headers = self._registrar.register(request, account, flow)
         desk.answer(server, status, reason=reason, headers=headers)
 
     # Responses

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from sipproxy.sip.flow import Flow, source_of
+from sipproxy.sip.uri import parse_uri
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,6 +51,14 @@ class Binding(msgspec.Struct, frozen=True):
     node: str = ""
     token: str = ""
     at_ms: int = 0
+
+
+def request_uri(contact: str) -> bytes:
+    """The Request-URI for a contact: without the header fields that it may ask for (RFC 3261 §19.1.1); nobody has them added to
+    requests by registering (RFC 4475 §3.3.14). Raises ParseError."""
+    raw = contact.encode("latin-1")
+    headers = parse_uri(raw).headers
+    return raw[: -len(headers) - 1] if headers else raw
 
 
 def supersedes(new: Binding, old: Binding) -> bool:

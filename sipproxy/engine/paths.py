@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from policy.model import AccountKind
 from sipproxy.engine.forward import hop_of
-from sipproxy.engine.location import STATIC, Binding
+from sipproxy.engine.location import STATIC, Binding, request_uri
 from sipproxy.sip.errors import ParseError
 from sipproxy.sip.flow import Flow
 from sipproxy.sip.headers import parse_name_addr
@@ -67,7 +67,7 @@ def bulk_fault(request: Request, contact: NameAddr, account: Account) -> tuple[i
 
 def called_at(binding: Binding, number: str) -> bytes:
     """The Request-URI of a call to a number by a binding: its contact, in a bulk one with the number as user (RFC 6140 §7)."""
-    contact = binding.contact.encode("latin-1")
+    contact = request_uri(binding.contact)
     found = BULK.search(contact)
     if found is None:
         return contact

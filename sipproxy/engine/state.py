@@ -23,6 +23,7 @@ from sipproxy.engine.tokens import Tokens
 from sipproxy.engine.transactions import Server, Transactions
 from sipproxy.engine.trunks import Trunks
 from sipproxy.sip.build import write_response
+from sipproxy.sip.errors import ParseError
 from sipproxy.sip.timers import TimerQueue
 
 if TYPE_CHECKING:
@@ -107,9 +108,12 @@ class Desk:
 
     def to_tag(self, request: Request) -> bytes:
         """A To tag that is the same for each retransmission of the request (RFC 3261 §8.2.7)."""
-        return self.tokens.sign(b"to-tag", request.call_id, request.from_.tag or b"", request.via.branch or request.via.raw)[
-            :16
-        ]
+        parts: tuple[bytes, ...]
+        try:
+            parts = request.call_id, request.from_.tag or b"", request.via.branch or request.via.raw
+        except ParseError:  # what is refused because it lacks them is answered all the same (RFC 4475 §3.3.1)
+            parts = (request.raw,)
+        return self.tokens.sign(b"to-tag", *parts)[:16]
 
     def loop_mark(self, request: Request, uri: bytes) -> bytes:
         """What the branch of a request of this dialog carries that goes to `uri`: one for one target (RFC 5393 §4.2)."""
@@ -154,7 +158,12 @@ class Desk:
         RFC 3261 §18.2.2, RFC 3581 §4.
         """
         # DEVIATION: RFC 3261 §18.2.2, a Via's maddr is ignored, because it would let a stranger aim our responses at others.
-        via = request.via
+        try:
+            via = request.via
+        except ParseError:
+            if not request.has(b"via"):
+                raise
+            return flow  # where it came from is told what is wrong with it (RFC 4475 §3.1.2.1)
         if flow.transport != "UDP" or via.param(b"rport") is not None:
             return flow
         return flow._replace(port=via.port if via.port is not None else 5060)

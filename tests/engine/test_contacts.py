@@ -77,7 +77,6 @@ def test_contact_that_no_router_is_reached_at_is_403_whole(desk: Desk, host: str
         b"<sip:alice@2130706433>",
         b"<sip:alice@0177.0.0.1>",
         b"<sip:alice@10.0.0.256>",
-        b"<sip:alice@203.0.113.1?Route=%3Csip:192.0.2.66%3E>",
         b"<sip:alice@203.0.113.1>;x=" + b"a" * 1100,
         b"<mailto:alice@sip.test>",
     ],
@@ -85,6 +84,18 @@ def test_contact_that_no_router_is_reached_at_is_403_whole(desk: Desk, host: str
 def test_contact_that_is_none_is_400(desk: Desk, contact: bytes) -> None:
     assert desk.register(contact).status == 400
     assert desk.engine.desk.location.count == 0
+
+
+def test_header_fields_of_a_contact_are_kept_for_its_owner_and_get_into_no_request(desk: Desk) -> None:
+    """RFC 4475 §3.3.14, RFC 3261 §19.1.1."""
+    contact = b"sip:alice@203.0.113.1?Route=%3Csip:192.0.2.66%3E"
+    response = desk.register(b"<" + contact + b">")
+    assert (response.status, [value.uri.raw for value in response.contacts]) == (200, [contact])
+    desk.receive(desk.request(b"INVITE", b"sip:+4960323001@sip.test", user=b"+493012345"), Flow("UDP", 0, "198.51.100.1", 5060))
+    take = next(action for action in desk.actions if isinstance(action, TakeSlot))
+    desk.actions = desk.engine.slot_result(take.slot, taken=True, used=1, now=desk.now)
+    (invite,) = [message for message in desk.sent() if isinstance(message, Request)]
+    assert (invite.uri, invite.has(b"route")) == (b"sip:alice@203.0.113.1", False)
 
 
 @pytest.mark.parametrize(

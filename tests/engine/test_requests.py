@@ -10,6 +10,7 @@ from sipproxy.sip.errors import ParseError
 from sipproxy.sip.flow import Flow
 from sipproxy.sip.message import Request
 from tests.engine.desk import STRANGER, Desk
+from tests.sim.conftest import TRUNK_A
 
 
 @pytest.fixture
@@ -28,9 +29,35 @@ def test_options_is_answered_with_what_we_allow(desk: Desk) -> None:
     [(b"MESSAGE", 405), (b"SUBSCRIBE", 405), (b"PUBLISH", 405), (b"REFER", 405), (b"INFO", 405), (b"BREW", 501)],
 )
 def test_other_methods_outside_a_dialog_are_refused(desk: Desk, method: bytes, status: int) -> None:
-    response = desk.answer(desk.request(method, b"sip:+4960323001@sip.test"))
+    uri = b"sip:+4960323001@sip.test"
+    if status == 405:
+        assert desk.answer(desk.request(method, uri), STRANGER).status == 407  # who he is comes first
+        proof = (desk.credentials(method, uri),)
+        assert desk.answer(desk.request(method, uri), Flow("UDP", 0, *TRUNK_A)).status == status
+    response = desk.answer(desk.request(method, uri, headers=proof if status == 405 else ()))
     assert response.status == status
     assert response.has(b"allow")
+
+
+@pytest.mark.parametrize(
+    ("uri", "status"), [(b"isbn:2983792873", 416), (b"soap.beep://192.0.2.103:3002", 416), (b"tel:+49301", 200)]
+)
+def test_options_for_a_scheme_that_nobody_knows_is_416(desk: Desk, uri: bytes, status: int) -> None:
+    """RFC 4475 §3.3.2, §3.3.3."""
+    assert desk.answer(desk.request(b"OPTIONS", uri), STRANGER).status == status
+
+
+def test_request_whose_via_or_from_cannot_be_read_is_answered_to_where_it_came_from(desk: Desk) -> None:
+    """RFC 4475 §3.1.2.1, §3.3.1."""
+    good = desk.request(b"INVITE", b"sip:1@sip.test")
+    for bad in (
+        good.replace(b";rport", b";;,;,,"),
+        good.replace(b"From:", b"X-From:"),
+        good.replace(b"Call-ID:", b"X-Call-ID:"),
+    ):
+        assert desk.answer(bad, STRANGER).status == 400
+        (action,) = [action for action in desk.actions if isinstance(action, SendTo)]
+        assert (action.target.host, action.target.port) == (STRANGER.host, STRANGER.port)
 
 
 @pytest.mark.parametrize("method", [b"BYE", b"INVITE", b"UPDATE", b"INFO", b"OPTIONS", b"MESSAGE", b"REFER", b"BREW"])

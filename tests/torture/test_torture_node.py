@@ -1,0 +1,28 @@
+"""The message corpora against a real node over UDP and TCP: the short form of `make torture`."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.sip.torture_corpus import MISSING, rows
+from tests.torture.run import manifests, opened, protos
+
+pytestmark = pytest.mark.skipif(not rows("rfc"), reason=MISSING)
+
+
+async def test_every_outcome_is_one_that_the_manifest_allows_and_nothing_is_left_behind() -> None:
+    """As a stranger, as a carrier and as a line; then some of PROTOS. An OPTIONS is answered throughout."""
+    async with opened() as torture:
+        outcomes = await manifests(torture)
+        wrong = [str(outcome) for outcome in outcomes if not outcome.ok]
+        assert not wrong, "\n".join(wrong)
+        assert len(outcomes) > 1000
+        assert sum("forward" in outcome.seen for outcome in outcomes) > 30
+        dblreq = [o for o in outcomes if (o.case, o.role, o.transport) == ("dblreq.dat", "stranger", "UDP")]
+        assert [sorted(outcome.seen) for outcome in dblreq] == [["401"]]
+        for tcp in (False, True):
+            assert await torture.hammer(protos(step=40), tcp=tcp) > 70
+        assert not torture.troubles()
+        transactions = await torture.left(timeout_s=0.0)
+        held = {name for name in transactions if not name.startswith("sipproxy_transactions_live")}  # they last 32 s
+        assert not held or not {name for name in await torture.left(timeout_s=5.0) if "transactions" not in name}
