@@ -379,7 +379,7 @@ class Engine:
             self._refuse_method(request, flow)
 
     def _refuse_method(self, request: Request, flow: Flow) -> None:
-        """Design: invariant 6. No method outside a dialog until somebody decided otherwise; strangers are asked who they are."""
+        """Design: invariant 6. No method outside a dialog unless somebody decided so; strangers are asked who they are."""
         desk, known = self.desk, request.method in KNOWN_METHODS
         is_trusted = not known or any(route.matches(flow) for route in desk.settings.trunks)
         if not is_trusted and self.auth.account(request, flow, request.from_.uri, proxy=True) is None:
