@@ -73,7 +73,7 @@ class Call:
     asked: session.Asked | None = None  # the session timer that our INVITE asks for
     gave_up: EndReason | None = None  # why we cancelled the branches ourselves
     was_cancelled: bool = False
-    is_lost: bool = False  # the answer could not be brought to the caller, who was not heard since
+    is_lost: bool = False  # the answer could not be sent on the caller's connection, and he was not heard since
     met_full: bool = False  # a trunk route had no place for this call
     head: Call | None = None  # the call that this one is the forwarded part of
     parts: list[Call] = field(default_factory=list)  # the forwarded parts of this one
@@ -461,8 +461,8 @@ class Call:
                 part.end(reason, released_by=released_by, cause=cause, certain=certain, at=at)
 
     def unheard(self) -> None:
-        """A response cannot be brought to the caller, whose connection has ended. When that is the answer and he does not come
-        back in half the time that the callee repeats it for (RFC 3261 §13.3.1.4), the call is over, and was never one."""
+        """A response could not be sent on the caller's connection. When that is the answer, and he does not acknowledge it from
+        elsewhere in half the time that the callee repeats it for (RFC 3261 §13.3.1.4), the call is over, and was never one."""
         if self.phase is Phase.ANSWERED and not self.is_lost and not self.is_emergency:
             self.is_lost = True
             self.desk.queue.set(("call", self.id, "lost"), self.desk.now.mono + 32 * self.desk.settings.timers.t1)

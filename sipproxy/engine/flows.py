@@ -92,9 +92,10 @@ class Flows:
         if was.transport == "TCP":  # nobody proves himself by a certificate where he is connected to over TLS
             yield was._replace(port=server.request.via.port or 5060, connection=0)
 
-    def _unheard(self, server: Server) -> None:
-        """A response to an INVITE cannot be brought to its sender."""
-        self._desk.count("responses_lost")
+    def _unheard(self, server: Server, way: Flow | None) -> None:
+        """A response to an INVITE did not go out; it is tried by this way, None where there is none left."""
+        if way is None:
+            self._desk.count("responses_lost")
         if isinstance(server.user, Call):
             server.user.unheard()
 

@@ -97,9 +97,9 @@ class Transactions:
         self.servers: dict[Hashable, Server] = {}
         self.clients: dict[Hashable, Client] = {}
         self._by_flow: dict[Flow, set[Hashable]] = {}  # the clients of each connection
-        # Where else the sender of an INVITE is reached whose connection has ended, and who is told when there is no such place.
+        # Where else the sender of an INVITE is reached whose connection has ended, and who is told which way is taken, if any.
         self.ways_back: Callable[[Server], Iterable[Flow]] = lambda server: ()  # noqa: ARG005
-        self.unheard: Callable[[Server], None] = lambda server: None  # noqa: ARG005
+        self.unheard: Callable[[Server, Flow | None], None] = lambda server, way: None  # noqa: ARG005
         self.told: Client | None = None  # whose response its user is being told; over TCP it has left the table by then
 
     @property
@@ -245,8 +245,8 @@ class Transactions:
             return
         server.tried.add(server.target)
         way = next((flow for flow in self.ways_back(server) if flow not in server.tried), None)
+        self.unheard(server, way)
         if way is None:
-            self.unheard(server)
             return
         server.target = way
         self._emit(SendTo(way, server.machine.last_response, ("s", server.key)))

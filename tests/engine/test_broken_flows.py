@@ -122,6 +122,19 @@ def test_answer_that_no_way_leads_back_for_ends_the_call_unbilled_for_both(desk:
     assert [action.slot.owner for action in desk.actions if isinstance(action, ReleaseSlot)] == ["L2"]
 
 
+def test_answer_that_went_by_a_new_connection_and_is_not_acknowledged_ends_the_call_as_well(desk: Desk) -> None:
+    """Whoever listens at that port may be somebody else."""
+    register(desk, ONE)
+    _, forwarded = call_out(desk)
+    desk.engine.flow_closed(ONE, desk.now)
+    [(_, key)] = answer(desk, forwarded)
+    fail(desk, key)
+    desk.tick(16.5)
+    desk.actions = desk.engine.fire(desk.now)
+    [record] = records(desk)
+    assert (record.end_reason, record.billable_ms) == ("session_expired", 0)
+
+
 def test_callee_who_gives_up_first_is_not_billed_for_what_the_caller_never_heard(desk: Desk) -> None:
     register(desk, ONE)
     _, forwarded = call_out(desk)
