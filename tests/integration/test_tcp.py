@@ -179,7 +179,7 @@ async def test_answer_for_a_connection_that_broke_comes_by_the_device_s_next_one
     ack = [(b"Via", b"SIP/2.0/TCP %s;branch=z9hG4bKack" % back.sent_by), (b"Max-Forwards", b"70"), *routes]
     ack += [(b"From", answer.from_.raw), (b"To", answer.to.raw), (b"Call-ID", answer.call_id)]
     await back.send(write_request(b"ACK", answer.contacts[0].uri.raw, [*ack, (b"CSeq", b"%d ACK" % answer.cseq.number)]))
-    await at_trunk.answered()
+    await asyncio.wait_for(at_trunk.acked.wait(), BOUND_S)
     hung_up = asyncio.ensure_future(at_trunk.hang_up())
     bye = await back.receive()
     assert isinstance(bye, Request)
