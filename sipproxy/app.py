@@ -477,7 +477,7 @@ def _welcome(config: Config, bound: list[Bound], snapshot: Snapshot) -> str:
         key=lambda account: account.user,
     )[:SHOWN_ACCOUNTS]
     if accounts and bound:
-        files = ", ".join(Path(name).name for name in config.policy.lines) or "your line import"
+        files = ", ".join(os.path.relpath(name) for name in config.policy.lines) or "your line import"
         rows.append(f"  register   server {bound[0][1]}:{bound[0][2]}, domain {config.registrar.realm}")
         rows += [f"             user {account.user}, number {account.numbers[0]}" for account in accounts]
         rows.append(f"             passwords: {files}")

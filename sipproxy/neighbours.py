@@ -61,6 +61,7 @@ class Neighbours:
             "started_at_ms": self._started_at_ms,
             "calls": engine.calls.live,
             "registrations": location.count - location.elsewhere,
+            "closed": ",".join(sorted(engine.desk.closed)),
             "seq": stats.last_seq,
             "confirmed": stats.confirmed_seq,
         }
@@ -146,6 +147,7 @@ def _row(seen: NodeSeen, now_ms: int, state: str) -> dict[str, object]:
         "uptime_s": max(0, seen.at_ms - started) // 1000 if started is not None else None,
         "calls": _number(fields.get("calls")),
         "registrations": _number(fields.get("registrations")),
+        "closed": [reason for reason in fields.get("closed", "").split(",") if reason],
         "heartbeat_age_ms": max(0, now_ms - seen.at_ms),
         "seq": _number(fields.get("seq")),
         "confirmed": _number(fields.get("confirmed")),

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from sipproxy.cli import block, cdr, drops, line, psap
-from sipproxy.cli.options import DEFAULT_CONFIG, ConfigOption, DryRunOption, JsonOption, WhyOption
+from sipproxy.cli.options import DEFAULT_CONFIG, ConfigOption, DryRunOption, JsonOption, WatchOption, WhyOption
 
 __all__ = ["main"]
 
@@ -78,6 +78,7 @@ def calls(
             help="Those of all nodes too, by their slots; calls to 110 and 112 hold none, and are shown by their node alone.",
         ),
     ] = False,
+    watch: WatchOption = False,
     config: ConfigOption = DEFAULT_CONFIG,
     as_json: JsonOption = False,
 ) -> None:
@@ -91,7 +92,7 @@ def calls(
     from sipproxy.commands import live_slots, node, output
 
     show = live_slots.show_calls if everywhere else node.calls
-    output.run(lambda out: show(config, out), as_json=as_json)
+    output.run(lambda out: output.repeat(lambda: show(config, out), out, watch=watch), as_json=as_json)
 
 
 @calls_app.command("end")
@@ -111,18 +112,18 @@ def calls_end(
 
 
 @app.command()
-def registrations(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
+def registrations(watch: WatchOption = False, config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
     """Contacts that the running node knows.
 
     Its own and those of the other nodes on the store, each with the node that has its flow.
     """
     from sipproxy.commands import node, output
 
-    output.run(lambda out: node.registrations(config, out), as_json=as_json)
+    output.run(lambda out: output.repeat(lambda: node.registrations(config, out), out, watch=watch), as_json=as_json)
 
 
 @app.command()
-def nodes(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
+def nodes(watch: WatchOption = False, config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
     """Nodes on the store, as the running one sees them.
 
     Addresses, version, uptime, calls, registrations, the age of the last sign of life, and how far the journal's records are
@@ -130,12 +131,12 @@ def nodes(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) ->
     """
     from sipproxy.commands import node, output
 
-    output.run(lambda out: node.nodes(config, out), as_json=as_json)
+    output.run(lambda out: output.repeat(lambda: node.nodes(config, out), out, watch=watch), as_json=as_json)
 
 
 @app.command()
 def trunks(
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Again every two seconds, until interrupted.")] = False,
+    watch: WatchOption = False,
     config: ConfigOption = DEFAULT_CONFIG,
     as_json: JsonOption = False,
 ) -> None:
@@ -146,7 +147,7 @@ def trunks(
     """
     from sipproxy.commands import output, trunk_routes
 
-    output.run(lambda out: trunk_routes.show(config, out, watch=watch), as_json=as_json)
+    output.run(lambda out: output.repeat(lambda: trunk_routes.show(config, out), out, watch=watch), as_json=as_json)
 
 
 @app.command()

@@ -15,6 +15,7 @@ __all__ = [
     "FormOption",
     "JsonOption",
     "OutputOption",
+    "WatchOption",
     "WhyOption",
     "form_of",
 ]
@@ -23,6 +24,7 @@ ConfigOption = Annotated[
     Path, typer.Option("--config", "-c", envvar="SIPPROXY_CONFIG", help="Configuration file (TOML).", show_default=True)
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+WatchOption = Annotated[bool, typer.Option("--watch", "-w", help="Again every two seconds, until interrupted.")]
 WhyOption = Annotated[str, typer.Option("--why", help="Reason, kept in the change log.")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Only show what would be changed.")]
 FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="CSV file with a header row, or TOML (FILE.toml).")]

@@ -7,7 +7,6 @@ and what sudo says. Fails closed: what cannot be written down is not shown.
 from __future__ import annotations
 
 import contextlib
-import datetime as dt
 import os
 import pwd
 import socket
@@ -21,7 +20,7 @@ from cdr import access
 from cdr.access import Access, Seen
 from cdr.wire import Link
 from sipproxy.commands.backend import with_store
-from sipproxy.commands.output import CommandError
+from sipproxy.commands.output import CommandError, stamp
 from sipproxy.config import load
 
 if TYPE_CHECKING:
@@ -109,7 +108,7 @@ def show(path: Path, output: Output, *, count: int) -> int:
     output.value([{"at_ms": seen.at_ms, **msgspec.structs.asdict(seen.access), "records": seen.records} for seen in found])
     rows = (
         (
-            dt.datetime.fromtimestamp(seen.at_ms / 1000, dt.UTC).strftime("%Y-%m-%d %H:%M:%S"),
+            stamp(seen.at_ms),
             seen.access.user,
             seen.access.login or "-",
             seen.access.sudo_user or "-",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from cdr import tailing
 from cdr.entries import Poison
 from sipproxy.commands.accesses import recorded
 from sipproxy.commands.backend import with_store
+from sipproxy.commands.output import stamp
 from sipproxy.config import load
 
 if TYPE_CHECKING:
@@ -66,10 +66,9 @@ def _plain(item: Record | Poison) -> dict[str, Any]:
 def _cells(item: Record | Poison) -> tuple[str, ...]:
     if isinstance(item, Poison):
         return ("-", "-", "-", "-", "-", "-", f"undecodable entry {item.entry_id}: {item.reason}", "-", "-", "-")
-    setup = dt.datetime.fromtimestamp(item.setup_at_ms / 1000, dt.UTC)
     talked = f"{item.billable_ms / 1000:.1f} s" if item.answer_at_ms is not None else "-"
     return (
-        setup.strftime("%Y-%m-%d %H:%M:%S"),
+        stamp(item.setup_at_ms),
         item.direction,
         item.line or item.callee_line or "-",
         item.calling or item.presented or "-",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["drop_letters", "list_groups", "list_letters", "requeue_letters", "show_letter"]
 
 TIMEOUT_S = 10.0
+LETTER_ID = re.compile(r"[0-9]{1,20}-[0-9]{1,20}", re.ASCII)  # the store's; it answers any other with an error
 
 
 def list_groups(path: Path, output: Output) -> int:
@@ -71,7 +73,9 @@ def list_letters(path: Path, output: Output, *, count: int) -> int:
 
 def show_letter(path: Path, output: Output, letter_id: str) -> int:
     """Everything that one letter holds."""
-    found = [letter for letter in _letters(path, count=1, start=letter_id, shown="cdr dead show") if letter.id == letter_id]
+    found = []
+    if LETTER_ID.fullmatch(letter_id):
+        found = [one for one in _letters(path, count=1, start=letter_id, shown="cdr dead show") if one.id == letter_id]
     if not found:
         raise CommandError(f"there is no dead letter {letter_id[:80]!r}; `sipproxy cdr dead list` names them")
     (letter,) = found
@@ -97,7 +101,8 @@ def requeue_letters(path: Path, output: Output, letter_ids: list[str], *, everyt
             ids = [one.id async for one in dead.letters(link.call, config.cdr.stream)] if everything else letter_ids
             done, faults = 0, []
             for letter_id in ids:
-                result = await dead.requeue(link.call, config.cdr.stream, letter_id)
+                known = LETTER_ID.fullmatch(letter_id)
+                result = await dead.requeue(link.call, config.cdr.stream, letter_id) if known else 0
                 done += result > 0
                 if result <= 0:
                     faults.append(f"{letter_id[:80]}: {'no such letter' if result == 0 else 'it holds nothing to give out'}")

@@ -125,6 +125,10 @@ def _explain_one(config: Config, output: Output, question: Question, now_at_ms: 
     if before is not None:
         output.line(f"a call to {before.number} that its router sends on, with a channel of its own for that already")
     output.line(str(explanation))
+    if question.started is None and any(rule == "line.rate" for rule, _ in decision.steps):
+        output.line(
+            "as if the line had started no call lately: each node counts that for itself; --started says another number"
+        )
     return 0
 
 

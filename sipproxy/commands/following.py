@@ -12,6 +12,7 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from policy.windows import ZONE
 from sipproxy.admin import control
 from sipproxy.commands import accesses
 from sipproxy.commands.changing import operator
@@ -104,4 +105,4 @@ def _words(event: dict[str, Any]) -> str:
 
 
 def _clock(event: dict[str, Any]) -> str:
-    return dt.datetime.fromtimestamp(event["at_ns"] / 1e9).astimezone().strftime("%H:%M:%S.%f")[:-3]
+    return dt.datetime.fromtimestamp(event["at_ns"] / 1e9, ZONE).strftime("%H:%M:%S.%f")[:-3]

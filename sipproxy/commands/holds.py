@@ -11,11 +11,12 @@ import msgspec
 from cdr.purging import Held, held_records, holds, place_hold, records_of, release_hold
 from cdr.retention import Hold
 from cdr.wire import Link
+from policy import store as policy_store
 from sipproxy.commands.accesses import recorded
 from sipproxy.commands.backend import with_store
 from sipproxy.commands.exports import period_of
-from sipproxy.commands.output import USAGE, CommandError
-from sipproxy.commands.purge import rules_of, shown
+from sipproxy.commands.output import USAGE, CommandError, stamp
+from sipproxy.commands.purge import rules_of
 from sipproxy.config import load
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ def hold(path: Path, output: Output, line: str, *, start: str, end: str, reason:
             if new is None:
                 return "", 0, await holds(link, stream)
             async with recorded(client, stream, "cdr hold", f"{line} {start} to {end}: {reason}") as seen:
+                if not await client.hexists(policy_store.TABLES["lines"], line) and not await records_of(link, stream, new):
+                    raise CommandError(f"there is no line {line[:40]!r} and no record of it in that time: nothing is on hold")
                 name = secrets.token_hex(4)
                 await place_hold(link, stream, name, new)
                 seen.records = await records_of(link, stream, new)
@@ -56,7 +59,7 @@ def hold(path: Path, output: Output, line: str, *, start: str, end: str, reason:
         output.line(f"{name}: {records} records of {line} stay until `sipproxy cdr release {name}`")
         return 0
     cells = (
-        (key, one.line, shown(one.from_ms), shown(one.to_ms), one.reason, shown(one.placed_ms)) for key, one in found.items()
+        (key, one.line, stamp(one.from_ms), stamp(one.to_ms), one.reason, stamp(one.placed_ms)) for key, one in found.items()
     )
     output.table(("hold", "line", "from", "to", "reason", "placed"), cells, empty="no records are on hold")
     return 0
@@ -87,10 +90,10 @@ def held(path: Path, output: Output, line: str) -> int:
 
 def _cells(one: Held) -> tuple[object, ...]:
     record = one.record
-    goes = shown(one.due_at_ms) if one.due_at_ms is not None else "not yet known"
+    goes = stamp(one.due_at_ms) if one.due_at_ms is not None else "not yet known"
     talked = f"{record.billable_ms / 1000:.1f} s"
     called = record.canonical if record.canonical not in ("", "-") else record.dialled
-    return (one.place, one.reason, goes, record.id, record.line, record.calling, called, shown(record.setup_at_ms), talked)
+    return (one.place, one.reason, goes, record.id, record.line, record.calling, called, stamp(record.setup_at_ms), talked)
 
 
 def release(path: Path, output: Output, name: str, *, reason: str) -> int:

@@ -104,12 +104,16 @@ def nodes(path: Path, output: Output) -> int:
         "version",
         "uptime_s",
         "calls",
+        "new calls",
         "registrations",
         "heartbeat_age_ms",
         "seq",
         "confirmed",
     )
-    output.table(columns, _cells([{**row, "listen": ", ".join(row["listen"])} for row in rows], columns), empty="no nodes")
+    for row in rows:
+        row["new calls"] = "no: " + ", ".join(row["closed"]) if row["closed"] else "yes"
+        row["listen"] = ", ".join(row["listen"])
+    output.table(columns, _cells(rows, columns), empty="no nodes")
     tell_store(reply["store"], "what is said of other nodes is as of then")
     return 0
 

@@ -6,6 +6,7 @@ command needs is not there. Results go to stdout, faults to stderr; with --json 
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import os
 import sys
@@ -13,12 +14,15 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["AWAY", "REFUSED", "USAGE", "CommandError", "Output", "clock", "run"]
+from policy.windows import ZONE
+
+__all__ = ["AWAY", "REFUSED", "USAGE", "CommandError", "Output", "clock", "repeat", "run", "stamp"]
 
 REFUSED = 1
 USAGE = 2
 AWAY = 3
 MAX_WIDTH = 10_000  # of a table in a pipe
+EVERY_S = 2.0  # between two looks of --watch
 
 
 class CommandError(Exception):
@@ -77,9 +81,29 @@ class Output:
 
 
 def clock(at_ms: int) -> str:
-    """Local time of a UTC stamp, with the date where it is not today."""
-    at = time.localtime(at_ms / 1000)
-    return time.strftime("%H:%M:%S" if at[:3] == time.localtime()[:3] else "%Y-%m-%d %H:%M:%S", at)
+    """A UTC stamp as `stamp` writes it, without the date where that is today."""
+    text = stamp(at_ms)
+    day, _, hour = text.partition(" ")
+    return hour if day == stamp(time.time_ns() // 1_000_000).partition(" ")[0] else text
+
+
+def stamp(at_ms: int) -> str:
+    """A UTC stamp for people: the clock on the wall in Germany, as times are read that they write, whatever zone the machine
+    has."""
+    try:
+        return dt.datetime.fromtimestamp(at_ms / 1000, ZONE).strftime("%Y-%m-%d %H:%M:%S")
+    except (OverflowError, ValueError, OSError):
+        return str(at_ms)
+
+
+def repeat(show: Callable[[], int], output: Output, *, watch: bool) -> int:
+    """What `show` tells: once, or with `watch` every two seconds until interrupted, each time under the time of day."""
+    while watch:
+        output.line(clock(time.time_ns() // 1_000_000))
+        show()
+        sys.stdout.flush()
+        time.sleep(EVERY_S)
+    return show()
 
 
 def run(command: Callable[[Output], int | None], *, as_json: bool) -> None:

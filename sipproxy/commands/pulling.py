@@ -27,6 +27,7 @@ from cdr import steps
 from cdr.consumer import Consumer, Delivery
 from cdr.entries import Poison, entry_of, pairs
 from cdr.export import ExportError, Writer
+from cdr.groups import positions
 from cdr.lease import HeldError, Lease
 from cdr.wire import Link
 from sipproxy.commands.accesses import recorded, user_name
@@ -114,6 +115,8 @@ def acknowledge(path: Path, output: Output, *, group: str) -> int:
     async def work(client: Redis) -> int:
         count = 0
         stream = config.cdr.stream
+        if not await _exists(client, stream, group):
+            raise CommandError(f"there is no group {group[:80]!r}; `sipproxy cdr groups` lists them")
         async with _leased(client, stream, group, "cdr ack") as lease, _consumer(client, stream, group, None) as consumer:
             async for batch in consumer.kept():
                 await lease.check()
@@ -125,6 +128,16 @@ def acknowledge(path: Path, output: Output, *, group: str) -> int:
     output.value({"group": group, "acknowledged": count})
     output.line(f"{group}: {count} records acknowledged")
     return 0
+
+
+async def _exists(client: Redis, stream: str, group: str) -> bool:
+    """Whether there is such a group. A consumer makes its own, which then holds up the stream's trimming: a slip of the hand
+    must not."""
+    link = Link(client, timeout_s=PATIENCE_S)
+    try:
+        return bool(await link.call("EXISTS", stream)) and group in await positions(link, stream)
+    finally:
+        await link.drop()
 
 
 @contextlib.asynccontextmanager

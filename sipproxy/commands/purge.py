@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import datetime as dt
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -21,7 +20,7 @@ from policy.model import LineStatus
 from policy.stamp import parse_stamp
 from sipproxy.admin import control
 from sipproxy.commands.backend import with_store
-from sipproxy.commands.output import REFUSED, USAGE, CommandError
+from sipproxy.commands.output import REFUSED, USAGE, CommandError, stamp
 from sipproxy.config import load
 from sipproxy.store import traces
 
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
     from sipproxy.commands.output import Output
     from sipproxy.config import Config
 
-__all__ = ["invoiced", "purge", "rules_of", "shown"]
+__all__ = ["invoiced", "purge", "rules_of"]
 
 TIMEOUT_S = 30.0
 JOURNAL = "journal"
@@ -60,7 +59,7 @@ def invoiced(path: Path, output: Output, *, until: str, sent: str) -> int:
 
     found = with_store(config, work)
     output.value([invoice._asdict() for invoice in found])
-    rows = ((shown(invoice.until_ms), shown(invoice.sent_ms)) for invoice in found)
+    rows = ((stamp(invoice.until_ms), stamp(invoice.sent_ms)) for invoice in found)
     output.table(("calls before", "invoice sent"), rows, empty="no invoice was told of")
     return 0
 
@@ -162,8 +161,8 @@ def _prune(config: Config, directory: Path, before_ms: int) -> str:
 async def _traces(client: Redis, report: Report, before_ms: int, *, dry_run: bool) -> None:
     """Malicious calls have a stream and a time of their own."""
     for place, stamps in (await traces.forget(client, before_ms, dry_run=dry_run)).items():
-        for stamp in stamps:
-            report.note(report.gone, place, "older than they are kept", stamp)
+        for at_ms in stamps:
+            report.note(report.gone, place, "older than they are kept", at_ms)
 
 
 def _print(report: Report, output: Output, *, dry_run: bool, unacknowledged: bool) -> None:
@@ -187,22 +186,22 @@ def _print(report: Report, output: Output, *, dry_run: bool, unacknowledged: boo
         output.line("")
         _table(report.left, output, "overdue and still there", "")
     if report.not_invoiced.count:
-        first, count = shown(report.not_invoiced.first_ms), report.not_invoiced.count
+        first, count = stamp(report.not_invoiced.first_ms), report.not_invoiced.count
         output.line(
             f"{count} billed records are in no invoice yet, the oldest of {first}: `sipproxy cdr invoiced` tells of one"
         )
     if report.on_hold.count:
         output.line(f"{report.on_hold.count} records stay because of `sipproxy cdr hold`")
     if report.oldest_ms is not None:
-        output.line(f"the oldest record that stays is of {shown(report.oldest_ms)}: `block replay` sees no further back")
+        output.line(f"the oldest record that stays is of {stamp(report.oldest_ms)}: `block replay` sees no further back")
     for node, at_ms in report.journals.items():
-        last = f"last purged {shown(at_ms)}" if at_ms is not None else "never purged by this command"
+        last = f"last purged {stamp(at_ms)}" if at_ms is not None else "never purged by this command"
         output.line(f"the journal of {node} is not on this machine ({last}): run `sipproxy cdr purge` on that node's")
 
 
 def _table(table: dict[tuple[str, str], Tally], output: Output, title: str, empty: str) -> None:
     rows = (
-        (place, reason, tally.count, shown(tally.first_ms), shown(tally.last_ms))
+        (place, reason, tally.count, stamp(tally.first_ms), stamp(tally.last_ms))
         for (place, reason), tally in sorted(table.items())
     )
     output.table(("where", title, "number", "from", "to"), rows, empty=empty)
@@ -217,11 +216,3 @@ def _stamp(text: str, name: str) -> int:
     if found is None:
         raise CommandError(f"{name}: {text[:40]!r} is no time such as 2026-01-31 or 2026-01-31T08:00", code=USAGE)
     return found
-
-
-def shown(at_ms: int) -> str:
-    """A UTC time for people."""
-    try:
-        return dt.datetime.fromtimestamp(at_ms / 1000, dt.UTC).strftime("%Y-%m-%d %H:%M:%S")
-    except (OverflowError, ValueError, OSError):
-        return str(at_ms)

@@ -5,7 +5,6 @@ Each reading is written down, with who and why, before a record is shown; withou
 
 from __future__ import annotations
 
-import datetime as dt
 import getpass
 import os
 import time
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from sipproxy.commands.backend import with_store
-from sipproxy.commands.output import CommandError
+from sipproxy.commands.output import CommandError, stamp
 from sipproxy.config import load
 from sipproxy.store import traces
 from sipproxy.store.traces import Access
@@ -43,7 +42,7 @@ def list_records(path: Path, output: Output, *, line: str, reference: str, why: 
     output.value(msgspec.to_builtins(records))
     rows = (
         (
-            _stamp(record.at_ms),
+            stamp(record.at_ms),
             record.line,
             record.reference,
             record.called,
@@ -64,13 +63,9 @@ def list_accesses(path: Path, output: Output, *, count: int) -> int:
     """Print who read records, and why."""
     found = with_store(load(path), lambda client: traces.accesses(client, count))
     output.value([access._asdict() for access in found])
-    rows = ((_stamp(access.at_ms), access.who, access.line or "-", access.reference or "-", access.why) for access in found)
+    rows = ((stamp(access.at_ms), access.who, access.line or "-", access.reference or "-", access.why) for access in found)
     output.table(("time", "who", "line", "order", "why"), rows, empty="nobody has read any record")
     return 0
-
-
-def _stamp(at_ms: int) -> str:
-    return dt.datetime.fromtimestamp(at_ms / 1000, dt.UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
 def _reader() -> str:

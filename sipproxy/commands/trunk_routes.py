@@ -1,9 +1,8 @@
-"""The trunk routes of a running node: once, or again and again."""
+"""The trunk routes of a running node."""
 
 from __future__ import annotations
 
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,32 +22,25 @@ if TYPE_CHECKING:
 
 __all__ = ["show"]
 
-EVERY_S = 2.0
 COLUMNS = ("trunk", "state", "since", "calls here", "all nodes", "limit", "ping", "last failure", "registration")
 
 
-def show(path: Path, output: Output, *, watch: bool) -> int:
-    """The routes' states, calls and registrations; with `watch` every two seconds until interrupted.
+def show(path: Path, output: Output) -> int:
+    """The routes' states, calls and registrations.
 
     Calls over all nodes are counted by the store, and for routes with a limit alone: `calls_all_nodes` is None for the others,
     and when the store is away, which is said. Raises NodeAwayError when no node runs.
     """
     config = load(path)
-    socket = control.socket_path(config.node.data_dir)
-    while True:
-        rows = _ask(socket)
-        limited = [row["trunk"] for row in rows if row["limit"]]
-        counts, away = _counted(config, limited) if limited else ({}, "")
-        rows = [{**row, "calls_all_nodes": counts.get(row["trunk"])} for row in rows]
-        output.value(rows)
-        if watch:
-            output.line(time.strftime("%H:%M:%S"))
-        output.table(COLUMNS, map(_cells, rows), empty="no trunk routes")
-        if away:
-            sys.stderr.write(f"{away}; the calls over all nodes are not known\n")
-        if not watch:
-            return 0
-        time.sleep(EVERY_S)
+    rows = _ask(control.socket_path(config.node.data_dir))
+    limited = [row["trunk"] for row in rows if row["limit"]]
+    counts, away = _counted(config, limited) if limited else ({}, "")
+    rows = [{**row, "calls_all_nodes": counts.get(row["trunk"])} for row in rows]
+    output.value(rows)
+    output.table(COLUMNS, map(_cells, rows), empty="no trunk routes")
+    if away:
+        sys.stderr.write(f"{away}; the calls over all nodes are not known\n")
+    return 0
 
 
 def _ask(socket: Path) -> list[dict[str, Any]]:

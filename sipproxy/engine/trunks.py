@@ -140,8 +140,8 @@ class Trunks:
         desk, before = self._desk, health.state
         health.state, health.since_ms = state, desk.now.utc_ms
         if RouteState.DOWN in (state, before):
-            level = "error" if state is RouteState.DOWN else "info"
-            desk.note(level, "trunk_state", trunk=health.route.name, state=str(state), failure=health.failure)
+            level, failure = ("error", health.failure) if state is RouteState.DOWN else ("info", "")
+            desk.note(level, "trunk_state", trunk=health.route.name, state=str(state), failure=failure)
 
     # Order and limits
 

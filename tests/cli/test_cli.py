@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from answering import answering
 
+from sipproxy import cli
 from sipproxy.admin.control import ControlError, Handler
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -33,13 +35,13 @@ COMMANDS = (
     ["demo"],
     ["explain"],
     ["reseed"],
-    *(["line", name] for name in ("import", "export", "list", "show", "set", "bar", "unbar", "remove")),
+    *(["line", name] for name in ("import", "export", "list", "show", "add", "set", "password", "bar", "unbar", "remove")),
     *(["psap", name] for name in ("import", "export", "list", "set", "check")),
     *(["block", name] for name in ("import", "export", "list", "add", "remove", "history", "rollback", "lint", "replay")),
     *(["drops", name] for name in ("list", "add", "remove")),
-    *(["trace", name] for name in ("list", "accesses")),
-    *(["cdr", name] for name in ("tail", "export", "purge", "invoiced", "hold", "release", "access", "quality")),
-    *(["cdr", name] for name in ("tail", "pull", "ack", "groups", "verify")),
+    *(["trace", name] for name in ("follow", "list", "accesses")),
+    *(["cdr", name] for name in ("tail", "export", "purge", "invoiced", "hold", "held", "release", "access", "quality")),
+    *(["cdr", name] for name in ("pull", "ack", "groups", "verify")),
     *(["cdr", "dead", name] for name in ("list", "show", "requeue", "drop")),
 )
 
@@ -93,6 +95,17 @@ def node(config: Path) -> Iterator[dict[str, Handler]]:
     handlers: dict[str, Handler] = {}
     with answering(config.parent / "data", handlers):
         yield handlers
+
+
+def test_every_command_that_there_is_stands_in_the_list() -> None:
+    def names(group: Any) -> Iterator[list[str]]:
+        for name, command in group.commands.items():
+            found = [*names(command)] if hasattr(command, "commands") else []
+            if not found or command.invoke_without_command:
+                yield [name]
+            yield from ([name, *rest] for rest in found)
+
+    assert sorted(names(typer.main.get_command(cli.app))) == sorted(COMMANDS)
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
@@ -315,10 +328,15 @@ def test_calls_and_registrations_of_a_running_node_are_shown(config: Path, node:
 
 def test_nodes_are_shown_and_that_the_store_is_away(config: Path, node: dict[str, Handler]) -> None:
     row = {"node": "n2", "state": "silent", "listen": ["udp 192.0.2.2:5060", "tcp 192.0.2.2:5060"], "heartbeat_age_ms": 90_000}
-    reply = {"nodes": [row], "store": {"state": "away", "reason": "timeout", "read_at_ms": 5}}
+    row |= {"version": "0.1.0", "uptime_s": 9, "calls": 0, "closed": []}
+    reply = {
+        "nodes": [row, {**row, "node": "n3", "closed": ["draining"]}],
+        "store": {"state": "away", "reason": "timeout", "read_at_ms": 5},
+    }
     node["nodes"] = lambda _: reply
     done = run("nodes", "-c", config)
     assert done.stdout.splitlines()[1].split()[:5] == ["n2", "silent", "udp", "192.0.2.2:5060,", "tcp"]
+    assert [re.split(r"\s{2,}", line)[6] for line in done.stdout.splitlines()] == ["new calls", "yes", "no: draining"]
     assert done.stderr == "the store is away (timeout): what is said of other nodes is as of then\n"
     assert answer("nodes", "-c", config) == reply
     shown = run("registrations", "-c", config)
@@ -326,6 +344,20 @@ def test_nodes_are_shown_and_that_the_store_is_away(config: Path, node: dict[str
     node["registrations"] = lambda _: {"registrations": [], "store": reply["store"]}
     shown = run("registrations", "-c", config, "--json")
     assert (shown.stdout, shown.stderr.partition(":")[0]) == ("[]\n", "the store is away (timeout)")
+
+
+@pytest.mark.usefixtures("sigint")
+@pytest.mark.parametrize("command", ["calls", "registrations", "nodes"])
+def test_watch_shows_it_again_and_again_until_interrupted(config: Path, node: dict[str, Handler], command: str) -> None:
+    node[command] = lambda _: {command: [], "store": {"state": "up", "reason": ""}}
+    words = [sys.executable, "-m", "sipproxy", command, "--watch", "-c", str(config)]
+    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True) as watching:
+        assert watching.stdout is not None
+        shown = [watching.stdout.readline() for _ in range(4)]
+        watching.send_signal(signal.SIGINT)
+        assert watching.wait(60) == 130
+    assert shown[1::2] == [f"no {command}\n"] * 2
+    assert all(re.fullmatch(r"\d\d:\d\d:\d\d\n", line) for line in shown[::2])
 
 
 @pytest.mark.usefixtures("sigint")

@@ -274,9 +274,13 @@ def test_hold_keeps_a_line_and_is_released_with_a_reason(client: redis.Redis, co
     assert "no records are on hold" in run(config, "hold").stdout
     for words in (("V1001",), ("V1001", "--from", "2020-01-01", "--to", "2099-01-01"), ("--reason", "r")):
         assert "a hold needs" in run(config, "hold", *words, code=2).stderr
-    placed = answer(config, "hold", "V1001", "--from", "2020-01-01", "--to", "2099-01-01", "--reason", "file 7")
+    period = ("--from", "2020-01-01", "--to", "2099-01-01", "--reason", "file 7")
+    assert "no line 'V1O01' and no record of it" in run(config, "hold", "V1O01", *period, code=1).stderr
+    assert answer(config, "hold") == []
+    placed = answer(config, "hold", "V1001", *period)
     assert (placed["line"], placed["reason"], placed["records"]) == ("V1001", "file 7", 1)
     assert [one["hold"] for one in answer(config, "hold")] == [placed["hold"]]
+    assert " 2020-01-01 00:00:00  2099-01-01 00:00:00  file 7 " in run(config, "hold").stdout, "as it was given: German time"
     (kept,) = answer(config, "held", "V1001")
     assert (kept["place"], kept["reason"], kept["due_at_ms"], kept["record"]["id"]) == ("stream", "objection", None, "o")
     assert answer(config, "held", "V1002") == []
@@ -294,7 +298,7 @@ def test_hold_keeps_a_line_and_is_released_with_a_reason(client: redis.Redis, co
     assert [(row["place"], row["reason"]) for row in answer(config, "purge")["gone"]] == [("held", "refused")]
     assert "no records are kept apart" in run(config, "held").stdout
     seen = [(one["command"], one["filter"]) for one in answer(config, "access")]
-    assert seen[:2] == [("cdr hold", "V1001 2020-01-01 to 2099-01-01: file 7"), ("cdr held", "V1001")]
+    assert seen[1:3] == [("cdr hold", "V1001 2020-01-01 to 2099-01-01: file 7"), ("cdr held", "V1001")]
     assert [one["records"] for one in answer(config, "access") if one["command"] == "cdr held"] == [1, 0, 1, 1, 1, 0]
     assert ("cdr release", f"{placed['hold']}: paid") in seen
 

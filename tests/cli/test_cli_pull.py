@@ -110,6 +110,8 @@ async def test_pull_kept_comes_again_until_it_is_acknowledged(place: Place) -> N
     assert sorted(row["records"] for row in accesses) == [3] * 5, "who looks at records is written down"
     assert {row["command"] for row in accesses} == {"cdr pull"}
     assert place.answer("ack") == {"group": "pull", "acknowledged": 3}
+    assert "no group 'pul'" in place.run("ack", "--group", "pul", code=1).stderr
+    assert [row["group"] for row in place.answer("groups")] == ["pull"], "a group that nobody reads holds up the stream"
     assert place.seqs() == [4]
 
 
@@ -266,7 +268,9 @@ async def test_groups_and_dead_letters_are_shown_requeued_and_dropped(place: Pla
     assert (first["reason"][:9], second["reason"], second["record"]) == ("no record", "no such line", make_record(1).id)
     assert place.answer("dead", "show", second["letter"])["content"]["billable_ms"] == 60_001
     assert place.answer("dead", "show", first["letter"])["fields"] == {"id": "x", "d": "c1"}
-    place.run("dead", "show", "1-1", code=1)
+    for name in ("1-1", "x", "1", "\u0661-1"):
+        assert "there is no dead letter" in place.run("dead", "show", name, code=1).stderr
+        assert "no such letter" in place.run("dead", "requeue", name, code=1).stderr
     place.run("dead", "drop", first["letter"], code=2)  # without a reason
     done = place.run("dead", "drop", first["letter"], "--why", "a test entry")
     assert done.stdout == f"{first['letter']}: dropped record - of group billing: a test entry\n"

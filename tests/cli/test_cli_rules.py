@@ -141,6 +141,17 @@ def test_replay_faulty_change_is_told_with_its_place(stored: Path, tmp_path: Pat
         block_rules.replay(stored, JSON, change, "..")
 
 
+def test_explain_says_that_calls_started_lately_are_not_known_here(stored: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def words(dialled: str, started: int | None) -> str:
+        question = explaining.Question("V1001", dialled, started=started)
+        assert explaining.explain(stored, TEXT, question, batch=None, at="") == 0
+        return capsys.readouterr().out
+
+    assert "as if the line had started no call lately" in words("03023125001", None)
+    assert "lately" not in words("03023125001", 3)
+    assert "lately" not in words("112", None), "nothing is counted of it"
+
+
 def test_explain_call_from_outside_goes_by_the_callers_number(stored: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def asked(caller: str, dialled: str, **options: Any) -> Any:
         question = explaining.Question(caller, dialled, **options)

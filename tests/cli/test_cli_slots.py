@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import json
 import re
-import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -18,6 +18,7 @@ from program import run
 
 from loadtest.valkey import Valkey
 from policy import store as policy_store
+from policy.windows import ZONE
 from sipproxy import policy_cache
 from sipproxy.engine.actions import Holder
 from sipproxy.store import keys
@@ -97,7 +98,7 @@ def test_line_show_lists_the_slots_of_all_nodes_and_what_this_one_knows(config: 
     assert (second["call"], second["node"], second["other"]) == ("c2", "n2", "")
     assert re.search(r"^c2 +n2 ", table, re.MULTILINE)
     assert "lapsed" not in table
-    assert time.strftime("%Y-%m-%d", time.localtime(SINCE_MS / 1000)) in table
+    assert dt.datetime.fromtimestamp(SINCE_MS / 1000, ZONE).strftime("%Y-%m-%d %H:%M:%S") in table
 
 
 def test_line_show_without_the_store_says_so_and_shows_this_nodes_calls(config: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from loadtest.network import many_lines
 from loadtest.ua import CallError
+from sipproxy.admin.control import ask, socket_path
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -56,6 +57,8 @@ async def test_sigterm_lets_live_calls_end_and_takes_no_new_ones_but_emergencies
     assert refused.value.status == 503
     assert b"\r\nRetry-After: " in next(data for way, _, data in reversed(other.wire) if way == "<" and b" 503 " in data)
     help_ = await (await other.call("112")).answered()
+    asked = await asyncio.to_thread(ask, socket_path(network.node.directory / "data"), "nodes")
+    assert [row["closed"] for row in asked["nodes"]] == [["draining"]]
     assert await call.hang_up() == 200
     assert network.node.running, "an emergency call is live"
     assert await help_.hang_up() == 200
@@ -64,8 +67,8 @@ async def test_sigterm_lets_live_calls_end_and_takes_no_new_ones_but_emergencies
     assert sorted((record.end_reason, record.duration_certain) for record in records) == [("normal", True)] * 2 + [
         ("refused", True)
     ]
-    asked = next(record for record in records if record.end_reason == "refused")
-    assert (asked.status, asked.rule, asked.verdict, asked.line) == (503, "node.draining", "deny", "L000001")
+    refusal = next(record for record in records if record.end_reason == "refused")
+    assert (refusal.status, refusal.rule, refusal.verdict, refusal.line) == (503, "node.draining", "deny", "L000001")
     assert await network.slots_of_all(0) == 0
 
 

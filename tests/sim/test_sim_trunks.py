@@ -68,7 +68,8 @@ def test_ping_unanswered_twice_makes_the_route_down_and_an_answer_up_again() -> 
     assert states(town) == ["up", "up"]
     assert completed(town).status == 200
     assert (len(first.calls), len(second.calls)) == (1, 1)
-    assert [note.event for note in town.world.notes if note.event == "trunk_state"] == ["trunk_state"] * 2
+    told = [note.fields for note in town.world.notes if note.event == "trunk_state"]
+    assert [(one["state"], one["failure"]) for one in told] == [("down", "no_ping"), ("up", "")]
 
 
 @pytest.mark.parametrize("status", [404, 405, 500, 501])
