@@ -1,4 +1,4 @@
-"""What the shell does when the disk refuses the journal's entries (design §8, last paragraph)."""
+"""What the shell does when the disk refuses the journal's entries (design §8, last paragraph), and what it hands on."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ import pytest
 from cdr.facts import Admit, End, Fact, Record
 from cdr.journal import JournalError, UnwritableError
 from sipproxy import shell as shell_module
+from sipproxy.engine.actions import Holder, Now, SendTo, Slot, TakeSlot
 from sipproxy.engine.actions import Journal as JournalFact
-from sipproxy.engine.actions import Now, SendTo
 from sipproxy.shell import Shell
 from sipproxy.sip.flow import Flow
+from sipproxy.store.slots import SlotResult
 from tests.sim.conftest import make_town
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sipproxy.engine.core import Engine
 
 
@@ -95,6 +98,26 @@ async def watched(shell: Shell, condition: Any) -> None:
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shell_module, "RETRY_S", 0.01)
+
+
+@pytest.mark.parametrize("answer", [SlotResult(True, 2, 1, waited_s=0.2), SlotResult(None, 0, waited_s=0.25)])
+def test_answer_to_a_take_is_told_with_how_long_the_store_was_waited_for(
+    answer: SlotResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Invariant 5: what a call may wait at all its askings together is used up by it."""
+    shell, _, engine = build()
+    told: list[dict[str, Any]] = []
+    monkeypatch.setattr(engine, "slot_result", lambda _slot, **answer: told.append(answer) or [])
+
+    class _Slots:
+        def take(self, _action: TakeSlot, _lease_ms: int, on_result: Callable[[SlotResult], None]) -> None:
+            on_result(answer)
+
+    shell._slots = _Slots()  # type: ignore[assignment]
+    shell._perform([TakeSlot(Slot("line", "L1", "c"), Holder("n1", 0), 2, None, 0.25)])
+    [found] = told
+    assert (found["taken"], found["used"], found["of_account"]) == (answer.taken, answer.used, answer.of_account)
+    assert found["waited_s"] == answer.waited_s
 
 
 def test_recovery_is_told_since_when_messages_may_wait(monkeypatch: pytest.MonkeyPatch) -> None:
