@@ -197,8 +197,12 @@ def _load_metrics(metrics: Metrics, engine: Engine) -> None:
     )
     metrics.counter(
         "sipproxy_buckets_forgotten",
-        "sources and lines forgotten for lack of room",
-        lambda: {"source": shedder.sources.evicted, "line": shedder.lines.evicted},
+        "sources, lines and calls that were turned away, forgotten for lack of room",
+        lambda: {
+            "source": shedder.sources.evicted,
+            "line": shedder.lines.evicted,
+            "turned_away": shedder.turned_away.evicted,
+        },
         ("of",),
     )
 

@@ -46,6 +46,8 @@ _SCANNER = re.compile(
 _FIRST_LINE = re.compile(rb"[A-Za-z0-9.!%*_+`'~-]{1,32} \S{1,4096} (?:SIP|sip)/2\.0\r?\n")
 _TO_TAG = re.compile(rb"\n(?:to|t)[ \t]*:(?:[^\r\n]|\r?\n[ \t])*;\s*tag\s*=", re.IGNORECASE)
 _CALL_ID = re.compile(rb"\n(?:call-id|i)[ \t]*:[ \t]*([^\s]+)", re.IGNORECASE)
+_BRANCH = re.compile(rb"\n(?:via|v)[ \t]*:[^\r\n]*?;[ \t]*branch[ \t]*=[ \t]*([^\s;,]+)", re.IGNORECASE)
+REPEATED_S = 32.0  # for how long copies of an INVITE come after it: 64*T1 (RFC 3261 §17.1.1.2)
 _HELP = re.compile(rb"[sS][oO][sS]|%|[\x80-\xff]|1[-.() ]*1[-.() ]*[02]")
 _PLAIN = re.compile(rb"INVITE (\S+) SIP/2\.0\r?\n")
 
@@ -168,6 +170,7 @@ class Shedder:
         self.changes: Counter[str] = Counter()
         self.sources = Buckets(rates.sources)
         self.lines = Buckets(rates.sources)
+        self.turned_away = Buckets(rates.sources)  # INVITEs that got a 503, by source and branch
         self._strangers = Bucket(rates.strangers_burst, 0.0)
         self._registers = Bucket(rates.registers_burst, 0.0)
         self._next_register_at = 0.0  # the place in time of the next REGISTER that has to come again
@@ -190,8 +193,11 @@ class Shedder:
         kind = kind or kind_of(data)
         desk = self._desk
         user, sharing = desk.location.accounts_at(flow, desk.now.utc_ms)
-        verdict = self._customer(kind, user, sharing) if user else self._source(kind, data, flow, source)
+        verdict = self._again(data, flow) if kind is Kind.INVITE else None
+        verdict = verdict or (self._customer(kind, user, sharing) if user else self._source(kind, data, flow, source))
         if verdict is not None:
+            if kind is Kind.INVITE and verdict.retry_s and verdict.reason != "repeated":
+                self.turned_away.add(self._copy_of(data, flow), Bucket(verdict.retry_s, desk.now.mono))
             self.counts[verdict.reason, _LABELS[kind]] += 1
         if not user and desk.drops.is_on:
             self._judge(kind, data, flow, verdict)
@@ -203,6 +209,21 @@ class Shedder:
             self._desk.drops.offended(flow.host, "scan" if kind is Kind.SCANNER else "flood")
         elif kind is Kind.PART and data.startswith(b"INVITE ") and may_be_emergency(data):
             self._desk.drops.called_for_help(flow.host)
+
+    # Copies of an INVITE that was turned away
+
+    @staticmethod
+    def _copy_of(data: bytes, flow: Flow) -> Hashable:
+        found = _BRANCH.search(data)
+        return flow.host, flow.port, found[1] if found is not None else data
+
+    def _again(self, data: bytes, flow: Flow) -> Verdict | None:
+        """The same answer for a copy of an INVITE that was turned away: its caller has given the call up, and nobody would
+        end it (RFC 3261 §8.2.7: a server without state answers a copy as it did the first)."""
+        found = self.turned_away.find(self._copy_of(data, flow)) if len(self.turned_away) else None
+        if found is None or self._desk.now.mono - found.at >= REPEATED_S:
+            return None
+        return Verdict("repeated", round(found.tokens))
 
     # Budgets
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from policy.emergency import service_of
 from sipproxy.engine.actions import Note, TakeSlot
 from sipproxy.engine.settings import Rates
-from sipproxy.engine.shed import CALM_S, Bucket, Buckets, Kind, Load, Signals, kind_of, may_be_emergency
+from sipproxy.engine.shed import CALM_S, REPEATED_S, Bucket, Buckets, Kind, Load, Signals, kind_of, may_be_emergency
 from sipproxy.sip.flow import Flow
 from sipproxy.sip.message import Response
 from tests.engine.desk import DOMAIN, ROUTER, STRANGER, Desk
@@ -179,6 +179,35 @@ def test_the_repetition_of_a_request_that_was_taken_is_not_turned_away() -> None
     at_load(desk, Load.INVITE)
     assert desk.receive(invite) == []
     assert desk.answer(desk.request(b"INVITE", CALL)).status == 503
+
+
+def test_copy_of_a_call_that_was_turned_away_is_turned_away_too_when_the_load_is_over() -> None:
+    """Its caller was told 503 and is gone: a call of the copy would ring, be answered and keep its channel without him."""
+    desk = desk_of(Rates())
+    assert desk.register(CONTACT).status == 200
+    headers = (desk.credentials(b"INVITE", CALL), (b"Contact", CONTACT))
+    invite = desk.request(b"INVITE", CALL, headers=headers, branch=b"z9hG4bKtwice")
+    at_load(desk, Load.INVITE)
+    assert desk.answer(invite).status == 503
+    desk.engine.shedder.load = Load.CALM
+    assert desk.answer(invite).status == 503
+    assert not any(isinstance(action, TakeSlot) for action in desk.actions)
+    assert desk.engine.shedder.counts["repeated", "invite"] == 1
+    desk.tick(1.0)
+    desk.receive(desk.request(b"INVITE", CALL, headers=headers, branch=b"z9hG4bKanew"))
+    assert any(isinstance(action, TakeSlot) for action in desk.actions), "he tries anew"
+    desk.tick(REPEATED_S)
+    desk.engine.desk.now = desk.now
+    assert desk.engine.shedder._again(invite, ROUTER) is None
+
+
+def test_the_table_of_calls_that_were_turned_away_is_bounded() -> None:
+    desk = desk_of(Rates(sources=20))
+    assert desk.register(CONTACT).status == 200
+    at_load(desk, Load.INVITE)
+    for number in range(50):
+        assert desk.answer(desk.request(b"INVITE", CALL, call_id=b"%d" % number)).status == 503
+    assert (len(desk.engine.shedder.turned_away), desk.engine.shedder.turned_away.evicted) == (20, 30)
 
 
 def test_what_belongs_to_a_live_call_passes_whoever_sends_it() -> None:
