@@ -82,7 +82,8 @@ class Location:
         self._by_user: dict[str, dict[str, Binding]] = {}
         self._by_flow: dict[Flow, set[str]] = {}
         self._flows_at: Counter[str] = Counter()  # flows by source
-        self._left: OrderedDict[tuple[str, Flow], Binding] = OrderedDict()  # by account and flow, who was there last
+        # By account and flow, key and instance of the binding that was there last.
+        self._left: OrderedDict[tuple[str, Flow], tuple[str, str]] = OrderedDict()
         self._bindings_at: Counter[str] = Counter()  # all bindings by source, those of other nodes' connections too
         self._expiries: list[tuple[int, str, str]] = []  # heap; stale entries are skipped when due
         self.unheard_ms: int | None = (
@@ -159,7 +160,7 @@ class Location:
     def _note_left(self, user: str, binding: Binding) -> None:
         if not self.is_own(binding):
             return
-        self._left[user, binding.flow] = binding
+        self._left[user, binding.flow] = binding.key, binding.instance
         self._left.move_to_end((user, binding.flow))
         if len(self._left) > MAX_LEFT:
             self._left.popitem(last=False)
@@ -171,7 +172,8 @@ class Location:
         left = self._left.get((user, flow))
         if left is None or any(b.flow == flow for b in own):
             return flow
-        same = [b for b in own if b.key == left.key] or [b for b in own if left.instance and b.instance == left.instance]
+        key, instance = left
+        same = [b for b in own if b.key == key] or [b for b in own if instance and b.instance == instance]
         if not same:
             near = [b for b in own if b.flow.host == flow.host]
             same = near if len(near) == 1 else []
