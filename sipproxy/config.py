@@ -139,6 +139,7 @@ class Calls(Section, frozen=True):
 
 class Limits(Section, frozen=True):
     message_bytes: Annotated[int, msgspec.Meta(ge=2048, le=65535)] = 65535
+    udp_bytes: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 1300  # of a request over UDP (RFC 3261 §18.1.1); 0 = any length
     headers: Annotated[int, msgspec.Meta(ge=20, le=2000)] = 200
     transactions: Count = 200_000
     calls: Count = 50_000

@@ -125,6 +125,8 @@ def _engine_metrics(metrics: Metrics, engine: Engine) -> None:
         "drops_ended": ("sources taken off the drop list", ("why",)),
         "drops_refused": ("sources that the drop list had no room for", ("why",)),
         "drops_forgotten": ("suspect sources forgotten for lack of room", ("why",)),
+        "long_requests": ("requests too long for a datagram, and how they left or why over UDP after all", ("way",)),
+        "places_forgotten": ("places forgotten that were known to take TCP, or not to", ("why",)),
         "setups_forgotten": ("lines whose started calls the guard against automatic dialling had no room for", ("reason",)),
         "stun": ("STUN messages on the SIP port, and what became of them", ("outcome",)),
         "flows_lost": ("bindings whose connection ended", ("transport",)),

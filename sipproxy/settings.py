@@ -61,6 +61,7 @@ def engine_settings(config: Config, bound: Sequence[Bound], *, boot: str = "") -
         probe_s=calls.probe_s,
         slots=config.store.slots,
         store_wait_s=config.store.deadline_ms / 1000,
+        udp_bytes=limits.udp_bytes,
         max_headers=limits.headers,
         max_transactions=limits.transactions,
         max_calls=limits.calls,

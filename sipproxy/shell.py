@@ -206,7 +206,7 @@ class Shell:
                 action = self._line.popleft()
                 if isinstance(action, SendTo):
                     assert self.transports is not None
-                    self.transports.send(action.target, action.data, action.key)
+                    self.transports.send(action.target, action.data, action.key, connect_s=action.connect_s)
                 elif isinstance(action, JournalFact):
                     self._append(action.fact)
                     if self._waiting is not None:

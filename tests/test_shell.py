@@ -215,7 +215,7 @@ class _Wire:
         self.disk = disk
         self.sent: list[tuple[bytes, int]] = []
 
-    def send(self, _target: object, data: bytes, _key: object) -> None:
+    def send(self, _target: object, data: bytes, _key: object, *, connect_s: float = 0.0) -> None:
         self.sent.append((data, len(self.disk.taken)))
 
 

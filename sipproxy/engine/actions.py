@@ -41,11 +41,15 @@ class Now(NamedTuple):
 
 
 class SendTo(NamedTuple):
-    """Send `data`. A failure is reported by `Engine.transport_failed(key)` when `key` is not None."""
+    """Send `data`. A failure is reported by `Engine.transport_failed(key)` when `key` is not None.
+
+    With `connect_s` a connection that is not open after so many seconds is a failure: the data then does not leave any more.
+    """
 
     target: Flow | Hop
     data: bytes
     key: Hashable | None = None
+    connect_s: float = 0.0
 
 
 class Slot(NamedTuple):

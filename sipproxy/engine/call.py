@@ -174,7 +174,7 @@ class Call:
         sent, branch = built
         carrier.tried(self, target)
         self.context.add(client_key(branch, b"INVITE"), target)
-        self.desk.transactions.new_client(sent, branch, target.to, self, self.desk.now.mono)
+        self.desk.transactions.new_client(sent, branch, target.to, self, self.desk.now.mono, urgent=self.is_emergency)
         return True
 
     # The branches' responses

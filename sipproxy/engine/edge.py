@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from sipproxy.engine.actions import SendTo
 from sipproxy.engine.forward import EDGE_PARAM, Target, forward_request, hop_uri, is_ours
 from sipproxy.sip.build import Editor
 from sipproxy.sip.flow import Flow, Hop
@@ -261,7 +260,7 @@ class Edges:
             return
         sent, branch = built
         if ack:
-            desk.out.append(SendTo(to, sent.raw))
+            desk.transactions.send_ack(sent, to)
             return
         server = desk.transactions.new_server(request, desk.reply_target(request, flow), desk.now.mono)
         passage = Passage(desk, server)

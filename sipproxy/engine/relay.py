@@ -11,7 +11,6 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from sipproxy.engine import carrier, keep, liveness, session
-from sipproxy.engine.actions import SendTo
 from sipproxy.engine.authenticate import Proven
 from sipproxy.engine.call import Phase
 from sipproxy.engine.causes import cause_of
@@ -183,7 +182,7 @@ class Relays:
         if request.method == b"ACK":
             built = forward_request(desk, request, to, editor=editor, call=found.call.id, stateless=True)
             if built is not None:
-                desk.out.append(SendTo(to, built[0].raw))
+                desk.transactions.send_ack(built[0], to)
         else:
             self._forward(request, flow, editor, found, to)
         if request.method == b"BYE":

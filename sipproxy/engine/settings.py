@@ -124,6 +124,7 @@ class Settings:
     probe_s: float = 600.0
     slots: str = "local"
     store_wait_s: float = 0.25  # of all that one call may wait for the store
+    udp_bytes: int = 1300  # of a request that leaves over UDP; 0: whatever its length
     max_headers: int = 200
     max_transactions: int = 200_000
     max_calls: int = 50_000

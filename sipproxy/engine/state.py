@@ -18,6 +18,7 @@ from sipproxy.engine.channels import Channels
 from sipproxy.engine.drops import Drops
 from sipproxy.engine.forward import BRANCH, LOOP_MARK, loop_mark_of
 from sipproxy.engine.location import Location
+from sipproxy.engine.long_requests import LongRequests
 from sipproxy.engine.peers import Peers
 from sipproxy.engine.tokens import Tokens
 from sipproxy.engine.transactions import Server, Transactions
@@ -71,8 +72,13 @@ class Desk:
         self.location = Location(settings.max_bindings, settings.node)
         self.peers = Peers(settings)
         self.tokens = Tokens(key)
+        self.long_requests = LongRequests(self)
         self.transactions = Transactions(
-            settings.timers, limit=settings.max_transactions, emit=self.out.append, queue=self.queue
+            settings.timers,
+            limit=settings.max_transactions,
+            emit=self.out.append,
+            queue=self.queue,
+            long_requests=self.long_requests,
         )
         self.channels = Channels(self)
         self.trunks = Trunks(self)

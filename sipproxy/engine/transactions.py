@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from sipproxy.engine.actions import Action, SendTo
+from sipproxy.engine.long_requests import CONNECT_S
 from sipproxy.sip.build import write_cancel
 from sipproxy.sip.flow import LOOP, Flow
 from sipproxy.sip.matching import client_key, response_key, server_key
@@ -29,6 +30,7 @@ from sipproxy.sip.transaction import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable
 
+    from sipproxy.engine.long_requests import LongRequests
     from sipproxy.sip.flow import Hop
     from sipproxy.sip.timers import TimerQueue, Timers
 
@@ -74,6 +76,7 @@ class Client:
     target: Flow | Hop
     user: ClientUser
     challenged: int = 0  # challenges that this request is the answer to
+    instead: tuple[Request, Flow | Hop] | None = None  # the request over UDP, where it left over TCP for its length alone
 
 
 class Ignored:
@@ -89,11 +92,20 @@ class Ignored:
 class Transactions:
     """All transactions of a node. `emit` takes the actions; `now` of each call is monotonic seconds."""
 
-    def __init__(self, timers: Timers, *, limit: int, emit: Callable[[Action], None], queue: TimerQueue) -> None:
+    def __init__(
+        self,
+        timers: Timers,
+        *,
+        limit: int,
+        emit: Callable[[Action], None],
+        queue: TimerQueue,
+        long_requests: LongRequests | None = None,
+    ) -> None:
         self._timers = timers
         self._limit = limit
         self._emit = emit
         self._queue = queue
+        self._long_requests = long_requests
         self.servers: dict[Hashable, Server] = {}
         self.clients: dict[Hashable, Client] = {}
         self._by_flow: dict[Flow, set[Hashable]] = {}  # the clients of each connection
@@ -167,16 +179,50 @@ class Transactions:
     # Client side
 
     def new_client(
-        self, request: Request, branch: bytes, target: Flow | Hop, user: ClientUser, now: float, *, challenged: int = 0
+        self,
+        request: Request,
+        branch: bytes,
+        target: Flow | Hop,
+        user: ClientUser,
+        now: float,
+        *,
+        challenged: int = 0,
+        urgent: bool = False,
     ) -> Hashable:
-        """Start a client transaction with the request as it is to be sent; its key is returned."""
-        kind = InviteClient if request.method == b"INVITE" else NonInviteClient
-        machine = kind(request, timers=self._timers, reliable=target.transport in RELIABLE)
+        """Start a client transaction with the request as it is to be sent; its key is returned.
+
+        One that is too long for a datagram leaves over TCP where that is possible, an `urgent` one where that is known.
+        """
         key = client_key(branch, request.method)
-        client = Client(key, machine, request, target, user, challenged)
+        instead = (request, target)
+        longer = self._long_requests.choose(request, target, urgent=urgent) if self._long_requests is not None else None
+        if longer is not None:
+            request, target = longer
+        machine = self._machine(request, target)
+        client = Client(key, machine, request, target, user, challenged, instead if longer is not None else None)
         self._add_client(client)
         self._perform(client, machine.start(now))
         return key
+
+    def _machine(self, request: Request, target: Flow | Hop) -> InviteClient | NonInviteClient:
+        kind = InviteClient if request.method == b"INVITE" else NonInviteClient
+        return kind(request, timers=self._timers, reliable=target.transport in RELIABLE)
+
+    def _over_udp(self, client: Client, now: float) -> None:
+        """Nobody takes TCP there: the transaction begins anew over UDP (RFC 3261 §18.1.1)."""
+        assert client.instead is not None
+        assert self._long_requests is not None
+        (client.request, client.target), client.instead = client.instead, None
+        self._long_requests.learnt(client.target, takes_tcp=False)
+        client.machine = self._machine(client.request, client.target)
+        self._add_client(client)
+        self._perform(client, client.machine.start(now))
+
+    def send_ack(self, ack: Request, target: Flow | Hop) -> None:
+        """Send the ACK of a 2xx, which has no transaction: over TCP where it is too long for a datagram and TCP is known."""
+        longer = self._long_requests.choose(ack, target, urgent=True) if self._long_requests is not None else None
+        sent, to = longer or (ack, target)
+        self._emit(SendTo(to, sent.raw))
 
     def accepted_client(self, request: Request, branch: bytes, target: Flow | Hop, user: ClientUser, now: float) -> None:
         """An INVITE's client transaction that got a 2xx before: repetitions of it go to `user` (RFC 6026 §7.2)."""
@@ -224,6 +270,9 @@ class Transactions:
         client = self.clients.get(response_key(response))
         if client is None:
             return False
+        if client.instead is not None and self._long_requests is not None:
+            self._long_requests.learnt(client.target, takes_tcp=True)
+            client.instead = None
         self._perform(client, client.machine.receive(response, now))
         return True
 
@@ -233,7 +282,10 @@ class Transactions:
             return
         side, transaction = key
         if side == "c" and (client := self.clients.get(transaction)) is not None:
-            self._perform(client, client.machine.transport_failed(now))
+            if client.instead is not None:
+                self._over_udp(client, now)
+            else:
+                self._perform(client, client.machine.transport_failed(now))
         elif side == "s" and (server := self.servers.get(transaction)) is not None:
             server.machine.transport_failed(now)
             self._arm_server(server)
@@ -275,10 +327,13 @@ class Transactions:
             self._queue.cancel(("c", client.key))
         for action in actions:
             if isinstance(action, Send):
-                self._emit(SendTo(client.target, action.data, ("c", client.key)))
+                wait_s = CONNECT_S if client.instead is not None else 0.0
+                self._emit(SendTo(client.target, action.data, ("c", client.key), wait_s))
             elif isinstance(action, PassUp):
                 if isinstance(action.message, Response):
                     self.told = client
                     client.user.response(client.key, action.message)
             else:
+                if client.instead is not None and self._long_requests is not None:
+                    self._long_requests.learnt(client.target, takes_tcp=False)  # somebody accepts connections and says nothing
                 client.user.failed(client.key, timed_out=isinstance(action, TimedOut))

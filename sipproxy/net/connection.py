@@ -143,8 +143,9 @@ class Connection(asyncio.Protocol):
     def resume_writing(self) -> None:
         self._deadlines.pop("stalled", None)
 
-    def send(self, data: bytes, key: Hashable | None) -> int:
-        """Write `data`, or hold it until the connection is open; the connection's number, 0 when it failed."""
+    def send(self, data: bytes, key: Hashable | None, connect_s: float = 0.0) -> int:
+        """Write `data`, or hold it until the connection is open, with `connect_s` so many seconds at most; the connection's
+        number, 0 when it failed."""
         listener = self._listener
         if self._reason:
             return listener.fail(key, "gone")
@@ -154,9 +155,18 @@ class Connection(asyncio.Protocol):
         if self._transport is None:
             self._waiting.append((data, key))
             self._waiting_bytes += len(data)
+            if connect_s:
+                asyncio.get_running_loop().call_later(connect_s, self._give_up, data, key)
         else:
             self._write(data)
         return self.number
+
+    def _give_up(self, data: bytes, key: Hashable | None) -> None:
+        """What still waits for the connection has waited long enough; the connection may open yet, for what comes later."""
+        if (data, key) in self._waiting:
+            self._waiting.remove((data, key))
+            self._waiting_bytes -= len(data)
+            self._listener.fail(key, "slow_connect")
 
     def not_connected(self, reason: str) -> None:
         """Take note that the connection could not be opened."""

@@ -64,8 +64,8 @@ class StreamListener:
             "incomplete": 0, "idle": 0, "stalled": 0, "connect": 0, "shutdown": 0, "handshake": 0, "name": 0,
         }  # fmt: skip
         self.failed = {
-            "connect": 0, "gone": 0, "write_buffer_full": 0, "too_many": 0, "shutdown": 0, "bad_address": 0, "handshake": 0,
-            "name": 0,
+            "connect": 0, "slow_connect": 0, "gone": 0, "write_buffer_full": 0, "too_many": 0, "shutdown": 0,
+            "bad_address": 0, "handshake": 0, "name": 0,
         }  # fmt: skip
         self.on_message, self.on_closed, self.on_refused = on_message, on_closed, on_refused
         self._on_failed = on_failed
@@ -119,10 +119,19 @@ class StreamListener:
         return () if found is None else found.names
 
     def send(
-        self, data: bytes, host: str, port: int, connection: int = 0, *, domain: str = "", key: Hashable | None = None
+        self,
+        data: bytes,
+        host: str,
+        port: int,
+        connection: int = 0,
+        *,
+        domain: str = "",
+        key: Hashable | None = None,
+        connect_s: float = 0.0,
     ) -> int:
         """Send on `connection`, or with 0 on the one to (host, port), and return its number; 0 when it failed at once.
 
+        With `connect_s` what waits for so many seconds for its connection to open has failed, and is not sent any more.
         With TLS, `domain` is whom the peer has to prove to be, by default `host` itself.
         A connection that is named and gone is not replaced: behind a NAT nobody listens at that port (RFC 5626 §5.3).
         Failures are reported to `on_failed` later, never from within.
@@ -137,7 +146,7 @@ class StreamListener:
         target = self._outgoing.get((host, port))
         if target is None or not self._serves(target, domain):
             target = self._open(host, port, domain, key)
-        return 0 if target is None else target.send(data, key)
+        return 0 if target is None else target.send(data, key, connect_s)
 
     def fail(self, key: Hashable | None, reason: str) -> int:
         """Count a message that did not go out, report it later, and return 0."""

@@ -159,30 +159,35 @@ class Transports:
             else:
                 await listener.close()
 
-    def send(self, target: Flow | Hop, data: bytes, key: Hashable | None) -> None:
-        """Send, or report `key` as failed: in a later turn of the loop, never from within."""
+    def send(self, target: Flow | Hop, data: bytes, key: Hashable | None, *, connect_s: float = 0.0) -> None:
+        """Send, or report `key` as failed: in a later turn of the loop, never from within.
+
+        With `connect_s` a connection that is not open after so many seconds is a failure, and the data is not sent any more.
+        """
         if isinstance(target, Flow):
             self._transmit(target, data, key)
             return
         found = self._resolver.literal(target.host, target.port, target.transport)
         if found:
-            self._reach(target, found, data, key)
+            self._reach(target, found, data, key, connect_s)
         elif len(self._lookups) >= MAX_LOOKUPS:
             self._fail("too_many_lookups", key)
         else:
-            task = asyncio.get_running_loop().create_task(self._look_up(target, data, key))
+            task = asyncio.get_running_loop().create_task(self._look_up(target, data, key, connect_s))
             self._lookups.add(task)
             task.add_done_callback(self._lookups.discard)
 
-    async def _look_up(self, target: Hop, data: bytes, key: Hashable | None) -> None:
+    async def _look_up(self, target: Hop, data: bytes, key: Hashable | None, connect_s: float) -> None:
         found = await self._resolver.resolve(target.host, target.port, target.transport)
         if found:
             self.on_resolved(target.host, [host for host, _ in found])
-            self._reach(target, found, data, key)
+            self._reach(target, found, data, key, connect_s)
         else:
             self._fail("unresolved", key)
 
-    def _reach(self, target: Hop, places: Sequence[tuple[str, int]], data: bytes, key: Hashable | None) -> None:
+    def _reach(
+        self, target: Hop, places: Sequence[tuple[str, int]], data: bytes, key: Hashable | None, connect_s: float
+    ) -> None:
         """Send to the first of the places that a listener reaches: the hop's own, else the first of its IP version.
 
         Of a name's places those come first that the first listener reaches, whose address stands in the Via.
@@ -191,7 +196,7 @@ class Transports:
         reachable = [(self._listener_to(target, host), host, port) for host, port in places]
         for index, host, port in sorted(reachable, key=lambda place: place[0] != first):
             if index >= 0:
-                self._transmit(Flow(target.transport, index, host, port), data, key, target.host)
+                self._transmit(Flow(target.transport, index, host, port), data, key, target.host, connect_s)
                 return
         self._fail("no_listener", key)
 
@@ -202,12 +207,12 @@ class Transports:
             return self._by_kind.get((target.transport, version), -1)
         return target.listener if _version(self._listeners[target.listener].address[0]) == version else -1
 
-    def _transmit(self, to: Flow, data: bytes, key: Hashable | None, domain: str = "") -> None:
+    def _transmit(self, to: Flow, data: bytes, key: Hashable | None, domain: str = "", connect_s: float = 0.0) -> None:
         listener = self._listeners[to.listener]
         if self.watchers:
             self._show(to, data, outgoing=True)
         if isinstance(listener, StreamListener):
-            listener.send(data, to.host, to.port, to.connection, domain=domain, key=key)
+            listener.send(data, to.host, to.port, to.connection, domain=domain, key=key, connect_s=connect_s)
             return
         try:
             listener.send(data, to.host, to.port, key=key)

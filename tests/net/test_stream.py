@@ -249,6 +249,31 @@ async def test_stream_connect_that_hangs_fails_within_its_bound(nodes: Make) -> 
     assert node.failed == [("k", "connect")]
 
 
+async def test_stream_message_that_waits_too_long_for_its_connection_fails_and_is_not_sent_later(nodes: Make) -> None:
+    node = await nodes(connect_s=30.0)
+    with silent_server(backlog=0) as server:
+        fillers = [socket.socket() for _ in range(4)]
+        for filler in fillers:
+            filler.settimeout(0)
+            filler.connect_ex(server.getsockname())
+        await asyncio.sleep(0.05)
+        node.listener.send(message("late"), *server.getsockname(), key="k", connect_s=0.2)
+        node.listener.send(message("patient"), *server.getsockname(), key="p")
+        await until(lambda: node.failed)
+        assert node.failed == [("k", "slow_connect")]
+        for filler in fillers:
+            filler.close()
+        server.settimeout(0)
+        got, loop = b"", asyncio.get_running_loop()
+        async with asyncio.timeout(30):
+            while b"patient" not in got:  # the kernel repeats its SYN, and there is room by then
+                accepted, _ = await loop.sock_accept(server)
+                with accepted:
+                    accepted.settimeout(0)
+                    got += await loop.sock_recv(accepted, 65536)
+        assert b"late" not in got
+
+
 @pytest.mark.parametrize(("host", "port"), [("localhost", 5060), ("sip.example", 5060), ("127.0.0.1", 0), ("127.0.0.1", 70000)])
 async def test_stream_send_to_no_address_fails(nodes: Make, host: str, port: int) -> None:
     node = await nodes()
