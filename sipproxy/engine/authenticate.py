@@ -68,8 +68,14 @@ class Authenticator:
         self._nonces = nonces
         self._secret = hashlib.sha256(b"names" + secret).digest()
         self.guesses = Guesses(desk.settings.guesses)
+        desk.gave_nonce = self._gave
         self._offers: list[tuple[int, tuple[str, ...]]] = []  # algorithms, and how many accounts have these or a set before
         self._counted = (0, -RECOUNT_S)  # policy version, and when
+
+    def _gave(self, nonce: bytes, flow: Flow) -> bool:
+        """Whether the nonce was given to this source, and lives. Cheap: what came with it is not looked at."""
+        utc_s = self._desk.now.utc_ms // 1000
+        return self._nonces.inspect(nonce, utc_s, source_of(flow.host).encode()) is NonceState.OK
 
     def rekey(self, key: bytes) -> None:
         """Use the secret that all nodes share from now on."""

@@ -48,6 +48,7 @@ _TO_TAG = re.compile(rb"\n(?:to|t)[ \t]*:(?:[^\r\n]|\r?\n[ \t])*;\s*tag\s*=", re
 _CALL_ID = re.compile(rb"\n(?:call-id|i)[ \t]*:[ \t]*([^\s]+)", re.IGNORECASE)
 _BRANCH = re.compile(rb"\n(?:via|v)[ \t]*:[^\r\n]*?;[ \t]*branch[ \t]*=[ \t]*([^\s;,]+)", re.IGNORECASE)
 REPEATED_S = 32.0  # for how long copies of an INVITE come after it: 64*T1 (RFC 3261 §17.1.1.2)
+_NONCE = re.compile(rb"\nauthorization[ \t]*:[^\n]*\bnonce[ \t]*=[ \t]*\"([^\"\r\n]{1,200})\"", re.IGNORECASE)
 _HELP = re.compile(rb"[sS][oO][sS]|%|[\x80-\xff]|1[-.() ]*1[-.() ]*[02]")
 _PLAIN = re.compile(rb"INVITE (\S+) SIP/2\.0\r?\n")
 
@@ -194,7 +195,11 @@ class Shedder:
         desk = self._desk
         user, sharing = desk.location.accounts_at(flow, desk.now.utc_ms)
         verdict = self._again(data, flow) if kind is Kind.INVITE else None
-        verdict = verdict or (self._customer(kind, user, sharing) if user else self._source(kind, data, flow, source))
+        if verdict is None and user:
+            answers = kind is Kind.REGISTER and self._answers(data, flow)
+            verdict = self._customer(kind, user, sharing, answers=answers)
+        elif verdict is None:
+            verdict = self._source(kind, data, flow, source)
         if verdict is not None:
             if kind is Kind.INVITE and verdict.retry_s and verdict.reason != "repeated":
                 self.turned_away.add(self._copy_of(data, flow), Bucket(verdict.retry_s, desk.now.mono))
@@ -242,8 +247,9 @@ class Shedder:
         desk = self._desk
         return desk.peers.has_host(flow.host) or any(route.is_from(flow) for route in desk.settings.trunks)
 
-    def _customer(self, kind: Kind, user: str, sharing: int) -> Verdict | None:
-        """A message over the flow of live bindings, which so many accounts share; `user` is one of them."""
+    def _customer(self, kind: Kind, user: str, sharing: int, *, answers: bool) -> Verdict | None:
+        """A message over the flow of live bindings, which so many accounts share; `user` is one of them. `answers` is whether
+        it has the nonce of a challenge of ours."""
         if kind is Kind.PART:
             return None
         desk, rates, now = self._desk, self._rates, self._desk.now.mono
@@ -255,11 +261,16 @@ class Shedder:
         if not bucket.take(now, sharing * rates.line_per_s, sharing * rates.line_burst):
             return Verdict("line", self._retry(kind) if kind >= Kind.REGISTER else 0)
         share = self._registering
-        if kind is Kind.REGISTER and not self._registers.take(
-            now, share * rates.registers_per_s, max(1.0, share * rates.registers_burst)
-        ):
+        burst = max(1.0, share * rates.registers_burst)
+        floor = 0.0 if answers else burst // 2  # half of it waits for who was challenged: his first try is not wasted
+        if kind is Kind.REGISTER and not self._registers.take(now, share * rates.registers_per_s, burst, floor):
             return Verdict("registers" if share == 1.0 else "load", self._retry(kind))
         return None
+
+    def _answers(self, data: bytes, flow: Flow) -> bool:
+        """Whether a REGISTER answers a challenge: its nonce was given to its source."""
+        found = _NONCE.search(data)
+        return found is not None and self._desk.gave_nonce(found[1], flow)
 
     @property
     def _registering(self) -> float:
@@ -273,6 +284,8 @@ class Shedder:
         desk, rates, now = self._desk, self._rates, self._desk.now.mono
         lines = desk.location.flows_at(flow.host)
         is_stranger = not lines and not desk.settings.in_access_network(flow.host)
+        if kind is Kind.REGISTER and self._answers(data, flow):
+            kind = Kind.INVITE  # so much has been done for it; it goes on when others begin
         if self.load >= kind and (is_stranger or kind >= Kind.REGISTER):
             return Verdict("load", 0 if is_stranger else self._retry(kind))
         if not source.take(now, rates.source_per_s + lines * rates.line_per_s, rates.source_burst + lines * rates.line_per_s):

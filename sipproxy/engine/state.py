@@ -68,6 +68,8 @@ class Desk:
         self.may_send: Callable[[Flow, int], bool] = lambda flow, size: True  # noqa: ARG005
         self._places: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {}  # name -> where it led before, and where it does
         self.heard_by: Flow | None = None  # the flow of the response that is being handled
+        # Whether this nonce was given to whoever sends from this flow (engine.authenticate).
+        self.gave_nonce: Callable[[bytes, Flow], bool] = lambda nonce, flow: False  # noqa: ARG005
         self.closed: set[str] = set()  # reasons for taking no new calls but emergencies
         self.location = Location(settings.max_bindings, settings.node)
         self.peers = Peers(settings)

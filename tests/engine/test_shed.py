@@ -254,6 +254,38 @@ def test_registered_routers_that_all_come_at_once_are_given_different_times() ->
     assert busiest <= 45, "no more than come in five seconds at most of the rate"
 
 
+def test_router_that_answers_its_challenge_is_not_turned_away_behind_first_tries() -> None:
+    desk = desk_of(Rates(registers_per_s=1, registers_burst=8))
+    assert desk.register(CONTACT).status == 200
+    proof = desk.credentials(b"REGISTER", DOMAIN)
+    forged = (proof[0], proof[1].replace(b'nonce="', b'nonce="A'))
+    desk.tick(60)
+
+    def registers(number: int, *headers: tuple[bytes, bytes]) -> list[int]:
+        found = []
+        for _ in range(number):
+            desk.engine.shedder.lines = Buckets(50)
+            found.append(desk.answer(desk.request(b"REGISTER", headers=headers)).status)
+        return found
+
+    assert registers(6) == [401] * 4 + [503] * 2, "half of the burst is for those"
+    assert registers(1, forged) == [503], "who were challenged, not for who says so"
+    assert registers(5, proof)[0] == 200
+    assert registers(1, proof) == [503], "and they have a bound too"
+
+
+def test_stranger_who_answers_his_challenge_is_heard_when_first_tries_are_not() -> None:
+    """A router with a new address, after a power cut."""
+    desk = desk_of()
+    proof = desk.credentials(b"REGISTER", DOMAIN, flow=STRANGER)
+    at_load(desk, Load.REGISTER)
+    assert not desk.receive(desk.request(b"REGISTER"), STRANGER)
+    assert not desk.receive(desk.request(b"REGISTER", headers=(proof,)), ROUTER), "another source's nonce"
+    assert desk.answer(desk.request(b"REGISTER", headers=(proof,)), STRANGER).status == 200
+    at_load(desk, Load.INVITE)
+    assert not desk.receive(desk.request(b"REGISTER", headers=(proof,)), STRANGER)
+
+
 def test_trunks_are_never_counted() -> None:
     desk = at_load(desk_of(), Load.INVITE)
     trunk = Flow("UDP", 0, *TRUNK_A)

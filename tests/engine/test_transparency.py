@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sipproxy.engine.actions import SendTo, TakeSlot
 from sipproxy.sip.flow import Flow
@@ -91,3 +95,85 @@ def test_response_keeps_every_line_but_our_via(status: int) -> None:
     if status == 200:
         expected += [b"Session-Expires: 1800;refresher=uac", b"Require: timer"]  # RFC 4028 §8.2: the caller knows timers
     assert after == expected
+
+
+NAMES = (
+    b"X-Odd",
+    b"s",
+    b"Accept-Language",
+    b"u",
+    b"Reason",
+    b"a.b-c_d!%*+`'~",
+    b"Alert-Info",
+)
+PARTS = (
+    b"plain",
+    b"a, b",
+    b'"quo\\"ted, <x>"',
+    b"\xc3\xa9\xff\x80",
+    b'x;y="z";w',
+    b"(comment (nested))",
+    b"\r\n folded",
+    b"\r\n\t \r\n more",
+    b"%41%zz",
+    b"\xe2\x80\xa8",
+)
+COLONS = (b":", b": ", b" :", b"\t:\t", b":\r\n ", b"  :  ")
+BODIES = (
+    b"",
+    b"\x00\xff" * 9,
+    bytes(range(256)),
+    b"--b\r\nContent-Type: application/sdp\r\n\r\nv=0\r\n--b\r\n\r\n\x00\r\n--b--\r\n",
+    b"\r\n\r\n",
+)
+KINDS = (b"application/sdp", b"multipart/mixed; boundary=b", b"application/octet-stream", b'text/plain;charset="x"')
+
+
+def odd_lines(random: Random) -> list[bytes]:
+    """Header lines that nobody but their receiver has to understand, as legal and as odd as they come."""
+    found = []
+    for _ in range(random.randrange(1, 8)):
+        name = bytes(random.choice((byte, byte ^ 32)) if chr(byte).isalpha() else byte for byte in random.choice(NAMES))
+        value = b" ".join(random.choice(PARTS) for _ in range(random.randrange(4)))
+        found.append(name + random.choice(COLONS) + value.removeprefix(b"\r\n").strip())
+    return found
+
+
+@settings(max_examples=250, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_generated_invites_and_their_responses_differ_only_where_the_rfc_says_so(seed: int) -> None:
+    """From the caller to the carrier and back: names, case, white space, folds, order, 8-bit and bodies stay."""
+    random, desk = Random(seed), Desk()
+    lines, body, length = (
+        odd_lines(random),
+        random.choice(BODIES),
+        random.choice((b"Content-Length: %d", b"l : %d", b"CONTENT-LENGTH:%d")),
+    )
+    kind = random.choice((b"Content-Type: ", b"c:", b"cOnTeNt-TyPe : ")) + random.choice(KINDS)
+    plain = desk.request(b"INVITE", TARGET, headers=(desk.credentials(b"INVITE", TARGET),))
+    rows = [row for row in plain.split(b"\r\n\r\n")[0].split(b"\r\n") if not row.startswith(b"Content-Length")]
+    at = random.randrange(2, len(rows) + 1)
+    sent = b"\r\n".join([*rows[:at], *lines, *rows[at:], kind, length % len(body)]) + b"\r\n\r\n" + body
+    _, before, _ = split(sent)
+    arrived = forwarded(desk, sent)
+    _, after, body_after = split(arrived)
+    assert body_after == body
+    added = [b"Session-Expires: 1800"]  # RFC 4028 §8.1
+    assert [line for line in after if name_of(line) not in CHANGED] == [
+        line for line in before if name_of(line) not in CHANGED
+    ] + added
+    copied = [line for line in after if name_of(line) in (b"via", b"from", b"to", b"call-id", b"cseq", b"record-route")]
+    copied = [line + b";tag=77" if name_of(line) == b"to" else line for line in copied]
+    back, status = odd_lines(random), random.choice((180, 183, 404, 486))
+    rows = [*back, *copied, kind, length % len(body)]
+    actions = desk.engine.receive(
+        b"SIP/2.0 %d \xc3\x9c b\r\n" % status + b"\r\n".join(rows) + b"\r\n\r\n" + body, TRUNK, desk.now
+    )
+    (upstream,) = [a.data for a in actions if isinstance(a, SendTo) and a.data.startswith(b"SIP/2.0 %d" % status)]
+    start, returned, body_returned = split(upstream)
+    rows.remove(next(line for line in rows if name_of(line) == b"via"))
+    assert (start, returned, body_returned) == (
+        b"SIP/2.0 %d \xc3\x9c b" % status,
+        split(b"x\r\n" + b"\r\n".join(rows) + b"\r\n\r\n")[1],
+        body,
+    )

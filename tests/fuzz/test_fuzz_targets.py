@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+from itertools import pairwise
 from random import Random
 
 import pytest
 
+from tests.fuzz.linear import LIMIT, PIECES, framed, stream
 from tests.fuzz.seeds import WORDS
 from tests.fuzz.targets import TARGETS
 
@@ -54,6 +58,48 @@ def test_damaged_input_raises_only_what_its_entry_point_may_raise(name: str) -> 
         except Exception as error:
             error.add_note(f"input {number}: {data!r}")
             raise
+
+
+def calls_of(run: Callable[[bytes], None], data: bytes) -> int:
+    """How many functions, built-in ones included, are called for an input: the same on every machine."""
+    count = 0
+
+    def seen(_frame: object, event: str, _argument: object) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    before = sys.getprofile()
+    sys.setprofile(seen)
+    try:
+        run(data)
+    finally:
+        sys.setprofile(before)
+    return count
+
+
+@pytest.mark.parametrize("name", ["message", "uri", "digest", "framing", "sdp", "store", "config", "files", "capture"])
+def test_work_at_most_doubles_when_the_input_does(name: str) -> None:
+    """`make linear` has the time; this counts calls, which a loop within a loop shows."""
+    run = stream if name == "framing" else TARGETS[name].run
+    for piece, filling in PIECES.items():
+        counts = []
+        for size in (1024, 2048, 4096):
+            data = framed(name, filling * (size // len(filling)))
+            run(data)  # caches and imports are filled
+            counts.append(calls_of(run, data))
+        for before, after in pairwise(counts):
+            assert after < LIMIT * before + 50, (piece, counts)
+
+
+def test_count_of_calls_shows_a_loop_within_a_loop() -> None:
+    """The test above can fail."""
+
+    def careless(data: bytes) -> None:
+        for at in range(len(data)):
+            for end in range(at):
+                max(at, end)
+
+    assert calls_of(careless, b"x" * 200) > 3.5 * calls_of(careless, b"x" * 100)
 
 
 @pytest.mark.parametrize(
