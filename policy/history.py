@@ -160,8 +160,10 @@ def return_to(version: int, entries: Sequence[Entry], now: Snapshot, *, everythi
     """
     newest = entries[-1].version if entries else 0
     later = [entry for entry in entries if entry.version > version]
-    if not 0 <= version <= newest or newest != now.version:
-        _refuse(f"there is no version {version}; the log ends with {newest}")
+    if not 0 <= version <= now.version:
+        _refuse(f"there is no version {version}; the newest is {now.version}")
+    if newest != now.version:
+        _refuse(f"version {version} cannot be had: the log ends with {newest}, the newest version is {now.version}")
     if [entry.version for entry in later] != list(range(version + 1, newest + 1)):
         _refuse(f"version {version} cannot be had: the log does not hold every change since then")
     if broken := broken_links([entry for entry in entries if entry.version >= version]):

@@ -236,10 +236,20 @@ def ack(
 
 
 @app.command("groups")
-def groups(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
-    """Who reads the records, and how far each has come."""
+def groups(
+    remove: Annotated[str, typer.Option("--remove", metavar="GROUP", help="Forget this group, which nobody reads as.")] = "",
+    why: Annotated[str, typer.Option("--why", help="With --remove: why; it is written down with who did it.")] = "",
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: JsonOption = False,
+) -> None:
+    """Who reads the records, and how far each has come.
+
+    A group that nobody reads as holds up the stream: --remove forgets it, and what it had not acknowledged is not its any more.
+    """
     from sipproxy.commands import consuming, output
 
+    if remove:
+        output.run(lambda out: consuming.remove_group(config, out, remove, why=why), as_json=as_json)
     output.run(lambda out: consuming.list_groups(config, out), as_json=as_json)
 
 

@@ -21,9 +21,10 @@ from sipproxy.config import load
 if TYPE_CHECKING:
     from redis.asyncio import Redis
 
-__all__ = ["drop_letters", "list_groups", "list_letters", "requeue_letters", "show_letter"]
+__all__ = ["drop_letters", "list_groups", "list_letters", "remove_group", "requeue_letters", "show_letter"]
 
 TIMEOUT_S = 10.0
+READING_MS = 60_000  # a consumer that was heard within this time is there
 LETTER_ID = re.compile(r"[0-9]{1,20}-[0-9]{1,20}", re.ASCII)  # the store's; it answers any other with an error
 
 
@@ -40,7 +41,7 @@ def list_groups(path: Path, output: Output) -> int:
             rows = []
             for group in map(_fields, await link.call("XINFO", "GROUPS", stream)):
                 name = group["name"]
-                consumers = [_fields(found) for found in await link.call("XINFO", "CONSUMERS", stream, name)]
+                consumers = await _consumers(link, stream, name)
                 rows.append(
                     {
                         "group": name,
@@ -59,6 +60,41 @@ def list_groups(path: Path, output: Output) -> int:
     columns = ("group", "unread", "pending", "acknowledged_before", "consumers")
     cells = [[*(row[key] for key in columns[:4]), " ".join(_consumer_text(one) for one in row["consumers"])] for row in rows]
     output.table(columns, cells, empty="nobody reads the records yet")
+    return 0
+
+
+def remove_group(path: Path, output: Output, group: str, *, why: str) -> int:
+    """Forget a group, so that it holds up the stream no longer; who did so, and why, is written down first.
+
+    Refused where the configuration waits for it, and where somebody reads as it.
+    """
+    config = load(path)
+    stream = config.cdr.stream
+    if not why:
+        raise CommandError("what the group had not acknowledged is not its any more: say why with --why", code=USAGE)
+    if group in config.cdr.sinks:
+        raise CommandError(f"{group!r} stands in cdr.sinks: take it out there first, or the journal waits for it for ever")
+
+    async def work(client: Redis) -> int:
+        link = Link(client, timeout_s=TIMEOUT_S)
+        try:
+            known = map(_fields, await link.call("XINFO", "GROUPS", stream) if await link.call("EXISTS", stream) else [])
+            found = next((one for one in known if one["name"] == group), None)
+            if found is None:
+                raise CommandError(f"there is no group {group[:80]!r}; `sipproxy cdr groups` lists them")
+            reading = [one["name"] for one in await _consumers(link, stream, group) if one["idle"] < READING_MS]
+            if reading:
+                raise CommandError(f"{reading[0]} reads as {group!r}: stop it, and wait {READING_MS // 1000} s")
+            async with recorded(client, stream, "cdr groups", f"remove {group}: {why}") as seen:
+                seen.records = found["pending"]
+                await link.call("XGROUP", "DESTROY", stream, group)
+            return int(found["pending"])
+        finally:
+            await link.drop()
+
+    pending = with_store(config, work)
+    output.value({"removed": group, "pending": pending, "why": why})
+    output.line(f"{group} is removed, with {pending} records that it was given and had not acknowledged")
     return 0
 
 
@@ -185,6 +221,10 @@ def _row(letter: dead.Letter) -> dict[str, Any]:
 def _hex(value: bytes) -> str:
     text = value.decode("utf-8", "replace")
     return text if text.isprintable() and "\ufffd" not in text else value.hex()
+
+
+async def _consumers(link: Link, stream: str, group: str) -> list[dict[str, Any]]:
+    return [_fields(found) for found in await link.call("XINFO", "CONSUMERS", stream, group)]
 
 
 def _fields(found: Any) -> dict[str, Any]:

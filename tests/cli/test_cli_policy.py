@@ -274,7 +274,7 @@ def test_block_add_remove_history_and_rollback(operator: Operator) -> None:
     assert "2 changes, none of them made" in operator.ok("block", "rollback", "4", "--dry-run")
     operator.ok("block", "rollback", "4")
     assert {rule["id"] for rule in operator.json("block", "list")} == {"block-0137", "fraud-882", "fraud-883"}
-    assert "there is no version 99" in operator.refused("block", "rollback", "99")
+    assert "there is no version 99; the newest is 6" in operator.refused("block", "rollback", "99")
     operator.ok("line", "remove", "B2001")
     assert "b2001" in operator.refused("block", "rollback", "4", "--all")
     operator.ok("block", "rollback", "3")

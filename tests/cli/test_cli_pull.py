@@ -253,6 +253,23 @@ async def test_pull_neutralises_texts_and_leaves_messagepack_intact(place: Place
     assert msgspec.msgpack.decode(packed)["user_agent"] == "=cmd|'/c calc'!A0\r\nx"
 
 
+async def test_group_that_nobody_reads_as_is_removed_with_a_reason_and_no_other(place: Place) -> None:
+    await records(place, 1, 2)
+    with place.config.open("a") as file:
+        file.write("[cdr]\nsinks = ['pull']\n")
+    for group in ("pull", "pul", "kept"):
+        assert place.seqs("--group", group, *(["--keep"] if group == "kept" else [])) == [1, 2]
+    place.run("groups", "--remove", "pul", code=2)  # without a reason
+    why = ("--why", "misspelt")
+    assert "no group 'nobody'" in place.run("groups", "--remove", "nobody", *why, code=1).stderr
+    assert "cdr.sinks" in place.run("groups", "--remove", "pull", *why, code=1).stderr
+    assert "reads as 'kept'" in place.run("groups", "--remove", "kept", *why, code=1).stderr
+    assert place.answer("groups", "--remove", "pul", *why) == {"removed": "pul", "pending": 0, "why": "misspelt"}
+    assert [row["group"] for row in place.answer("groups")] == ["kept", "pull"]
+    (noted,) = [row for row in place.answer("access") if row["command"] == "cdr groups"]
+    assert noted["filter"] == "remove pul: misspelt"
+
+
 async def test_groups_and_dead_letters_are_shown_requeued_and_dropped(place: Place) -> None:
     client = place.store.client
     assert place.run("groups").stdout == "nobody reads the records yet\n"

@@ -166,6 +166,8 @@ async def test_return_refuses_what_the_log_cannot_say(client: redis.asyncio.Redi
     for version, reason in ((4, "there is no version 4"), (-1, "there is no version -1")):
         with pytest.raises(PolicyError, match=reason):
             history.return_to(version, entries, now, everything=False)
+    with pytest.raises(PolicyError, match="the log ends with 2, the newest version is 3"):
+        history.return_to(1, entries[:-1], now, everything=False)
     with pytest.raises(PolicyError, match="does not hold every change"):
         history.return_to(0, entries[1:], now, everything=False)
     forged = history.entry_of({**entries[1].fields, "why": "nothing to see here"})
