@@ -254,6 +254,11 @@ class Journal:
         self._started.poke()
 
     @property
+    def has_reserve(self) -> bool:
+        """Whether disk space is held back for live calls."""
+        return self._reserve.held
+
+    @property
     def last_seq(self) -> int:
         """The highest number given."""
         return self._last_seq

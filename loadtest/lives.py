@@ -41,10 +41,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Killed", "Life", "compare_lives", "owed_but_missing", "report_of", "tell_ladders"]
 
-SHED = "503"  # what a node under load says to an INVITE that it does not look at: no attempt of its own (docs/operation.md)
 LADDER_MS = 5000  # before and after a call, within which a ladder names the lives
 CHALLENGES = ("401", "407")
-TOLD_OF_END = ("0", "200", "481", "408")  # the other side's BYE, and what is answered to a BYE once the call is over
+BYE = "0"
+TOLD_OF_END = (BYE, "200", "481", "408")  # the other side's BYE, and what is answered to a BYE once the call is over
 MAX_SHOWN = 20
 FAULTS = ("lost", "double", "invented", "gaps", "unfinished", "billing", "wrong", "slots_left", "failures", "not_reached")
 
@@ -203,19 +203,19 @@ def _seen(by_life: _Lives, events: Iterable[Event]) -> dict[str, _Seen]:
             life = by_life.of(event.at_ms)
             if event.text[0] == "1":
                 about.owed.add(life)
-            elif about.final is None and event.text != SHED:
+            elif about.final is None:
                 about.final = life
     return seen
 
 
-def _heard_ends(events: Iterable[Event]) -> dict[tuple[str, str], list[float]]:
-    """When the parties heard that a call was over, by Call-ID and the callee's tag."""
-    heard: dict[tuple[str, str], list[float]] = defaultdict(list)
+def _heard_ends(events: Iterable[Event]) -> dict[tuple[str, str], list[tuple[float, str]]]:
+    """When the parties heard that a call was over, by Call-ID and the callee's tag; and by which status, "0" for a BYE."""
+    heard: dict[tuple[str, str], list[tuple[float, str]]] = defaultdict(list)
     for event in events:
         if event.what == "hears end":
             tag, _, status = event.text.partition(" ")
             if status in TOLD_OF_END:
-                heard[event.call_id, tag].append(event.at)
+                heard[event.call_id, tag].append((event.at, status))
     return heard
 
 
@@ -246,12 +246,18 @@ def _compare_outcome(found: Killed, caller: CallTruth, record: Record) -> None:
         if caller.answered_at is not None:
             found.wrong.append(f"{record.call_id}: its caller was answered, and the record does not know of it")
         return
-    if caller.status and caller.status not in (record.status, 481, int(SHED)):
+    if caller.status and caller.status not in (record.status, 481):
         found.wrong.append(f"{record.call_id}: status {caller.status}, record {record.status} ({record.end_reason})")
 
 
 def _compare_duration(
-    found: Killed, by_life: _Lives, caller: CallTruth, callees: Sequence[CallTruth], record: Record, *, heard: Sequence[float]
+    found: Killed,
+    by_life: _Lives,
+    caller: CallTruth,
+    callees: Sequence[CallTruth],
+    record: Record,
+    *,
+    heard: Sequence[tuple[float, str]],
 ) -> None:
     """See the module."""
     name, billed = record.call_id, record.billable_ms
@@ -261,10 +267,12 @@ def _compare_duration(
         found.wrong.append(f"{name}: the record has an answer, {'nobody answered' if not answers else 'nobody hung up'}")
         return
 
-    over_at = min((at for at in heard if at >= ends[0]), default=None)
+    over_at = min((at for at, _ in heard if at >= ends[0]), default=None)
+    # A BYE is passed on before the END is journalled, and its answer after that: a life may have died between the two.
+    kept_at = min((at for at, status in heard if at >= ends[0] and status != BYE), default=None)
     marks = [by_life.of(_utc_ms(at)) for at in (*answers, ends[0])]
-    marks += [by_life.of(_utc_ms(over_at))] if over_at is not None else []
-    one_life = len(set(marks)) == 1 and over_at is not None
+    marks += [by_life.of(_utc_ms(at)) for at in (over_at, kept_at) if at is not None]
+    one_life = len(set(marks)) == 1 and kept_at is not None
     longest = max(0.0, 1e3 * (ends[0] - answers[0]))
     found.resumed += len(set(marks)) > 1
     if record.duration_certain:

@@ -138,6 +138,8 @@ def _engine_metrics(metrics: Metrics, engine: Engine) -> None:
         "bindings_refused": ("bindings of other nodes that were not taken", ("reason",)),
         "probes": ("parties of live calls that were asked whether they are there", ("side",)),
         "parties_lost": ("parties found gone, and sessions that expired", ("how",)),
+        "records_dropped": ("records of refused attempts that found no room while they waited for the disk", ("rule",)),
+        "refusals_forgotten": ("refused INVITEs whose repetition would be taken for another attempt", ("reason",)),
         "byes_again": ("parties told again after a restart that their call was over", ("side",)),
         "slots_undecided": ("slots decided without the store", ("way",)),
         "slots_forgotten": ("slots granted by a store that counted fewer than this node holds", ("kind",)),
@@ -289,6 +291,8 @@ def _cdr_metrics(metrics: Metrics, journal: Journal, publisher: Publisher, shell
         lambda: {state: float(shell.disk == state) for state in ("ok", "filling", "full")},
         ("state",),
     )
+    waiting = "records of refused attempts that wait for the disk"
+    metrics.gauge("sipproxy_records_held", waiting, lambda: shell.engine.refusals.held)
     metrics.gauge("sipproxy_journal_owed", "facts in memory because the disk refuses them", lambda: shell.facts_owed)
     metrics.counter("sipproxy_journal_lost", "facts lost because the disk refused too long", lambda: shell.facts_lost)
     _quality_metrics(metrics, shell.quality)

@@ -256,6 +256,7 @@ class Shell:
             # room that the journal keeps for calls that live.
             if not isinstance(fact, Admit):
                 self._owe(fact)
+                self.engine.refusals.holding = True
             return
         self._publisher.appended(fact)
         if self._wait_for_disk:
@@ -295,12 +296,20 @@ class Shell:
                 self._publisher.appended(self._owed.popleft())
             stats = self._journal.stats
             self._note_disk(stats.free_percent)
+            self._hold_records()
             if self._owed or stats.failure or self.disk == "full":
                 self.engine.close("journal")
             else:
                 self.engine.open("journal")
             with contextlib.suppress(JournalError):
                 self._journal.probe()
+
+    def _hold_records(self) -> None:
+        """Records of attempts that were refused wait while the disk takes only what belongs to live calls."""
+        on = bool(self._owed) or (self.disk == "full" and not self._journal.has_reserve)
+        if on != self.engine.refusals.holding:
+            self.engine.refusals.hold(on=on)
+            self._perform(self.engine.desk.take_actions())
 
     def _note_disk(self, free: float) -> None:
         """How full the journal's disk is, in words; each change is an alarm or its end."""

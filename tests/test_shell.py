@@ -36,6 +36,7 @@ class _Disk:
         self.never: set[str] = set()
         self.taken: list[Fact] = []
         self.stats = _Stats()
+        self.has_reserve = True
         self.probes = 0
         self.synced = asyncio.Event()
 
@@ -198,6 +199,25 @@ async def test_call_is_over_for_interim_records_though_the_disk_refuses_its_end(
     shell._perform([JournalFact(End(record("c1")))])
     publisher: Any = shell._publisher
     assert publisher.over == ["c1"]
+
+
+async def test_records_of_refused_attempts_wait_while_live_calls_need_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are written as long as the disk has its reserve, and again once what live calls owe was written."""
+    monkeypatch.setattr(shell_module, "RETRY_S", 0.01)
+    shell, disk, engine = build()
+    disk.stats.free_percent = 4.0
+    await watched(shell, lambda: engine.desk.closed == {"journal"})
+    assert not engine.refusals.holding
+    disk.has_reserve = False
+    await watched(shell, lambda: engine.refusals.holding)
+    disk.stats.free_percent = 50.0
+    await watched(shell, lambda: not engine.refusals.holding)
+    disk.refuses = True
+    shell._perform([JournalFact(End(record("c1")))])
+    assert engine.refusals.holding
+    disk.refuses = False
+    await watched(shell, lambda: not engine.refusals.holding)
+    assert [fact.record.id for fact in disk.taken if isinstance(fact, End)] == ["c1"]
 
 
 async def test_nearly_full_disk_closes_the_node_for_new_calls_until_there_is_room() -> None:

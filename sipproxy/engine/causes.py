@@ -7,9 +7,18 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from sipproxy.sip.message import Message
 
-__all__ = ["NORMAL_CLEARING", "NORMAL_UNSPECIFIED", "NO_CHANNEL", "SUBSCRIBER_ABSENT", "TIMER_EXPIRY", "cause_of"]
+__all__ = [
+    "NORMAL_CLEARING",
+    "NORMAL_UNSPECIFIED",
+    "NO_CHANNEL",
+    "SUBSCRIBER_ABSENT",
+    "TEMPORARY_FAILURE",
+    "TIMER_EXPIRY",
+    "cause_of",
+]
 
 SUBSCRIBER_ABSENT = 20  # no binding, or none that can be reached
+TEMPORARY_FAILURE = 41
 NO_CHANNEL = 34  # no circuit or channel available
 NORMAL_CLEARING = 16
 NORMAL_UNSPECIFIED = 31

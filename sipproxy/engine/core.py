@@ -23,6 +23,7 @@ from sipproxy.engine.flows import Flows
 from sipproxy.engine.forwarding import Forwarding
 from sipproxy.engine.paths import register_static
 from sipproxy.engine.recover import recover
+from sipproxy.engine.refusals import Refusals
 from sipproxy.engine.registrar import Registrar
 from sipproxy.engine.relay import IN_DIALOG, Relay, Relays
 from sipproxy.engine.replicas import Replicas
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     from sipproxy.engine.peers import Peer
     from sipproxy.engine.recover import Ended, Unfinished
     from sipproxy.engine.settings import Settings
-    from sipproxy.engine.shed import Signals
+    from sipproxy.engine.shed import Signals, Verdict
 
 __all__ = ["Engine"]
 
@@ -77,7 +78,8 @@ class Engine:
         self.auth = Authenticator(self.desk, nonces, key)
         self._registrar = Registrar(self.desk)
         register_static(self.desk)
-        self._setup = Setup(self.desk, self.calls, self.auth)
+        self.refusals = Refusals(self.desk, self.calls)
+        self._setup = Setup(self.desk, self.calls, self.auth, self.refusals)
         self._forwarding = Forwarding(self.desk, self._setup)
         self._relays = Relays(self.desk, self.calls, self.auth)
         self._edges = Edges(self.desk, IN_DIALOG)
@@ -98,7 +100,7 @@ class Engine:
         if verdict is None:
             self._deliver(data, flow)
         elif verdict.retry_s:
-            self._turn_away(data, flow, verdict.retry_s)
+            self._turn_away(data, flow, verdict)
         else:
             return []
         return self._actions()
@@ -319,15 +321,14 @@ class Engine:
             desk.count("malformed", "late")
             self._refuse_malformed(request, flow, fault)
 
-    def _turn_away(self, data: bytes, flow: Flow, retry_s: int) -> None:
+    def _turn_away(self, data: bytes, flow: Flow, verdict: Verdict) -> None:
         """503 for a customer's request that comes at the wrong time. The repetition of one that was taken is none."""
         request = salvage(data)
         if request is None:
             return
         request.stamp(flow.host, flow.port)
         try:
-            if self.desk.transactions.find_server(request) is None:
-                self.desk.reply(request, flow, 503, headers=[(b"Retry-After", b"%d" % retry_s)])
+            if self.desk.transactions.find_server(request) is None and self.refusals.shed(request, flow, verdict):
                 return
         except ParseError:
             self.desk.count("malformed", "unanswerable")

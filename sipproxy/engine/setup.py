@@ -16,11 +16,11 @@ from policy.model import CallAttempt, Direction, Verdict
 from sipproxy.engine.actions import KeepTrace, MaliciousCall
 from sipproxy.engine.authenticate import Proven
 from sipproxy.engine.call import Call
-from sipproxy.engine.carrier import called
-from sipproxy.engine.causes import SUBSCRIBER_ABSENT
+from sipproxy.engine.causes import SUBSCRIBER_ABSENT, TEMPORARY_FAILURE
 from sipproxy.engine.channels import line_slot
 from sipproxy.engine.draft import draft
-from sipproxy.engine.privacy import Faces, said_by, unsupported_privacy
+from sipproxy.engine.privacy import Faces, unsupported_privacy
+from sipproxy.engine.refusals import incoming_attempt, outgoing_attempt
 from sipproxy.engine.takeover import UNKNOWN, may_take_over
 from sipproxy.engine.targets import binding_groups, emergency_groups, incoming_edit, outgoing_edit, trunk_groups
 from sipproxy.sip.text import text
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from sipproxy.engine.calls import Calls
     from sipproxy.engine.channels import Grant
     from sipproxy.engine.privacy import Said
+    from sipproxy.engine.refusals import Refusals
     from sipproxy.engine.settings import TrunkRoute
     from sipproxy.engine.state import Desk
     from sipproxy.sip.flow import Flow
@@ -39,9 +40,9 @@ if TYPE_CHECKING:
 __all__ = ["Setup"]
 
 FAIL_OVER = frozenset([408, 503])  # design §5 step 4: after these the next trunk route is tried
-TEMPORARY_FAILURE = 41  # Q.850
 JOURNAL = "journal"  # why a node is closed: its disk takes no more than the ends of live calls
-AGAIN = (b"Retry-After", b"10")
+RETRY_S = 10  # the Retry-After of a closed or full node
+AGAIN = (b"Retry-After", b"%d" % RETRY_S)
 NOT_IMPLEMENTED = 79  # Q.850: service or option not implemented
 MAX_TRACED = 512  # characters of a header that the record of a malicious call keeps
 
@@ -63,15 +64,18 @@ class Need:
 class Setup:
     """Takes new INVITEs to their calls."""
 
-    def __init__(self, desk: Desk, calls: Calls, auth: Authenticator) -> None:
+    def __init__(self, desk: Desk, calls: Calls, auth: Authenticator, refusals: Refusals) -> None:
         self._desk = desk
         self.calls = calls
         self._auth = auth
+        self._refusals = refusals
         self._guard = SetupGuard()
 
     def invite(self, request: Request, flow: Flow) -> None:
         """A new INVITE without a To tag, syntactically sound."""
         desk = self._desk
+        if self._refusals.answer_again(request, flow):  # before its credentials, which are used up
+            return
         trunk = next((t for t in desk.settings.trunks if t.matches(flow)), None)
         service = service_of(request.uri) if trunk is None else ""
         account = self._known(request, flow) if service else None
@@ -87,10 +91,11 @@ class Setup:
             account = outcome.account
         full = self.is_full
         if not service and (full or JOURNAL in desk.closed):
-            # Without a record: there is no room for the attempt, or what room the disk has belongs to calls that live.
+            by = trunk or account
+            assert by is not None
             desk.count("requests_refused", "table_full" if full else f"closed_{JOURNAL}")
-            desk.reply(request, flow, 503, headers=[AGAIN])
-            return
+            if self._refusals.turn_away(request, flow, by, "node.full" if full else "node.disk", retry_s=RETRY_S):
+                return
         if trunk is not None:
             self._incoming(request, flow, trunk)
         elif account is not None:
@@ -119,18 +124,7 @@ class Setup:
     def _outgoing(self, request: Request, flow: Flow, account: Account) -> None:
         desk = self._desk
         line = desk.snapshot.lines.get(account.line)
-        said = said_by(request, from_customer=True)
-        attempt = CallAttempt(
-            Direction.OUTGOING,
-            request.uri,
-            line,
-            account,
-            caller=said.given,
-            preferred=said.preferred,
-            privacy=said.hides,
-            anonymous=said.anonymous,
-            setups=self.started(line),
-        )
+        said, attempt = outgoing_attempt(desk, request, account, setups=self.started(line))
         decision = evaluate(attempt, desk.snapshot, desk.now.utc_ms)
         call = self.open(request, flow, decision, from_customer=True)
         call.faces = Faces(request, said, decision, desk.settings, from_customer=True)
@@ -183,16 +177,7 @@ class Setup:
 
     def _incoming(self, request: Request, flow: Flow, trunk: TrunkRoute) -> None:
         desk = self._desk
-        said = said_by(request, from_customer=False)
-        attempt = CallAttempt(
-            Direction.INCOMING,
-            called(request, trunk),
-            caller=said.given,
-            network=said.network,
-            privacy=said.hides,
-            anonymous=said.anonymous,
-            abroad=trunk.foreign,
-        )
+        said, attempt = incoming_attempt(request, trunk)
         decision = evaluate(attempt, desk.snapshot, desk.now.utc_ms)
         call = self.open(request, flow, decision, from_customer=False, hidden=said.hides or said.anonymous)
         call.record.trunk = trunk.name

@@ -90,6 +90,7 @@ class Verdict(NamedTuple):
 
     reason: str
     retry_s: int = 0
+    user: str = ""  # an account with a live binding over this flow
 
 
 class Bucket:
@@ -254,12 +255,12 @@ class Shedder:
             return None
         desk, rates, now = self._desk, self._rates, self._desk.now.mono
         if self.load >= kind is Kind.INVITE:
-            return Verdict("load", self._retry(kind))
+            return Verdict("load", self._retry(kind), user)
         account = desk.snapshot.accounts.get(user)
         line = account.line if account is not None else user
         bucket = self.lines.find(line) or self.lines.add(line, Bucket(rates.line_burst, now))
         if not bucket.take(now, sharing * rates.line_per_s, sharing * rates.line_burst):
-            return Verdict("line", self._retry(kind) if kind >= Kind.REGISTER else 0)
+            return Verdict("line", self._retry(kind) if kind >= Kind.REGISTER else 0, user)
         share = self._registering
         burst = max(1.0, share * rates.registers_burst)
         floor = 0.0 if answers else burst // 2  # half of it waits for who was challenged: his first try is not wasted

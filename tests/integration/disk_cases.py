@@ -48,7 +48,7 @@ async def test_full_disk_refuses_new_calls_and_records_live_ones(tmp_path: Path,
         assert await live.hang_up() == 200
         (disk / "filler").unlink()
         await accepted(network, other)
-        await reconciled(network)
+        assert "node.disk" in {record.rule for record in await reconciled(network)}
         assert (await network.node.metrics())["sipproxy_journal_lost_total"] == 0
         await network.stop_node()
 

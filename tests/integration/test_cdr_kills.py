@@ -55,6 +55,7 @@ class World:
         self.caller.ended_at, self.callee.ended_at = at + 11.0, at + 11.01
         self.caller.released_by = self.callee.released_by = "caller"
         self.ledger.events.append(Event(at + 11.01, start + 11_010, "trunk", "hears end", "c1", "t1 0"))
+        self.ledger.events.append(Event(at + 11.03, start + 11_030, "alice", "hears end", "c1", "t1 200"))
 
     def record(self, seq: int = 1, **fields: object) -> Record:
         start = self.caller.started_at_ms
@@ -109,10 +110,18 @@ def test_comparison_of_durations_is_as_strict_as_cause_and_effect(billed: int, c
     assert (fault in " ".join(found.wrong)) if fault else found.wrong == []
 
 
+def test_life_that_may_have_died_between_a_bye_and_the_end_need_not_be_certain() -> None:
+    """The callee heard the BYE, and the caller no answer to his."""
+    world = World()
+    world.ledger.events.pop()
+    assert world.compare(world.record(billable_ms=9_000, duration_certain=False)).wrong == []
+
+
 def test_byes_that_cross_tell_nobody_of_the_end() -> None:
     """Each party hung up before the other's BYE reached it; the caller's was answered 40 ms later."""
     for billed, faults in ((10_045, 0), (10_060, 1)):
         world = World()
+        world.ledger.events.pop()
         world.ledger.events.pop()
         at, start = world.caller.started_at, world.caller.started_at_ms
         world.ledger.events.append(Event(at + 11.05, start + 11_050, "alice", "hears end", "c1", "t1 200"))

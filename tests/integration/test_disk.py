@@ -64,11 +64,12 @@ async def accepted(network: Network, router: Router) -> None:
 
 
 async def reconciled(network: Network) -> list[Record]:
-    """The records, once they are those of all calls but the ones that a closed node did not take: they left no record."""
-    placed = {call_id: truth for call_id, truth in network.ledger.placed().items() if truth.status != 503}
+    """The records, once they are those of all calls, also of the ones that a closed node did not take."""
+    placed = network.ledger.placed()
     records = await network.records(len(placed), timeout_s=30)
     result = compare(placed, records, tolerance_ms=2000)
     assert result.ok, result
+    assert {(record.rule, record.verdict) for record in records if record.status == 503} <= {("node.disk", "deny")}
     return records
 
 
@@ -100,6 +101,7 @@ async def test_disk_that_fails_refuses_new_calls_and_loses_no_record(
     metrics = await network.node.metrics()
     assert (metrics["sipproxy_journal_owed"], metrics["sipproxy_journal_lost_total"]) == (0, 0)
     records = await reconciled(network)
+    assert "node.disk" in {record.rule for record in records}
     ends = {record.call_id: record for record in records}
     assert [ends[call.call_id].end_reason for call in live] == ["normal"] * 2
     assert ends[live[0].call_id].duration_certain

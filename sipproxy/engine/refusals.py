@@ -1,0 +1,200 @@
+"""Call attempts that the node itself has no room or no time for: 503, and one record for each (design: invariant 3).
+
+Their rules are `node.full` (calls or transactions), `node.overload` (engine.shed), `line.messages` (the line's own budget
+there) and `node.disk`. Only attempts whose sender was proven come here: by a trunk route's source, by digest, or by the flow of
+a live binding. They get no transaction, for which there may be no room: what is repeated is known by its key for as long as it
+may be.
+
+While the journal takes nothing but what belongs to live calls, the records wait in memory without a number, which follows the
+order of writing. Pure. Left out: whether the disk takes records, which the shell says; tracing (TDDDG § 14), which needs a
+call.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from typing import TYPE_CHECKING, NamedTuple
+
+from msgspec.structs import replace
+
+from cdr.assemble import final
+from cdr.facts import End, Record
+from policy import evaluate
+from policy.emergency import service_of
+from policy.model import CallAttempt, Direction, Verdict
+from sipproxy.engine.actions import Journal
+from sipproxy.engine.carrier import called
+from sipproxy.engine.causes import TEMPORARY_FAILURE
+from sipproxy.engine.draft import draft
+from sipproxy.engine.privacy import Said, said_by
+from sipproxy.engine.settings import TrunkRoute
+from sipproxy.engine.state import reason_header
+from sipproxy.sip.matching import server_key
+from sipproxy.sip.text import text
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+    from policy.model import Account
+    from sipproxy.engine.calls import Calls
+    from sipproxy.engine.shed import Verdict as Shed
+    from sipproxy.engine.state import Desk
+    from sipproxy.sip.flow import Flow
+    from sipproxy.sip.message import Request
+
+__all__ = ["MAX_HELD", "MAX_KNOWN", "Refusals", "incoming_attempt", "outgoing_attempt"]
+
+MAX_KNOWN = 20_000  # refused INVITEs of which a repetition is told: 64*T1 at 600 a second
+MAX_HELD = 10_000  # records that wait for the disk, some 10 MB
+
+
+def outgoing_attempt(desk: Desk, request: Request, account: Account, *, setups: int | None = None) -> tuple[Said, CallAttempt]:
+    """A customer's call as policy sees it."""
+    said = said_by(request, from_customer=True)
+    return said, CallAttempt(
+        Direction.OUTGOING,
+        request.uri,
+        desk.snapshot.lines.get(account.line),
+        account,
+        caller=said.given,
+        preferred=said.preferred,
+        privacy=said.hides,
+        anonymous=said.anonymous,
+        setups=setups,
+    )
+
+
+def incoming_attempt(request: Request, trunk: TrunkRoute) -> tuple[Said, CallAttempt]:
+    """A trunk route's call as policy sees it."""
+    said = said_by(request, from_customer=False)
+    return said, CallAttempt(
+        Direction.INCOMING,
+        called(request, trunk),
+        caller=said.given,
+        network=said.network,
+        privacy=said.hides,
+        anonymous=said.anonymous,
+        abroad=trunk.foreign,
+    )
+
+
+class _Known(NamedTuple):
+    """A refused INVITE: until when it may be repeated (monotonic seconds), and what it was told."""
+
+    until: float
+    retry_s: int
+
+
+class Refusals:
+    """See the module."""
+
+    def __init__(self, desk: Desk, calls: Calls) -> None:
+        self._desk, self._calls = desk, calls
+        self._known: OrderedDict[Hashable, _Known] = OrderedDict()
+        self._held: deque[Record] = deque()
+        self.holding = False
+
+    @property
+    def held(self) -> int:
+        """Records that wait for the disk."""
+        return len(self._held)
+
+    def answer_again(self, request: Request, flow: Flow) -> bool:
+        """Answer the repetition of an INVITE that was refused here, as it was; False for any other. Raises ParseError."""
+        known = self._known.get(server_key(request))
+        if known is None or known.until <= self._desk.now.mono or service_of(request.uri):
+            return False
+        self._reply(request, flow, known.retry_s)
+        return True
+
+    def turn_away(self, request: Request, flow: Flow, by: Account | TrunkRoute, rule: str, *, retry_s: int) -> bool:
+        """Refuse an attempt, with a record before the answer; False for a call for help, which is left to others.
+
+        Raises ParseError.
+        """
+        if self.answer_again(request, flow):
+            return True
+        record = self._record(request, flow, by, rule)
+        if record is None:
+            return False
+        self._remember(server_key(request), retry_s)
+        if self.holding:
+            self._hold(record)
+        else:
+            self._write(record)
+        self._desk.count("calls_ended", record.end_reason)
+        self._reply(request, flow, retry_s)
+        return True
+
+    def _reply(self, request: Request, flow: Flow, retry_s: int) -> None:
+        headers = [*reason_header(TEMPORARY_FAILURE), (b"Retry-After", b"%d" % retry_s)]
+        self._desk.reply(request, flow, 503, headers=headers)
+
+    def shed(self, request: Request, flow: Flow, verdict: Shed) -> bool:
+        """Refuse what the node has no time for, with a record for an INVITE that came by the flow of a live binding; False for
+        a call for help. Raises ParseError."""
+        desk = self._desk
+        account = None
+        if request.method == b"INVITE" and verdict.user:
+            claimed = text(request.from_.uri.user)
+            user = claimed if claimed in desk.location.users_at(flow, desk.now.utc_ms) else verdict.user
+            account = desk.snapshot.accounts.get(user)
+        if account is None:
+            desk.reply(request, flow, 503, headers=[(b"Retry-After", b"%d" % verdict.retry_s)])
+            return True
+        rule = "node.overload" if verdict.reason == "load" else "line.messages"
+        return self.turn_away(request, flow, account, rule, retry_s=verdict.retry_s)
+
+    def hold(self, *, on: bool) -> None:
+        """Whether records have to wait for the disk from now on. Those that waited are written when they have not."""
+        self.holding = on
+        while self._held and not on:
+            self._write(self._held.popleft())
+
+    def _record(self, request: Request, flow: Flow, by: Account | TrunkRoute, rule: str) -> Record | None:
+        desk = self._desk
+        trunk = by if isinstance(by, TrunkRoute) else None
+        said, attempt = incoming_attempt(request, by) if isinstance(by, TrunkRoute) else outgoing_attempt(desk, request, by)
+        decision = evaluate(attempt, desk.snapshot, desk.now.utc_ms)
+        if decision.verdict is Verdict.EMERGENCY:
+            return None
+        known = draft(
+            request,
+            flow,
+            decision,
+            call=desk.token(),
+            node=desk.settings.node,
+            now=desk.now,
+            from_customer=trunk is None,
+            hidden=trunk is not None and (said.hides or said.anonymous),
+        )
+        known.verdict, known.rule, known.trunk = "deny", rule, trunk.name if trunk is not None else ""
+        return final(
+            known,
+            answer=None,
+            seq=0,
+            end_at_ms=desk.now.utc_ms,
+            after_ms=0,
+            status=503,
+            cause=TEMPORARY_FAILURE,
+            released_by="proxy",
+            end_reason="refused",
+        )
+
+    def _write(self, record: Record) -> None:
+        self._desk.out.append(Journal(End(replace(record, seq=self._calls.number()))))
+
+    def _hold(self, record: Record) -> None:
+        if len(self._held) < MAX_HELD:
+            self._held.append(record)
+        else:
+            self._desk.count("records_dropped", record.rule)
+
+    def _remember(self, key: Hashable, retry_s: int) -> None:
+        now, known = self._desk.now.mono, self._known
+        while known and next(iter(known.values())).until <= now:
+            known.popitem(last=False)
+        if len(known) >= MAX_KNOWN:
+            known.popitem(last=False)
+            self._desk.count("refusals_forgotten", "full")
+        known[key] = _Known(now + 64 * self._desk.settings.timers.t1, retry_s)
