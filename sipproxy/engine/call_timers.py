@@ -1,17 +1,28 @@
-"""What a call's timers do when they are due. Pure; when each is set is in call.py and recover.py."""
+"""What a call's timers do when they are due, or what has to be done before one. Pure; when each is set is in call.py and recover.py."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sipproxy.engine import keep
+from sipproxy.engine.call import Call, Phase
 from sipproxy.engine.causes import NORMAL_UNSPECIFIED, TIMER_EXPIRY
 from sipproxy.engine.ending import hang_up
 from sipproxy.engine.recover import say_bye_again
 
 if TYPE_CHECKING:
-    from sipproxy.engine.call import Call
+    from collections.abc import Hashable
 
-__all__ = ["bound_reached"]
+    from sipproxy.engine.state import Desk
+
+__all__ = ["before_trying", "bound_reached"]
+
+
+def before_trying(desk: Desk, key: tuple[str, Hashable]) -> None:
+    """A call that still waits for its slot has one timer, that of its 100: what the caller hears of is in the journal."""
+    server = desk.transactions.servers.get(key[1]) if key[0] == "s" else None
+    if server is not None and isinstance(server.user, Call) and server.user.phase is Phase.ADMITTING:
+        keep.admit(server.user)
 
 
 def bound_reached(call: Call, kind: str) -> None:

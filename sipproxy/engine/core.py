@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 from policy.emergency import service_of
 from policy.model import LineStatus
-from sipproxy.engine import keep, liveness
+from sipproxy.engine import liveness
 from sipproxy.engine.actions import SendTo
 from sipproxy.engine.authenticate import Authenticator
 from sipproxy.engine.call import Call, Phase
-from sipproxy.engine.call_timers import bound_reached
+from sipproxy.engine.call_timers import before_trying, bound_reached
 from sipproxy.engine.calls import Calls
 from sipproxy.engine.edge import Edges, Passage
 from sipproxy.engine.ending import dismiss
@@ -150,7 +150,7 @@ class Engine:
         for key in desk.queue.due(now.mono):
             assert isinstance(key, tuple)
             if key[0] in ("s", "c"):
-                self._before_trying(key)
+                before_trying(desk, key)
                 desk.transactions.fire(key, now.mono)
             elif key[0] == "call":
                 self._call_timer(key[1], key[2])
@@ -165,12 +165,6 @@ class Engine:
             elif key[0] == "drops":
                 desk.drops.fire()
         return self._actions()
-
-    def _before_trying(self, key: tuple[str, Hashable]) -> None:
-        """A call that still waits for its slot has one timer, that of its 100: what the caller hears of is in the journal."""
-        server = self.desk.transactions.servers.get(key[1]) if key[0] == "s" else None
-        if server is not None and isinstance(server.user, Call) and server.user.phase is Phase.ADMITTING:
-            keep.admit(server.user)
 
     @property
     def next_at(self) -> float | None:
