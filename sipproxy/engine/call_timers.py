@@ -1,4 +1,4 @@
-"""What a call's timers do when they are due, or what has to be done before one. Pure; when each is set is in call.py and recover.py."""
+"""What a call's timers do when they are due, or what comes before that. Pure; when each is set is in call.py and recover.py."""
 
 from __future__ import annotations
 
