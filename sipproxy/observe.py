@@ -135,6 +135,7 @@ def _engine_metrics(metrics: Metrics, engine: Engine) -> None:
         "edge_requests": ("requests that passed through for another node's call", ("direction",)),
         "edge_refused": ("requests with another node's token that were not taken as such", ("reason",)),
         "edge_unreachable": ("bindings of other nodes that could not be tried", ("reason",)),
+        "names_forgotten": ("names of next hops that there was no room for", ("reason",)),
         "bindings_refused": ("bindings of other nodes that were not taken", ("reason",)),
         "probes": ("parties of live calls that were asked whether they are there", ("side",)),
         "parties_lost": ("parties found gone, and sessions that expired", ("how",)),

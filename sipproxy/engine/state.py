@@ -98,6 +98,7 @@ class Desk:
         self._places[name] = (latest, found) if found != latest else (former, latest)
         if len(self._places) > MAX_NAMES:
             del self._places[next(iter(self._places))]
+            self.count("names_forgotten", "full")
 
     def places_of(self, name: str) -> tuple[str, ...]:
         """The IP addresses that a name led to lately; () for one that was not looked up."""

@@ -388,6 +388,7 @@ def test_names_that_lead_somewhere_are_remembered_up_to_a_bound() -> None:
     for number in range(MAX_NAMES + 1):
         desk.leads(f"n{number}.example", ["192.0.2.51"])
     assert desk.places_of("n0.example") == ()
+    assert desk.counters["names_forgotten", "full"] == 1
     assert desk.places_of(f"n{MAX_NAMES}.example") == ("192.0.2.51",)
 
 
