@@ -1,14 +1,16 @@
 """All listeners of a node behind one `send`: flows are sent on as they are, hops are resolved first (RFC 3261 §18, RFC 3263).
 
-A hop whose host is a literal leaves at once; a name waits for the resolver without holding up anything else. Leaves out:
-trying a name's further addresses when the first fails, which needs a new transaction (RFC 3263 §4.3).
+A hop whose host is a literal leaves at once; a name waits for the resolver without holding up anything else. Where
+an address of a name cannot be sent to, the message goes to the next one, and that address is tried last for a minute. Left out:
+further addresses after silence or a 503, which need a new transaction (RFC 3263 §4.3).
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING
+from collections import OrderedDict
+from typing import TYPE_CHECKING, NamedTuple
 
 from sipproxy.net.passed import Passed
 from sipproxy.net.stream import StreamLimits, StreamListener
@@ -27,6 +29,21 @@ __all__ = ["Transports"]
 
 MAX_LOOKUPS = 1000  # names being resolved at once; beyond that a send fails as if the transport had
 MAX_PORT_TRIES = 20
+MAX_WAYS = 1000  # messages to names of several addresses whose failure may yet be told
+MAX_DEAD = 10_000  # addresses that are tried last
+DEAD_S = 60.0  # that an address which failed is tried last (RFC 3263 §4.3)
+AGAIN_S = 2.0  # after sending, within which a failure leads to the next address: nobody has taken the message
+
+
+class _Way(NamedTuple):
+    """A message on its way to one of a name's addresses, and those that are left; `at` is when it was sent (monotonic s)."""
+
+    target: Hop
+    data: bytes
+    connect_s: float
+    place: Flow
+    left: list[Flow]
+    at: float
 
 
 class Transports:
@@ -59,6 +76,8 @@ class Transports:
         self._listeners: list[UdpListener | StreamListener] = []
         self._by_kind: dict[tuple[str, int], int] = {}  # (transport, IP version) -> the first listener
         self._lookups: set[asyncio.Task[None]] = set()
+        self._ways: OrderedDict[Hashable, _Way] = OrderedDict()
+        self._dead: OrderedDict[tuple[str, str, int], float] = OrderedDict()  # transport, IP, port -> until when, monotonic
         self.failures: dict[str, int] = {}
         self.on_resolved: Callable[[str, Sequence[str]], None] = lambda name, hosts: None  # noqa: ARG005  # for each look-up
         self.customers_at: Callable[[str], int] = lambda host: 0  # noqa: ARG005  # each may have a connection
@@ -95,7 +114,7 @@ class Transports:
                 take(data, Flow("UDP", index, source, source_port))
 
             return UdpListener(
-                host, port, datagram, on_failed=lambda key, _: self._on_failed(key), max_datagram=self._message_bytes
+                host, port, datagram, on_failed=lambda key, _: self._failed(key), max_datagram=self._message_bytes
             )
 
         def flow_of(source: str, source_port: int, connection: int) -> Flow:
@@ -115,7 +134,7 @@ class Transports:
             host,
             port,
             message,
-            on_failed=lambda key, _: self._on_failed(key),
+            on_failed=lambda key, _: self._failed(key),
             on_refused=refused,
             on_closed=closed,
             limits=StreamLimits(message_bytes=self._message_bytes),
@@ -193,12 +212,38 @@ class Transports:
         Of a name's places those come first that the first listener reaches, whose address stands in the Via.
         """
         first = min((index for (transport, _), index in self._by_kind.items() if transport == target.transport), default=0)
-        reachable = [(self._listener_to(target, host), host, port) for host, port in places]
-        for index, host, port in sorted(reachable, key=lambda place: place[0] != first):
-            if index >= 0:
-                self._transmit(Flow(target.transport, index, host, port), data, key, target.host, connect_s)
+        now = time.monotonic()
+        found = [Flow(target.transport, self._listener_to(target, host), host, port) for host, port in places]
+        reachable = [place for place in found if place.listener >= 0]
+        reachable.sort(key=lambda place: (self._dead.get(_address(place), 0.0) > now, place.listener != first))
+        if reachable:
+            self._go(target, data, key, connect_s, reachable)
+        else:
+            self._fail("no_listener", key)
+
+    def _go(self, target: Hop, data: bytes, key: Hashable | None, connect_s: float, places: list[Flow]) -> None:
+        """Send to the first of the places, and be ready to send to the others."""
+        if key is not None and not target.version:
+            self._ways.pop(key, None)
+            self._ways[key] = _Way(target, data, connect_s, places[0], places[1:], time.monotonic())
+            if len(self._ways) > MAX_WAYS:
+                self._ways.popitem(last=False)
+        self._transmit(places[0], data, key, target.host, connect_s)
+
+    def _failed(self, key: Hashable) -> None:
+        """The next address of the name is tried, or the failure told (RFC 3263 §4.3)."""
+        way = self._ways.pop(key, None)
+        now = time.monotonic()
+        if way is not None:
+            self._dead.pop(_address(way.place), None)
+            self._dead[_address(way.place)] = now + DEAD_S
+            if len(self._dead) > MAX_DEAD:
+                self._dead.popitem(last=False)
+            if way.left and now - way.at < AGAIN_S:
+                self.failures["next_address"] = self.failures.get("next_address", 0) + 1
+                self._go(way.target, way.data, key, way.connect_s, way.left)
                 return
-        self._fail("no_listener", key)
+        self._on_failed(key)
 
     def _listener_to(self, target: Hop, host: str) -> int:
         """The index of the listener that a hop's address is reached from, -1 for none."""
@@ -222,7 +267,7 @@ class Transports:
     def _fail(self, reason: str, key: Hashable | None) -> None:
         self.failures[reason] = self.failures.get(reason, 0) + 1
         if key is not None:
-            asyncio.get_running_loop().call_soon(self._on_failed, key)
+            asyncio.get_running_loop().call_soon(self._failed, key)
 
     @property
     def kernel_drops(self) -> int:
@@ -244,6 +289,10 @@ class Transports:
             for name, value in rows.items():
                 totals[transport, name] = totals.get((transport, name), 0) + value
         return totals
+
+
+def _address(place: Flow) -> tuple[str, str, int]:
+    return place.transport, place.host, place.port
 
 
 def _version(host: str) -> int:
