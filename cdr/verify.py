@@ -110,8 +110,11 @@ class Holding:
         before = known.setdefault(seq, held)
         self.top[node] = max(self.top.get(node, 0), seq)
         if before is not held:
-            same = (before.id, before.digest) == (held.id, held.digest)
-            kind, detail = ("double", f"record {held.id}") if same else ("conflict", f"{before.id} and {held.id}")
+            kind, detail = ("double", f"record {held.id}")
+            if fault := _difference(before, held):
+                kind, detail = "conflict", fault
+            elif not before.digest:
+                known[seq] = held  # the one whose content can be compared
             detail += f", also at {before.place}" if before.file else ""
             self.findings.append(Finding(kind, self.name, node, seq, seq, detail, file=held.file, line=held.line))
 
@@ -275,11 +278,17 @@ def _conflicts(holdings: Sequence[Holding], node: str) -> Iterable[Finding]:
             mine, theirs = one.nodes.get(node, {}), other.nodes.get(node, {})
             for seq in sorted(mine.keys() & theirs.keys()):
                 a, b = mine[seq], theirs[seq]
-                if a.id != b.id or (a.digest and b.digest and a.digest != b.digest):
-                    detail = f"record {a.id} differs" if a.id == b.id else f"{a.id} and {b.id}"
+                if detail := _difference(a, b):
                     where = a if a.file else b
                     between = f"{one.name} and {other.name}"
                     yield Finding("conflict", between, node, seq, seq, detail, file=where.file, line=where.line)
+
+
+def _difference(a: Held, b: Held) -> str:
+    """How two that have one number differ, "" where they do not, as far as both contents are known."""
+    if a.id != b.id:
+        return f"{a.id} and {b.id}"
+    return f"record {a.id} differs" if a.digest and b.digest and a.digest != b.digest else ""
 
 
 def _double_ids(holdings: Sequence[Holding]) -> Iterable[Finding]:

@@ -20,7 +20,7 @@ from cdr import export
 from cdr.facts import End
 from cdr.journal import Journal
 from cdr.parquet import ParquetRows
-from cdr.verify import Holding, Result, read_journal, verify
+from cdr.verify import Held, Holding, Result, read_journal, verify
 from loadtest.billing import make_record, put
 from loadtest.valkey import Valkey
 
@@ -63,6 +63,26 @@ def test_verify_gaps_are_named_with_place_numbers_and_stamps() -> None:
         make_record(5).setup_at_ms,
     )
     assert result.proven == {"node1": 2}
+
+
+def test_verify_number_that_a_reader_has_twice_is_double_or_differs_as_far_as_it_is_known() -> None:
+    record = make_record(1)
+    bare = Held(record.id, b"", 0, "german.csv", 2)  # a row that is not the whole record
+    for files in ((bare, None), (None, bare)):
+        export_ = Holding("export")
+        for held in files:
+            export_.add(record, "native.csv", 2) if held is None else export_.put("node1", 1, held)
+        assert [(one.kind, one.detail.partition(",")[0]) for one in export_.findings] == [("double", f"record {record.id}")]
+        stream = Holding("stream")
+        stream.add(msgspec.structs.replace(record, billable_ms=7))
+        found = seen(verify([export_, stream], {}))
+        assert ("conflict", "export and stream", 1, 1, f"record {record.id} differs") in found, "compared with the whole one"
+    twice = holding("export", [1])
+    twice.add(msgspec.structs.replace(record, billable_ms=7))
+    twice.add(msgspec.structs.replace(record, id="other"))
+    assert [(one.kind, one.detail) for one in twice.findings] == [
+        ("conflict", f"record {record.id} differs"), ("conflict", f"{record.id} and other"),
+    ]  # fmt: skip
 
 
 def test_verify_numbers_that_the_mark_tells_of_and_nobody_has_are_a_gap() -> None:
