@@ -92,13 +92,6 @@ class LongRequests:
             self._known.popitem(last=False)
             desk.count("places_forgotten", "full")
 
-    def view(self, host: str, port: int) -> str:
-        """What is known of a place, for operators: tcp, udp, or "" for nothing."""
-        known = self._known.get((host, port))
-        if known is None or known.until <= self._desk.now.mono:
-            return ""
-        return "tcp" if known.takes_tcp else "udp"
-
     def _listener(self, target: Flow | Hop) -> Listener | None:
         """Our TCP listener beside the UDP one that it would leave by: that of the same address, else of its version."""
         settings = self._desk.settings
