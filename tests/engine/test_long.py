@@ -123,7 +123,7 @@ def test_who_accepts_connections_and_says_nothing_is_not_tried_again() -> None:
     call(desk)
     desk.tick(33.0)
     desk.actions = desk.engine.fire(desk.now)
-    assert outcomes(desk) == {"tcp": 1, "fell_back": 1}
+    assert outcomes(desk) == {"tcp": 2, "fell_back": 1}, "the next route, too, is asked over TCP"
 
 
 def test_a_call_for_help_never_waits_to_find_out_and_uses_tcp_where_it_is_known() -> None:
