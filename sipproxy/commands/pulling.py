@@ -27,7 +27,7 @@ from cdr import steps
 from cdr.consumer import Consumer, Delivery
 from cdr.entries import Poison, entry_of, pairs
 from cdr.export import ExportError, Writer
-from cdr.groups import positions
+from cdr.groups import acknowledged
 from cdr.lease import HeldError, Lease
 from cdr.wire import Link
 from sipproxy.commands.accesses import recorded, user_name
@@ -135,7 +135,7 @@ async def _exists(client: Redis, stream: str, group: str) -> bool:
     must not."""
     link = Link(client, timeout_s=PATIENCE_S)
     try:
-        return bool(await link.call("EXISTS", stream)) and group in await positions(link, stream)
+        return await acknowledged(link, stream, group) is not None
     finally:
         await link.drop()
 
