@@ -85,7 +85,7 @@ async def test_authenticated_call_is_answered_by_the_trunk_and_ended_with_bye(ne
     records = await network.records(5)
     assert compare(result.call_ids, records).ok, compare(result.call_ids, records)
     assert {(r.status, r.released_by, r.end_reason, r.trunk) for r in records} == {(200, "caller", "normal", "carrier")}
-    assert all(100 <= r.billable_ms < 1000 for r in records)
+    assert all(100 <= r.billable_ms < 30_000 for r in records)
     assert network.trunk.received["INVITE"] == 5
     assert await network.slots("b2001", 0) == 0
 
