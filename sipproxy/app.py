@@ -43,7 +43,7 @@ from sipproxy.observe import handlers, register
 from sipproxy.settings import engine_settings
 from sipproxy.shell import Shell, instant
 from sipproxy.store.bindings import Bindings
-from sipproxy.store.connection import State, Store
+from sipproxy.store.connection import STOPPED, State, Store
 from sipproxy.store.embedded import EmbeddedError, EmbeddedStore
 from sipproxy.store.errors import UNUSABLE, StoreError
 from sipproxy.store.nodes import Heartbeat
@@ -436,7 +436,7 @@ class Node:
             self.engine.expire_bindings(instant())
 
     def _on_store_state(self, state: State, reason: str) -> None:
-        self.log.log(20 if state is State.UP else 30, "store", state=state.value, reason=reason)
+        self.log.log(20 if state is State.UP or reason == STOPPED else 30, "store", state=state.value, reason=reason)
         if state is State.UP:
             self.shell.refresh_leases()  # after an outage the node re-asserts its live calls (design §8)
             self.neighbours.follower.reread("outage")

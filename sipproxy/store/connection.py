@@ -33,11 +33,12 @@ from sipproxy.store import keys
 from sipproxy.store.errors import UNUSABLE, ReplyError, StoreError, unusable_mode
 from sipproxy.store.wire import Wire, address_of, dial, redis_url
 
-__all__ = ["Bounds", "Command", "OnReply", "State", "Stats", "Store"]
+__all__ = ["STOPPED", "Bounds", "Command", "OnReply", "State", "Stats", "Store"]
 
 Command = tuple[bytes | str | int, ...]
 OnReply = Callable[[object], None]  # gets the reply, or a StoreError
 
+STOPPED = "STOPPED"  # the reason for being away after `close`
 _DRAIN_S = 1.0
 _TICK_S = 0.05  # how often age and state are looked at; a fifth of the default deadline
 _CLIENT_TIMEOUT_S = 5.0  # `client` only; whoever blocks in XREAD must block for less
@@ -215,7 +216,7 @@ class Store:
                 await drained
         except (TimeoutError, StoreError):
             pass
-        self._drop("CLOSED")
+        self._drop(STOPPED)
         self._gone.set()
         await self.client.aclose()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 import socket
 from collections.abc import Callable
@@ -63,6 +64,8 @@ async def test_sigterm_lets_live_calls_end_and_takes_no_new_ones_but_emergencies
     assert network.node.running, "an emergency call is live"
     assert await help_.hang_up() == 200
     assert await left(network) == 0
+    said = [json.loads(line) for line in network.node.log().splitlines() if '"event": "store"' in line]
+    assert [(one["reason"], one["level"]) for one in said] == [("STOPPED", "info")], "nothing is wrong when a node leaves"
     records = await network.records(3)
     assert sorted((record.end_reason, record.duration_certain) for record in records) == [("normal", True)] * 2 + [
         ("refused", True)
