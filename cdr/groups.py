@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = ["POSITIONS", "EntryId", "acknowledged", "entry_id", "positions"]
 
-# For each group of a stream its name and the id of the first entry that it has not acknowledged: the first pending one, or the
-# one behind the last that was delivered. The lower of both, should somebody have set the group back. For use in other scripts.
+# For each group of a stream its name and `first`, the id of the first entry that it has not acknowledged: the first pending
+# one, or the one behind the last that was delivered. The lower of both, should somebody have set the group back. With it,
+# whether that entry is pending, how many are, and how many are unread, nil where the store does not know. For other scripts.
 POSITIONS = """
 local function before(a, b)
   return a[1] < b[1] or (a[1] == b[1] and a[2] < b[2])
@@ -42,13 +43,14 @@ local function positions(stream)
     for i = 1, #group, 2 do
       about[group[i]] = group[i + 1]
     end
-    local first = id_of(about['last-delivered-id'])
+    local first, is_pending = id_of(about['last-delivered-id']), false
     first[2] = first[2] + 1
     local pending = redis.call('XPENDING', stream, about['name'])
     if pending[1] > 0 and before(id_of(pending[2]), first) then
-      first = id_of(pending[2])
+      first, is_pending = id_of(pending[2]), true
     end
-    found[#found + 1] = {about['name'], first}
+    found[#found + 1] =
+      {name = about['name'], first = first, is_pending = is_pending, pending = pending[1], unread = about['lag'] or nil}
   end
   return found
 end
@@ -58,8 +60,8 @@ _ASK = Script(
     + """
 local reply = {}
 for _, group in ipairs(positions(KEYS[1])) do
-  reply[#reply + 1] = group[1]
-  reply[#reply + 1] = text_of(group[2])
+  reply[#reply + 1] = group.name
+  reply[#reply + 1] = text_of(group.first)
 end
 return reply
 """

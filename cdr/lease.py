@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from redis.asyncio import Redis
 
-__all__ = ["LEASE_S", "HeldError", "Holder", "Lease"]
+__all__ = ["LEASE_S", "HeldError", "Holder", "Lease", "pulls_key"]
 
 LEASE_S = 15.0  # of a killed pull this is left at most
 RENEW_S = LEASE_S / 5  # four renewals may fail
@@ -51,6 +51,11 @@ if redis.call('GET', KEYS[1]) == ARGV[1] then
 end
 return 1
 """)
+
+
+def pulls_key(stream: str) -> str:
+    """The key of when each group's last complete pull was. Raises ValueError for braces that are no hash tag."""
+    return beside(stream, "pulls")
 
 
 class Holder(msgspec.Struct, frozen=True):
@@ -80,7 +85,7 @@ class Lease:
         self.on_lost: Callable[[], None] | None = None  # somebody else has it
         self.complete = False  # whether the pull came to its end: the caller says so, and when is noted
         self._link = Link(client, timeout_s=TIMEOUT_S)
-        self._keys = (beside(stream, f"pull:{group}"), beside(stream, "pulls"))
+        self._keys = (beside(stream, f"pull:{group}"), pulls_key(stream))
         now_ms = time.time_ns() // 1_000_000
         self._own = msgspec.msgpack.encode(Holder(user, host, pid, command, now_ms, secrets.token_hex(8)))
         self._held_until = 0.0

@@ -122,9 +122,9 @@ end
 keep(last, id)
 local groups, lowest = {}, nil
 for _, group in ipairs(positions(KEYS[1])) do
-  groups[group[1]] = group[2]
-  if not lowest or before(group[2], lowest) then
-    lowest = group[2]
+  groups[group.name] = group.first
+  if not lowest or before(group.first, lowest) then
+    lowest = group.first
   end
 end
 local sinks, complete = nil, true

@@ -21,6 +21,7 @@ from redis.exceptions import RedisError
 
 from cdr.journal import Journal, JournalError
 from cdr.publisher import Publisher
+from cdr.readers import Readers
 from cdr.retention import HOUR_MS
 from policy import profiles
 from policy import store as policy_store
@@ -172,6 +173,7 @@ class Node:
             boot=boot_id(),
             on_state=lambda state, reason: self.log.info("cdr_publisher", state=state, reason=reason),
         )
+        self._readers = Readers(self.store.client, config.cdr.stream)
         self._notifier = Notifier()
 
     # Starting
@@ -319,6 +321,7 @@ class Node:
             transports=self._transports,
             journal=self._journal,
             publisher=self._publisher,
+            readers=self._readers,
             store=self.store,
             slots=self._slots,
             bindings=self._bindings,
@@ -359,6 +362,7 @@ class Node:
             work = [
                 self.store.run(),
                 self._publisher.run(),
+                self._readers.run(),
                 self._watch_policy(),
                 self._refresh_slots(),
                 self._expire_bindings(),

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from cdr.journal import Journal
     from cdr.publisher import Publisher
     from cdr.quality import RunningFigures
+    from cdr.readers import Backlog, Readers
     from sipproxy.admin.control import Handler
     from sipproxy.engine.core import Engine
     from sipproxy.engine.trunks import Health
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from sipproxy.store.slots import Slots
     from sipproxy.store.traces import Traces
 
-__all__ = ["handlers", "register"]
+__all__ = ["handlers", "register", "register_readers"]
 
 MAX_DROP_S = 7 * 86_400  # that an operator may drop a source for
 
@@ -46,6 +47,7 @@ def register(
     transports: Transports,
     journal: Journal,
     publisher: Publisher,
+    readers: Readers,
     store: Store,
     slots: Slots,
     bindings: Bindings,
@@ -56,6 +58,7 @@ def register(
     _engine_metrics(metrics, engine)
     _trunk_metrics(metrics, engine)
     _cdr_metrics(metrics, journal, publisher, shell)
+    register_readers(metrics, readers)
 
     def state() -> dict[tuple[str, ...], float]:
         return {(store.state.value, store.reason): 1.0}
@@ -313,6 +316,26 @@ def _cdr_metrics(metrics: Metrics, journal: Journal, publisher: Publisher, shell
     metrics.gauge(
         "sipproxy_cdr_publisher_state", "1 for the publisher's state", lambda: {publisher.stats.state: 1.0}, ("state",)
     )
+
+
+def register_readers(metrics: Metrics, readers: Readers) -> None:
+    """Nothing while the store does not answer: an old figure would look like a reader that works."""
+
+    def one(name: str) -> dict[tuple[str, ...], float]:
+        return {} if readers.seen is None else {(): float(getattr(readers.seen, name))}
+
+    def of(read: Callable[[Backlog], float | None]) -> dict[tuple[str, ...], float]:
+        groups = {} if readers.seen is None else readers.seen.groups
+        return {(name,): value for name, backlog in groups.items() if (value := read(backlog)) is not None}
+
+    label = ("group",)
+    metrics.gauge("sipproxy_cdr_dead_letters", "entries that a group could not take", lambda: one("letters"))
+    metrics.gauge("sipproxy_cdr_groups_untold", "consumer groups that are less behind than those told", lambda: one("untold"))
+    metrics.gauge(
+        "sipproxy_cdr_group_entries", "records that a group has not acknowledged", lambda: of(lambda b: b.entries), label
+    )
+    metrics.gauge("sipproxy_cdr_group_seconds", "age of the oldest of them", lambda: of(lambda b: b.oldest_s), label)
+    metrics.gauge("sipproxy_cdr_pull_seconds", "since a pull for a group was complete", lambda: of(lambda b: b.pulled_s), label)
 
 
 def handlers(

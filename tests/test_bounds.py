@@ -45,7 +45,8 @@ def test_a_bound_of_the_table_exists_is_counted_and_has_its_test(row: dict[str, 
         assert name in Limits.__struct_fields__
     else:
         module, _, owner = place.partition(":")
-        found = import_module(f"sipproxy.{module}") if not owner else getattr(import_module(f"sipproxy.{module}"), owner)()
+        holder = import_module(module if module.startswith("cdr.") else f"sipproxy.{module}")
+        found = getattr(holder, owner)() if owner else holder
         assert isinstance(getattr(found, name), int | float)
     metric = row["metric"].removesuffix("_total").split("{")[0]
     counted = f'"{metric}"' in SOURCES or f'"{metric.removeprefix("sipproxy_")}": (' in SOURCES

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
-OF_THE_NODE = ("journal", "publisher", "interims", "sinks", "stream", "groups")  # what these tests are about, by their module
+# What these tests are about, by their module.
+OF_THE_NODE = ("journal", "publisher", "interims", "sinks", "stream", "groups", "readers")
 
 
 def pytest_asyncio_loop_factories(item: pytest.Item) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
