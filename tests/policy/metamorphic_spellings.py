@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import re
 
-from policy.plan import country_code_of
+from policy.plan.world import country_code_of
 
 HOSTS = (
     "sip.example",

@@ -18,7 +18,7 @@ from policy.emergency import service_of
 from policy.model import BlockRule, CallAttempt, Destination, Direction, Line, LineStatus, Verdict
 from policy.model import DestinationClass as Class
 from policy.numbers import classify
-from policy.plan import area_codes
+from policy.plan.areas import area_codes
 
 PROFILES = ("velbert", "badnauheim")
 BLOCKS = (
