@@ -2,46 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pytest
-from msgspec.structs import replace
 
 from cdr import codec
 from cdr.facts import Admit, Answer
-from tests.sim.conftest import Town, make_town
-from tests.sim.restart import Restarts, expire, forgets_ended_dialogs, unfinished
+from tests.sim.restart import expire, unfinished
+from tests.sim.restarted import WIRE_MS, a_town, agents_of, answered, answered_call, assert_honest, hang_up_all
 from tests.sim.test_sim_calls import behave_at_random, call_at_random
 from tests.sim.world import PROXY
-
-if TYPE_CHECKING:
-    from tests.sim.agent import Agent, AgentCall
-
-BOOT = "boot-1"
-WIRE_MS = 40  # two deliveries
-
-
-def a_town(**options: object) -> tuple[Town, Restarts]:
-    town = make_town(boot=BOOT, **options)
-    for agent in agents_of(town):
-        forgets_ended_dialogs(agent)
-    town.register_all()
-    return town, Restarts(town.world)
-
-
-def agents_of(town: Town) -> tuple[Agent, ...]:
-    return (town.alice, town.andrea, town.bob, town.trunk, town.trunk_b, town.psap)
-
-
-def answered_call(town: Town, target: bytes = b"03023125001") -> AgentCall:
-    call = town.alice.call(target)
-    town.world.run(5.0)
-    assert call.status == 200
-    return call
-
-
-def answered(agent: Agent) -> AgentCall:
-    return agent.calls[-1]
 
 
 @pytest.mark.parametrize("leaver", ["caller", "callee"])
@@ -462,12 +430,6 @@ def test_facts_of_one_call_stay_small() -> None:
     assert sizes["alive"] < 120
 
 
-def hang_up_all(town: Town) -> None:
-    for agent in agents_of(town):
-        for call in agent.calls:
-            agent.bye(call)
-
-
 @pytest.mark.parametrize("seed", range(6))
 def test_kills_at_random_points_of_random_calls_leave_one_record_each_and_no_slot(seed: int) -> None:
     """Design, invariants 2 to 4, with 3 % loss: the node dies between any two actions and is away for up to 40 s."""
@@ -505,124 +467,3 @@ def test_kills_at_random_points_of_random_calls_leave_one_record_each_and_no_slo
     assert {record.id for record in world.admitted} <= set(ids)
     assert [record.seq for record in world.records] == list(range(1, len(ids) + 1))
     assert_honest(town)
-
-
-def assert_honest(town: Town) -> None:
-    """No record is longer than its call, by more than what the wire and repetitions explain."""
-    truths: dict[str, list[AgentCall]] = {}
-    for agent in agents_of(town):
-        for call in agent.calls:
-            truths.setdefault(call.call_id.decode(), []).append(call)
-    for record in town.world.records:
-        if record.answer_at_ms is None:
-            continue
-        parties = truths[record.call_id]
-        ends = [call.ended_at for call in parties if call.ended == "local"]
-        if ends and not record.duration_certain:
-            begun = min(call.answered_at for call in parties if call.answered_at)
-            assert record.billable_ms <= 1000 * (min(ends) - begun) + WIRE_MS + 200, record
-
-
-def test_caller_whose_name_was_replaced_is_the_same_to_both_after_the_restart() -> None:
-    """Towards a customer an account name in From is replaced by the number, and put back on the way to the caller."""
-    town, node = a_town()
-    town.alice.call(b"020514001")
-    town.world.run(5.0)
-    at_bob = town.bob.calls[0]
-    assert at_bob.invite is not None
-    shown = at_bob.invite.from_.uri.raw
-    assert shown != b"sip:alice@sip.test"
-    node.kill()
-    node.start()
-    call = town.alice.calls[-1]
-    town.alice._in_dialog(call, b"INFO")
-    town.world.run(1.0)
-    town.bob._in_dialog(at_bob, b"INFO")
-    town.world.run(1.0)
-    to_bob, to_alice = ([r for r in a.requests if r.method == b"INFO"][-1] for a in (town.bob, town.alice))
-    assert to_bob.from_.uri.raw == shown
-    assert to_alice.to.uri.raw == b"sip:alice@sip.test"
-
-
-@pytest.mark.parametrize("privacy", [b"id", b"user;id"])
-def test_hidden_caller_stays_in_his_call_and_hidden_over_a_restart(privacy: bytes) -> None:
-    """Design, invariant 11: neither what the callee gets nor the journal holds his number, and both parties are told apart."""
-    town, node = a_town()
-    world, number = town.world, b"89123456"
-    town.trunk.call(b"+4920514001", headers=((b"Privacy", privacy),), from_user="+4989123456")
-    world.run(5.0)
-    call, at_bob = town.trunk.calls[-1], town.bob.calls[0]
-    assert call.status == 200
-    node.kill()
-    world.run(3.0)
-    node.start()
-    town.trunk.chatter = [(b"X-Who", b"+49 89 12 34 56"), (b"Subject", b"dinner")]
-    town.trunk._in_dialog(call, b"INFO")
-    world.run(1.0)
-    town.trunk.contact_user = "+4989123456"
-    answers: list[int] = []
-    town.trunk.reinvite(call, lambda response: answers.append(response.status if response is not None else 0))
-    world.run(2.0)
-    town.bob._in_dialog(at_bob, b"INFO")
-    world.run(1.0)
-    at_trunk = [request for request in town.trunk.requests if request.method == b"INFO"][-1]
-    assert (at_trunk.uri, at_trunk.to.uri.raw) == (b"sip:+4989123456@198.51.100.1:5060", b"sip:+4989123456@sip.test")
-    assert answers[-1] == 200
-    info = next(request for request in town.bob.requests if request.method == b"INFO")
-    assert (info.has(b"x-who"), info.has(b"subject"), len(info.vias)) == (False, privacy == b"id", 2 if privacy == b"id" else 1)
-    town.bob.bye(at_bob)
-    world.run(2.0)
-    assert call.ended == "remote"
-    to_bob = [data for _, _, to, data in world.wire if to == town.bob.address]
-    assert not any(number in data.translate(None, b"-.() /") for data in to_bob)
-    assert not any(number in codec.encode_fact(fact) for fact in world.facts)
-    (record,) = world.records
-    assert (record.end_reason, record.calling, record.duration_certain) == ("normal", "", True)
-    town.assert_reconciled()
-
-
-def test_answer_for_a_hidden_caller_that_the_node_died_with_reaches_him_after_the_restart() -> None:
-    """His Via lines, which the callee did not see, are those that the answer goes back by."""
-    town, node = a_town()
-    world = town.world
-    call = town.trunk.call(b"+4920514001", headers=((b"Privacy", b"header"),), from_user="+4989123456")
-    world.run_until(lambda: any(own.status for own in town.bob.calls))
-    while not any(isinstance(fact, Answer) for fact in world.facts):
-        node.kill_after(1, lambda: None)
-        world.run(0.001)
-        if node.is_away:
-            break
-    assert not call.status
-    node.start()
-    world.run(5.0)
-    assert (call.status, town.bob.calls[0].acked) == (200, True)
-
-
-def test_hidden_caller_whose_mask_cannot_be_read_ends_with_the_node() -> None:
-    """The secret of the data directory is another one: nobody may take the call up without his mask."""
-    town, node = a_town()
-    town.trunk.call(b"+4920514001", headers=((b"Privacy", b"id"),), from_user="+4989123456")
-    town.world.run(5.0)
-    node.kill()
-    for index, fact in enumerate(town.world.facts):
-        if isinstance(fact, Answer):
-            (dialog,) = fact.dialogs
-            assert dialog.mask
-            town.world.facts[index] = replace(fact, dialogs=(replace(dialog, mask=dialog.mask[:-8] + b"AAAAAAAA"),))
-    node.start()
-    town.bob.bye(town.bob.calls[0])
-    town.world.run(40.0)
-    assert [record.end_reason for record in town.world.records] == ["node_restart"]
-    assert not any(b"89123456" in data for _, _, to, data in town.world.wire if to == town.bob.address)
-    town.assert_reconciled()
-
-
-def test_hidden_caller_who_is_too_long_to_be_kept_ends_with_the_node() -> None:
-    town, node = a_town()
-    name = "x" * 800
-    town.trunk.call(b"+4920514001", headers=((b"Privacy", b"id"),), from_user=name)
-    town.world.run(5.0)
-    assert [fact.dialogs for fact in town.world.facts if isinstance(fact, Answer)] == [()]
-    node.kill()
-    node.start()
-    assert [record.end_reason for record in town.world.records] == ["node_restart"]
