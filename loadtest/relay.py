@@ -14,10 +14,11 @@ CHUNK = 65_536
 
 class Relay:
     """Passes bytes from `path` to the server's socket. `delay_s` holds each reply back for so long; `lose_replies` has the next
-    reply to a script swallowed and its connection cut, that often."""
+    reply to the command `loses` swallowed and its connection cut, that often."""
 
-    def __init__(self, server: Path, path: Path) -> None:
+    def __init__(self, server: Path, path: Path, *, loses: bytes = b"EVALSHA") -> None:
         self.url = f"unix://{path}"
+        self._loses = loses
         self.delay_s = 0.0
         self.lose_replies = 0
         self.lost = 0
@@ -52,14 +53,16 @@ class Relay:
             task.add_done_callback(self._tasks.discard)
 
     async def _ask(self, link: _Link, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError):
-            while data := await reader.read(CHUNK):
-                if self.lose_replies and b"EVALSHA" in data:
-                    self.lose_replies -= 1
-                    self.lost += 1
-                    link.doomed = True
-                writer.write(data)
-        writer.transport.abort()
+        try:
+            with contextlib.suppress(OSError):
+                while data := await reader.read(CHUNK):
+                    if self.lose_replies and self._loses in data:
+                        self.lose_replies -= 1
+                        self.lost += 1
+                        link.doomed = True
+                    writer.write(data)
+        finally:
+            writer.transport.abort()
 
     async def _reply(self, link: _Link, reader: asyncio.StreamReader) -> None:
         loop = asyncio.get_running_loop()
@@ -73,13 +76,15 @@ class Relay:
     async def _deliver(self, link: _Link, writer: asyncio.StreamWriter) -> None:
         """Write what was read, in its order, each when it is due."""
         loop = asyncio.get_running_loop()
-        while True:
-            due_at, data = await link.late.get()
-            if not data:
-                break
-            await asyncio.sleep(max(0.0, due_at - loop.time()))
-            writer.write(data)
-        writer.transport.abort()
+        try:
+            while True:
+                due_at, data = await link.late.get()
+                if not data:
+                    break
+                await asyncio.sleep(max(0.0, due_at - loop.time()))
+                writer.write(data)
+        finally:
+            writer.transport.abort()
 
 
 class _Link:

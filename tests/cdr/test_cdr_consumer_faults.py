@@ -5,25 +5,29 @@ from __future__ import annotations
 import asyncio
 import shutil
 import signal
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import redis.asyncio
 from cdr_samples import ended
 
 import cdr.consumer
 from cdr import codec
 from cdr.consumer import Consumer, Delivery
+from cdr.dead import dead_key
 from cdr.entries import entry_of
 from cdr.facts import Record
 from cdr.groups import entry_id
+from loadtest.relay import Relay
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    import redis.asyncio
     from valkey_process import Valkey
 
 STREAM = "sp:cdr"
+LOADED, LOAD_DELAY_US = 100_000, 50  # commands and the time for each: 10 s in all; after 1024 of them it answers
 
 
 async def put(client: redis.asyncio.Redis, first: int, last: int) -> None:
@@ -38,12 +42,14 @@ class Billing:
 
     def __init__(self) -> None:
         self.has: dict[str, Record] = {}
+        self.given: list[str] = []
         self.open = asyncio.Event()
         self.waiting = asyncio.Event()
 
     async def write(self, batch: list[Delivery]) -> None:
         self.waiting.set()
         await self.open.wait()
+        self.given += [one.record.id for one in batch]
         self.has.update({one.record.id: one.record for one in batch})
 
 
@@ -103,6 +109,19 @@ async def old_copy(valkey: Valkey, client: redis.asyncio.Redis, bitten: Callable
     await asyncio.to_thread(valkey.start)
 
 
+async def loading(valkey: Valkey, client: redis.asyncio.Redis, bitten: Callable[[], Awaitable[None]]) -> None:
+    """It is started again, and reads its file slowly until the consumer has met it: there, and of no use."""
+    valkey.kill()
+    [written] = (valkey.directory / "appendonlydir").glob("*.incr.aof")
+    with written.open("ab") as file:
+        file.write(LOADED * b"*2\r\n$4\r\nINCR\r\n$6\r\nfiller\r\n")
+    starting = asyncio.create_task(asyncio.to_thread(valkey.start, "--key-load-delay", str(LOAD_DELAY_US)))
+    await bitten()
+    async with valkey.client() as another:
+        await another.config_set("key-load-delay", "0")
+    await starting
+
+
 @pytest.mark.parametrize(
     ("fault", "names"),
     [
@@ -111,6 +130,7 @@ async def old_copy(valkey: Valkey, client: redis.asyncio.Redis, bitten: Callable
         (stopped, {"slow", "away"}),
         (killed, {"away"}),
         (old_copy, {"away"}),
+        (loading, {"loading"}),
     ],
 )
 async def test_consumer_with_a_batch_in_hand_outlives_its_store(
@@ -149,3 +169,63 @@ async def test_consumer_with_a_batch_in_hand_outlives_its_store(
     consumer.stop()
     await running
     await consumer.close()
+
+
+async def test_full_store_keeps_a_new_group_and_a_dead_letter_waiting(
+    client: redis.asyncio.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What needs no memory goes on: entries are read and acknowledged. What does is done when there is some."""
+    monkeypatch.setattr(cdr.consumer, "LONGEST_PAUSE_S", 0.1)
+    billing, consumer = Billing(), Consumer(client, group="g", batch=10)
+    billing.open.set()
+    await put(client, 1, 10)
+    poison = await client.xadd(STREAM, {"id": "poison", "d": b"\xc1"})
+    await put(client, 11, 20)
+    wanted = {ended(number).record.id for number in range(1, 21)}
+
+    async def met(times: int) -> None:
+        """The full store has refused so many commands since."""
+        before = consumer.counts["oom"]
+        while consumer.counts["oom"] < before + times:
+            assert not running.done()
+            await asyncio.sleep(0.01)
+
+    async with asyncio.timeout(60):
+        await client.config_set("maxmemory", "1")
+        running = asyncio.create_task(consumer.run(billing.write))
+        await met(3)
+        assert await client.xinfo_groups(STREAM) == []
+        await client.config_set("maxmemory", "0")
+        await billing.waiting.wait()
+        await client.config_set("maxmemory", "1")
+        await met(3)
+        assert await acknowledged(client) == {ended(number).record.id for number in range(1, 11)}, "what came before it"
+        assert poison in [row["message_id"] for row in await client.xpending_range(STREAM, "g", "-", "+", 1000)]
+        await client.config_set("maxmemory", "0")
+        while await acknowledged(client) != wanted:  # noqa: ASYNC110  the store does not tell
+            await asyncio.sleep(0.01)
+    assert billing.has.keys() == wanted
+    assert [letter[b"entry"] for _, letter in await client.xrange(dead_key(STREAM))] == [poison]
+    consumer.stop()
+    await running
+    await consumer.close()
+
+
+async def test_lost_replies_to_acknowledgements_are_asked_for_again_and_nothing_is_given_twice(
+    valkey: Valkey, client: redis.asyncio.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cdr.consumer, "LONGEST_PAUSE_S", 0.1)
+    billing = Billing()
+    billing.open.set()
+    await put(client, 1, 30)
+    path = valkey.directory / "relay"
+    async with Relay(Path(valkey.socket), path, loses=b"XACK") as relay, redis.asyncio.Redis.from_url(relay.url) as through:
+        relay.lose_replies = 4
+        async with Consumer(through, group="g", batch=10) as consumer, asyncio.timeout(60):
+            await consumer.run(billing.write, follow=False)
+    assert relay.lost == 4
+    assert consumer.counts["away"] == 4
+    assert consumer.counts["acknowledged"] == 30
+    wanted = [ended(number).record.id for number in range(1, 31)]
+    assert await acknowledged(client) == set(wanted)
+    assert billing.given == wanted

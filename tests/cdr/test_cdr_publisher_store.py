@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import signal
+import time
 from typing import TYPE_CHECKING
 
 import pytest
-from publishing import STREAM, Node, published, until
+from publishing import FAST, STREAM, Node, published, until
 
+import cdr.publisher
+from cdr import steps
 from cdr.stream import mark_key
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import redis.asyncio
     from valkey_process import Valkey
 
@@ -48,6 +53,39 @@ async def test_publisher_server_stopped_for_a_while_delivers_each_once(
         valkey.signal(signal.SIGCONT)
         await node.drained()
     assert await published(client) == list(range(1, 421))
+
+
+@pytest.mark.parametrize("step", ["looked", "sending", "sent", "durable"])
+async def test_publisher_server_stopped_at_a_step_for_longer_than_every_timeout_delivers_each_once(
+    tmp_path: Path, client: redis.asyncio.Redis, valkey: Valkey, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """Of a command, of the barrier and of connecting. What was sent may be executed when the server goes on."""
+    monkeypatch.setattr(cdr.publisher, "BARRIER_MS", 200)
+    monkeypatch.setattr(cdr.publisher, "LONGEST_PAUSE_S", 0.2)
+    stopped: list[float] = []
+
+    def hook(name: str) -> None:
+        if name == f"publisher.{step}" and not stopped:
+            valkey.signal(signal.SIGSTOP)
+            stopped.append(time.monotonic())
+
+    monkeypatch.setattr(steps, "hook", hook)
+    node = Node(tmp_path / "journal", client).start()
+    node.call(40)
+    await until(lambda: bool(stopped))
+    node.call(40)  # for there is always something to send
+    longest_s = 0.2 + 2 * FAST["timeout_s"]
+    await until(lambda: node.failures() >= 4 and time.monotonic() - stopped[0] > 2 * longest_s)
+    stats = node.publisher.stats
+    assert "slow" in stats.errors
+    assert set(stats.errors) <= {"slow", "away"}, "a connection that is not taken in time is one or the other"
+    assert stats.backlog >= 40
+    assert stats.behind_ms > 0
+    valkey.signal(signal.SIGCONT)
+    await node.drained()
+    assert await published(client) == list(range(1, 81))
+    assert node.states[-1] == "up"
+    await node.stop()
 
 
 async def test_publisher_emptied_store_is_continued_behind_what_was_confirmed(node: Node, client: redis.asyncio.Redis) -> None:

@@ -45,7 +45,8 @@ class Valkey:
     def start(self, *options: str) -> None:
         store = f"--dir {self.directory} --appendonly yes --appendfsync everysec --maxmemory-policy noeviction"
         command = [server_binary(), "--port", "0", "--unixsocket", self.socket, *store.split(), "--save", "", *options]
-        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        self._process = subprocess.Popen(command, **quiet, start_new_session=True)  # a test may stop it
         until = time.monotonic() + 20
         while time.monotonic() < until:
             if _answers(self.socket):
