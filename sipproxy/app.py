@@ -36,6 +36,7 @@ from sipproxy.lifecycle import Stop, boot_id, drain, is_healthy, resume, run_pru
 from sipproxy.log import configure
 from sipproxy.metrics import LoopLag, Metrics, MetricsServer
 from sipproxy.neighbours import Neighbours
+from sipproxy.net.addresses import follow_addresses
 from sipproxy.net.droplist import KernelDrops
 from sipproxy.net.resolver import Resolver
 from sipproxy.net.tls import TlsError
@@ -367,6 +368,7 @@ class Node:
                 self._refresh_slots(),
                 self._expire_bindings(),
                 renew(self._tls, self.log),
+                follow_addresses(self._transports, self.log),
                 heartbeat.run(),
                 *self.neighbours.tasks(),
                 self._secret.run(lambda problem: self.log.warning("secret_not_kept", problem=problem)),

@@ -62,6 +62,7 @@ class StreamListener:
         self.closed = {
             "peer": 0, "error": 0, "framing": 0, "too_many": 0, "too_many_from_source": 0, "first_message": 0,
             "incomplete": 0, "idle": 0, "stalled": 0, "connect": 0, "shutdown": 0, "handshake": 0, "name": 0,
+            "address": 0,
         }  # fmt: skip
         self.failed = {
             "connect": 0, "slow_connect": 0, "gone": 0, "write_buffer_full": 0, "too_many": 0, "shutdown": 0,
@@ -96,8 +97,13 @@ class StreamListener:
             return
         self._server = await loop.create_server(lambda: Connection(self, accepted=True), sock=self._socket, backlog=BACKLOG)
 
-    async def close(self) -> None:
-        """Stop accepting, write what is left within `close_s`, and close everything; harmless when repeated."""
+    @property
+    def is_open(self) -> bool:
+        return not self._closing
+
+    async def close(self, reason: str = "shutdown") -> None:
+        """Stop accepting, write what is left within `close_s`, and close everything; harmless when repeated. For the `reason`
+        "address", which is gone from this machine, nothing more is written."""
         self._closing = True
         if self._server is not None:
             self._server.close()
@@ -107,11 +113,20 @@ class StreamListener:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         for connection in list(self._connections.values()):
-            connection.finish("shutdown")
+            if reason == "address":
+                connection.abort(reason)
+            else:
+                connection.finish(reason)
         if self._connections:
             self._all_closed.clear()
             await self._all_closed.wait()  # `finish` bounds the time.
         self._socket.close()
+
+    async def reopen(self) -> None:
+        """Bind to the same address again after `close`, and accept connections. Raises OSError when it cannot be had."""
+        self._socket = _bind(*self.address)
+        self._closing = False
+        await self.start()
 
     def names(self, connection: int) -> tuple[str, ...]:
         """The SIP domains that the peer has proved by its certificate."""

@@ -12,6 +12,7 @@ import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING, NamedTuple
 
+from sipproxy.net.addresses import is_here
 from sipproxy.net.passed import Passed
 from sipproxy.net.stream import StreamLimits, StreamListener
 from sipproxy.net.udp import UdpListener
@@ -167,6 +168,34 @@ class Transports:
             else:
                 await listener.start()
 
+    async def match_addresses(self) -> list[tuple[str, str]]:
+        """Close the listeners whose address is gone from this machine, and open those whose address is there again. Connections
+        of others are untouched; a message that would leave from an address that is gone has failed.
+
+        Returns (listener, "closed", "opened" or why it cannot be opened) for each that was, or is not, as its address is.
+        """
+        changes: list[tuple[str, str]] = []
+        for listener in self._listeners:
+            host, port = listener.address
+            here = is_here(host)
+            if here == listener.is_open:
+                continue
+            change = "opened" if here else "closed"
+            try:
+                if isinstance(listener, UdpListener):
+                    listener.reopen() if here else listener.close()
+                else:
+                    await (listener.reopen() if here else listener.close("address"))
+            except OSError as error:  # the port has been taken, or the address is gone again
+                change = error.strerror or str(error)
+            changes.append((f"{_transport_of(listener).lower()} {host}:{port}", change))
+        return changes
+
+    @property
+    def away(self) -> int:
+        """Listeners that are closed because their address is not on this machine."""
+        return sum(not listener.is_open for listener in self._listeners)
+
     async def close(self) -> None:
         """Close every listener. Harmless when repeated."""
         for task in self._lookups:
@@ -281,14 +310,19 @@ class Transports:
             if isinstance(listener, UdpListener):
                 rows = {**listener.counters, **{f"dropped_{k}": v for k, v in listener.dropped.items()}}
                 rows["dropped_kernel"] = listener.kernel_drops
-                transport = "UDP"
             else:
                 rows = {**listener.counters, **{f"closed_{k}": v for k, v in listener.closed.items()}}
                 rows.update({f"failed_{k}": v for k, v in listener.failed.items()})
-                transport = "TCP" if listener.tls is None else "TLS"
+            transport = _transport_of(listener)
             for name, value in rows.items():
                 totals[transport, name] = totals.get((transport, name), 0) + value
         return totals
+
+
+def _transport_of(listener: UdpListener | StreamListener) -> str:
+    if isinstance(listener, UdpListener):
+        return "UDP"
+    return "TCP" if listener.tls is None else "TLS"
 
 
 def _address(place: Flow) -> tuple[str, str, int]:

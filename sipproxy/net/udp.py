@@ -75,6 +75,7 @@ class UdpListener:
         self._recent: deque[_Datagram] = deque(maxlen=RECENT)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._poll: select.epoll | None = None
+        self._former_drops = 0  # of the kernel, on sockets that were closed
         self._socket = self._bind(address, port)
         self.address: tuple[str, int] = self._socket.getsockname()[:2]
 
@@ -86,10 +87,14 @@ class UdpListener:
     @property
     def kernel_drops(self) -> int:
         """Datagrams that the kernel dropped because its receive buffer was full; 0 where it does not tell."""
-        if sys.platform != "linux" or self._socket.fileno() < 0:
-            return 0
+        if sys.platform != "linux" or not self.is_open:
+            return self._former_drops
         info = self._socket.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, 4 * (_SK_MEMINFO_DROPS + 1))
-        return int.from_bytes(info[4 * _SK_MEMINFO_DROPS :], sys.byteorder)
+        return self._former_drops + int.from_bytes(info[4 * _SK_MEMINFO_DROPS :], sys.byteorder)
+
+    @property
+    def is_open(self) -> bool:
+        return self._socket.fileno() >= 0
 
     def start(self) -> None:
         """Deliver datagrams on the running event loop from now on."""
@@ -103,9 +108,10 @@ class UdpListener:
 
     def close(self) -> None:
         """Stop and close; harmless when repeated. What still waits to be sent is tried once and then dropped."""
-        if self._socket.fileno() < 0:
+        if not self.is_open:
             return
         self._flush()
+        self._former_drops = self.kernel_drops
         self.dropped["send_queue_full"] += len(self._queue)
         self._queue.clear()
         if self._loop is not None:
@@ -115,6 +121,11 @@ class UdpListener:
             else:
                 self._poll.close()
         self._socket.close()
+
+    def reopen(self) -> None:
+        """Bind to the same address again after `close`, and deliver datagrams. Raises OSError when it cannot be had."""
+        self._socket = self._bind(*self.address)
+        self.start()
 
     def send(self, data: bytes, host: str, port: int, *, key: Hashable | None = None) -> None:
         """Send one datagram to an IP literal, or queue it while the kernel's buffer is full. `key` names it in `on_failed`.
@@ -159,6 +170,8 @@ class UdpListener:
 
     def _transmit(self, datagram: _Datagram) -> None:
         data, host, port, key = datagram
+        if not self.is_open:
+            raise OSError(errno.EADDRNOTAVAIL, "the listener's address is gone")
         if not is_literal(host):
             raise OSError(errno.EINVAL, "not an IP literal")  # The socket would resolve it, and block the loop meanwhile.
         if not 0 < port < 65536:
@@ -196,7 +209,7 @@ class UdpListener:
         if self._queue:
             self._flush()
         for _ in range(DRAIN):
-            if self._socket.fileno() < 0:
+            if not self.is_open:
                 return  # Closed by what a datagram brought about.
             try:
                 size, source = self._socket.recvfrom_into(self._buffer)

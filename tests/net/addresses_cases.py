@@ -1,0 +1,100 @@
+"""Run by test_addresses.py in a network of their own: listeners on an address that goes and comes back."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+
+import pytest
+import structlog
+
+from sipproxy.net.addresses import follow_addresses
+from sipproxy.net.resolver import Resolver
+from sipproxy.net.transports import Transports
+from sipproxy.sip.flow import Flow, Hop
+from tests.net.waiting import until
+from tests.networks import INSIDE, datagram_socket, exchange, ip
+
+pytestmark = pytest.mark.skipif(INSIDE not in os.environ, reason="run by test_addresses.py")
+KEPT, MOVING, MOVING6 = "192.0.2.1", "192.0.2.2", "2001:db8::2"
+MESSAGE = b"OPTIONS sip:a SIP/2.0\r\nContent-Length: 0\r\n\r\n"
+WAIT_S = 30.0
+
+
+class Parts:
+    """Listeners on both addresses and all that they tell; each datagram is answered, as is each message on a connection."""
+
+    def __init__(self) -> None:
+        self.failed: list[object] = []
+        self.closed: list[Flow] = []
+        self.transports = Transports(Resolver(), self.echo, self.failed.append, lambda *_: None, self.closed.append)
+
+    def echo(self, data: bytes, flow: Flow) -> None:
+        self.transports.send(flow, data, None)
+
+    async def connect(self, listener: int, host: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, writer = await asyncio.open_connection(host, self.bound[listener][2])
+        writer.write(MESSAGE)
+        assert await asyncio.wait_for(reader.readexactly(len(MESSAGE)), WAIT_S) == MESSAGE
+        return reader, writer
+
+    async def heard(self, listener: int, *, tries: int = 20) -> bool:
+        _, host, port = self.bound[listener]
+        with datagram_socket("::1" if ":" in host else "127.0.0.1") as sock:
+            return bool(await asyncio.to_thread(exchange, sock, MESSAGE, (host, port), tries=tries, wait_s=0.5))
+
+    async def start(self) -> None:
+        wanted = [(transport, host, 0) for host in (KEPT, MOVING, MOVING6) for transport in ("UDP", "TCP")]
+        self.bound = self.transports.bind(wanted)
+        await self.transports.start()
+
+
+def add(*addresses: str) -> None:
+    for address in addresses:
+        ip("addr", "replace", f"{address}/{128 if ':' in address else 32}", "dev", "lo")
+
+
+async def test_listeners_go_and_come_with_their_address_and_others_are_untouched() -> None:
+    ip("link", "set", "lo", "up")
+    add(KEPT, MOVING, MOVING6)  # for each event loop anew
+    parts = Parts()
+    await parts.start()
+    transports = parts.transports
+    with structlog.testing.capture_logs() as logs:
+        watch = asyncio.ensure_future(follow_addresses(transports, structlog.get_logger("node")))
+        (reader, writer), (lost, other) = await parts.connect(1, KEPT), await parts.connect(3, MOVING)
+        assert all([await parts.heard(listener) for listener in (0, 2, 4)])
+        received = transports.counters()["UDP", "received"]
+
+        ip("addr", "del", f"{MOVING}/32", "dev", "lo")
+        ip("addr", "del", f"{MOVING6}/128", "dev", "lo")
+        await until(lambda: transports.away == 4, WAIT_S)
+        assert [flow.listener for flow in parts.closed] == [3], "who had a connection there is told gone"
+        for transport, listener in (("UDP", 2), ("TCP", 3)):
+            transports.send(Hop(transport, KEPT, 5060, listener), MESSAGE, transport)
+        await until(lambda: sorted(map(str, parts.failed)) == ["TCP", "UDP"], WAIT_S)
+        writer.write(MESSAGE)
+        assert await asyncio.wait_for(reader.readexactly(len(MESSAGE)), WAIT_S) == MESSAGE, "the same connection"
+        assert await parts.heard(0)
+
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as squatter:  # the listener is opened once its port is free
+            squatter.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            squatter.bind(("::", parts.bound[4][2]))
+            add(MOVING, MOVING6)
+            await until(lambda: transports.away == 1, WAIT_S)
+            await until(lambda: any(entry["change"] == "Address already in use" for entry in logs), WAIT_S)
+        await until(lambda: not transports.away, WAIT_S)
+        assert all([await parts.heard(listener) for listener in (0, 2, 4)])
+        _, again = await parts.connect(3, MOVING)
+        assert transports.counters()["UDP", "received"] >= received + 4, "what is counted never falls"
+        watch.cancel()
+    for each in (writer, other, again):
+        each.close()
+    assert lost is not reader
+    await transports.close()
+    names = [f"{transport.lower()} {host}:{port}" for transport, host, port in parts.bound]
+    changes = [(names.index(entry["listener"]), entry["change"]) for entry in logs]
+    assert [change for change in changes if change[1] == "closed"] == [(n, "closed") for n in (2, 3, 4, 5)]
+    assert sorted(change for change in changes if change[1] == "opened") == [(n, "opened") for n in (2, 3, 4, 5)]
+    assert [(n, change) for n, change in changes if change not in ("opened", "closed")] == [(4, "Address already in use")]
