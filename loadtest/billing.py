@@ -200,6 +200,7 @@ async def bill_through_trouble(
         await asyncio.to_thread(database.start)
         await put(client, [msgspec.structs.replace(record, type="interim", seq=0, duration_ms=10) for record in truth[:10]])
         await put(client, truth[2 * third :])
+        await _until_killed(client, fleet, consumers * deaths, truth[0])
         state = await _until(client, lambda state: state["lag"] == 0 and state["pending"] == 0)
         report.pending = state["pending"] + (state["lag"] or 0)
         fleet.close()
@@ -210,6 +211,14 @@ async def bill_through_trouble(
     report.log = log.read_text("utf-8", "replace")[-4000:]
     await asyncio.to_thread(_compare, report, database.dsn, {record.id: record for record in truth})
     return report
+
+
+async def _until_killed(client: redis.Redis, fleet: Fleet, kills: int, record: Record) -> None:
+    """Copies of a call's interim record, which no final one gives way to, until each consumer had something to die behind."""
+    deadline = time.monotonic() + SETTLE_S
+    while fleet.kills < kills and time.monotonic() < deadline:
+        await put(client, [msgspec.structs.replace(record, type="interim", seq=0, duration_ms=10)])
+        await asyncio.sleep(0.05)
 
 
 async def consume_rate(client: redis.Redis, *, records: int, group: str = "rate") -> Rate:

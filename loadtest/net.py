@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import secrets
 import socket
 from asyncio.subprocess import Process
 
 __all__ = ["free_tcp_port", "free_udp_port", "wait_udp_bound"]
 
 
-def free_udp_port(host: str = "127.0.0.1") -> int:
-    """A UDP port on which nobody listened a moment ago."""
-    return _free(host, socket.SOCK_DGRAM)
+FIRST, LAST = 12_000, 32_000  # below the ports that the kernel gives to who asks for any: none of these is taken meanwhile
+
+
+def free_udp_port(host: str = "127.0.0.1", *, count: int = 1) -> int:
+    """An even UDP port on which nobody listened a moment ago, nor on the `count` - 1 behind it (audio, video, RTCP)."""
+    return _free(host, socket.SOCK_DGRAM, count)
 
 
 def free_tcp_port(host: str = "127.0.0.1") -> int:
     """A TCP port on which nobody listened a moment ago."""
-    return _free(host, socket.SOCK_STREAM)
+    return _free(host, socket.SOCK_STREAM, 1)
 
 
 async def wait_udp_bound(host: str, port: int, process: Process, *, timeout_s: float = 5.0) -> None:
@@ -34,8 +39,12 @@ async def wait_udp_bound(host: str, port: int, process: Process, *, timeout_s: f
     raise RuntimeError(f"did not bind {host}:{port} within {timeout_s:g} s")
 
 
-def _free(host: str, kind: socket.SocketKind) -> int:
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, kind) as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-        return port
+def _free(host: str, kind: socket.SocketKind, count: int) -> int:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    for _ in range(1000):
+        first = FIRST + 2 * secrets.randbelow((LAST - FIRST) // 2)
+        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+            for port in range(first, first + count):
+                stack.enter_context(socket.socket(family, kind)).bind((host, port))
+            return first
+    raise OSError(f"no {count} free ports from {FIRST} to {LAST} on {host}")

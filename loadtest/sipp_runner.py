@@ -182,7 +182,7 @@ async def start_sipp(
     port = port or free_udp_port(host)
     cid = f"{name}-{directory.name}-%u@{host}"
     command = [program, "-sf", str(scenario_path(name)), "-nostdin", "-t", "u1", "-i", host, "-mi", host, "-p", str(port)]
-    command += ["-mp", str(_even(free_udp_port(host))), "-cid_str", cid, "-r", str(rate), "-d", str(hold_ms)]
+    command += ["-mp", str(free_udp_port(host, count=4)), "-cid_str", cid, "-r", str(rate), "-d", str(hold_ms)]
     command += ["-trace_err", "-error_file", "errors.log", "-trace_stat", "-stf", "stat.csv", "-fd", str(STATISTICS_S)]
     command += ["-trace_rtt", "-rtt_freq", "1" if trace else "200", "-buff_size", str(4 * 1024 * 1024)]
     if target is not None:
@@ -217,10 +217,6 @@ async def run_sipp(name: str, *, timeout_s: float = 30.0, **options: object) -> 
     """Start a scenario and wait for its end; options are those of `start_sipp`."""
     run = await start_sipp(name, **options)  # type: ignore[arg-type]  # passed on as they are
     return await run.wait(timeout_s)
-
-
-def _even(port: int) -> int:
-    return port - port % 2
 
 
 def _text(path: Path, *, only_if: bool = True) -> str:

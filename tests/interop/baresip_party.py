@@ -16,6 +16,7 @@ import logging
 import math
 import struct
 import sys
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import baresip
@@ -81,6 +82,17 @@ class Party:
                     self.hearing.set()
                 await asyncio.sleep(0.05)
 
+    async def once_free(self, change: Callable[[], Awaitable[None]]) -> None:
+        """A re-INVITE waits for the one before it (RFC 3261 §14.1): baresip says that it does, and to ask again."""
+        async with asyncio.timeout(20):
+            while True:
+                try:
+                    return await change()
+                except baresip.BaresipError as error:
+                    if "in flight" not in str(error):
+                        raise
+                await asyncio.sleep(0.05)
+
     async def perform(self, command: dict[str, Any]) -> None:
         match command["do"]:
             case "register":
@@ -96,10 +108,10 @@ class Party:
                     await self.hearing.wait()
             case "hold":
                 assert self.call is not None
-                await self.call.hold()
+                await self.once_free(self.call.hold)
             case "resume":
                 assert self.call is not None
-                await self.call.resume()
+                await self.once_free(self.call.resume)
             case "hangup":
                 assert self.call is not None
                 await self.call.hangup()
