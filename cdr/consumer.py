@@ -302,6 +302,7 @@ class Consumer:
             return await self._look(), True
         entries = await self._read(0 if self._suspects else block_ms)
         if entries:
+            steps.at("consumer.read")
             self._last_read = entries[-1][0].decode("ascii")
             return await self._opened(entries, {}), True
         return (await self._suspect(), True) if self._suspects else ([], False)

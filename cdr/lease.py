@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from redis.exceptions import RedisError
 
+from cdr import steps
 from cdr.place import beside
 from cdr.wire import Link, Script
 
@@ -113,6 +114,7 @@ class Lease:
         done_ms = str(time.time_ns() // 1_000_000) if self.complete and kind is None else ""
         with contextlib.suppress(RedisError, OSError):  # it ends by itself
             await _GIVE_BACK.run(self._link, self._keys, self._own, self.group, done_ms)
+        steps.at("pull.given_back")
         await self._link.drop()
 
     async def check(self) -> None:

@@ -24,7 +24,7 @@ def add_cdrkills(commands: Any, common: argparse.ArgumentParser) -> None:
     cdrkills.add_argument("--rate", type=float, default=20.0, help="calls a second (default %(default)s)")
     cdrkills.add_argument("--seed", type=int, default=1, help="of moments and calls (default %(default)s)")
     cdrkills.add_argument("--within", type=float, default=float("inf"), help="seconds after which no more are made")
-    cdrkills.add_argument("--steps", action="store_true", help="instead at each named step of journal and publisher")
+    cdrkills.add_argument("--steps", action="store_true", help="instead at each named step of journal, publisher and readers")
     cdrkills.add_argument("--times", type=int, default=3, help="the first so many times of each step (default %(default)s)")
     cdrkills.add_argument("--ladders", type=Path, help="file for what is known of each call with a fault")
     cdrkills.set_defaults(run=_run)

@@ -1,7 +1,8 @@
 """Calls of every kind at a steady rate while the proxy dies (kill -9) again and again and is started again at once.
 
-It dies at random moments, also while it starts, or at each named step of journal and publisher (cdr.steps). What is owed and
-what is compared is in lives.py. Leaves out: several nodes, the store in trouble (faults.py), a dying consumer (billing.py).
+It dies at random moments, also while it starts, or at each named step of journal and publisher (cdr.steps); at the steps of a
+consumer or a pull the reader dies (dying_readers.py). What is owed and what is compared is in lives.py. Leaves out: several
+nodes, the store in trouble (faults.py).
 """
 
 from __future__ import annotations
@@ -21,18 +22,21 @@ from cdr import codec
 from cdr.consumer import Consumer, Delivery
 from loadtest.agents import Answering, Router
 from loadtest.dialog import LIFETIME_S
+from loadtest.dying_readers import AS_USUAL, KILL_HOOK, readers_at
 from loadtest.fields import AWAY, CALLED, FULL, KINDS, Kind
 from loadtest.lives import Killed, Life, compare_lives, owed_but_missing, tell_ladders
 from loadtest.network import Network, many_lines
 from loadtest.node import PROGRAM, START_S, NodeError
 from loadtest.reconcile import STREAM, live_slots, wait_until
 from loadtest.ua import NoAnswerError
+from sipproxy import commands
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
     from cdr.facts import Record
     from loadtest.dialog import Call
+    from loadtest.dying_readers import Reader
     from loadtest.truth import CallTruth
 
 __all__ = ["UNSUNK", "kill_again_and_again", "kill_at_steps", "steps_of"]
@@ -49,29 +53,17 @@ CALLERS_PER_RATE = 8
 CALLED_CHANNELS = 20
 FIRST_CALLER = 600_000
 STEP_S = 30.0  # a step that is not passed within this is not reached
+TO_READ = 10  # entries in the stream for each time that a reader shall pass a step
 SINK = "billing"
 SETTINGS: Mapping[str, Mapping[str, object]] = {
     "log": {"level": "warning"},
     "store": {"lease_s": 15, "refresh_s": 5},  # a slot that was taken for a call that was not admitted yet ends by itself
 }
 STEP_CDR: Mapping[str, object] = {"segment_bytes": 65536, "interim_s": 1}
-NAMED = re.compile(r'steps\.at\("((?:journal|publisher)\.[a-z_]+)"')
+NAMED = re.compile(r'steps\.at\("((?:journal|publisher|consumer|pull)\.[a-z_]+)"')
+READERS = ("consumer.", "pull.")  # steps of who reads; the node lives while they die
 UNSUNK = "publisher.confirmed"  # passed where there are no sinks: confirmed is what is published
-# The program, which kills itself when it passes the step `argv[1]` for the `argv[2]`-th time.
-DYING = """
-import os, runpy, signal, sys
-from cdr import steps
-name, left = sys.argv[1], int(sys.argv[2])
-def hook(step):
-    global left
-    if step == name:
-        left -= 1
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-steps.hook = hook
-sys.argv = ["sipproxy", *sys.argv[3:]]
-runpy.run_module("sipproxy", run_name="__main__")
-"""
+DYING = KILL_HOOK + AS_USUAL
 
 
 class _Run:
@@ -80,6 +72,7 @@ class _Run:
     def __init__(self, network: Network, found: Killed, begun_ms: int) -> None:
         self.network, self.found = network, found
         self.billed: dict[str, Record] = {}
+        self.readers: list[Reader] = []
         self._begun_ms = begun_ms
         self.random = random.Random(found.seed)
         self.over = asyncio.Event()
@@ -211,6 +204,10 @@ class _Run:
         """Have the node die at each step, when it passes it for the so-many-th time, and start it as usual after that."""
         node = self.network.node
         for number, (step, count) in enumerate(steps):
+            if step.startswith(READERS):
+                await self._reader_dies(step, count)
+                on_progress(number + 1)
+                continue
             await node.kill()
             await self.died(ready=True)
             node.program = ("-c", DYING, step, str(count))
@@ -230,6 +227,24 @@ class _Run:
             await node.start()
             await asyncio.sleep(self.random.uniform(0, 1.0))
             on_progress(number + 1)
+
+    async def _reader_dies(self, step: str, count: int) -> None:
+        """Have readers of each kind die at a step of theirs; what they have in the end is compared then."""
+        node, until = self.network.node, time.monotonic() + STEP_S
+        while await self.network.store.client.xlen(STREAM) < TO_READ * count and time.monotonic() < until:  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+        places = {"directory": node.directory / "readers", "config": node.config}
+        for reader in readers_at(step, count, url=self.network.store.url, **places):
+            self.readers.append(reader)
+            if not await reader.die(STEP_S):
+                self.found.not_reached.append(reader.name)
+
+    async def finish_readers(self, records: Sequence[Record]) -> None:
+        """All readers take what is left for them, and have what the stream has."""
+        said = await asyncio.gather(*(reader.finish(SETTLE_S) for reader in self.readers))
+        self.found.readers = len(self.readers)
+        self.found.billing += [fault for faults in said for fault in faults]
+        self.found.billing += [fault for reader in self.readers for fault in reader.faults(records)]
 
     async def died(self, *, ready: bool, step: str = "") -> None:
         """The node's process is gone: its life is over once the parties have read what it sent, and the next begins."""
@@ -307,7 +322,7 @@ async def kill_at_steps(
     """Have the node die at each of these steps, at each of the `times` that it passes it. `publisher.confirmed` is passed
     without sinks alone; for any other step the records have a sink."""
     sinks = [] if UNSUNK in steps else [SINK]
-    title = f"death at {len(steps)} steps of journal and publisher, {'with' if sinks else 'without'} a sink"
+    title = f"death at {len(steps)} steps of node and readers, {'with' if sinks else 'without'} a sink"
     settings = {**SETTINGS, "cdr": {**STEP_CDR, "sinks": sinks}}
     async with _running(Killed(title, seed), rate, settings, callers) as run:
         await run.die_at([(step, count) for step in steps for count in times], on_progress)
@@ -315,9 +330,10 @@ async def kill_at_steps(
 
 
 def steps_of() -> list[list[str]]:
-    """The named steps of journal and publisher, as the package itself has them: those with a sink, and those without."""
-    folder = Path(cdr.__path__[0])
-    names = sorted({name for path in folder.glob("*.py") for name in NAMED.findall(path.read_text("utf-8"))})
+    """The named steps of journal, publisher and readers, as the code itself has them: those with a sink, and those without."""
+    folders = (Path(cdr.__path__[0]), Path(commands.__path__[0]))
+    texts = [path.read_text("utf-8") for folder in folders for path in folder.glob("*.py")]
+    names = sorted({name for text in texts for name in NAMED.findall(text)})
     return [[name for name in names if name != UNSUNK], [name for name in names if name == UNSUNK]]
 
 
@@ -347,6 +363,7 @@ async def _running(
             found.billing = [one.id for one in records if run.billed.get(one.id) != one]
             sink.cancel()
             await asyncio.wait([sink])
+        await run.finish_readers(records)
         compare_lives(found, network.ledger, run.truths, records)
         tell_ladders(found, network.ledger, run.truths, records)
         found.seconds = time.monotonic() - began

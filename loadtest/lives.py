@@ -80,6 +80,7 @@ class Killed:
     billing: list[str] = field(default_factory=list)  # ids of which a reader has not what the stream has
     wrong: list[str] = field(default_factory=list)  # what a record says of its call
     failures: list[str] = field(default_factory=list)  # of the node
+    readers: int = 0  # that died at a step of theirs
     unseen: int = 0
     end_reasons: Counter[str] = field(default_factory=Counter)
     certain: int = 0
@@ -311,6 +312,8 @@ def report_of(found: Killed) -> Report:
     steps = Counter(life.step for life in lives if life.step)
     if steps:
         report.add("steps", "of them at a step", counted(steps))
+    if found.readers:
+        report.add("readers", "readers that died at a step of theirs", found.readers)
     report.add("seconds", "took", found.seconds, "s")
     report.add("calls", "calls", sum(found.calls.values()))
     report.add("kinds", "of kinds", counted(found.calls))

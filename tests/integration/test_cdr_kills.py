@@ -14,6 +14,7 @@ from loadtest.truth import CallTruth, Event, Ledger
 
 KILLS = 4
 SHORT_STEPS = ("journal.written", "publisher.sent")
+READER_STEP = "consumer.acknowledged"
 
 
 async def test_proxy_killed_at_random_moments_owes_no_record() -> None:
@@ -25,15 +26,17 @@ async def test_proxy_killed_at_random_moments_owes_no_record() -> None:
 
 
 async def test_proxy_that_dies_at_a_step_owes_no_record() -> None:
-    found = await kill_at_steps(SHORT_STEPS, times=(2,), rate=5, seed=4, callers=20)
+    found = await kill_at_steps([*SHORT_STEPS, READER_STEP], times=(2,), rate=5, seed=4, callers=20)
     assert report_of(found).faults == []
     assert {life.step for life in found.lives} >= set(SHORT_STEPS)
+    assert found.readers == 3, "a consumer, a pull into a file and one to standard output"
 
 
-def test_every_step_of_journal_and_publisher_is_taken() -> None:
+def test_every_step_of_journal_publisher_and_readers_is_taken() -> None:
     with_sink, without = steps_of()
     assert without == [UNSUNK]
     assert {"journal.written", "journal.synced", "publisher.sent", "publisher.acknowledged"} <= set(with_sink)
+    assert {"consumer.read", "consumer.written", "consumer.acknowledged", "pull.named", "pull.given_back"} <= set(with_sink)
 
 
 class World:
