@@ -45,7 +45,8 @@ HANDLED = 10  # turns of the event loop that what was read takes through queues 
 
 class Network:
     """An async context manager. `trunks` and `psap` say who else than the simulated parties stands there; `route` are further
-    keys of the simulated trunk's route, `certificate` and `ipv6` further listeners of the node's, `transports` their order."""
+    keys of the simulated trunk's route, `certificate`, `ipv6` and `addresses` further listeners of the node's, `transports`
+    their order."""
 
     def __init__(
         self,
@@ -61,6 +62,7 @@ class Network:
         certificate: Path | None = None,
         transports: Sequence[str] = TRANSPORTS,
         ipv6: bool = False,
+        addresses: Sequence[str] = (),
     ) -> None:
         self.lines = {line.user: line for line in lines}
         self.ledger = Ledger()
@@ -74,7 +76,7 @@ class Network:
         self._route = route or {}
         self._psap = psap
         self._embedded = embedded
-        self._certificate, self._ipv6 = certificate, ipv6
+        self._certificate, self._ipv6, self._addresses = certificate, ipv6, addresses
         self._transports = transports
         self._node: Node | None = None
         self._stack = AsyncExitStack()
@@ -107,6 +109,7 @@ class Network:
                 certificate=self._certificate,
                 transports=self._transports,
                 ipv6=self._ipv6,
+                addresses=self._addresses,
             )
             await stack.enter_async_context(self._node)
             self._stack = stack.pop_all()

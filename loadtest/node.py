@@ -108,8 +108,8 @@ class Node:
     """A node with its files in a directory of its own. `start` and `stop` may be called again and again.
 
     `settings` are tables of the configuration that replace or add keys: `{"calls": {"route_s": 2}}`. With `certificate`, a PEM
-    file with its key, it listens for TLS as well, with `ipv6` on ::1. `transports` is the order of its listeners: other nodes
-    come by the first.
+    file with its key, it listens for TLS as well, with `ipv6` on ::1, and on further IPv4 `addresses`. `transports` is the
+    order of its listeners: other nodes come by the first.
     """
 
     def __init__(
@@ -126,6 +126,7 @@ class Node:
         certificate: Path | None = None,
         transports: Sequence[str] = TRANSPORTS,
         ipv6: bool = False,
+        addresses: Sequence[str] = (),
     ) -> None:
         self.directory = directory if directory is not None else Path(tempfile.mkdtemp(prefix="sipproxy-"))
         self._own_directory = directory is None
@@ -133,7 +134,7 @@ class Node:
         self.port = free_udp_port()
         self.tls_port = free_tcp_port() if certificate is not None else 0
         self.port6 = free_udp_port("::1") if ipv6 else 0
-        self._certificate, self._transports = certificate, transports
+        self._certificate, self._transports, self._addresses = certificate, transports, addresses
         self.metrics_port = free_tcp_port()
         self.domain = domain
         self.node_id = node_id
@@ -152,7 +153,8 @@ class Node:
     def _listens(self) -> list[tuple[str, str]]:
         ports = {"udp": self.port, "tcp": self.port, "tls": self.tls_port}
         places = [(transport, f"{self.host}:{ports[transport]}") for transport in self._transports if ports[transport]]
-        return places + ([(transport, f"[::1]:{self.port6}") for transport in ("udp", "tcp")] if self.port6 else [])
+        further = [f"{address}:{self.port}" for address in self._addresses] + ([f"[::1]:{self.port6}"] if self.port6 else [])
+        return places + [(transport, place) for place in further for transport in ("udp", "tcp")]
 
     @property
     def pid(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import shutil
 import socket
@@ -17,10 +18,11 @@ from tests.mounts import run_inside
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["datagram_socket", "exchange", "ip", "rules", "run_in_own_network"]
+__all__ = ["Host", "another_host", "datagram_socket", "exchange", "ip", "rules", "run_in_own_network"]
 
 INSIDE = "TESTS_IN_OWN_NETWORK"  # in the environment of such a run
 SBIN = "/usr/sbin:/sbin"
+NEW_NETWORK = 0x40000000  # CLONE_NEWNET of <linux/sched.h>; Python has setns and unshare from 3.12 on
 
 
 def run_in_own_network(cases: Path, *programs: str) -> None:
@@ -32,11 +34,17 @@ def run_in_own_network(cases: Path, *programs: str) -> None:
     run_inside(["--net"], cases, INSIDE)
 
 
-def _run(program: str, *arguments: str) -> str:
+def _run(program: str, *arguments: str, stdin: str = "") -> str:
     assert INSIDE in os.environ, "run by run_in_own_network alone"
     path = f"{os.environ['PATH']}:{SBIN}"
     done = subprocess.run(
-        [program, *arguments], capture_output=True, text=True, check=False, env={**os.environ, "PATH": path}, timeout=30
+        [program, *arguments],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PATH": path},
+        timeout=30,
     )
     assert done.returncode == 0, f"{program} {' '.join(arguments)}: {done.stderr}"
     return done.stdout
@@ -47,9 +55,61 @@ def ip(*arguments: str) -> str:
     return _run("ip", *arguments)
 
 
-def rules(*arguments: str) -> str:
+def rules(*arguments: str, stdin: str = "") -> str:
     """All rules of the test's network, as nft shows them, or what another command of nft says."""
-    return _run("nft", *(arguments or ("list", "ruleset")))
+    return _run("nft", *(arguments or ("list", "ruleset")), stdin=stdin)
+
+
+class Host:
+    """Another network beside the test's own: what is opened or run while it is `entered` is there."""
+
+    def __init__(self) -> None:
+        self._here = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+        _system("unshare", NEW_NETWORK)
+        self._there = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+        _system("setns", self._here, NEW_NETWORK)
+
+    @property
+    def path(self) -> str:
+        """For `ip link set ... netns`."""
+        return f"/proc/{os.getpid()}/fd/{self._there}"
+
+    @contextlib.contextmanager
+    def entered(self) -> Iterator[None]:
+        """This thread is there; sockets that were opened there stay there."""
+        _system("setns", self._there, NEW_NETWORK)
+        try:
+            yield
+        finally:
+            _system("setns", self._here, NEW_NETWORK)
+
+    def close(self) -> None:
+        for descriptor in (self._here, self._there):
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def another_host(here: str, there: str) -> Iterator[Host]:
+    """A second host, with a link between the two: devices of these names, both up."""
+    assert INSIDE in os.environ, "run by run_in_own_network alone"
+    host = Host()
+    try:
+        ip("link", "add", "name", here, "type", "veth", "peer", "name", there)
+        ip("link", "set", there, "netns", host.path)
+        ip("link", "set", here, "up")
+        with host.entered():
+            for device in ("lo", there):
+                ip("link", "set", device, "up")
+        yield host
+    finally:
+        host.close()
+
+
+def _system(call: str, *arguments: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if getattr(libc, call)(*arguments):
+        error = ctypes.get_errno()
+        raise OSError(error, f"{call}: {os.strerror(error)}")
 
 
 @contextlib.contextmanager
