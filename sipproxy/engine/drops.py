@@ -137,7 +137,7 @@ class Drops:
             return "node"
         if any(_meet(network, known) for route in desk.settings.trunks for known, _ in route.networks):
             return "trunk"
-        if any(_holds(network, route.hop.host) for route in desk.settings.trunks):
+        if any(self._leads_to(route.hop.host, network) for route in desk.settings.trunks):
             return "trunk"
         if any(_meet(network, known) for known in desk.settings.access_networks):
             return "access_network"
@@ -145,9 +145,13 @@ class Drops:
             return "allowed"
         if desk.location.has_binding_at(source):
             return "binding"
-        if any(_holds(network, _host(route.uri)) for routes in desk.snapshot.psap.values() for route in routes):
+        if any(self._leads_to(_host(route.uri), network) for routes in desk.snapshot.psap.values() for route in routes):
             return "psap"
         return next((why for protector in self.protectors if (why := protector(source))), "")
+
+    def _leads_to(self, host: str, network: Network) -> bool:
+        """Whether a route's host, an address or a name with the addresses that it led to lately, is in the network."""
+        return any(_holds(network, place) for place in (host, *self._desk.places_of(host)))
 
     # The list
 
@@ -176,7 +180,7 @@ class Drops:
             desk.out.append(SpareSource(entry.source))
 
     def fire(self) -> None:
-        """Forget what is over, and let in who has shown at another node that he belongs to us."""
+        """Forget what is over, and let in who has shown at another node that he belongs to us, and where a route leads now."""
         desk = self._desk
         nodes = {source_of(host) for host in desk.peers.hosts()}
         for entry in list(self._entries.values()):
@@ -184,6 +188,8 @@ class Drops:
                 self._spare(entry, "over", "node")
             elif entry.source in nodes or desk.location.has_binding_at(entry.source):
                 self._spare(entry, "node" if entry.source in nodes else "binding", "node")
+            elif (route := self.protection(entry.source)) in ("trunk", "psap"):
+                self._spare(entry, route, "node")
         if self._entries:
             desk.queue.set(("drops",), desk.now.mono + SWEEP_S)
 

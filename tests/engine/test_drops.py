@@ -156,6 +156,29 @@ def test_trunks_and_the_machine_itself_are_never_dropped(host: str) -> None:
     assert "never dropped" in desk.engine.desk.drops.add(host, 60, why="test", by="somebody")
 
 
+def test_routes_that_are_given_by_name_are_not_dropped_and_let_in_when_the_name_leads_there() -> None:
+    """Of both the answer before the last one counts too: a carrier sends from there until its own caches have run out."""
+    desk = desk_of()
+    engine = desk.engine
+    by_name = replace(engine.desk.settings.trunks[0], hop=Hop("UDP", "carrier.example", 5060), networks=())
+    engine.desk.settings = replace(engine.desk.settings, trunks=(by_name,))
+    routes = {
+        place: tuple(replace(one, uri="sip:112@psap.example") for one in found)
+        for place, found in engine.desk.snapshot.psap.items()
+    }
+    engine.desk.snapshot = replace(engine.desk.snapshot, psap=routes)
+    for name, why in (("carrier.example", "trunk"), ("psap.example", "psap")):
+        former, latest, other = (f"198.18.{len(name)}.{number}" for number in (1, 2, 3))
+        fire(desk)
+        assert engine.desk.drops.add(other, 60, why="test", by="somebody") == "", "no name leads there yet"
+        engine.resolved(name, [former])
+        engine.resolved(name, [latest, other])
+        assert [engine.desk.drops.protection(host) for host in (former, latest)] == [why, why]
+        desk.tick(3.0)
+        assert fire(desk) == [SpareSource(other)]
+        assert engine.desk.counters["drops_ended", why] == 1
+
+
 def test_a_party_of_a_live_call_is_never_dropped() -> None:
     desk = desk_of()
     flow = flow_at("203.0.113.50")
