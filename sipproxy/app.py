@@ -32,7 +32,7 @@ from sipproxy.admin.control import ControlServer, socket_path
 from sipproxy.certificates import renew, tls_of
 from sipproxy.config_file import split_address
 from sipproxy.engine.core import Engine
-from sipproxy.lifecycle import Stop, boot_id, drain, is_healthy, resume, run_pruning, settle
+from sipproxy.lifecycle import Stop, boot_id, drain, is_healthy, resume, run_look_ahead, run_pruning, settle
 from sipproxy.log import configure
 from sipproxy.metrics import LoopLag, Metrics, MetricsServer
 from sipproxy.neighbours import Neighbours
@@ -369,6 +369,7 @@ class Node:
                 self._expire_bindings(),
                 renew(self._tls, self.log),
                 follow_addresses(self._transports, self.log),
+                run_look_ahead(self.engine, self._transports),
                 heartbeat.run(),
                 *self.neighbours.tasks(),
                 self._secret.run(lambda problem: self.log.warning("secret_not_kept", problem=problem)),

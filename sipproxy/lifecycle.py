@@ -15,16 +15,18 @@ import structlog
 from cdr import pruning
 from cdr.journal import JournalError
 from sipproxy.engine.recover import slots_of
+from sipproxy.engine.targets import route_hops
 from sipproxy.sip.transaction import State
 
 if TYPE_CHECKING:
     from cdr.journal import Journal
     from cdr.recovery import Recovered
     from sipproxy.engine.core import Engine
+    from sipproxy.net.transports import Transports
     from sipproxy.shell import Shell
     from sipproxy.store.slots import Slots
 
-__all__ = ["Stop", "boot_id", "drain", "is_healthy", "resume", "run_pruning", "settle"]
+__all__ = ["Stop", "boot_id", "drain", "is_healthy", "resume", "run_look_ahead", "run_pruning", "settle"]
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # random(4): drawn anew at each boot
 TIME_NAMESPACE = "/proc/self/ns/time"  # time_namespaces(7): another one may count the monotonic clock otherwise
@@ -32,6 +34,7 @@ ENDED_LATELY = 10_000  # ended calls whose slots are released again at start; at
 SETTLE_S = 1.0  # for the store to take the slots of live calls before new calls come
 POLL_S = 0.05
 LAST_WORDS_S = 5.0  # for the answers to the last BYEs
+LOOK_AHEAD_S = 2.0  # between two looks at the routes' names; below transports.AHEAD_S
 PRUNE_S = 600.0  # between two looks for records that the journal has kept long enough
 OVERDUE_S = 5.0  # a deadline that is missed by so much: the engine does not run
 PENDING = (State.TRYING, State.CALLING, State.PROCEEDING)
@@ -116,6 +119,13 @@ def _is_waiting(engine: Engine) -> bool:
     """Whether somebody still waits for the answer to a request that we forwarded."""
     clients = engine.desk.transactions.clients.values()
     return any(client.machine.state in PENDING and client.request.method not in UNASKED for client in clients)
+
+
+async def run_look_ahead(engine: Engine, transports: Transports) -> None:
+    """Keep the names of trunk and PSAP routes looked up, until cancelled: no call, least of all the first 112, waits."""
+    while True:
+        await transports.look_ahead(route_hops(engine.desk))
+        await asyncio.sleep(LOOK_AHEAD_S)
 
 
 async def run_pruning(journal: Journal, keep_ms: int, *, every_s: float = PRUNE_S) -> None:

@@ -5,6 +5,7 @@ Pure. Header lines that are not named here leave as they came.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -22,9 +23,10 @@ if TYPE_CHECKING:
     from sipproxy.engine.settings import TrunkRoute
     from sipproxy.engine.state import Desk
     from sipproxy.sip.build import Editor
+    from sipproxy.sip.flow import Hop
     from sipproxy.sip.message import Request
 
-__all__ = ["binding_groups", "emergency_groups", "incoming_edit", "outgoing_edit", "trunk_groups"]
+__all__ = ["binding_groups", "emergency_groups", "incoming_edit", "outgoing_edit", "route_hops", "trunk_groups"]
 
 Groups = list[list[Target]]
 Edit = Callable[["Editor", Target], None]
@@ -66,6 +68,15 @@ def emergency_groups(desk: Desk, decision: Decision) -> Groups:
         except ParseError:
             desk.note("error", "psap_route_unusable", location=route.location, uri=route.uri)
     return groups + trunk_groups(desk, decision.destination.service, probe=False)
+
+
+def route_hops(desk: Desk) -> set[Hop]:
+    """The next hops of all trunk and PSAP routes; a PSAP's URI that cannot be read is told with the calls that it fails."""
+    hops = {route.hop for route in desk.settings.trunks}
+    for route in (route for routes in desk.snapshot.psap.values() for route in routes):
+        with contextlib.suppress(ParseError):
+            hops.add(parse_hop(route.uri.encode()))
+    return hops
 
 
 def binding_groups(desk: Desk, user: str, number: str) -> Groups:

@@ -102,10 +102,11 @@ class Resolver:
             host = host[1:-1]
         return [(host, port or _default_port(transport))] if is_literal(host) else None
 
-    async def resolve(self, host: str, port: int, transport: str) -> list[Address]:
+    async def resolve(self, host: str, port: int, transport: str, *, ahead_s: float = 0.0) -> list[Address]:
         """Addresses and ports to try, in order; [] when there are none, at the latest after `timeout_s`.
 
-        Port 0 means that the URI had none: SRV is asked first (RFC 3263 §4.2).
+        Port 0 means that the URI had none: SRV is asked first (RFC 3263 §4.2). Records whose time runs out within `ahead_s` are
+        asked for already: who asks so often enough always finds them known.
         """
         found = self.literal(host, port, transport)
         if found is not None:
@@ -118,14 +119,14 @@ class Resolver:
         deadline = self._clock() + self._timeout_s
         service = _SERVICES.get(transport.upper())
         if not port and service is not None:
-            srv = await self._lookup((f"{service}.{name}", "SRV"), deadline)
+            srv = await self._lookup((f"{service}.{name}", "SRV"), deadline, ahead_s)
             if srv.records:
-                return await self._resolve_targets(srv.records, deadline)
+                return await self._resolve_targets(srv.records, deadline, ahead_s)
             if srv.reason == "timeout":
                 return self._fail(
                     "timeout"
                 )  # Whether there is a service is unknown: RFC 3263 has A asked only if there is none.
-        addresses, reason = await self._addresses(name, deadline)
+        addresses, reason = await self._addresses(name, deadline, ahead_s)
         return [(address, port or _default_port(transport)) for address in addresses] or self._fail(reason)
 
     async def close(self) -> None:
@@ -139,20 +140,20 @@ class Resolver:
         self.failures[reason] += 1
         return []
 
-    async def _resolve_targets(self, records: Sequence[_Record], deadline: float) -> list[Address]:
+    async def _resolve_targets(self, records: Sequence[_Record], deadline: float, ahead_s: float) -> list[Address]:
         order = [record for record in self._weighted(records) if record[3] != "."]
         if not order:
             return self._fail("no_service")  # RFC 2782: "." as target: decidedly not available at this domain.
         # Looked up all at once, so that a target that cannot be found does not cost the others their time.
-        answers = await asyncio.gather(*(self._addresses(target, deadline) for _, _, _, target in order))
+        answers = await asyncio.gather(*(self._addresses(target, deadline, ahead_s) for _, _, _, target in order))
         result = [(address, record[2]) for record, (found, _) in zip(order, answers, strict=True) for address in found]
         return result[:MAX_ADDRESSES] or self._fail(answers[0][1])
 
-    async def _addresses(self, name: str, deadline: float) -> tuple[Sequence[str], str]:
+    async def _addresses(self, name: str, deadline: float, ahead_s: float) -> tuple[Sequence[str], str]:
         """Addresses of a name, preferred family first, and the reason when there are none."""
         if name in self._hosts:
             return self._hosts[name], ""
-        tasks = [asyncio.create_task(self._lookup((name, kind), deadline)) for kind in self._types]
+        tasks = [asyncio.create_task(self._lookup((name, kind), deadline, ahead_s)) for kind in self._types]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             known = any(task.result().records for task in tasks if task.done())
@@ -165,13 +166,13 @@ class Resolver:
         addresses = [record[3] for entry in entries for record in entry.records]
         return addresses, next((entry.reason for entry in entries if entry.reason), "no_address")
 
-    async def _lookup(self, key: _Key, deadline: float) -> _Entry:
+    async def _lookup(self, key: _Key, deadline: float, ahead_s: float) -> _Entry:
         """The entry of one record: from the cache, from the name server, or the stale one when that does not answer."""
         now = self._clock()
         entry = self._cache.pop(key, None)
         if entry is not None:
             self._cache[key] = entry  # the most recently used one now
-            if now < entry.expires_at:
+            if now + ahead_s < entry.expires_at:
                 self.counters["hits"] += 1
                 return entry
         stale = entry if entry is not None and _is_usable(entry, now) else None

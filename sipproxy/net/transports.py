@@ -20,7 +20,7 @@ from sipproxy.sip.flow import Flow, Hop
 from sipproxy.sip.stun import is_stun
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Sequence
+    from collections.abc import Callable, Hashable, Iterable, Sequence
 
     from sipproxy.net.resolver import Resolver
     from sipproxy.net.tls import Tls
@@ -33,6 +33,7 @@ MAX_PORT_TRIES = 20
 MAX_WAYS = 1000  # messages to names of several addresses whose failure may yet be told
 MAX_DEAD = 10_000  # addresses that are tried last
 DEAD_S = 60.0  # that an address which failed is tried last (RFC 3263 §4.3)
+AHEAD_S = 4.0  # before a record's time is over that `look_ahead` asks anew: below the least that the resolver keeps one
 AGAIN_S = 2.0  # after sending, within which a failure leads to the next address: nobody has taken the message
 
 
@@ -225,10 +226,20 @@ class Transports:
             self._lookups.add(task)
             task.add_done_callback(self._lookups.discard)
 
-    async def _look_up(self, target: Hop, data: bytes, key: Hashable | None, connect_s: float) -> None:
-        found = await self._resolver.resolve(target.host, target.port, target.transport)
+    async def look_ahead(self, hops: Iterable[Hop]) -> None:
+        """Look up the names among these, and again before their records run out: what is sent there does not wait."""
+        await asyncio.gather(*(self._known(hop, AHEAD_S) for hop in set(hops) if not hop.version))
+
+    async def _known(self, hop: Hop, ahead_s: float = 0.0) -> list[tuple[str, int]]:
+        """Addresses and ports of a hop, which are told."""
+        found = await self._resolver.resolve(hop.host, hop.port, hop.transport, ahead_s=ahead_s)
         if found:
-            self.on_resolved(target.host, [host for host, _ in found])
+            self.on_resolved(hop.host, [host for host, _ in found])
+        return found
+
+    async def _look_up(self, target: Hop, data: bytes, key: Hashable | None, connect_s: float) -> None:
+        found = await self._known(target)
+        if found:
             self._reach(target, found, data, key, connect_s)
         else:
             self._fail("unresolved", key)

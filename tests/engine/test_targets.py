@@ -1,13 +1,14 @@
-"""The order in which trunk routes are tried."""
+"""The order in which trunk routes are tried, and where all routes lead."""
 
 from __future__ import annotations
 
 import ipaddress
 import random
 from collections import Counter
+from dataclasses import replace
 
 from sipproxy.engine.settings import TrunkRoute
-from sipproxy.engine.targets import trunk_groups
+from sipproxy.engine.targets import route_hops, trunk_groups
 from sipproxy.sip.flow import Hop
 from tests.sim.conftest import town_snapshot
 from tests.sim.world import World
@@ -27,3 +28,13 @@ def test_trunk_order_keeps_priorities_and_shares_by_weight() -> None:
     assert {frozenset(order) for order in orders} == {frozenset({"a", "b", "last"})}
     share = Counter(order[0] for order in orders)["a"] / len(orders)
     assert 0.72 < share < 0.78
+
+
+def test_route_hops_are_those_of_all_trunks_and_of_all_psaps_that_can_be_read() -> None:
+    snapshot = town_snapshot()
+    (first, second) = (route for routes in snapshot.psap.values() for route in routes)
+    psap = {("a", "112"): (replace(first, uri="sip:112@psap.example"),), ("b", "112"): (replace(second, uri="no URI"),)}
+    by_name = replace(route("named", 0, 1), hop=Hop("TLS", "carrier.example"))
+    world = World(replace(snapshot, psap=psap), trunks=(by_name, route("a", 0, 1)))
+    expected = {Hop("TLS", "carrier.example"), Hop("UDP", "198.51.100.1", 5060), Hop("UDP", "psap.example")}
+    assert route_hops(world.engine.desk) == expected

@@ -18,6 +18,8 @@ import pytest_asyncio
 from waiting import until
 
 from sipproxy.net.resolver import Resolver
+from sipproxy.net.transports import AHEAD_S, Transports
+from sipproxy.sip.flow import Hop
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -359,3 +361,28 @@ async def test_resolver_close_ends_what_is_under_way(server: NameServer, make: C
     await resolver.close()
     async with asyncio.timeout(15):  # the resolver itself would wait for 30 s
         assert await task == []
+
+
+async def test_names_that_are_looked_up_ahead_are_known_when_they_are_needed(
+    server: NameServer, make: Callable[..., Resolver]
+) -> None:
+    """What is sent asks nobody, also when the record's time is over, and when the name server has gone since."""
+    now = 1000.0
+    resolver, told = make(clock=lambda: now, families=(4,)), []
+    transports = Transports(resolver, lambda *_: None, lambda *_: None, lambda *_: None, lambda *_: None)
+    transports.on_resolved = lambda name, hosts: told.append((name, sorted(hosts)))
+    hops = [Hop("UDP", "a.example", 5060), Hop("UDP", "srv.example"), Hop("UDP", "192.0.2.7", 5060)]
+    await transports.look_ahead(hops)
+    assert sorted(told) == [("a.example", ["192.0.2.1"]), ("srv.example", ["192.0.2.1", "192.0.2.2", "192.0.2.3"])]
+    now += 60.0 - AHEAD_S - 1.0
+    before = resolver.counters["queries"]
+    await transports.look_ahead(hops)
+    assert resolver.counters["queries"] == before, "there is time yet"
+    now += 2.0
+    await transports.look_ahead(hops)
+    assert resolver.counters["queries"] == 2 * before
+    now += AHEAD_S
+    server.silent.add("*")
+    for hop in hops[:2]:
+        assert await resolver.resolve(hop.host, hop.port, hop.transport)
+    assert (resolver.counters["queries"], resolver.counters["stale"]) == (2 * before, 0)
