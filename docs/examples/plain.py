@@ -19,6 +19,8 @@ import redis
 
 STREAM, GROUP, NAME = "sp:cdr", "plain", "plain-1"
 
+if len(sys.argv) != 2:
+    sys.exit("usage: plain.py redis://HOST")
 client = redis.Redis.from_url(sys.argv[1])
 try:
     client.xgroup_create(STREAM, GROUP, id="0", mkstream=True)

@@ -96,5 +96,7 @@ def tell(kind: str, text: str) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 4:
+        sys.exit('usage: postgresql.py redis://HOST "dbname=NAME" CONSUMER')
     url, dsn, name = sys.argv[1:]
     consume(url, Billing(dsn).write, group="billing", name=name, on_event=tell)
