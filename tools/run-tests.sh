@@ -1,17 +1,22 @@
 #!/bin/sh
-# The whole suite in two processes at a time: what runs nodes mostly waits, what computes does not. Together they
-# take the time of the longer one. The output of the second is shown behind that of the first.
+# The whole suite in three processes at a time: what runs nodes and other programs mostly waits, what computes does not.
+# Together they take the time of the longest one. The output of the others is shown behind that of the first.
 set -eu
 python=$1
 mkdir -p build
-log=build/tests-computing.log
 
-"$python" -m pytest tests --ignore tests/integration --ignore tests/interop --ignore tests/store >"$log" 2>&1 &
+"$python" -m pytest tests --ignore tests/integration --ignore tests/interop --ignore tests/store --ignore tests/cli \
+    >build/tests-computing.log 2>&1 &
 computing=$!
-trap 'kill "$computing" 2>/dev/null' INT TERM HUP
-"$python" -m pytest tests/integration tests/interop tests/store &&
-    running=0 || running=1
-echo "the other half:"
-wait "$computing" && computed=0 || computed=1
-cat "$log"
-exit $((running | computed))
+"$python" -m pytest tests/interop tests/store tests/cli >build/tests-programs.log 2>&1 &
+programs=$!
+trap 'kill "$computing" "$programs" 2>/dev/null' INT TERM HUP
+failed=0
+"$python" -m pytest tests/integration || failed=1
+echo "programs:"
+wait "$programs" || failed=1
+cat build/tests-programs.log
+echo "what computes:"
+wait "$computing" || failed=1
+cat build/tests-computing.log
+exit $failed
