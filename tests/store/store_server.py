@@ -83,7 +83,11 @@ class Server:
 
 
 class Relay:
-    """Between client and server, on a unix socket. `hold` keeps replies back; `swallow` drops them; `cut` ends connections."""
+    """Between client and server, on a unix socket. `hold` keeps replies back; `swallowing` drops them; `cut` ends connections.
+
+    A connection of which a reply was dropped passes no later one either: a stream has no gaps, and the client would take each
+    reply for the one before.
+    """
 
     def __init__(self, target: str) -> None:
         self._target = target
@@ -149,12 +153,14 @@ class Relay:
             task.add_done_callback(self._pumps.discard)
 
     async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, is_reply: bool) -> None:
+        is_mute = False
         try:
             while data := await source.read(65536):
                 if is_reply:
                     await self._passing.wait()
-                    if self.swallowing:
-                        continue
+                    is_mute = is_mute or self.swallowing
+                if is_mute:
+                    continue
                 if sink in self._delayed:
                     self._delayed[sink].append(data)
                 else:
