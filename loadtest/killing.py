@@ -251,7 +251,7 @@ class _Run:
         await self.network.read_all()
         await asyncio.sleep(0.002)  # so that no event of it has the stamp of the next
         now_ms = time.time_ns() // 1_000_000
-        self.found.lives.append(Life(self._begun_ms, now_ms, ready=ready, step=step))
+        self.found.lives.append(Life(self._begun_ms, ready=ready, step=step))
         self._begun_ms = now_ms
 
     async def settle(self) -> list[Record]:

@@ -51,10 +51,9 @@ FAULTS = ("lost", "double", "invented", "gaps", "unfinished", "billing", "wrong"
 
 @dataclass(frozen=True, slots=True)
 class Life:
-    """One run of the proxy, in UTC ms: when its process was started, and when it was gone. `step` is where it killed itself."""
+    """One run of the proxy, `begun_ms` UTC when its process was started. `step` is where it killed itself."""
 
     begun_ms: int
-    gone_ms: int
     ready: bool  # whether it answered before
     step: str = ""
 

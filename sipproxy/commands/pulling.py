@@ -29,6 +29,7 @@ from cdr.entries import Poison, entry_of, pairs
 from cdr.export import ExportError, Writer
 from cdr.groups import acknowledged
 from cdr.lease import HeldError, Lease
+from cdr.storage import sync_directory
 from cdr.wire import Link
 from sipproxy.commands.accesses import recorded, user_name
 from sipproxy.commands.backend import with_store
@@ -256,11 +257,7 @@ def _name(aside: Path, file: Path) -> None:
     if file.exists():
         raise FileExistsError(errno.EEXIST, "came there meanwhile")
     aside.rename(file)
-    folder = os.open(file.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_directory(file.parent)
 
 
 def _write_whole(out: BinaryIO, data: bytes) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import json
 import os
@@ -32,6 +33,18 @@ PAGE = 500
 TIMEOUT_S = 10.0
 
 
+@contextlib.contextmanager
+def _two_when_it_cannot() -> Iterator[None]:
+    """End with 2 whatever keeps the command from its work: for cron that must not look like a gap, which is 1."""
+    try:
+        yield
+    except ConfigError as error:
+        raise CommandError(str(error), code=USAGE, faults=[fault._asdict() for fault in error.faults]) from None
+    except CommandError as error:
+        raise CommandError(str(error), code=USAGE, faults=error.faults) from None
+
+
+@_two_when_it_cannot()
 def run(
     path: Path,
     output: Output,
@@ -42,26 +55,8 @@ def run(
     begins: Sequence[str],
     journal: bool,
 ) -> int:
-    """Tell every gap, double and conflict. 0 fine, 1 something is wrong, 2 it cannot be told, or the command cannot do its
-    work: for cron the one must not look like the other."""
-    try:
-        return _run(load(path), output, files, ids=ids, state=state, begins=begins, journal=journal)
-    except ConfigError as error:
-        raise CommandError(str(error), code=USAGE, faults=[fault._asdict() for fault in error.faults]) from None
-    except CommandError as error:
-        raise CommandError(str(error), code=USAGE, faults=error.faults) from None
-
-
-def _run(
-    config: Config,
-    output: Output,
-    files: Sequence[Path],
-    *,
-    ids: Path | None,
-    state: Path | None,
-    begins: Sequence[str],
-    journal: bool,
-) -> int:
+    """Tell every gap, double and conflict. 0 fine, 1 something is wrong, 2 it cannot be told."""
+    config = load(path)
     since = {**_read_state(state), **dict(map(_begin, begins))}
     readers = {"export": _read_export(files)} if files else {}
     if ids is not None:

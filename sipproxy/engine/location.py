@@ -269,11 +269,6 @@ class Location:
                 gone.append((user, binding))
         return gone
 
-    @property
-    def next_expiry_at_ms(self) -> int | None:
-        """When `expire` is worth calling next; may be early, never late."""
-        return self._expiries[0][0] if self._expiries else None
-
     def registered(self, user: str, now_ms: int) -> list[Binding]:
         """Of the bindings those that a REGISTER made."""
         return [binding for binding in self.bindings(user, now_ms) if not binding.key.startswith(STATIC)]

@@ -197,8 +197,7 @@ class Shedder:
         user, sharing = desk.location.accounts_at(flow, desk.now.utc_ms)
         verdict = self._again(data, flow) if kind is Kind.INVITE else None
         if verdict is None and user:
-            answers = kind is Kind.REGISTER and self._answers(data, flow)
-            verdict = self._customer(kind, user, sharing, answers=answers)
+            verdict = self._customer(kind, data, flow, user, sharing)
         elif verdict is None:
             verdict = self._source(kind, data, flow, source)
         if verdict is not None:
@@ -248,9 +247,8 @@ class Shedder:
         desk = self._desk
         return desk.peers.has_host(flow.host) or any(route.is_from(flow) for route in desk.settings.trunks)
 
-    def _customer(self, kind: Kind, user: str, sharing: int, *, answers: bool) -> Verdict | None:
-        """A message over the flow of live bindings, which so many accounts share; `user` is one of them. `answers` is whether
-        it has the nonce of a challenge of ours."""
+    def _customer(self, kind: Kind, data: bytes, flow: Flow, user: str, sharing: int) -> Verdict | None:
+        """A message over the flow of live bindings, which so many accounts share; `user` is one of them."""
         if kind is Kind.PART:
             return None
         desk, rates, now = self._desk, self._rates, self._desk.now.mono
@@ -261,15 +259,21 @@ class Shedder:
         bucket = self.lines.find(line) or self.lines.add(line, Bucket(rates.line_burst, now))
         if not bucket.take(now, sharing * rates.line_per_s, sharing * rates.line_burst):
             return Verdict("line", self._retry(kind) if kind >= Kind.REGISTER else 0, user)
-        share = self._registering
-        burst = max(1.0, share * rates.registers_burst)
-        floor = 0.0 if answers else burst // 2  # half of it waits for who was challenged: his first try is not wasted
-        if kind is Kind.REGISTER and not self._registers.take(now, share * rates.registers_per_s, burst, floor):
-            return Verdict("registers" if share == 1.0 else "load", self._retry(kind))
+        if kind is Kind.REGISTER and not self._may_register(data, flow):
+            return Verdict("registers" if self._registering == 1.0 else "load", self._retry(kind))
         return None
 
+    def _may_register(self, data: bytes, flow: Flow) -> bool:
+        """Take a REGISTER off the rate of all customers; half of its burst waits for who was challenged: his first try is not
+        wasted."""
+        share, rates, now = self._registering, self._rates, self._desk.now.mono
+        rate, burst = share * rates.registers_per_s, max(1.0, share * rates.registers_burst)
+        if self._registers.take(now, rate, burst, burst // 2):
+            return True
+        return self._answers(data, flow) and self._registers.take(now, rate, burst)
+
     def _answers(self, data: bytes, flow: Flow) -> bool:
-        """Whether a REGISTER answers a challenge: its nonce was given to its source."""
+        """Whether a REGISTER answers a challenge: its nonce was given to its source. That costs a MAC, so it is asked last."""
         found = _NONCE.search(data)
         return found is not None and self._desk.gave_nonce(found[1], flow)
 
@@ -285,7 +289,7 @@ class Shedder:
         desk, rates, now = self._desk, self._rates, self._desk.now.mono
         lines = desk.location.flows_at(flow.host)
         is_stranger = not lines and not desk.settings.in_access_network(flow.host)
-        if kind is Kind.REGISTER and self._answers(data, flow):
+        if self.load >= kind is Kind.REGISTER and self._answers(data, flow):
             kind = Kind.INVITE  # so much has been done for it; it goes on when others begin
         if self.load >= kind and (is_stranger or kind >= Kind.REGISTER):
             return Verdict("load", 0 if is_stranger else self._retry(kind))
@@ -294,10 +298,15 @@ class Shedder:
             return None if source.trusted else Verdict("source")
         if not is_stranger:
             return None
+        if self._take_as(kind) or (kind is Kind.REGISTER and self._answers(data, flow) and self._take_as(Kind.INVITE)):
+            return None
+        return Verdict("strangers")
+
+    def _take_as(self, kind: Kind) -> bool:
+        """Take a message off the rate of all strangers, as far down as its kind may."""
+        rates = self._rates
         floor = _FLOORS[kind] * rates.strangers_burst
-        if not self._strangers.take(now, rates.strangers_per_s, rates.strangers_burst, floor):
-            return Verdict("strangers")
-        return None
+        return self._strangers.take(self._desk.now.mono, rates.strangers_per_s, rates.strangers_burst, floor)
 
     def _is_live(self, data: bytes) -> bool:
         found = _CALL_ID.search(data)

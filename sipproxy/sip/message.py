@@ -266,10 +266,6 @@ class Response(Message):
         self.status, self.reason = start[1], start[2]
 
     @property
-    def is_provisional(self) -> bool:
-        return self.status < 200
-
-    @property
     def is_final(self) -> bool:
         return self.status >= 200
 

@@ -73,6 +73,23 @@ def fail(desk: Desk, key: object) -> None:
     desk.actions = desk.engine.transport_failed(key, desk.now)  # type: ignore[arg-type]
 
 
+def unheard(desk: Desk, uri: bytes = b"sip:03023125001@sip.test", *, failures: int = 2, flow: Flow = TRUNK) -> Request:
+    """Bob's connection breaks before the callee answers, and so many ways back to him fail; the INVITE that was forwarded."""
+    register(desk, ONE)
+    _, forwarded = call_out(desk, uri)
+    desk.engine.flow_closed(ONE, desk.now)
+    [(_, key)] = answer(desk, forwarded, flow)
+    for _ in range(failures):
+        fail(desk, key)
+    return forwarded
+
+
+def wait(desk: Desk, seconds: float) -> None:
+    """Time passes, and what is due is done."""
+    desk.tick(seconds)
+    desk.actions = desk.engine.fire(desk.now)
+
+
 def records(desk: Desk) -> list[Record]:
     return [a.fact.record for a in desk.actions if isinstance(a, Journal) and isinstance(a.fact, End)]
 
@@ -90,21 +107,12 @@ def test_answer_finds_the_flow_that_the_caller_s_device_has_now(desk: Desk) -> N
 
 def test_answer_to_a_caller_who_has_not_come_back_goes_to_a_new_connection_to_his_address(desk: Desk) -> None:
     """RFC 3261 §18.2.2: the address that it came from, the port that the Via names."""
-    register(desk, ONE)
-    _, forwarded = call_out(desk)
-    desk.engine.flow_closed(ONE, desk.now)
-    [(_, key)] = answer(desk, forwarded)
-    fail(desk, key)
+    unheard(desk, failures=1)
     assert [target for target, _ in sent(desk, Response, 200)] == [BACK]
 
 
 def test_answer_that_no_way_leads_back_for_ends_the_call_unbilled_for_both(desk: Desk) -> None:
-    register(desk, ONE)
-    _, forwarded = call_out(desk)
-    desk.engine.flow_closed(ONE, desk.now)
-    [(_, key)] = answer(desk, forwarded)
-    fail(desk, key)
-    fail(desk, key)
+    forwarded = unheard(desk)
     assert desk.engine.desk.counters[("responses_lost",)] == 1
     desk.tick(4)
     [(target, key)] = answer(desk, forwarded)  # the callee repeats it: each time all ways are tried once
@@ -112,8 +120,7 @@ def test_answer_that_no_way_leads_back_for_ends_the_call_unbilled_for_both(desk:
     fail(desk, key)
     assert [target for target, _ in sent(desk, Response, 200)] == [ONE]
     fail(desk, key)
-    desk.tick(12.5)
-    desk.actions = desk.engine.fire(desk.now)
+    wait(desk, 12.5)
     assert Hop("UDP", *TRUNK_A) in [target for target, _ in sent(desk, Request, b"BYE")]
     [record] = records(desk)
     assert (record.end_reason, record.released_by, record.duration_certain, record.billable_ms) == (
@@ -124,24 +131,14 @@ def test_answer_that_no_way_leads_back_for_ends_the_call_unbilled_for_both(desk:
 
 def test_answer_that_went_by_a_new_connection_and_is_not_acknowledged_ends_the_call_as_well(desk: Desk) -> None:
     """Whoever listens at that port may be somebody else."""
-    register(desk, ONE)
-    _, forwarded = call_out(desk)
-    desk.engine.flow_closed(ONE, desk.now)
-    [(_, key)] = answer(desk, forwarded)
-    fail(desk, key)
-    desk.tick(16.5)
-    desk.actions = desk.engine.fire(desk.now)
+    unheard(desk, failures=1)
+    wait(desk, 16.5)
     [record] = records(desk)
     assert (record.end_reason, record.billable_ms) == ("session_expired", 0)
 
 
 def test_callee_who_gives_up_first_is_not_billed_for_what_the_caller_never_heard(desk: Desk) -> None:
-    register(desk, ONE)
-    _, forwarded = call_out(desk)
-    desk.engine.flow_closed(ONE, desk.now)
-    [(_, key)] = answer(desk, forwarded)
-    fail(desk, key)
-    fail(desk, key)
+    forwarded = unheard(desk)
     desk.tick(10)
     routes = [(b"Route", route.raw) for route in forwarded.record_routes]
     tags = [(b"From", b"<sip:b@sip.test>;tag=callee"), (b"To", forwarded.from_.raw)]
@@ -171,21 +168,14 @@ def test_caller_who_comes_back_keeps_his_call(desk: Desk) -> None:
         TWO,
     )  # fmt: skip
     assert [target for target, _ in sent(desk, Request, b"ACK")] == [Hop("UDP", *TRUNK_A)]
-    desk.tick(20)
-    desk.actions = desk.engine.fire(desk.now)
+    wait(desk, 20)
     assert records(desk) == []
 
 
 def test_call_for_help_is_not_ended_because_its_caller_lost_his_connection(desk: Desk) -> None:
     """Design, invariant 1: the centre may hear him all the same."""
-    register(desk, ONE)
-    _, forwarded = call_out(desk, b"sip:112@sip.test")
-    desk.engine.flow_closed(ONE, desk.now)
-    [(_, key)] = answer(desk, forwarded, Flow("UDP", 0, *PSAP))
-    fail(desk, key)
-    fail(desk, key)
-    desk.tick(30)
-    desk.actions = desk.engine.fire(desk.now)
+    unheard(desk, b"sip:112@sip.test", flow=Flow("UDP", 0, *PSAP))
+    wait(desk, 30)
     assert records(desk) == []
 
 

@@ -63,9 +63,6 @@ def test_random_changes_agree_with_a_plain_dict(seed: int) -> None:
             held = location.bindings(name, now)
             assert [b.q for b in held] == sorted((b.q for b in held), reverse=True)
             assert {b.key for b in held} == {k for (u, k), b in model.items() if u == name and b.expires_at_ms > now}
-        if model:
-            assert location.next_expiry_at_ms is not None
-            assert location.next_expiry_at_ms <= min(b.expires_at_ms for b in model.values())
 
 
 def test_bindings_of_other_nodes_stay_as_they_were_while_nothing_is_heard_of_them() -> None:

@@ -47,7 +47,7 @@ class World:
         self.found = Killed("by hand", 0)
         self.caller = self.ledger.open("alice", "caller", "c1", "03023125001")
         start = self.caller.started_at_ms
-        self.found.lives = [Life(start - 1000, start + 60_000, ready=True), Life(start + 60_000, start + 90_000, ready=True)]
+        self.found.lives = [Life(start - 1000, ready=True), Life(start + 60_000, ready=True)]
         self.ledger.note("alice", "invites", "c1")
         self.ledger.note("alice", "got", "c1", "100")
         self.callee = self.ledger.open("trunk", "callee", "c1", "+493023125001")

@@ -57,18 +57,18 @@ def test_response_views_are_read() -> None:
     check_message(message)
     assert isinstance(message, Response)
     assert (message.status, message.reason, message.max_forwards) == (200, b"Alles klar", None)
-    assert (message.is_provisional, message.is_final, message.is_success) == (False, True, True)
+    assert (message.is_final, message.is_success) == (True, True)
     assert repr(message) == "<Response 'SIP/2.0 200 Alles klar'>"
 
 
 @pytest.mark.parametrize(
-    ("status", "provisional", "success"),
-    [(b"100", True, False), (b"199", True, False), (b"299", False, True), (b"300", False, False), (b"699", False, False)],
+    ("status", "final", "success"),
+    [(b"100", False, False), (b"199", False, False), (b"299", True, True), (b"300", True, False), (b"699", True, False)],
 )
-def test_response_class_follows_from_status(status: bytes, provisional: bool, success: bool) -> None:
+def test_response_class_follows_from_status(status: bytes, final: bool, success: bool) -> None:
     message = parse_message(OK.replace(b"200", status, 1))
     assert isinstance(message, Response)
-    assert (message.is_provisional, message.is_final, message.is_success) == (provisional, not provisional, success)
+    assert (message.is_final, message.is_success) == (final, success)
 
 
 @pytest.mark.parametrize(
