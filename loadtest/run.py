@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING
 from loadtest import channels
 from loadtest.billing import bill_through_trouble
 from loadtest.cdr_cost import backlog_report, consume_report, journal_report, publish_report
+from loadtest.cost import add_cost
 from loadtest.faults import Timing, fault_report, run_fault
 from loadtest.fields import mixed_calls, report_of
 from loadtest.generate import Load, at_rate, callers_needed, percentile, place_calls
@@ -94,7 +95,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     _raise_file_limit()
     try:
-        reports: list[Report] = asyncio.run(options.run(options))
+        with asyncio.Runner(loop_factory=getattr(options, "loop_factory", None)) as runner:
+            reports: list[Report] = runner.run(options.run(options))
     except (NodeError, FileNotFoundError) as error:
         sys.stderr.write(f"{error}\n")
         return 2
@@ -162,6 +164,7 @@ def _parser() -> argparse.ArgumentParser:
     stormy.add_argument("--calm", type=float, default=120.0, help="seconds for the first registration (default %(default)s)")
     stormy.set_defaults(run=_run_storm)
     add_slow(commands, common)
+    add_cost(commands, common)
 
     billing = commands.add_parser("billing", parents=[common], help="kill consumers, take their database away; rates")
     billing.add_argument("--records", type=int, default=30_000, help="records (default %(default)s)")

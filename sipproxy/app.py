@@ -64,7 +64,7 @@ if TYPE_CHECKING:
     from sipproxy.sip.errors import ParseError
     from sipproxy.sip.flow import Flow
 
-__all__ = ["StartError", "main"]
+__all__ = ["Node", "StartError", "loop_factory", "main", "settle_memory"]
 
 EXPIRE_S = 1.0  # between two looks at expired bindings
 SHOWN_ACCOUNTS = 2
@@ -84,7 +84,7 @@ def main(config: Config, *, config_path: Path, embedded: bool, welcome: bool = F
     """Run a node until SIGTERM or SIGINT; the exit code. With `welcome` stdout tells a person how to register and call."""
     writer = configure(config.log.level, config.log.format)
     try:
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
             return runner.run(_run(config, config_path, embedded=embedded, welcome=welcome))
     except (StartError, EmbeddedError, JournalError, PolicyError, TlsError) as error:
         print(f"sipproxy: {error}", file=sys.stderr)  # noqa: T201  the log may be JSON; a person reads this
@@ -93,7 +93,8 @@ def main(config: Config, *, config_path: Path, embedded: bool, welcome: bool = F
         writer.close()
 
 
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+    """What makes a node's event loop."""
     try:
         import uvloop  # noqa: PLC0415  left out where it does not build
     except ImportError:
@@ -101,7 +102,7 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
     return uvloop.new_event_loop
 
 
-def _settle() -> None:
+def settle_memory() -> None:
     """Take what lives as long as the node out of the garbage collector's sight, and have it look less often.
 
     A full collection goes through every line, account and binding, which took a quarter of a second with 10,000 of them while
@@ -140,7 +141,7 @@ async def _run(config: Config, config_path: Path, *, embedded: bool, welcome: bo
             sys.stdout.write(_welcome(config, bound, node.engine.desk.snapshot))
         sys.stdout.write(json.dumps({"event": "ready", "listen": shown(bound)}) + "\n")
         sys.stdout.flush()
-        _settle()
+        settle_memory()
         await node.run(stop)
     return 0
 
@@ -403,7 +404,7 @@ class Node:
             self.shell.swap_snapshot(snapshot)
             if not settled:  # the store's own snapshot is here to stay; later ones change a little of it
                 settled = True
-                _settle()
+                settle_memory()
             self.log.info("policy_snapshot", version=snapshot.version, lines=len(snapshot.lines))
             changed.set()
 
