@@ -48,7 +48,7 @@ __all__ = ["Publisher", "PublisherStats"]
 
 TIMEOUT_S = 5.0  # of one command; nobody waits for it but the records
 BARRIER_MS = 1500  # longer than the second within which appendfsync everysec syncs
-BARRIER_BATCHES = 20  # batches sent between two barriers while there is a backlog
+BARRIER_RECORDS = 10_000  # sent between two barriers while there is a backlog
 BATCH_BYTES = 1 << 20
 LIVE_BATCH = 50  # start and interim records made in one go: 3 ms in which the event loop does nothing else
 FIRST_PAUSE_S = 0.1
@@ -57,7 +57,6 @@ COUNTED_AT_ONCE = 100  # records counted in one go: 2 ms in which the event loop
 LINGER_S = 0.05  # records are gathered for so long: one at a time costs ten times the processor time
 LOOK_S = 1.0  # how often the journal is looked at without being woken, and the store for what the sinks acknowledged
 TRIM_S = 10.0  # how often the store is looked at where there are no sinks
-INLINE_BYTES = 64 * 1024  # so much is read faster than a thread is asked to
 MAX_POINTS = 1024  # remembered places of the stream that are not acknowledged; beyond it every second one is forgotten
 
 
@@ -99,7 +98,7 @@ class Publisher:
         *,
         stream: str,
         node: str,
-        batch: int = 500,
+        batch: int = 100,
         keep: int = 0,
         sinks: Sequence[str] = (),
         interim_s: float = 0,
@@ -224,17 +223,23 @@ class Publisher:
         self._note_backlog()
         await self._look_if_due()
         self._note_backlog()
-        batches = 0
+        unsafe = 0
         while self._sent < self._journal.last_seq:
-            batch = await self._read(await self._readable())
+            end = await self._readable()
+            began = time.monotonic()
+            batch = self._read(end)
             steps.at("publisher.read")
             if not batch.entries:
+                if batch.position == self._position:
+                    break
                 self._position = batch.position
-                break
+                continue
+            if len(batch.entries) >= self._batch:
+                await asyncio.sleep(time.monotonic() - began)  # A backlog leaves half of the time to calls.
             if await self._send(batch):
-                batches += 1
-            if batches >= BARRIER_BATCHES:
-                batches = 0
+                unsafe += len(batch.entries)
+            if unsafe >= BARRIER_RECORDS:
+                unsafe = 0
                 await self._make_durable()
                 await self._send_interims()
                 await self._look_if_due()
@@ -310,6 +315,8 @@ class Publisher:
 
     async def _readable(self) -> int:
         """The position up to which records may leave: what is on disk, or all of it when the disk refuses."""
+        if self._position < self._journal.synced:
+            return self._journal.synced  # A backlog does not wait for the latest call.
         position = self._journal.position
         try:
             await self._journal.wait_synced(position)
@@ -317,11 +324,10 @@ class Publisher:
             return position  # Counted by the journal. With a failing disk here, the stream is the safer place.
         return self._journal.synced
 
-    async def _read(self, end: int) -> Batch:
-        start, seq = self._position, self._sent + 1
-        if end - start <= INLINE_BYTES:
-            return self._journal.read(start, seq=seq, end=end, count=self._batch, size=BATCH_BYTES)
-        return await asyncio.to_thread(self._journal.read, start, seq=seq, end=end, count=self._batch, size=BATCH_BYTES)
+    def _read(self, end: int) -> Batch:
+        """The next batch, mostly out of the kernel's memory. Not in a thread: for as long as one computes, each of the event
+        loop's system calls waits for the interpreter's lock behind it."""
+        return self._journal.read(self._position, seq=self._sent + 1, end=end, count=self._batch, size=BATCH_BYTES)
 
     async def _send(self, batch: Batch) -> bool:
         """Have the script append the entries; False when the store lost what was sent before and we start over."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from cdr import codec
-from cdr.segment import FRAME_SIZE, HEADER_SIZE, MAX_PAYLOAD, SUFFIX, Frame, Header, Hole, frames, read_header
+from cdr.segment import HEADER_SIZE, SUFFIX, Frame, Header, Hole, frames, read_header
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["READ_BYTES", "Batch", "Entry", "Wanted", "read_directory", "read_entries"]
 
-READ_BYTES = 4 * (MAX_PAYLOAD + FRAME_SIZE)  # One window: every frame fits.
+READ_BYTES = 256 * 1024  # One window: some hundred frames; one that is longer is read with all that follows it.
 
 
 class Entry(NamedTuple):
@@ -56,16 +56,15 @@ def read_entries(parts: Sequence[tuple[Segment, int]], position: int, salt: int,
             break  # Reading ends before this segment: what lies between is for the next time.
         position = max(position, part.position)
         while position < end:
-            window, following = _read_window(part, position, end, salt)
-            for frame in window:
-                entry = _entry(frame.payload)
+            for payload, behind in _window(part, position, end, salt):
+                position = behind
+                entry = _entry(payload) if payload else None
                 if entry is None or entry.seq < wanted.seq:
                     continue
                 entries.append(entry)
                 left -= len(entry.record)
                 if left <= 0 or len(entries) >= wanted.most:
-                    return Batch(entries, position + frame.end)
-            position = following
+                    return Batch(entries, position)
     return Batch(entries, position)
 
 
@@ -87,20 +86,23 @@ def read_directory(directory: Path) -> Iterator[tuple[str, Header | None, list[F
         yield path.name, header, items
 
 
-def _read_window(part: Segment, position: int, end: int, salt: int) -> tuple[list[Frame], int]:
-    """Whole frames from `position` on, and the position behind what was looked at, which lies beyond `position`."""
+def _window(part: Segment, position: int, end: int, salt: int) -> Iterator[tuple[bytes, int]]:
+    """The payload of each whole frame from `position` on, with the position behind it; at last b"" with the position behind all
+    that was looked at, which lies beyond `position`. Nothing is read further than it is asked for."""
     stop = min(end, position + READ_BYTES)
     data = part.read(part.offset_of(position), part.offset_of(stop))
-    found: list[Frame] = []
+    behind = stop
     for item in frames(data, 0, position, salt):
         if isinstance(item, Frame):
-            found.append(item)
+            yield item.payload, position + item.end
         elif item.end == len(data) and stop < end and item.offset > 0:
-            return found, position + item.offset  # Cut by the end of the window, most likely: the next one begins with it.
+            behind = position + item.offset  # Cut by the end of the window, most likely: the next one begins with it.
         elif item.end == len(data) and stop < end:
-            rest = part.read(part.offset_of(position), part.offset_of(end))  # A hole as long as the window.
-            return found, position + next(frames(rest, 0, position, salt)).end
-    return found, stop
+            first = next(frames(part.read(part.offset_of(position), part.offset_of(end)), 0, position, salt))
+            behind = position + first.end  # A frame or a hole that is longer than the window.
+            if isinstance(first, Frame):
+                yield first.payload, behind
+    yield b"", behind
 
 
 def _entry(payload: bytes) -> Entry | None:

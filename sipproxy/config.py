@@ -172,7 +172,7 @@ class Cdr(Section, frozen=True):
     stream_max: Annotated[int, msgspec.Meta(ge=0)] = 200_000  # entries that groups have acknowledged go beyond it; 0 = none go
     sinks: Annotated[tuple[Filled, ...], Many] = ()  # consumer groups that confirm records; none = the stream does
     interim_s: Annotated[int, msgspec.Meta(ge=0, le=86400)] = 900  # between two records of a live call; 0 = none
-    batch: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 500
+    batch: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 100
     keep_unbilled_h: Annotated[int, msgspec.Meta(ge=0, le=24 * 366)] = 24  # TDDDG § 9: what billing does not need
     keep_billed_months: Annotated[int, msgspec.Meta(ge=0, le=6)] = 3  # after the invoice was sent; TDDDG § 10(2): six at most
     keep_fraud_days: Annotated[int, msgspec.Meta(ge=1, le=366)] = 90  # set apart, TDDDG § 12(4)
