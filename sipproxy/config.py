@@ -151,8 +151,8 @@ class Limits(Section, frozen=True):
     line_burst: Count = 500
     strangers_per_s: PerSecond = 500
     strangers_burst: Count = 2000
-    registers_per_s: PerSecond = 500
-    registers_burst: Count = 1000
+    registers_per_s: PerSecond = 2000
+    registers_burst: Count = 400
     credit_bytes: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 2048
     sources: Count = 65_536
     lag_ms: Annotated[int, msgspec.Meta(ge=20, le=10_000)] = 250

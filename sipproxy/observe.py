@@ -191,6 +191,12 @@ def _load_metrics(metrics: Metrics, engine: Engine) -> None:
         lambda: _floats(shedder.counts),
         ("reason", "kind"),
     )
+    metrics.gauge("sipproxy_registers_per_second", "REGISTERs of customers that are taken", lambda: shedder.pace.per_s)
+    metrics.gauge(
+        "sipproxy_registers_waiting",
+        "routers that were told to register again at a later time",
+        lambda: shedder.pace.calendar.waiting,
+    )
     metrics.gauge(
         "sipproxy_load",
         "1 for the node's state: calm, or up to what is refused: scanners, options, register, invite",

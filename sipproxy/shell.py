@@ -129,7 +129,7 @@ class Shell:
         """The event loop ran a timer so many seconds late."""
         assert self.transports is not None
         drops = self.transports.kernel_drops
-        self._perform(self.engine.observe(Signals(lag_s, drops - self._drops), instant()))
+        self._perform(self.engine.observe(Signals(lag_s, drops - self._drops, self.transports.take_wait_s()), instant()))
         self._drops = drops
 
     def _slot_result(self, action: TakeSlot, result: SlotResult) -> None:

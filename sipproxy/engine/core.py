@@ -317,6 +317,8 @@ class Engine:
 
     def _turn_away(self, data: bytes, flow: Flow, verdict: Verdict) -> None:
         """503 for a customer's request that comes at the wrong time. The repetition of one that was taken is none."""
+        if self.refusals.briefly(data, flow, verdict):
+            return
         request = salvage(data)
         if request is None:
             return

@@ -22,13 +22,14 @@ from cdr.facts import End, Record
 from policy import evaluate
 from policy.emergency import service_of
 from policy.model import CallAttempt, Direction, Verdict
-from sipproxy.engine.actions import Journal
+from sipproxy.engine.actions import Journal, SendTo
 from sipproxy.engine.carrier import called
 from sipproxy.engine.causes import TEMPORARY_FAILURE
 from sipproxy.engine.draft import draft
 from sipproxy.engine.privacy import Said, said_by
 from sipproxy.engine.settings import TrunkRoute
 from sipproxy.engine.state import reason_header
+from sipproxy.sip.brief import parse_brief, write_unavailable
 from sipproxy.sip.matching import server_key
 from sipproxy.sip.text import text
 
@@ -129,6 +130,22 @@ class Refusals:
     def _reply(self, request: Request, flow: Flow, retry_s: int) -> None:
         headers = [*reason_header(TEMPORARY_FAILURE), (b"Retry-After", b"%d" % retry_s)]
         self._desk.reply(request, flow, 503, headers=headers)
+
+    def briefly(self, data: bytes, flow: Flow, verdict: Shed) -> bool:
+        """Refuse a REGISTER over UDP that the node has no time for, at the price of little more than its answer: thousands come
+        at once after a power cut. False where that cannot be done, or where it was taken before."""
+        desk = self._desk
+        if flow.transport != "UDP" or not data.startswith(b"REGISTER ") or (brief := parse_brief(data)) is None:
+            return False
+        if brief.key in desk.transactions.servers:
+            return False
+        answer = write_unavailable(brief, flow, tag=desk.tokens.mark(brief.branch), retry_s=verdict.retry_s)
+        if not desk.may_send(flow, len(answer)):
+            desk.count("unanswered", "REGISTER")
+            return True
+        desk.out.append(SendTo(flow, answer))
+        desk.count("responses", "REGISTER", "503")
+        return True
 
     def shed(self, request: Request, flow: Flow, verdict: Shed) -> bool:
         """Refuse what the node has no time for, with a record for an INVITE that came by the flow of a live binding; False for

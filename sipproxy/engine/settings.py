@@ -74,8 +74,8 @@ class Rates:
     line_burst: int = 500
     strangers_per_s: int = 500
     strangers_burst: int = 2000
-    registers_per_s: int = 500
-    registers_burst: int = 1000
+    registers_per_s: int = 2000
+    registers_burst: int = 400
     credit_bytes: int = 2048  # that a stranger may be answered with beyond what he sent
     sources: int = 65_536  # remembered sources, and as many lines
     lag_s: float = 0.25  # lateness of the event loop from which on the node is under load

@@ -12,11 +12,13 @@ with a Retry-After that spreads a storm over the time that the node needs for it
 from __future__ import annotations
 
 import re
-from collections import Counter, OrderedDict
+from collections import Counter
 from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple
 
 from policy.emergency import service_of
+from sipproxy.engine.bucket import Bucket, Buckets
+from sipproxy.engine.pace import MIN_RETRY_S, Pace
 from sipproxy.sip.flow import LOOP, source_of
 
 if TYPE_CHECKING:
@@ -30,8 +32,6 @@ if TYPE_CHECKING:
 __all__ = ["Kind", "Load", "Shedder", "Signals", "Verdict", "kind_of", "may_be_emergency"]
 
 MAX_CREDIT = 65_536  # bytes that a source may get back at most for what it sent before
-SLOWED = 0.25  # of the rate of REGISTERs is left to customers under load
-MIN_RETRY_S, MAX_RETRY_S = 5, 600  # Retry-After; the longest is well within the life of a binding
 STEP_UP = 2  # samples in a row above the mark until one more kind is refused: one is a hiccup
 FULL = 0.8  # of the transaction tables
 CALM = 0.5  # of a mark; what stays below it for a while is calm
@@ -79,10 +79,12 @@ class Load(IntEnum):
 
 
 class Signals(NamedTuple):
-    """What the shell sees every 0.1 s: lateness of its loop in seconds, and datagrams that the kernel dropped meanwhile."""
+    """What the shell sees every 0.1 s: lateness of its loop in seconds, datagrams that the kernel dropped meanwhile, and for
+    how many seconds those have to wait that it holds."""
 
     lag_s: float
     drops: int
+    wait_s: float = 0.0
 
 
 class Verdict(NamedTuple):
@@ -91,49 +93,6 @@ class Verdict(NamedTuple):
     reason: str
     retry_s: int = 0
     user: str = ""  # an account with a live binding over this flow
-
-
-class Bucket:
-    """Tokens that come back at a rate. `credit` is what a source may still be sent, in bytes."""
-
-    __slots__ = ("at", "credit", "tokens", "trusted")
-
-    def __init__(self, tokens: float, at: float) -> None:
-        self.tokens, self.at, self.credit, self.trusted = tokens, at, 0, False
-
-    def take(self, now: float, rate: float, burst: float, floor: float = 0.0) -> bool:
-        """Take one of the tokens above `floor`; False when there is none."""
-        self.tokens = min(burst, self.tokens + (now - self.at) * rate) if now > self.at else self.tokens
-        self.at = max(self.at, now)
-        if self.tokens < floor + 1.0:
-            return False
-        self.tokens -= 1.0
-        return True
-
-
-class Buckets:
-    """Buckets by key, at most `limit`: the one that was used least recently goes first, which is counted."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._table: OrderedDict[Hashable, Bucket] = OrderedDict()
-        self.evicted = 0
-
-    def __len__(self) -> int:
-        return len(self._table)
-
-    def find(self, key: Hashable) -> Bucket | None:
-        found = self._table.get(key)
-        if found is not None:
-            self._table.move_to_end(key)
-        return found
-
-    def add(self, key: Hashable, bucket: Bucket) -> Bucket:
-        self._table[key] = bucket
-        if len(self._table) > self._limit:
-            self._table.popitem(last=False)
-            self.evicted += 1
-        return bucket
 
 
 def may_be_emergency(data: bytes) -> bool:
@@ -174,8 +133,7 @@ class Shedder:
         self.lines = Buckets(rates.sources)
         self.turned_away = Buckets(rates.sources)  # INVITEs that got a 503, by source and branch
         self._strangers = Bucket(rates.strangers_burst, 0.0)
-        self._registers = Bucket(rates.registers_burst, 0.0)
-        self._next_register_at = 0.0  # the place in time of the next REGISTER that has to come again
+        self.pace = Pace(rates)
         self._most = max(MAX_CREDIT, rates.credit_bytes)
         self._high = 0
         self._middling = 0
@@ -259,28 +217,16 @@ class Shedder:
         bucket = self.lines.find(line) or self.lines.add(line, Bucket(rates.line_burst, now))
         if not bucket.take(now, sharing * rates.line_per_s, sharing * rates.line_burst):
             return Verdict("line", self._retry(kind) if kind >= Kind.REGISTER else 0, user)
-        if kind is Kind.REGISTER and not self._may_register(data, flow):
-            return Verdict("registers" if self._registering == 1.0 else "load", self._retry(kind))
+        if kind is Kind.REGISTER and not (
+            self.pace.take(now) or (self._answers(data, flow) and self.pace.take(now, answers=True))
+        ):
+            return Verdict("registers", self._retry(kind))
         return None
-
-    def _may_register(self, data: bytes, flow: Flow) -> bool:
-        """Take a REGISTER off the rate of all customers; half of its burst waits for who was challenged: his first try is not
-        wasted."""
-        share, rates, now = self._registering, self._rates, self._desk.now.mono
-        rate, burst = share * rates.registers_per_s, max(1.0, share * rates.registers_burst)
-        if self._registers.take(now, rate, burst, burst // 2):
-            return True
-        return self._answers(data, flow) and self._registers.take(now, rate, burst)
 
     def _answers(self, data: bytes, flow: Flow) -> bool:
         """Whether a REGISTER answers a challenge: its nonce was given to its source. That costs a MAC, so it is asked last."""
         found = _NONCE.search(data)
         return found is not None and self._desk.gave_nonce(found[1], flow)
-
-    @property
-    def _registering(self) -> float:
-        """The share of its rate at which customers register: never none of it, or a storm would not drain."""
-        return SLOWED if self.load >= Load.REGISTER else 1.0
 
     def _source(self, kind: Kind, data: bytes, flow: Flow, source: Bucket) -> Verdict | None:
         """A message that no live binding explains: a stranger's, or of a customer behind an address that others share."""
@@ -304,24 +250,20 @@ class Shedder:
 
     def _take_as(self, kind: Kind) -> bool:
         """Take a message off the rate of all strangers, as far down as its kind may."""
-        rates = self._rates
-        floor = _FLOORS[kind] * rates.strangers_burst
-        return self._strangers.take(self._desk.now.mono, rates.strangers_per_s, rates.strangers_burst, floor)
+        rates, share = self._rates, self.pace.ease
+        burst = share * rates.strangers_burst
+        return self._strangers.take(self._desk.now.mono, share * rates.strangers_per_s, burst, _FLOORS[kind] * burst)
 
     def _is_live(self, data: bytes) -> bool:
         found = _CALL_ID.search(data)
         return found is not None and self._calls.has(found[1])
 
     def _retry(self, kind: Kind) -> int:
-        """Seconds until this one should come again: each REGISTER has a place of its own in the time that all of them need,
-        and nobody keeps step with others."""
+        """Seconds until this one should come again; nobody keeps step with others."""
         jitter = int.from_bytes(self._desk.new_token(2), "big") / 65_536
-        if kind is not Kind.REGISTER:
-            return round(MIN_RETRY_S * (1 + jitter))
-        now = self._desk.now.mono
-        # A REGISTER comes twice where its nonce is stale, and some come early: half of the rate is kept free.
-        self._next_register_at = max(self._next_register_at, now) + 2 / (self._registering * self._rates.registers_per_s)
-        return min(MAX_RETRY_S, MIN_RETRY_S + int((self._next_register_at - now) * (0.9 + 0.2 * jitter)))
+        if kind is Kind.REGISTER:
+            return self.pace.again_after(self._desk.now.mono, jitter)
+        return round(MIN_RETRY_S * (1 + jitter))
 
     # State
 
@@ -329,6 +271,7 @@ class Shedder:
         """Take a sample; the new state when it changed. One step at a time, up at once and down after a calm while."""
         desk = self._desk
         now = desk.now.mono
+        self.pace.observe(signals.lag_s + signals.wait_s, now)
         pressure, bound = self._pressure(signals)
         self._high = self._high + 1 if pressure >= 1.0 else 0
         self._middling = self._middling + 1 if pressure >= CALM else 0
@@ -343,11 +286,12 @@ class Shedder:
     def _pressure(self, signals: Signals) -> tuple[float, Load]:
         """How near a signal is to its mark, 1.0 at it, and the state that it can bring about.
 
-        Datagrams that found the kernel's buffer full say that too much comes, and that is strangers'; a late loop or a full
-        table that too much is being done.
+        Datagrams that wait in the kernel's buffer, or found it full, say that too much comes, and that is strangers'; a late
+        loop or a full table that too much is being done.
         """
         busy = max(signals.lag_s / self._rates.lag_s, self._desk.transactions.share / FULL)
-        if busy < 1.0 and signals.drops and self.load <= Load.OPTIONS:
+        too_much = signals.drops or signals.wait_s >= self._rates.lag_s
+        if busy < 1.0 and too_much and self.load <= Load.OPTIONS:
             return 1.0, Load.OPTIONS
         return busy, Load.INVITE
 

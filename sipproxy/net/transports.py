@@ -314,6 +314,10 @@ class Transports:
         """Datagrams that the kernel dropped because a listener's receive buffer was full."""
         return sum(listener.kernel_drops for listener in self._listeners if isinstance(listener, UdpListener))
 
+    def take_wait_s(self) -> float:
+        """For how many seconds datagrams wait in the kernel's buffers, where that is longest; see `UdpListener.take_wait_s`."""
+        return max((listener.take_wait_s() for listener in self._listeners if isinstance(listener, UdpListener)), default=0.0)
+
     def counters(self) -> dict[tuple[str, ...], float]:
         """(transport, what) -> count, over all listeners."""
         totals: dict[tuple[str, ...], float] = {}

@@ -18,6 +18,7 @@ import select
 import socket
 import struct
 import sys
+import time
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -33,12 +34,15 @@ _Datagram = tuple[bytes, str, int, "Hashable | None"]
 DRAIN = 64  # datagrams per wake-up: some 2 ms of work, so that timers and streams are not kept waiting
 RECENT = 512  # datagrams remembered with their keys, for ICMP errors to name them: some seconds' worth of INVITEs
 SEND_QUEUE = 512  # datagrams held while the kernel's buffer is full
+MAX_WAIT_S = 60.0  # a buffer holds no more
 MAX_DATAGRAM = 65535  # no UDP payload is larger
 KERNEL_BUFFER = 4 * 1024 * 1024  # asked for; the kernel grants up to net.core.rmem_max and wmem_max
 
 # <linux/in.h>, <linux/in6.h>, <asm-generic/socket.h>, <linux/errqueue.h>: not in Python's socket module.
 _IP_RECVERR = 11
 _IPV6_RECVERR = 25
+_SO_TIMESTAMPNS = 35
+_TIMESPEC = struct.Struct("=qq")  # seconds, nanoseconds
 _SO_MEMINFO = 55
 _SK_MEMINFO_DROPS = 8
 _EXTENDED_ERROR = struct.Struct("=IBBBB")  # errno, origin, type, code, pad
@@ -76,6 +80,8 @@ class UdpListener:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._poll: select.epoll | None = None
         self._former_drops = 0  # of the kernel, on sockets that were closed
+        self._asked = True  # how long the next datagram has waited
+        self._waited_s = 0.0
         self._socket = self._bind(address, port)
         self.address: tuple[str, int] = self._socket.getsockname()[:2]
 
@@ -91,6 +97,12 @@ class UdpListener:
             return self._former_drops
         info = self._socket.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, 4 * (_SK_MEMINFO_DROPS + 1))
         return self._former_drops + int.from_bytes(info[4 * _SK_MEMINFO_DROPS :], sys.byteorder)
+
+    def take_wait_s(self) -> float:
+        """For how many seconds a datagram had waited in the kernel's buffer when it was read, the first one after the last call
+        of this; 0.0 when none was, or where the kernel does not tell."""
+        waited, self._waited_s, self._asked = self._waited_s, 0.0, sys.platform == "linux"
+        return waited
 
     @property
     def is_open(self) -> bool:
@@ -162,6 +174,7 @@ class UdpListener:
                     sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVERR, 1)
                 else:
                     sock.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, 1)
+                sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
             sock.bind((address, port))
         except BaseException:
             sock.close()
@@ -212,13 +225,24 @@ class UdpListener:
             if not self.is_open:
                 return  # Closed by what a datagram brought about.
             try:
-                size, source = self._socket.recvfrom_into(self._buffer)
+                size, source = self._timed() if self._asked else self._socket.recvfrom_into(self._buffer)
             except BlockingIOError:
                 return
             except OSError:
                 self._drain_errors()  # An ICMP error of an earlier datagram stood before the datagrams to be read.
             else:
                 self._receive(size, source)
+
+    def _timed(self) -> tuple[int, tuple[str, int]]:
+        """Read a datagram, and how long ago it arrived. Raises OSError."""
+        size, ancillary, _, source = self._socket.recvmsg_into([self._buffer], 64)
+        self._asked = False
+        for level, kind, stamp in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, _SO_TIMESTAMPNS) and len(stamp) == _TIMESPEC.size:
+                seconds, nanoseconds = _TIMESPEC.unpack(stamp)
+                waited = time.time() - seconds - nanoseconds / 1e9
+                self._waited_s = waited if 0.0 < waited < MAX_WAIT_S else 0.0  # else the clock was set meanwhile
+        return size, source
 
     def _receive(self, size: int, source: tuple[str, int]) -> None:
         self.counters["received"] += 1

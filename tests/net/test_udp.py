@@ -259,6 +259,23 @@ async def test_udp_kernel_drops_are_read_from_the_socket(peers: Callable[..., Pe
     assert receiver.listener.kernel_drops > 0
 
 
+@linux_only
+async def test_udp_how_long_a_datagram_waited_to_be_read_is_known(peers: Callable[..., Peer]) -> None:
+    sender, got = peers(), list[bytes]()
+    listener = UdpListener("127.0.0.1", 0, lambda data, _host, _port: got.append(data))
+    sender.listener.send(b"x", *listener.address)
+    await asyncio.sleep(0.2)
+    listener.start()
+    await until(lambda: got)
+    assert 0.2 <= listener.take_wait_s() < 60
+    assert listener.take_wait_s() == 0.0, "since then none was read"
+    sender.listener.send(b"y" * 1000, *listener.address)
+    await until(lambda: len(got) == 2)
+    assert listener.take_wait_s() > 0.0
+    assert got == [b"x", b"y" * 1000]
+    listener.close()
+
+
 async def test_udp_close_from_within_a_delivery_stops_at_once(peers: Callable[..., Peer]) -> None:
     sender = peers()
     got: list[bytes] = []

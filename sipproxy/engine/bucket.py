@@ -1,0 +1,54 @@
+"""Budgets that come back at a rate, one for each source or line, in a table that is bounded. Pure."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+__all__ = ["Bucket", "Buckets"]
+
+
+class Bucket:
+    """Tokens that come back at a rate. `credit` is what a source may still be sent, in bytes."""
+
+    __slots__ = ("at", "credit", "tokens", "trusted")
+
+    def __init__(self, tokens: float, at: float) -> None:
+        self.tokens, self.at, self.credit, self.trusted = tokens, at, 0, False
+
+    def take(self, now: float, rate: float, burst: float, floor: float = 0.0) -> bool:
+        """Take one of the tokens above `floor`; False when there is none."""
+        self.tokens = min(burst, self.tokens + (now - self.at) * rate) if now > self.at else self.tokens
+        self.at = max(self.at, now)
+        if self.tokens < floor + 1.0:
+            return False
+        self.tokens -= 1.0
+        return True
+
+
+class Buckets:
+    """Buckets by key, at most `limit`: the one that was used least recently goes first, which is counted."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._table: OrderedDict[Hashable, Bucket] = OrderedDict()
+        self.evicted = 0
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def find(self, key: Hashable) -> Bucket | None:
+        found = self._table.get(key)
+        if found is not None:
+            self._table.move_to_end(key)
+        return found
+
+    def add(self, key: Hashable, bucket: Bucket) -> Bucket:
+        self._table[key] = bucket
+        if len(self._table) > self._limit:
+            self._table.popitem(last=False)
+            self.evicted += 1
+        return bucket
