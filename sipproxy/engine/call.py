@@ -21,10 +21,9 @@ from sipproxy.engine.actions import Holder, Journal, Note, Now, Slot
 from sipproxy.engine.causes import NORMAL_CLEARING, NORMAL_UNSPECIFIED
 from sipproxy.engine.dialogs import Dialog, Phase
 from sipproxy.engine.edge import SILENT_S
-from sipproxy.engine.forward import Target, forward_request, own_routes
+from sipproxy.engine.forward import CALL_PARAM, Target, forward_request
 from sipproxy.engine.privacy import PLAIN, Face, Faces, KnownFaces, contact_of, forward_response
 from sipproxy.engine.response_context import Branch, Progress, ResponseContext
-from sipproxy.engine.sources import named_by
 from sipproxy.engine.state import Headers, reason_header
 from sipproxy.sip.build import Editor
 from sipproxy.sip.dialog import from_invite_2xx
@@ -77,6 +76,7 @@ class Call:
     met_full: bool = False  # a trunk route had no place for this call
     head: Call | None = None  # the call that this one is the forwarded part of
     parts: list[Call] = field(default_factory=list)  # the forwarded parts of this one
+    token: bytes = b""  # of our Record-Route, once it was written
     dismissed: set[bytes] = field(default_factory=set)  # To tags of late dialogs that were ended
     context: ResponseContext[Target] = field(init=False)
 
@@ -91,6 +91,12 @@ class Call:
     @property
     def is_emergency(self) -> bool:
         return self.record.verdict == "emergency"
+
+    @property
+    def mark(self) -> bytes:
+        """The parameter of our Record-Route by which requests find this call."""
+        self.token = self.token or self.desk.call_mark(self.id, self.request.call_id)
+        return CALL_PARAM + b"=" + self.token
 
     def face(self, target: Target) -> Face:
         """How the caller looks to this target."""
@@ -164,7 +170,7 @@ class Call:
             self.request,
             target,
             editor=editor,
-            call=self.id,
+            mark=self.mark,
             received_on=self.flow,
             edit=(lambda e: change(e, target)) if change is not None else None,
         )
@@ -298,7 +304,7 @@ class Call:
         moved = target.is_customer and not target.route and by is not None and by.connection and by != target.to
         to = by if moved and by is not None else target.to
         if dialog is None and len(self.dialogs) < EARLY_DIALOGS:
-            dialog = self.dialogs[tag] = Dialog(tag, target, to, named_by(response), shift=carrier.shift_of(self))
+            dialog = self.dialogs[tag] = Dialog(tag, target, to, response, shift=carrier.shift_of(self))
         elif dialog is not None and moved:
             dialog.to = to
         return dialog
@@ -307,14 +313,13 @@ class Call:
         client = self.desk.transactions.clients.get(branch.key)
         if dialog.confirmed or client is None:
             return
-        dialog.confirmed = True
         sent = client.request
-        own = own_routes(self.desk, sent, self.id)
+        own = len(sent.record_routes) - len(self.request.record_routes)  # nobody but us has put any in
         caller, callee = from_invite_2xx(sent, response, own_routes=own)
         if self.face(dialog.target).address:
             # The callee's messages name the caller by the face that he has there; to himself he is who he said.
             caller = change(caller, remote=self.request.first(b"from") or b"", remote_target=contact_of(self.request))
-        dialog.sides = caller, callee
+        dialog.confirmed, dialog.sides, dialog.first = True, (caller, callee), None
         dialog.kept = (keep.reduced(sent), keep.reduced(response))
 
     def upstream(self, response: Response, target: Target, *, edit: Callable[[Editor], None] | None = None) -> bytes:

@@ -5,6 +5,7 @@ Pure. A call stays findable for 64*T1 after its end, so that retransmissions mee
 
 from __future__ import annotations
 
+import hmac
 from typing import TYPE_CHECKING, NamedTuple
 
 from sipproxy.engine.call import Call, Dialog, Phase
@@ -85,6 +86,11 @@ class Calls:
             for flow in (call.flow, *(dialog.to for dialog in call.dialogs.values()))
         )
         return "call" if any(source_of(flow.host) == source for flow in flows) else ""
+
+    def marked(self, token: bytes, call_id: bytes) -> Call | None:
+        """The call whose Record-Route has this token; None where none has, or it was not written yet."""
+        calls = self._by_call_id.get(call_id, ())
+        return next((call for call in calls if call.token and hmac.compare_digest(call.token, token)), None)
 
     def of(self, call_id: bytes) -> list[Call]:
         """The calls with this Call-ID, those included that ended less than 64*T1 ago."""

@@ -447,7 +447,7 @@ class Engine:
             if client is not None:
                 if self._comes_from(client.target, client.user, flow):
                     desk.heard_by = flow
-                    desk.transactions.receive_response(response, desk.now.mono)
+                    desk.transactions.receive_response(client, response, desk.now.mono)
             elif late is not None:
                 if self._comes_from(late[1].to, late[0], flow):
                     dismiss(*late, response)

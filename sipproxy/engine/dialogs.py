@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from sipproxy.engine.liveness import Watch
     from sipproxy.sip.dialog import DialogSide
     from sipproxy.sip.flow import Flow, Hop
+    from sipproxy.sip.message import Response
 
 __all__ = ["Dialog", "Phase", "Side"]
 
@@ -36,7 +37,7 @@ class Dialog:
     to_tag: bytes
     target: Target
     to: Flow | Hop  # where in-dialog requests for the callee go
-    named: frozenset[tuple[str, int]] = frozenset()  # host and port of its Contact and Record-Route, while it is early
+    first: Response | None = None  # its first message, while it is early
     confirmed: bool = False
     ended: bool = False
     sides: tuple[DialogSide, DialogSide] | None = None  # caller and callee, once confirmed: what a BYE of ours needs

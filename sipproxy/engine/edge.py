@@ -253,7 +253,7 @@ class Edges:
             editor=editor,
             received_on=flow if request.method in (b"INVITE", b"UPDATE") else None,
             stateless=ack,
-            edge=mark,
+            mark=EDGE_PARAM + b"=" + mark,
         )
         if built is None:
             desk.reply(request, flow, 430)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from sipproxy.sip.headers import NameAddr
 
 __all__ = [
+    "CALL_PARAM",
     "EDGE_PARAM",
     "TRUSTED_ONLY",
     "Target",
@@ -197,16 +198,15 @@ def forward_request(
     target: Target | Flow | Hop,
     *,
     editor: Editor,
-    call: str = "",
+    mark: bytes = b"",
     received_on: Flow | None = None,
     stateless: bool = False,
-    edge: bytes = b"",
     edit: Callable[[Editor], None] | None = None,
 ) -> tuple[Request, bytes] | None:
     """Finish the copy of `request` that goes to `target` (§16.6 steps 3 to 8): the request as sent, and its branch.
 
-    `editor` may hold changes already. With `received_on` the request may create a dialog: Record-Route is put in, with our
-    call's token, or with `edge` for a call of another node. None when no listener of ours speaks the target's transport.
+    `editor` may hold changes already. With `received_on` the request may create a dialog: Record-Route is put in, with `mark`,
+    the parameter that says whose it is. None when no listener of ours speaks the target's transport.
     """
     to = target.to if isinstance(target, Target) else target
     listener = listener_of(desk.settings, to)
@@ -216,7 +216,6 @@ def forward_request(
     editor.set(b"Max-Forwards", b"%d" % (hops - 1 if hops is not None else MAX_FORWARDS))
     if received_on is not None:
         inner = desk.settings.listeners[received_on.listener]
-        mark = EDGE_PARAM + b"=" + edge if edge else CALL_PARAM + b"=" + desk.call_mark(call, request.call_id)
         editor.push(b"Record-Route", record_route_uri(inner, mark))
         if inner is not listener:
             editor.push(b"Record-Route", record_route_uri(listener, mark))  # RFC 5658: one for each side
@@ -229,7 +228,7 @@ def forward_request(
     if edit is not None:
         edit(editor)
     if stateless:
-        seed = b"\0".join((request.via.branch or request.via.raw, request.call_id, call.encode()))
+        seed = b"\0".join((request.via.branch or request.via.raw, request.call_id, mark))
         branch = desk.branch(seed=seed)  # §16.11: the same for a retransmission
     else:
         branch = desk.branch(desk.loop_mark(request, target.uri) if isinstance(target, Target) else b"")

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from cdr.facts import Admit, Alive, Answer, Confirmed, LineSlot, PartySide, Place
 from sipproxy.engine.actions import Journal
-from sipproxy.sip.build import Editor, via_values
+from sipproxy.sip.build import via_values
 from sipproxy.sip.flow import Flow, Hop
 from sipproxy.sip.message import Request
 from sipproxy.sip.sdp import media_kinds
@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 __all__ = ["Mask", "admission", "admit", "answer", "proof_of_life", "reduced", "refreshed"]
 
 MAX_MASK = 700  # bytes that are sealed: the longest token that is opened again holds some more
-KEPT = frozenset(b"from to call-id cseq contact record-route".split())  # RFC 3261 §12.1: what a dialog is made of
+# RFC 3261 §12.1: what a dialog is made of; b"" stands for the start line.
+KEPT = frozenset([b"", *b"from to call-id cseq contact record-route".split()])
+KEPT_OF_REQUESTS = KEPT | {b"via"}
 
 
 class Mask(msgspec.Struct, frozen=True, array_like=True):
@@ -47,12 +49,9 @@ def reduced(message: Request | Response) -> bytes:
 
     The INVITE keeps its Via values: its transactions are matched by them (§17.1.3, §17.2.3).
     """
-    editor = Editor(message)
-    for name in message.first_line:
-        if name and name not in KEPT and not (name == b"via" and isinstance(message, Request)):
-            editor.remove(name)
-    data = editor.to_bytes()
-    return data[: len(data) - len(message.body)]
+    kept = KEPT_OF_REQUESTS if isinstance(message, Request) else KEPT
+    lines = [line for key, line in zip(message.keys, message.lines_raw, strict=True) if key in kept]
+    return b"\r\n".join((*lines, b"", b""))
 
 
 def admission(call: Call) -> Admit:

@@ -180,7 +180,7 @@ class Relays:
         if carrier.route_of(found.call, found.dialog, to_caller=not found.from_caller):
             found.dialog.shift.apply(editor, request)
         if request.method == b"ACK":
-            built = forward_request(desk, request, to, editor=editor, call=found.call.id, stateless=True)
+            built = forward_request(desk, request, to, editor=editor, mark=found.call.mark, stateless=True)
             if built is not None:
                 desk.transactions.send_ack(built[0], to)
         else:
@@ -191,8 +191,10 @@ class Relays:
     def _found(self, request: Request, flow: Flow, token: bytes) -> Found | None:
         """The dialog of a request by one of its parties; None for any other, which is answered."""
         desk = self._desk
-        marked = desk.marked_call(token, request.call_id) if token else ""
-        call = self._calls.by_id.get(marked or "")
+        call = self._calls.marked(token, request.call_id) if token else None
+        marked = call.id if call is not None else desk.marked_call(token, request.call_id) if token else ""
+        if call is None:  # taken up after a restart, or no call of ours
+            call = self._calls.by_id.get(marked or "")
         found = self._calls.find(request, call, flow) if marked is not None else None
         if found is None:
             desk.count("requests_refused", "no_dialog" if marked is not None else "token")
@@ -231,7 +233,7 @@ class Relays:
                 return
             relay.asked = session.ask(request, editor, terms)
         record_route = flow if request.method in (b"INVITE", b"UPDATE") else None
-        built = forward_request(desk, request, to, editor=editor, call=found.call.id, received_on=record_route)
+        built = forward_request(desk, request, to, editor=editor, mark=found.call.mark, received_on=record_route)
         if built is None:
             desk.answer(server, 500)
             return

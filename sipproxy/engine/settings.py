@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 __all__ = ["DropRules", "Listener", "Rates", "Settings", "TrunkRoute"]
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+_address_of = functools.lru_cache(maxsize=4096)(ipaddress.ip_address)  # of the same peers with every message
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +58,12 @@ class TrunkRoute:
             return any(name in flow.names for name in self.names)
         if self.hop.transport == "TLS" and flow.transport == "UDP":
             return False  # its address alone would do, which anybody can write into a datagram
-        address = ipaddress.ip_address(flow.host)
+        address = _address_of(flow.host)
         return any(address in network and port in (0, flow.port) for network, port in self.networks)
 
     def is_from(self, flow: Flow) -> bool:
         """Whether what came on this flow may be the carrier's, from whatever port: it is then not counted as a stranger's."""
-        address = ipaddress.ip_address(flow.host)
+        address = _address_of(flow.host)
         return any(name in flow.names for name in self.names) or any(address in network for network, _ in self.networks)
 
 
@@ -147,7 +150,7 @@ class Settings:
 
     def in_access_network(self, host: str) -> bool:
         """Whether an IP address is inside a network from which 110 and 112 need no challenge."""
-        return bool(self.access_networks) and any(ipaddress.ip_address(host) in n for n in self.access_networks)
+        return bool(self.access_networks) and any(_address_of(host) in n for n in self.access_networks)
 
     def may_be(self, host: str, flow: Flow) -> bool:
         """Whether who sends by this flow may be `host`, as far as certificates say: over TLS, where clients are asked for them,

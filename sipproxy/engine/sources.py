@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from sipproxy.sip.message import Message, Request
     from sipproxy.sip.uri import Uri
 
-__all__ = ["Standing", "account_of", "follow", "is_source", "may_answer", "may_reach", "named_by", "standing"]
+__all__ = ["Standing", "account_of", "follow", "is_source", "may_answer", "may_reach", "standing"]
 
 # How far the number of a request from a new place may be ahead of what was seen of that side: by requests that were challenged,
 # and those that came while the node was away. A choice: an hour of one request in four seconds.
@@ -170,7 +170,7 @@ def _may_speak(route: TrunkRoute | None, known: Flow | Hop, flow: Flow) -> bool:
     return _STRENGTH.get(flow.transport, 0) >= _STRENGTH.get(known.transport, 0)
 
 
-def named_by(message: Message) -> frozenset[tuple[str, int]]:
+def _named_by(message: Message) -> frozenset[tuple[str, int]]:
     """Host and port of each place that a message names for what follows in its dialog: Contact and Record-Route."""
     return _places(value.uri for value in (*message.contacts, *message.record_routes) if not value.is_star)
 
@@ -178,7 +178,10 @@ def named_by(message: Message) -> frozenset[tuple[str, int]]:
 def _named(found: Found, side: Side) -> frozenset[tuple[str, int]]:
     """What a side of the dialog named: the remote target and the route set, of an early dialog what its first message held."""
     if found.dialog.sides is None:
-        return named_by(found.call.request) if side is Side.CALLER else found.dialog.named
+        message = found.call.request if side is Side.CALLER else found.dialog.first
+        with suppress(ParseError):  # what cannot be read names nothing
+            return _named_by(message) if message is not None else frozenset()
+        return frozenset()
     known = found.dialog.sides[side]
     uris = [route.uri for route in known.route_set]
     with suppress(ParseError):

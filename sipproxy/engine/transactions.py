@@ -265,16 +265,12 @@ class Transactions:
         """The transaction that a response belongs to."""
         return self.clients.get(response_key(response))
 
-    def receive_response(self, response: Response, now: float) -> bool:
-        """Feed a response to its client transaction; False when there is none."""
-        client = self.clients.get(response_key(response))
-        if client is None:
-            return False
+    def receive_response(self, client: Client, response: Response, now: float) -> None:
+        """Feed a response to its client transaction, which `find_client` found."""
         if client.instead is not None and self._long_requests is not None:
             self._long_requests.learnt(client.target, takes_tcp=True)
             client.instead = None
         self._perform(client, client.machine.receive(response, now))
-        return True
 
     def transport_failed(self, key: Hashable, now: float) -> None:
         """The transport could not send for `key`, which is the `key` of a `SendTo`."""

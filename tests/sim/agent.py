@@ -119,7 +119,9 @@ class Agent:
         message = parse_message(data)
         now = self.world.now
         if isinstance(message, Response):
-            self._tx.receive_response(message, now)
+            client = self._tx.find_client(message)
+            if client is not None:
+                self._tx.receive_response(client, message, now)
         else:
             message.stamp(*source)
             server = self._tx.find_server(message)

@@ -87,7 +87,9 @@ class Endpoint:
             return
         message, now = parse_message(data), self.world.now
         if isinstance(message, Response):
-            self._tx.receive_response(message, now)
+            client = self._tx.find_client(message)
+            if client is not None:
+                self._tx.receive_response(client, message, now)
         else:
             message.stamp(*source)
             server = self._tx.find_server(message)
