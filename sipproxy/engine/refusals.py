@@ -6,8 +6,7 @@ a live binding. They get no transaction, for which there may be no room: what is
 may be.
 
 While the journal takes nothing but what belongs to live calls, the records wait in memory without a number, which follows the
-order of writing. Pure. Left out: whether the disk takes records, which the shell says; tracing (TDDDG § 14), which needs a
-call.
+order of writing. Pure. Left out: whether the disk takes records, which the shell says.
 """
 
 from __future__ import annotations
@@ -26,6 +25,7 @@ from sipproxy.engine.actions import Journal, SendTo
 from sipproxy.engine.carrier import called
 from sipproxy.engine.causes import TEMPORARY_FAILURE
 from sipproxy.engine.draft import draft
+from sipproxy.engine.malicious import keep_trace
 from sipproxy.engine.privacy import Said, said_by
 from sipproxy.engine.settings import TrunkRoute
 from sipproxy.engine.state import reason_header
@@ -36,14 +36,14 @@ from sipproxy.sip.text import text
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
-    from policy.model import Account
+    from policy.model import Account, Decision
     from sipproxy.engine.calls import Calls
     from sipproxy.engine.shed import Verdict as Shed
     from sipproxy.engine.state import Desk
     from sipproxy.sip.flow import Flow
     from sipproxy.sip.message import Request
 
-__all__ = ["MAX_HELD", "MAX_KNOWN", "Refusals", "incoming_attempt", "outgoing_attempt"]
+__all__ = ["MAX_HELD", "MAX_KNOWN", "Refusals", "incoming_attempt", "internal_attempt", "outgoing_attempt"]
 
 MAX_KNOWN = 20_000  # refused INVITEs of which a repetition is told: 64*T1 at 600 a second
 MAX_HELD = 10_000  # records that wait for the disk, some 10 MB
@@ -76,6 +76,13 @@ def incoming_attempt(request: Request, trunk: TrunkRoute) -> tuple[Said, CallAtt
         privacy=said.hides,
         anonymous=said.anonymous,
         abroad=trunk.foreign,
+    )
+
+
+def internal_attempt(number: str, caller: Decision) -> CallAttempt:
+    """The callee's half of a customer's call to another, whom his own decision shows as calling."""
+    return CallAttempt(
+        Direction.INCOMING, number.encode(), caller=caller.presented, network=caller.asserted, privacy=caller.restricted
     )
 
 
@@ -186,6 +193,7 @@ class Refusals:
             hidden=trunk is not None and (said.hides or said.anonymous),
         )
         known.verdict, known.rule, known.trunk = "deny", rule, trunk.name if trunk is not None else ""
+        self._trace(request, known, decision, said.network)
         return final(
             known,
             answer=None,
@@ -197,6 +205,15 @@ class Refusals:
             released_by="proxy",
             end_reason="refused",
         )
+
+    def _trace(self, request: Request, record: Record, decision: Decision, network: str) -> None:
+        """An attempt that was refused before it reached a line is one to that line all the same (TDDDG § 14)."""
+        if decision.callee is not None:
+            desk, number = self._desk, decision.destination.canonical
+            network = decision.asserted
+            decision = evaluate(internal_attempt(number, decision), desk.snapshot, desk.now.utc_ms)
+        refused = decision._replace(verdict=Verdict.DENY, rule=record.rule)
+        keep_trace(self._desk, request, record, refused, network)
 
     def _write(self, record: Record) -> None:
         self._desk.out.append(Journal(End(replace(record, seq=self._calls.number()))))

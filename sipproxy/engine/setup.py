@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING
 from policy import evaluate, rule_family
 from policy.emergency import service_of
 from policy.fraud import SetupGuard
-from policy.model import CallAttempt, Direction, Verdict
-from sipproxy.engine.actions import KeepTrace, MaliciousCall
+from policy.model import CallAttempt, Verdict
 from sipproxy.engine.authenticate import Proven
 from sipproxy.engine.call import Call
 from sipproxy.engine.causes import SUBSCRIBER_ABSENT, TEMPORARY_FAILURE
 from sipproxy.engine.channels import line_slot
 from sipproxy.engine.draft import draft
+from sipproxy.engine.malicious import keep_trace
 from sipproxy.engine.privacy import Faces, unsupported_privacy
-from sipproxy.engine.refusals import incoming_attempt, outgoing_attempt
+from sipproxy.engine.refusals import incoming_attempt, internal_attempt, outgoing_attempt
 from sipproxy.engine.takeover import UNKNOWN, may_take_over
 from sipproxy.engine.targets import binding_groups, emergency_groups, incoming_edit, outgoing_edit, trunk_groups
 from sipproxy.sip.text import text
@@ -44,7 +44,6 @@ JOURNAL = "journal"  # why a node is closed: its disk takes no more than the end
 RETRY_S = 10  # the Retry-After of a closed or full node
 AGAIN = (b"Retry-After", b"%d" % RETRY_S)
 NOT_IMPLEMENTED = 79  # Q.850: service or option not implemented
-MAX_TRACED = 512  # characters of a header that the record of a malicious call keeps
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,11 +162,9 @@ class Setup:
     def _internal(self, call: Call, own: Decision, caller: Decision, needs: list[Need]) -> None:
         """On-net: the callee's line has its say and gives a channel, as for any incoming call."""
         desk, number = self._desk, own.destination.canonical
-        attempt = CallAttempt(
-            Direction.INCOMING, number.encode(), caller=caller.presented, network=caller.asserted, privacy=caller.restricted
-        )
+        attempt = internal_attempt(number, caller)
         decision = evaluate(attempt, desk.snapshot, desk.now.utc_ms)
-        self._trace(call, decision, caller.asserted)
+        keep_trace(desk, call.request, call.record, decision, caller.asserted)
         if decision.verdict is Verdict.DENY or decision.line is None or decision.account is None:
             self._decide(call, decision, [])
             return
@@ -183,7 +180,7 @@ class Setup:
         call.record.trunk = trunk.name
         call.faces = Faces(request, said, decision, desk.settings, from_customer=False)
         call.edit = incoming_edit(desk, request, decision, said, call.faces)
-        self._trace(call, decision, said.network)
+        keep_trace(desk, request, call.record, decision, said.network)
         if self._is_leaving(call) or (decision.verdict is Verdict.ALLOW and self._cannot_serve(call, said)):
             return
         needs = []
@@ -219,35 +216,6 @@ class Setup:
         call.record.verdict, call.record.rule = "deny", UNKNOWN
         call.refuse(481, TEMPORARY_FAILURE, end_reason="refused")
         return True
-
-    def _trace(self, call: Call, decision: Decision, network: str) -> None:
-        """TDDDG § 14: a call or attempt to a line with an order is kept, with the caller's number, hidden or not."""
-        if not decision.trace or decision.line is None:
-            return
-        request, record = call.request, call.record
-        self._desk.out.append(
-            KeepTrace(
-                MaliciousCall(
-                    call=call.id,
-                    node=record.node,
-                    line=decision.line.id,
-                    reference=decision.trace,
-                    at_ms=record.setup_at_ms,
-                    called=decision.destination.canonical,
-                    network=network[:MAX_TRACED],
-                    given=text(request.first(b"from"))[:MAX_TRACED],
-                    asserted=[text(value)[:MAX_TRACED] for value in request.lines(b"p-asserted-identity")[:4]],
-                    privacy=text(request.first(b"privacy"))[:MAX_TRACED],
-                    trunk=record.trunk,
-                    caller_line=record.line if call.from_customer else "",
-                    caller_account=record.account if call.from_customer else "",
-                    source=record.source,
-                    call_id=record.call_id,
-                    verdict=decision.verdict.value,
-                    rule=decision.rule,
-                )
-            )
-        )
 
     def open(self, request: Request, flow: Flow, decision: Decision, *, from_customer: bool, hidden: bool = False) -> Call:
         """A call in its first phase, with its record as far as it is known, in the table of calls."""

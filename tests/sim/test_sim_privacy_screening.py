@@ -365,6 +365,19 @@ def test_malicious_call_of_another_customer_names_his_line() -> None:
     assert (kept.network, kept.caller_line, kept.caller_account) == (OWN, "L1", "alice")
 
 
+@pytest.mark.parametrize("internal", [True, False])
+def test_malicious_attempt_that_a_full_node_refuses_is_kept(internal: bool) -> None:
+    town = make_town(max_calls=0)
+    town.change("lines", "L2", traces=ALWAYS)
+    call = outgoing(town, "*31#020514001") if internal else incoming(town, (b"Privacy", b"id"))
+    assert call.status == 503
+    (kept,) = town.world.traces
+    (record,) = town.world.records
+    assert (kept.call, kept.line, kept.called, kept.verdict, kept.rule) == (record.id, "L2", BOB, "deny", "node.full")
+    assert (kept.caller_line, kept.trunk) == (("L1", "") if internal else ("", "carrier-a"))
+    assert not internal or kept.network == OWN
+
+
 def test_call_without_a_valid_order_is_not_kept(town: Town) -> None:
     incoming(town)
     ended = with_line("L2", traces=(Trace(0, 1, "over"),))
