@@ -57,10 +57,6 @@ class Tokens:
         except (msgspec.MsgspecError, ValueError):
             return None  # sealed by an earlier version, with other fields
 
-    def mark(self, of: bytes) -> bytes:
-        """64 bits in hexadecimal, the same for the same: a To tag where nothing is proven by it and time is short."""
-        return hashlib.blake2b(of, key=self._mac_key, digest_size=8, person=b"mark").hexdigest().encode()
-
     def sign(self, purpose: bytes, *parts: bytes) -> bytes:
         """A mark of 80 bits in hexadecimal over all parts; another purpose or other parts have another one."""
         mac = hashlib.blake2b(b"%b\0" % purpose, digest_size=MARK_BYTES, key=self._sign_key)
