@@ -8,6 +8,7 @@ JOBS ?= 1
 SEED ?=
 FUZZ_SECONDS ?= 600
 TARGETS ?=
+MIX ?= evening
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -16,7 +17,7 @@ RUNTIME := $(VENV)/.installed-runtime
 DEVELOPMENT := $(VENV)/.installed-development
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test mix faults crashes damage fuzz linear torture loops lint format types needs requirements clean audit
+.PHONY: help run demo test mix load faults crashes damage fuzz linear torture loops lint format types needs requirements clean audit
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
@@ -43,6 +44,9 @@ test: $(DEVELOPMENT) needs lint types  ## lint, types and all tests (PYTEST_ARGS
 
 mix: $(DEVELOPMENT)  ## 100,000 random calls on the virtual network, with losses and kills (CALLS=, JOBS=, SEED=)
 	nice $(BIN)/python -m tests.sim.mix --calls $(CALLS) --jobs $(JOBS) $(if $(SEED),--seed $(SEED))
+
+load: $(DEVELOPMENT)  ## a mix of traffic against a node of its own, every call reconciled (MIX="busy-hour --plot busy.svg")
+	$(BIN)/python -m loadtest mix $(MIX)
 
 faults: $(DEVELOPMENT)  ## the store in each kind of trouble under live calls at two nodes (FAULTS="--only stopped" for one)
 	nice $(BIN)/python -m loadtest faults $(FAULTS)

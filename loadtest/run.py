@@ -1,5 +1,6 @@
 """Measurements against a real node that this program starts: registrations, calls at a rate, outages.
 
+    python -m loadtest mix evening
     python -m loadtest register --accounts 10000
     python -m loadtest calls --rate 100 --seconds 60 --accounts 10000
     python -m loadtest fields --calls 10000
@@ -36,21 +37,23 @@ from loadtest.cdr_cost import backlog_report, consume_report, journal_report, pu
 from loadtest.cost import add_cost
 from loadtest.faults import Timing, fault_report, run_fault
 from loadtest.fields import mixed_calls, report_of
-from loadtest.generate import Load, at_rate, callers_needed, percentile, place_calls
+from loadtest.generate import Load, at_rate, callers_needed, percentile
 from loadtest.kill_command import add_cdrkills
-from loadtest.lateness import OwnLateness, worst_bucket_ms
+from loadtest.mix_command import add_mix
+from loadtest.mixed import LOAD_SETTINGS
 from loadtest.network import Network, many_lines, md5_only
 from loadtest.node import NodeError
 from loadtest.outages import kill_during_calls
 from loadtest.overload import Flood, Storm, flood, flood_report, storm, storm_report
 from loadtest.postgres import Postgres
-from loadtest.reconcile import TOLERANCE_MS, compare
+from loadtest.reconcile import compare
 from loadtest.report import Report, counted, progress_of, show
 from loadtest.sipp_runner import Credentials, run_sipp, start_sipp
 from loadtest.slow import add_slow
 from loadtest.store_faults import FAULTS
 from loadtest.valkey import Valkey
 from loadtest.vanish import MARGIN_S, WAYS, vanish, way_of
+from sipproxy.config_file import ConfigError
 
 if TYPE_CHECKING:
     from loadtest.agents import Router
@@ -61,14 +64,6 @@ __all__ = ["main"]
 CHANNELS = 2
 SETTLE_S = 30.0
 KILL_LEASE_S = 10
-PLENTY = 1_000_000
-# All simulated routers share one address, and come faster than customers do: here the node's limits are not what is measured.
-LOAD_SETTINGS: Mapping[str, Mapping[str, object]] = {
-    "log": {"level": "warning"},
-    "limits": {
-        f"{whose}_{what}": PLENTY for whose in ("source", "line", "strangers", "registers") for what in ("per_s", "burst")
-    },
-}
 
 
 @dataclass(slots=True)
@@ -97,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with asyncio.Runner(loop_factory=getattr(options, "loop_factory", None)) as runner:
             reports: list[Report] = runner.run(options.run(options))
-    except (NodeError, FileNotFoundError) as error:
+    except (ConfigError, NodeError, FileNotFoundError) as error:
         sys.stderr.write(f"{error}\n")
         return 2
     show(reports, as_json=options.json)
@@ -110,10 +105,10 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument("--json", action="store_true", help="write JSON instead of tables")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
+    add_mix(commands, common)
     register = commands.add_parser("register", parents=[common], help="register many accounts through SIPp")
     register.set_defaults(run=_run_register)
     calls = commands.add_parser("calls", parents=[common], help="register, then hold a rate of calls")
-    calls.add_argument("--driver", choices=("agents", "sipp"), default="agents", help="who places the calls")
     calls.set_defaults(run=_run_calls)
     fields = commands.add_parser("fields", parents=[common], help="calls of every kind, each field of their records compared")
     fields.add_argument("--calls", type=int, default=10_000, help="how many (default %(default)s)")
@@ -196,14 +191,10 @@ async def _run_register(options: argparse.Namespace) -> list[Report]:
 async def _run_calls(options: argparse.Namespace) -> list[Report]:
     load = Load(options.rate, options.seconds, options.hold)
     callers = many_lines(callers_needed(load, CHANNELS), first=1_000_000, channels=CHANNELS)
-    by_sipp = options.driver == "sipp"
-    lines = [*_registering(options.accounts), *([md5_only(line) for line in callers] if by_sipp else callers)]
+    lines = [*_registering(options.accounts), *(md5_only(line) for line in callers)]
     async with Network(lines, settings=LOAD_SETTINGS) as network:
         reports = [await _register(network, options.accounts, options.register_rate)] if options.accounts else []
-        if by_sipp:
-            reports.append(await _calls_by_sipp(network, callers, load))
-        else:
-            reports.append(await _calls_by_agents(network, callers, load))
+        reports.append(await _calls_by_sipp(network, callers, load))
         return reports
 
 
@@ -410,37 +401,6 @@ async def _stored_bindings(network: Network, wanted: int) -> int:
         if found >= wanted or time.monotonic() > deadline:
             return found
         await asyncio.sleep(0.2)
-
-
-async def _calls_by_agents(network: Network, lines: Sequence[LineSpec], load: Load) -> Report:
-    routers = await _routers(network, lines)
-    meter = Meter(network)
-    meter.begin()
-    metrics = await network.node.metrics()
-    async with OwnLateness() as own:
-        outcome = await place_calls(routers, load)
-    used = meter.used()
-    late_ms = worst_bucket_ms(metrics, await network.node.metrics())
-    report = Report(f"{load.rate:g} calls a second for {load.seconds:g} s, by simulated routers")
-    report.add("calls", "calls placed", outcome.placed)
-    report.add("answered", "answered", outcome.answered)
-    for status, count in sorted(outcome.refused.items()):
-        report.add(f"refused_{status}", f"refused with {status}", count)
-    repeats = sum(event.what == "repeats" for event in network.ledger.events)
-    report.add("repeats", "messages that a party had to repeat", repeats)
-    _add_cost(report, used, outcome.placed, outcome.setup_ms)
-    report.expect(outcome.ok, f"calls failed: {dict(outcome.refused)} {outcome.failures[:3]}")
-    left = await network.slots_of_all(0, timeout_s=SETTLE_S)
-    # What caller and node measure differs by as much as a message was under way, here at worst as long as a set-up.
-    tolerance = TOLERANCE_MS + round(max(outcome.setup_ms, default=0.0))
-    _, result = await network.reconciled(timeout_s=SETTLE_S, tolerance_ms=tolerance)
-    report.add("own_late_ms", "this program's event loop was late by, at worst", own.worst_ms, "ms")
-    report.add("node_late_ms", "the node's event loop was late by less than", late_ms, "ms")
-    report.add("slots_left", "slots left", left)
-    report.add("reconciled", "records", str(result))
-    report.expect(left == 0, "slots are left over")
-    report.expect(result.ok, str(result))
-    return report
 
 
 async def _calls_by_sipp(network: Network, lines: Sequence[LineSpec], load: Load) -> Report:
