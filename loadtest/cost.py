@@ -149,10 +149,11 @@ class _Desk:
                     found.got.append((to, data))
             spent.sent += len(self._wire.sent)
             self._wire.sent.clear()
-            if not step.wanted or all(call.sent(port, step.wanted) is not None for call in calls):
+            lacking = [call for call in calls if step.wanted and call.sent(port, step.wanted) is None]
+            if not lacking:
                 return
             if time.monotonic() > deadline:
-                raise TimeoutError(f"no {step.wanted!r} after {step.name}: {[data[:60] for _, data in calls[0].got]}")
+                raise TimeoutError(f"no {step.wanted!r} after {step.name}: {[data[:60] for _, data in lacking[0].got]}")
             with spent.on("event loop"):
                 await asyncio.sleep(0.0005)
 
@@ -291,9 +292,8 @@ async def _run(options: argparse.Namespace) -> list[Report]:
         reports += _call_reports(*await call_cost(calls=options.calls, together=options.together))
     if "stages" in wanted:
         sampler = Sampler()
-        sampler.start()
-        spent, _ = await call_cost(calls=options.calls, together=options.together, sampler=sampler)
-        sampler.stop()
+        with sampler:
+            spent, _ = await call_cost(calls=options.calls, together=options.together, sampler=sampler)
         reports.append(_stage_report(spent, sampler))
     if "messages" in wanted:
         reports.append(_message_report(await message_cost(calls=min(400, options.calls))))

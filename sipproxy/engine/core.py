@@ -172,7 +172,7 @@ class Engine:
         return self.desk.queue.next_at
 
     def slot_result(
-        self, slot: Slot, *, taken: bool | None, used: int, of_account: int = 0, waited_s: float = 0.0, now: Now
+        self, slot: Slot, *, taken: bool | None, used: int, now: Now, of_account: int = 0, waited_s: float = 0.0
     ) -> list[Action]:
         """The answer to a `TakeSlot`, for which the store was waited for so long; `taken` None when it did not say in time."""
         self.desk.now = now

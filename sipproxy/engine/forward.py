@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Literal
 from sipproxy.sip.digest import parse_credentials
 from sipproxy.sip.errors import ParseError
 from sipproxy.sip.flow import Flow, Hop
-from sipproxy.sip.message import Request, Response, parse_message
 from sipproxy.sip.uri import Uri, parse_uri
 
 if TYPE_CHECKING:
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from sipproxy.engine.state import Desk
     from sipproxy.sip.build import Editor
     from sipproxy.sip.headers import NameAddr
+    from sipproxy.sip.message import Request, Response
 
 __all__ = [
     "CALL_PARAM",
@@ -233,8 +233,7 @@ def forward_request(
     else:
         branch = desk.branch(desk.loop_mark(request, target.uri) if isinstance(target, Target) else b"")
     editor.push(b"Via", _via(listener, branch))
-    sent = parse_message(editor.to_bytes(), max_headers=desk.settings.max_headers + 16)
-    assert isinstance(sent, Request)
+    sent = editor.to_request(max_headers=desk.settings.max_headers + 16)
     return sent, branch
 
 

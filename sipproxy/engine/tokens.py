@@ -16,6 +16,8 @@ from typing import TypeVar
 
 import msgspec
 
+from sipproxy.sip.mac import Mac
+
 __all__ = ["Tokens"]
 
 MAC_BYTES = 12  # 96 bits: RFC 2104 §5 asks for no fewer than 80
@@ -31,8 +33,8 @@ class Tokens:
     """Seals and opens the tokens of one node; `key` is its secret and stays the same over restarts."""
 
     def __init__(self, key: bytes) -> None:
-        self._mac_key = hashlib.sha256(b"token-mac" + key).digest()
-        self._stream_key = hashlib.sha256(b"token-stream" + key).digest()
+        self._mac_of = Mac(hashlib.sha256(b"token-mac" + key).digest())
+        self._stream = Mac(hashlib.sha256(b"token-stream" + key).digest())
         self._sign_key = hashlib.sha256(b"token-sign" + key).digest()
 
     def seal(self, content: msgspec.Struct, context: bytes = b"") -> bytes:
@@ -67,8 +69,8 @@ class Tokens:
 
     def _mac(self, kind: type, plain: bytes, context: bytes) -> bytes:
         text = b"\0".join((kind.__name__.encode(), hashlib.sha256(context).digest(), plain))
-        return hmac.digest(self._mac_key, text, "sha256")[:MAC_BYTES]
+        return self._mac_of.digest(text)[:MAC_BYTES]
 
     def _masked(self, data: bytes, mac: bytes) -> bytes:
-        mask = b"".join(hmac.digest(self._stream_key, mac + bytes([n]), "sha256") for n in range(-(-len(data) // 32)))
+        mask = b"".join(self._stream.digest(mac + bytes([n])) for n in range(-(-len(data) // 32)))
         return (int.from_bytes(data, "big") ^ int.from_bytes(mask[: len(data)], "big")).to_bytes(len(data), "big")
