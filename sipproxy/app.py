@@ -30,7 +30,7 @@ from policy.table import PolicyError
 from sipproxy import policy_cache, policy_files
 from sipproxy.admin.control import ControlServer, socket_path
 from sipproxy.certificates import renew, tls_of
-from sipproxy.config_file import split_address
+from sipproxy.config_file import name_server, split_address
 from sipproxy.engine.core import Engine
 from sipproxy.lifecycle import Stop, boot_id, drain, is_healthy, resume, run_look_ahead, run_pruning, settle
 from sipproxy.log import configure
@@ -187,7 +187,7 @@ class Node:
             raise StartError(f"{self._config_path}: store.url: {UNUSABLE[self.store.reason]}")
         stack.push_async_callback(self.store.close)
         snapshot = await self._first_snapshot()
-        self._resolver = Resolver()
+        self._resolver = Resolver(nameservers=[name_server(text) for text in config.dns.servers])
         stack.push_async_callback(self._resolver.close)
         self._tls = tls_of(config)
         self._transports = Transports(

@@ -14,6 +14,7 @@ __all__ = [
     "Calls",
     "Cdr",
     "Config",
+    "Dns",
     "Emergency",
     "Hep",
     "Kernel",
@@ -137,6 +138,11 @@ class Calls(Section, frozen=True):
     probe_s: Annotated[int, msgspec.Meta(ge=0, le=86400)] = 600  # a party not heard for so long is asked; 0 = never
 
 
+class Dns(Section, frozen=True):
+    servers: Annotated[tuple[Filled, ...], msgspec.Meta(max_length=8)] = ()  # name servers: IP or IP:port; none = the system's
+    dead_s: Annotated[int, msgspec.Meta(ge=1, le=3600)] = 60  # that an address which failed is tried after the others
+
+
 class Limits(Section, frozen=True):
     message_bytes: Annotated[int, msgspec.Meta(ge=2048, le=65535)] = 65535
     udp_bytes: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 1300  # of a request over UDP (RFC 3261 §18.1.1); 0 = any length
@@ -221,6 +227,7 @@ class Config(Section, frozen=True):
     trunk: Annotated[tuple[Trunk, ...], Many] = ()
     emergency: Emergency = Emergency()
     calls: Calls = Calls()
+    dns: Dns = Dns()
     limits: Limits = Limits()
     cdr: Cdr = Cdr()
     metrics: Metrics = Metrics()

@@ -20,9 +20,9 @@ from urllib.parse import urlsplit
 import msgspec
 
 from policy.model import DestinationClass
-from sipproxy.config import Calls, Config, Listen, Section, Trunk
+from sipproxy.config import Calls, Config, Dns, Listen, Section, Trunk
 
-__all__ = ["ConfigError", "Fault", "Reader", "key_lines", "load", "read_tables", "split_address"]
+__all__ = ["ConfigError", "Fault", "Reader", "key_lines", "load", "name_server", "read_tables", "split_address"]
 
 MAX_FILE_BYTES = 1_000_000
 # RFC 3261 §8.1.1, §16.6, §20: what is taken from customers' messages may not be called like one of these.
@@ -94,6 +94,15 @@ def split_address(text: str) -> tuple[str, int]:
     elif ":" in host:
         raise ValueError(f"an IPv6 address stands in brackets: [{host}]:{port}")
     return host, int(port)
+
+
+def name_server(text: str) -> tuple[str, int]:
+    """Address and port of `IP` or `IP:port`; ValueError says what is wrong."""
+    try:
+        return str(ipaddress.ip_address(text)), 53
+    except ValueError:
+        host, port = split_address(text)
+        return str(ipaddress.ip_address(host)), port
 
 
 def _read(path: Path) -> str:
@@ -278,6 +287,7 @@ def _check(config: Config, reader: Reader) -> None:
     _check_tls(config, reader)
     _check_trunks(config.trunk, reader)
     _check_registrar(config, reader)
+    _check_dns(config.dns, reader)
     store = config.store
     if store.url and urlsplit(store.url).scheme not in ("redis", "rediss", "unix"):
         reader.fault(("store", "url"), 'begins with redis://, rediss:// or unix://; leave it "" for the embedded store')
@@ -338,6 +348,12 @@ def _told(reader: Reader, key: Key) -> Iterator[None]:
         yield
     except ValueError as error:
         reader.fault(key, str(error))
+
+
+def _check_dns(dns: Dns, reader: Reader) -> None:
+    for index, server in enumerate(dns.servers):
+        with _told(reader, ("dns", "servers", index)):
+            name_server(server)
 
 
 def _check_listen(listens: tuple[Listen | None, ...], reader: Reader) -> None:

@@ -51,6 +51,7 @@ def engine_settings(config: Config, bound: Sequence[Bound], *, boot: str = "") -
         flow_timer_s=registrar.flow_timer_s,
         setup_s=calls.setup_s,
         route_s=calls.route_s,
+        dead_s=config.dns.dead_s,
         ring_s=calls.ring_s,
         maximum_s=calls.maximum_s,
         reap_s=calls.reap_s,
@@ -118,7 +119,7 @@ def _trunk(trunk: Trunk, config: Config) -> TrunkRoute:
     hop = parse_hop(trunk.uri.encode())
     places = [(listen.transport.upper(), listen.address) for listen in config.listen]
     if trunk.listen:
-        hop = hop._replace(listener=places.index((hop.transport, trunk.listen)))
+        hop = hop._replace(listener=places.index((hop.transport, trunk.listen)), is_open=False)
     sources = trunk.addresses or ((hop.host,) if is_literal(hop.host) else ())
     return TrunkRoute(
         trunk.name,

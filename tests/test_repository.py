@@ -220,7 +220,7 @@ def needs(tmp_path: Path, *, user: int = 0, apt: str = "", ci: bool = False) -> 
 
 # apt-get that brings the programs, and notes whether services were kept from starting meanwhile
 BRINGS = """case "$1" in install) {place}/sh "$GUARD"; echo $? > {place}/guarded
-for name in sipp kamailio sipsak nft pg_ctlcluster; do echo '#!/bin/sh' > {place}/$name; done
+for name in sipp kamailio sipsak dnsmasq nft pg_ctlcluster; do echo '#!/bin/sh' > {place}/$name; done
 {place}/chmod +x {place}/* ;; esac"""
 
 

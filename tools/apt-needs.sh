@@ -8,6 +8,7 @@ set -eu
 NEEDS="sipp:sip-tester:SIPp scenarios
 kamailio:kamailio:Kamailio as the trunk's peer
 sipsak:sipsak:OPTIONS from sipsak
+dnsmasq:dnsmasq-base:dnsmasq as a name server
 nft:nftables:the drop list in the kernel
 pg_ctlcluster:postgresql:PostgreSQL as billing's database"
 

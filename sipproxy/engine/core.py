@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from sipproxy.engine.recover import Ended, Unfinished
     from sipproxy.engine.settings import Settings
     from sipproxy.engine.shed import Signals, Verdict
+    from sipproxy.sip.places import Place
 
 __all__ = ["Engine"]
 
@@ -164,6 +165,8 @@ class Engine:
                 desk.trunks.fire(key[1], key[2])
             elif key[0] == "drops":
                 desk.drops.fire()
+            elif key[0] == "addresses":
+                desk.addresses.fire()
         return self._actions()
 
     @property
@@ -191,9 +194,9 @@ class Engine:
         self._flows.closed(flow)
         return self._actions()
 
-    def resolved(self, name: str, hosts: Iterable[str]) -> None:
-        """The shell looked a next hop's name up: these IP addresses are where requests to it go, and responses come from."""
-        self.desk.leads(name, hosts)
+    def resolved(self, hop: Hop, places: Iterable[Place]) -> None:
+        """The shell looked a next hop's name up: these are where requests to it go, and where responses come from."""
+        self.desk.addresses.leads(hop, places)
 
     def end_call(self, call_id: str, now: Now, *, emergency_too: bool = False) -> tuple[str, list[Action]]:
         """End a call for an operator: the phase that it was in, `unknown` where none is live, `emergency` where it is refused.

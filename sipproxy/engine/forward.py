@@ -117,10 +117,10 @@ def own_routes(desk: Desk, request: Request, call: str) -> int:
 
 def hop_of(uri: Uri) -> Hop:
     """The next hop that a SIP URI names (RFC 3263 §4 without look-ups)."""
-    transport = (uri.param(b"transport") or b"udp").decode("ascii", "replace").upper()
-    if uri.scheme == b"sips":
-        transport = "TLS"
-    return Hop(transport, uri.host_text, uri.port or 0)
+    named = uri.param(b"transport")
+    transport = "TLS" if uri.scheme == b"sips" else (named or b"udp").decode("ascii", "replace").upper()
+    hop = Hop(transport, uri.host_text, uri.port or 0)
+    return hop._replace(is_open=named is None and not hop.port and not hop.version)  # RFC 3263 §4.1
 
 
 def listener_of(settings: Settings, to: Flow | Hop) -> Listener | None:

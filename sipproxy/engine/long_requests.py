@@ -78,7 +78,8 @@ class LongRequests:
         if not request.has(b"content-length"):
             editor.append(b"Content-Length", b"%d" % len(request.body))  # §18.3
         sent = editor.to_request(max_headers=desk.settings.max_headers + 17)
-        return sent, Hop("TCP", target.host, target.port, listener.index)
+        name = target.domain if isinstance(target, Hop) else ""
+        return sent, Hop("TCP", target.host, target.port, listener.index, name)
 
     def learnt(self, target: Flow | Hop, *, takes_tcp: bool) -> None:
         """A request to this place was answered over TCP, or could not be sent there."""

@@ -117,6 +117,7 @@ class Settings:
     flow_timer_s: int = 0  # RFC 5626 §4.4, told to devices that keep flows apart; 0: not told
     setup_s: float = 60.0
     route_s: float = 6.0
+    dead_s: float = 60.0  # that an address which failed is tried after the others
     ring_s: float = 180.0
     maximum_s: float = 43200.0
     reap_s: float = 7200.0

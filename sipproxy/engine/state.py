@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import hmac
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from policy.emergency import service_of
 from sipproxy.engine.actions import Action, Note, Now, SendTo
+from sipproxy.engine.addresses import Addresses
 from sipproxy.engine.channels import Channels
 from sipproxy.engine.drops import Drops
 from sipproxy.engine.forward import BRANCH, LOOP_MARK, loop_mark_of
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 __all__ = ["Desk", "reason_header"]
 
 Headers = Sequence[tuple[bytes, bytes]]
-MAX_NAMES = 1024  # of next hops; the one that was looked up least recently goes first, and its branch then has to do
 OPTIONAL = frozenset([b"Allow", b"Accept", b"Reason"])  # what a stranger's answer goes without where it would be too long
 
 
@@ -66,11 +66,11 @@ class Desk:
         self.loops = False  # whether calls have been forwarded, so that actions may be for ourselves
         # Whether so many bytes may go to whoever sent from this flow (engine.shed).
         self.may_send: Callable[[Flow, int], bool] = lambda flow, size: True  # noqa: ARG005
-        self._places: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {}  # name -> where it led before, and where it does
         self.heard_by: Flow | None = None  # the flow of the response that is being handled
         # Whether this nonce was given to whoever sends from this flow (engine.authenticate).
         self.gave_nonce: Callable[[bytes, Flow], bool] = lambda nonce, flow: False  # noqa: ARG005
         self.closed: set[str] = set()  # reasons for taking no new calls but emergencies
+        self.addresses = Addresses(self)
         self.location = Location(settings.max_bindings, settings.node)
         self.peers = Peers(settings)
         self.tokens = Tokens(key)
@@ -90,20 +90,6 @@ class Desk:
         actions = self.out[:]
         self.out.clear()  # the same list stays: the transaction layer holds its append
         return actions
-
-    def leads(self, name: str, hosts: Iterable[str]) -> None:
-        """A DNS name leads to these IP addresses; the answer before this one counts for as long as no other one comes."""
-        former, latest = self._places.pop(name, ((), ()))
-        found = tuple(hosts)
-        self._places[name] = (latest, found) if found != latest else (former, latest)
-        if len(self._places) > MAX_NAMES:
-            del self._places[next(iter(self._places))]
-            self.count("names_forgotten", "full")
-
-    def places_of(self, name: str) -> tuple[str, ...]:
-        """The IP addresses that a name led to lately; () for one that was not looked up."""
-        former, latest = self._places.get(name, ((), ()))
-        return former + latest
 
     def count(self, *name: str) -> None:
         self.counters[name] += 1

@@ -332,4 +332,5 @@ class Transactions:
             else:
                 if client.instead is not None and self._long_requests is not None:
                     self._long_requests.learnt(client.target, takes_tcp=False)  # somebody accepts connections and says nothing
+                self.told = client
                 client.user.failed(client.key, timed_out=isinstance(action, TimedOut))

@@ -1,16 +1,15 @@
 """All listeners of a node behind one `send`: flows are sent on as they are, hops are resolved first (RFC 3261 §18, RFC 3263).
 
-A hop whose host is a literal leaves at once; a name waits for the resolver without holding up anything else. Where
-an address of a name cannot be sent to, the message goes to the next one, and that address is tried last for a minute. Left out:
-further addresses after silence or a 503, which need a new transaction (RFC 3263 §4.3).
+A hop whose host is a literal leaves at once; a name waits for the resolver without holding up anything else, and is told to the
+engine with its addresses. Left out: the next address after a failure, which needs a new transaction (RFC 3263 §4.3) and is the
+engine's to choose (engine/addresses.py).
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from sipproxy.net.addresses import is_here
 from sipproxy.net.passed import Passed
@@ -25,27 +24,13 @@ if TYPE_CHECKING:
     from sipproxy.net.resolver import Resolver
     from sipproxy.net.tls import Tls
     from sipproxy.sip.errors import ParseError
+    from sipproxy.sip.places import Place
 
 __all__ = ["Transports"]
 
 MAX_LOOKUPS = 1000  # names being resolved at once; beyond that a send fails as if the transport had
 MAX_PORT_TRIES = 20
-MAX_WAYS = 1000  # messages to names of several addresses whose failure may yet be told
-MAX_DEAD = 10_000  # addresses that are tried last
-DEAD_S = 60.0  # that an address which failed is tried last (RFC 3263 §4.3)
 AHEAD_S = 4.0  # before a record's time is over that `look_ahead` asks anew: below the least that the resolver keeps one
-AGAIN_S = 2.0  # after sending, within which a failure leads to the next address: nobody has taken the message
-
-
-class _Way(NamedTuple):
-    """A message on its way to one of a name's addresses, and those that are left; `at` is when it was sent (monotonic s)."""
-
-    target: Hop
-    data: bytes
-    connect_s: float
-    place: Flow
-    left: list[Flow]
-    at: float
 
 
 class Transports:
@@ -68,7 +53,7 @@ class Transports:
         tls: Tls | None = None,
     ) -> None:
         """`tls` is needed where a listener's transport is TLS."""
-        self._resolver = resolver
+        self.resolver = resolver
         self._on_message = on_message
         self._on_failed = on_failed
         self._on_refused = on_refused
@@ -78,10 +63,8 @@ class Transports:
         self._listeners: list[UdpListener | StreamListener] = []
         self._by_kind: dict[tuple[str, int], int] = {}  # (transport, IP version) -> the first listener
         self._lookups: set[asyncio.Task[None]] = set()
-        self._ways: OrderedDict[Hashable, _Way] = OrderedDict()
-        self._dead: OrderedDict[tuple[str, str, int], float] = OrderedDict()  # transport, IP, port -> until when, monotonic
         self.failures: dict[str, int] = {}
-        self.on_resolved: Callable[[str, Sequence[str]], None] = lambda name, hosts: None  # noqa: ARG005  # for each look-up
+        self.on_resolved: Callable[[Hop, Sequence[Place]], None] = lambda hop, places: None  # noqa: ARG005  # for each look-up
         self.customers_at: Callable[[str], int] = lambda host: 0  # noqa: ARG005  # each may have a connection
         self.watchers: list[Callable[[Passed], None]] = []  # are told each message that passes
 
@@ -116,7 +99,7 @@ class Transports:
                 take(data, Flow("UDP", index, source, source_port))
 
             return UdpListener(
-                host, port, datagram, on_failed=lambda key, _: self._failed(key), max_datagram=self._message_bytes
+                host, port, datagram, on_failed=lambda key, _: self._on_failed(key), max_datagram=self._message_bytes
             )
 
         def flow_of(source: str, source_port: int, connection: int) -> Flow:
@@ -136,7 +119,7 @@ class Transports:
             host,
             port,
             message,
-            on_failed=lambda key, _: self._failed(key),
+            on_failed=lambda key, _: self._on_failed(key),
             on_refused=refused,
             on_closed=closed,
             limits=StreamLimits(message_bytes=self._message_bytes),
@@ -216,9 +199,9 @@ class Transports:
         if isinstance(target, Flow):
             self._transmit(target, data, key)
             return
-        found = self._resolver.literal(target.host, target.port, target.transport)
-        if found:
-            self._reach(target, found, data, key, connect_s)
+        place = self.resolver.literal(target.host, target.port, target.transport)
+        if place is not None:
+            self._reach(target, [place], data, key, connect_s)
         elif len(self._lookups) >= MAX_LOOKUPS:
             self._fail("too_many_lookups", key)
         else:
@@ -230,11 +213,14 @@ class Transports:
         """Look up the names among these, and again before their records run out: what is sent there does not wait."""
         await asyncio.gather(*(self._known(hop, AHEAD_S) for hop in set(hops) if not hop.version))
 
-    async def _known(self, hop: Hop, ahead_s: float = 0.0) -> list[tuple[str, int]]:
-        """Addresses and ports of a hop, which are told."""
-        found = await self._resolver.resolve(hop.host, hop.port, hop.transport, ahead_s=ahead_s)
+    async def _known(self, hop: Hop, ahead_s: float = 0.0) -> list[Place]:
+        """The places of a hop, which are told."""
+        among = {"TLS"} if hop.transport == "TLS" else {transport for transport, _ in self._by_kind}
+        found = await self.resolver.resolve(
+            hop.host, hop.port, hop.transport, among=among if hop.is_open else (), ahead_s=ahead_s
+        )
         if found:
-            self.on_resolved(hop.host, [host for host, _ in found])
+            self.on_resolved(hop, found)
         return found
 
     async def _look_up(self, target: Hop, data: bytes, key: Hashable | None, connect_s: float) -> None:
@@ -244,46 +230,24 @@ class Transports:
         else:
             self._fail("unresolved", key)
 
-    def _reach(
-        self, target: Hop, places: Sequence[tuple[str, int]], data: bytes, key: Hashable | None, connect_s: float
-    ) -> None:
+    def _reach(self, target: Hop, places: Sequence[Place], data: bytes, key: Hashable | None, connect_s: float) -> None:
         """Send to the first of the places that a listener reaches: the hop's own, else the first of its IP version.
 
-        Of a name's places those come first that the first listener reaches, whose address stands in the Via.
+        Of a name's places those count that its Via speaks the transport of, and those come first whose listener's address
+        stands there.
         """
         first = min((index for (transport, _), index in self._by_kind.items() if transport == target.transport), default=0)
-        now = time.monotonic()
-        found = [Flow(target.transport, self._listener_to(target, host), host, port) for host, port in places]
-        reachable = [place for place in found if place.listener >= 0]
-        reachable.sort(key=lambda place: (self._dead.get(_address(place), 0.0) > now, place.listener != first))
+        found = [
+            Flow(target.transport, self._listener_to(target, place.host), place.host, place.port)
+            for place in places
+            if place.transport == target.transport
+        ]
+        reachable = [flow for flow in found if flow.listener >= 0]
         if reachable:
-            self._go(target, data, key, connect_s, reachable)
+            to = min(reachable, key=lambda flow: flow.listener != first)
+            self._transmit(to, data, key, target.domain or target.host, connect_s)
         else:
             self._fail("no_listener", key)
-
-    def _go(self, target: Hop, data: bytes, key: Hashable | None, connect_s: float, places: list[Flow]) -> None:
-        """Send to the first of the places, and be ready to send to the others."""
-        if key is not None and not target.version:
-            self._ways.pop(key, None)
-            self._ways[key] = _Way(target, data, connect_s, places[0], places[1:], time.monotonic())
-            if len(self._ways) > MAX_WAYS:
-                self._ways.popitem(last=False)
-        self._transmit(places[0], data, key, target.host, connect_s)
-
-    def _failed(self, key: Hashable) -> None:
-        """The next address of the name is tried, or the failure told (RFC 3263 §4.3)."""
-        way = self._ways.pop(key, None)
-        now = time.monotonic()
-        if way is not None:
-            self._dead.pop(_address(way.place), None)
-            self._dead[_address(way.place)] = now + DEAD_S
-            if len(self._dead) > MAX_DEAD:
-                self._dead.popitem(last=False)
-            if way.left and now - way.at < AGAIN_S:
-                self.failures["next_address"] = self.failures.get("next_address", 0) + 1
-                self._go(way.target, way.data, key, way.connect_s, way.left)
-                return
-        self._on_failed(key)
 
     def _listener_to(self, target: Hop, host: str) -> int:
         """The index of the listener that a hop's address is reached from, -1 for none."""
@@ -307,7 +271,7 @@ class Transports:
     def _fail(self, reason: str, key: Hashable | None) -> None:
         self.failures[reason] = self.failures.get(reason, 0) + 1
         if key is not None:
-            asyncio.get_running_loop().call_soon(self._failed, key)
+            asyncio.get_running_loop().call_soon(self._on_failed, key)
 
     @property
     def kernel_drops(self) -> int:
@@ -338,10 +302,6 @@ def _transport_of(listener: UdpListener | StreamListener) -> str:
     if isinstance(listener, UdpListener):
         return "UDP"
     return "TCP" if listener.tls is None else "TLS"
-
-
-def _address(place: Flow) -> tuple[str, str, int]:
-    return place.transport, place.host, place.port
 
 
 def _version(host: str) -> int:

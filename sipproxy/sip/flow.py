@@ -38,13 +38,17 @@ class Flow(NamedTuple):
 class Hop(NamedTuple):
     """A next hop to be reached, not yet bound to a flow: `host` may be a name, `port` 0 means "by RFC 3263".
 
-    `listener` is the index of ours that it is sent from; -1 leaves that to transport and IP version.
+    `listener` is the index of ours that it is sent from; -1 leaves that to transport and IP version. `domain` is the name that
+    an address was found by, "" for one that nobody looked up: over TLS its certificate has to prove that name (RFC 5922 §4).
+    `is_open` says that the URI left the transport open, so that NAPTR records may name another one (RFC 3263 §4.1).
     """
 
     transport: str
     host: str
     port: int = 0
     listener: int = -1
+    domain: str = ""
+    is_open: bool = False
 
     @property
     def version(self) -> int:
