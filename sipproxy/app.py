@@ -32,7 +32,7 @@ from sipproxy.admin.control import ControlServer, socket_path
 from sipproxy.certificates import renew, tls_of
 from sipproxy.config_file import name_server, split_address
 from sipproxy.engine.core import Engine
-from sipproxy.lifecycle import Stop, boot_id, drain, is_healthy, resume, run_look_ahead, run_pruning, settle
+from sipproxy.lifecycle import Stop, an_address_is_here, boot_id, drain, is_healthy, resume, run_look_ahead, run_pruning, settle
 from sipproxy.log import configure
 from sipproxy.metrics import LoopLag, Metrics, MetricsServer
 from sipproxy.neighbours import Neighbours
@@ -116,6 +116,8 @@ def settle_memory() -> None:
 async def _run(config: Config, config_path: Path, *, embedded: bool, welcome: bool) -> int:
     stop = Stop()
     stop.listen()
+    if not await an_address_is_here([listen.address for listen in config.listen], stop, Notifier()):
+        return 0
     data_dir = Path(config.node.data_dir)
     data_dir.mkdir(parents=True, exist_ok=True)  # noqa: ASYNC240  nothing is served yet
     async with contextlib.AsyncExitStack() as stack:

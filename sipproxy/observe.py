@@ -93,7 +93,7 @@ def register(
     _binding_metrics(metrics, engine, bindings, neighbours)
     metrics.gauge("sipproxy_bindings_unwritten", "bindings that the store has not confirmed", lambda: bindings.unwritten)
     metrics.counter("sipproxy_transport", "what the listeners counted", transports.counters, ("transport", "what"))
-    metrics.gauge("sipproxy_listeners_away", "listeners whose address is gone from this machine", lambda: transports.away)
+    metrics.gauge("sipproxy_listeners_away", "listeners whose address is gone from this machine", lambda: len(transports.away))
     metrics.counter("sipproxy_send_failures", "messages that could not be sent", lambda: transports.failures, ("reason",))
     resolver = transports.resolver
     metrics.counter("sipproxy_dns_queries", "questions to name servers", lambda: resolver.counters["queries"])

@@ -11,6 +11,7 @@ message means.
 from __future__ import annotations
 
 import asyncio
+import errno
 import ipaddress
 import socket
 from typing import TYPE_CHECKING
@@ -51,8 +52,12 @@ class StreamListener:
         on_refused: Callable[[bytes, ParseError, str, int, int], None] | None = None,
         limits: StreamLimits | None = None,
         tls: Tls | None = None,
+        may_wait: bool = False,
     ) -> None:
-        """Bind to an IP literal; port 0 takes a free one. Raises OSError when that is not possible, ValueError for a name."""
+        """Bind to an IP literal; port 0 takes a free one. Raises OSError when that is not possible, ValueError for a name.
+
+        With `may_wait` an address that is not on this machine yet makes a closed listener, which `reopen` opens.
+        """
         self.limits = limits or StreamLimits()
         self.tls = tls
         self.counters = {
@@ -81,15 +86,24 @@ class StreamListener:
         self._accepting: asyncio.Task[None] | None = None
         self._closing = False
         self._all_closed = asyncio.Event()
-        self._socket = _bind(address, port)
         self._local = (address, 0)  # A trunk knows us by the address we listen on.
-        self.address: tuple[str, int] = self._socket.getsockname()[:2]
+        try:
+            self._socket = _bind(address, port)
+            self.address: tuple[str, int] = self._socket.getsockname()[:2]
+        except OSError as error:
+            if not (may_wait and port and error.errno == errno.EADDRNOTAVAIL):
+                raise
+            self._socket, self.address = socket.socket(), (address, port)
+            self._socket.close()
+            self._closing = True
 
     def __len__(self) -> int:
         return len(self._connections)
 
     async def start(self) -> None:
-        """Accept connections on the running event loop from now on."""
+        """Accept connections on the running event loop from now on, where the listener is open."""
+        if self._closing:
+            return
         loop = asyncio.get_running_loop()
         if self.tls is not None:
             self._socket.listen(BACKLOG)

@@ -71,7 +71,8 @@ class Transports:
     def bind(self, listens: Sequence[tuple[str, str, int]], *, next_free: bool = False) -> list[tuple[str, str, int]]:
         """Bind (transport, IP, port) each; what was taken. With `next_free` a busy port is replaced by one of the next 20.
 
-        Raises OSError when an address cannot be had.
+        A listener whose address is not on this machine yet stays closed until `match_addresses` finds it there. Raises OSError
+        when an address cannot be had.
         """
         taken: list[tuple[str, str, int]] = []
         moved: dict[int, int] = {}
@@ -99,7 +100,12 @@ class Transports:
                 take(data, Flow("UDP", index, source, source_port))
 
             return UdpListener(
-                host, port, datagram, on_failed=lambda key, _: self._on_failed(key), max_datagram=self._message_bytes
+                host,
+                port,
+                datagram,
+                on_failed=lambda key, _: self._on_failed(key),
+                max_datagram=self._message_bytes,
+                may_wait=True,
             )
 
         def flow_of(source: str, source_port: int, connection: int) -> Flow:
@@ -124,6 +130,7 @@ class Transports:
             on_closed=closed,
             limits=StreamLimits(message_bytes=self._message_bytes),
             tls=self._tls if transport == "TLS" else None,
+            may_wait=True,
         )
         stream.customers_at = self._customers_at
         return stream
@@ -160,8 +167,7 @@ class Transports:
         """
         changes: list[tuple[str, str]] = []
         for listener in self._listeners:
-            host, port = listener.address
-            here = is_here(host)
+            here = is_here(listener.address[0])
             if here == listener.is_open:
                 continue
             change = "opened" if here else "closed"
@@ -172,13 +178,13 @@ class Transports:
                     await (listener.reopen() if here else listener.close("address"))
             except OSError as error:  # the port has been taken, or the address is gone again
                 change = error.strerror or str(error)
-            changes.append((f"{_transport_of(listener).lower()} {host}:{port}", change))
+            changes.append((_shown(listener), change))
         return changes
 
     @property
-    def away(self) -> int:
-        """Listeners that are closed because their address is not on this machine."""
-        return sum(not listener.is_open for listener in self._listeners)
+    def away(self) -> list[str]:
+        """The listeners that are closed because their address is not on this machine."""
+        return [_shown(listener) for listener in self._listeners if not listener.is_open]
 
     async def close(self) -> None:
         """Close every listener. Harmless when repeated."""
@@ -302,6 +308,11 @@ def _transport_of(listener: UdpListener | StreamListener) -> str:
     if isinstance(listener, UdpListener):
         return "UDP"
     return "TCP" if listener.tls is None else "TLS"
+
+
+def _shown(listener: UdpListener | StreamListener) -> str:
+    host, port = listener.address
+    return f"{_transport_of(listener).lower()} {host}:{port}"
 
 
 def _version(host: str) -> int:

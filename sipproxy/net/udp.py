@@ -67,8 +67,12 @@ class UdpListener:
         *,
         on_failed: Callable[[Hashable, str], None] | None = None,
         max_datagram: int = MAX_DATAGRAM,
+        may_wait: bool = False,
     ) -> None:
-        """Bind to an IP literal; port 0 takes a free one. Raises OSError when that is not possible, ValueError for a name."""
+        """Bind to an IP literal; port 0 takes a free one. Raises OSError when that is not possible, ValueError for a name.
+
+        With `may_wait` an address that is not on this machine yet makes a closed listener, which `reopen` opens.
+        """
         self.counters = {"received": 0, "received_bytes": 0, "sent": 0, "sent_bytes": 0, "keepalives": 0, "unreachable": 0}
         self.dropped = {"too_large": 0, "send_queue_full": 0, "no_buffers": 0, "send_failed": 0}
         self._on_datagram = on_datagram
@@ -82,8 +86,14 @@ class UdpListener:
         self._former_drops = 0  # of the kernel, on sockets that were closed
         self._asked = True  # how long the next datagram has waited
         self._waited_s = 0.0
-        self._socket = self._bind(address, port)
-        self.address: tuple[str, int] = self._socket.getsockname()[:2]
+        try:
+            self._socket = self._bind(address, port)
+            self.address: tuple[str, int] = self._socket.getsockname()[:2]
+        except OSError as error:
+            if not (may_wait and port and error.errno == errno.EADDRNOTAVAIL):
+                raise
+            self._socket, self.address = socket.socket(socket.AF_INET, socket.SOCK_DGRAM), (address, port)
+            self._socket.close()
 
     @property
     def queued(self) -> int:
@@ -109,7 +119,9 @@ class UdpListener:
         return self._socket.fileno() >= 0
 
     def start(self) -> None:
-        """Deliver datagrams on the running event loop from now on."""
+        """Deliver datagrams on the running event loop from now on, where the listener is open."""
+        if not self.is_open:
+            return
         loop = self._loop = asyncio.get_running_loop()
         if sys.platform == "linux":
             self._poll = select.epoll()
