@@ -17,7 +17,7 @@ RUNTIME := $(VENV)/.installed-runtime
 DEVELOPMENT := $(VENV)/.installed-development
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test mix load faults crashes damage fuzz linear torture loops lint format types needs requirements clean audit
+.PHONY: help run demo test mix load faults crashes damage fuzz linear transparency torture loops lint format types needs requirements clean audit
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
@@ -56,6 +56,9 @@ crashes: $(DEVELOPMENT)  ## the process dies at every step of journal, publisher
 
 damage: $(DEVELOPMENT)  ## journals of some hundred calls cut at every byte, with every bit flipped
 	CDR_DAMAGE_CALLS=300 nice $(BIN)/python -m pytest --timeout 7200 tests/cdr/test_cdr_journal_damage.py
+
+transparency: $(DEVELOPMENT)  ## 2,000 calls of messages as odd as they are valid, through a real node both ways
+	SIPPROXY_ODD_CALLS=2000 nice $(BIN)/python -m pytest --timeout 7200 tests/integration/test_wire_transparency.py
 
 linear: $(DEVELOPMENT)  ## CPU time of every entry point while its input doubles
 	$(BIN)/python -m tests.fuzz.linear

@@ -161,7 +161,7 @@ class Shedder:
         desk = self._desk
         user, sharing = desk.location.accounts_at(flow, desk.now.utc_ms)
         verdict = self._again(data, flow) if kind is Kind.INVITE else None
-        if self._is_behind and kind < Kind.INVITE:
+        if self._is_behind and kind <= (Kind.REGISTER if user else Kind.INVITE):
             verdict = _BEHIND
         elif verdict is None and user:
             verdict = self._customer(kind, data, flow, user, sharing)
