@@ -9,6 +9,7 @@ SEED ?=
 FUZZ_SECONDS ?= 600
 TARGETS ?=
 MIX ?= evening
+COMPARE ?=
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -17,10 +18,10 @@ RUNTIME := $(VENV)/.installed-runtime
 DEVELOPMENT := $(VENV)/.installed-development
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test mix load faults crashes damage fuzz linear transparency torture loops lint format types needs requirements clean audit
+.PHONY: help run demo test mix load load-compare faults crashes damage fuzz linear transparency torture loops lint format types needs requirements clean audit
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
 
 $(VENV)/bin/python:
 	@PYTHON="$(PYTHON)" sh tools/make-venv.sh $(VENV)
@@ -47,6 +48,9 @@ mix: $(DEVELOPMENT)  ## 100,000 random calls on the virtual network, with losses
 
 load: $(DEVELOPMENT)  ## a mix of traffic against a node of its own, every call reconciled (MIX="busy-hour --plot busy.svg")
 	$(BIN)/python -m loadtest mix $(MIX)
+
+load-compare: $(DEVELOPMENT) needs  ## the same calls against a node and Kamailio, in turn (COMPARE="--rate 500 --children 1")
+	$(BIN)/python -m loadtest compare $(COMPARE)
 
 faults: $(DEVELOPMENT)  ## the store in each kind of trouble under live calls at two nodes (FAULTS="--only stopped" for one)
 	nice $(BIN)/python -m loadtest faults $(FAULTS)

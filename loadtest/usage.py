@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 __all__ = ["tree_cpu_seconds", "tree_memory_bytes", "tree_of"]
 
 _TICK = os.sysconf("SC_CLK_TCK")
-_PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 def tree_of(pid: int) -> list[int]:
@@ -29,8 +29,15 @@ def tree_cpu_seconds(pid: int) -> float:
 
 
 def tree_memory_bytes(pid: int) -> int:
-    """Resident memory; what several processes share is counted for each."""
-    return sum(int(fields[21]) for one in tree_of(pid) if (fields := _stat(one))) * _PAGE
+    """Memory of the process and its descendants; what several of them share is counted once (Pss)."""
+    total = 0
+    for one in tree_of(pid):
+        try:
+            found = re.search(r"^Pss:\s+(\d+) kB", Path(f"/proc/{one}/smaps_rollup").read_text(), re.MULTILINE)
+        except OSError:
+            continue
+        total += 1024 * int(found[1]) if found is not None else 0
+    return total
 
 
 def _stat(pid: int) -> list[str]:
