@@ -47,6 +47,8 @@ LATER_S = 40.0  # when all transactions of calls that ended are over: 64*T1 is 3
 WAIT_S = 10.0
 BURST = 64  # datagrams at once through a socket: fits the smallest receive buffer
 PLENTY = 1_000_000
+STARTED = 20  # calls of one line: how many it may start within a minute is limited, too
+
 SETTINGS: Mapping[str, Mapping[str, object]] = {
     "log": {"level": "warning"},
     "store": {"deadline_ms": 5000},  # the loop stands still while parties write
@@ -193,7 +195,7 @@ async def _desk(lines: Sequence[LineSpec], *, keep: int = 0) -> AsyncIterator[tu
 async def call_cost(*, calls: int, together: int, sampler: Sampler | None = None) -> tuple[Spent, Spent]:
     """What calls cost, and as many registrations; a quarter of both goes before, for warming up. Raises TimeoutError when the
     node does not do what a step waits for."""
-    lines = many_lines(4 * together, channels=CHANNELS)
+    lines = many_lines(max(4 * together, calls // STARTED), channels=CHANNELS)
     spent, registered = Spent(sampler=sampler), Spent()
     async with _desk(lines) as (desk, store):
         await desk.rounds(REGISTER_STEPS, max(len(lines), calls // 4), together, Spent())
