@@ -86,6 +86,7 @@ class Registrar(Section, frozen=True):
     path_sources: Annotated[tuple[Filled, ...], Many] = ()  # networks of proxies that may add a Path (RFC 3327)
     service_routes: Annotated[tuple[Filled, ...], Many] = ()  # URIs told to routers in Service-Route (RFC 3608)
     static: Annotated[tuple[Filled, ...], Many] = ()  # "ACCOUNT URI" each: PBXs with a fixed address
+    static_ping_s: Annotated[int, msgspec.Meta(ge=0, le=3600)] = 30  # between two OPTIONS that ask each of them; 0 = none
     flow_timer_s: Annotated[int, msgspec.Meta(ge=0, le=3600)] = 0  # RFC 5626 §4.4: between keep-alives of a flow; 0 = not told
     nonce_lifetime_s: Seconds = 300
     contact_networks: Annotated[tuple[Filled, ...], Many] = ()  # that contacts may name although no router is there

@@ -119,6 +119,8 @@ def _engine_metrics(metrics: Metrics, engine: Engine) -> None:
         "responses_dropped": ("responses that belong to nothing", ("reason",)),
         "responses_elsewhere": ("responses from elsewhere than where their request went", ("outcome",)),
         "branch_failures": ("forwarded INVITEs without a final response", ("reason",)),
+        "pbx_failures": ("failures of PBXs with a fixed address", ("pbx", "reason")),
+        "pbx_passed_over": ("calls that did not try a PBX that is down", ("account",)),
         "trunk_failures": ("failures of trunk routes", ("trunk", "reason")),
         "trunk_full": ("calls that a trunk route had no place for", ("trunk",)),
         "trunk_challenges": ("digest challenges of trunk routes", ("trunk", "outcome")),
@@ -278,6 +280,11 @@ def _trunk_metrics(metrics: Metrics, engine: Engine) -> None:
         "sipproxy_trunk_addresses_dead", "those that failed lately", lambda: of(lambda h: addresses(h, dead=True)), label
     )
     metrics.gauge("sipproxy_addresses_dead", "addresses of any next hop that failed lately", lambda: engine.desk.addresses.dead)
+
+    def pbxs() -> dict[tuple[str, ...], float]:
+        return {(pbx.name,): float(pbx.state != "down") for pbx in engine.desk.statics if pbx.is_asked}
+
+    metrics.gauge("sipproxy_pbx_up", "0 while a PBX with a fixed address is down", pbxs, ("pbx",))
     metrics.gauge("sipproxy_trunk_up", "0 while the route is down", lambda: of(lambda h: float(h.state != "down")), label)
     metrics.gauge("sipproxy_trunk_calls", "calls on the route", lambda: of(lambda h: trunks.calls(h.route.name)), label)
     metrics.gauge("sipproxy_trunk_limit", "calls that it may have; 0 for no limit", lambda: of(lambda h: h.route.calls), label)
@@ -382,10 +389,14 @@ def handlers(
                 "reg_id": binding.reg_id,
                 "path": [text(value.encode("latin-1")) for value in binding.path],
                 "configured": binding.key.startswith(STATIC),
+                "state": str(pbx.state) if pbx is not None and pbx.is_asked else "",
+                "state_since_ms": pbx.since_ms if pbx is not None else None,
+                "last_failure": pbx.failure if pbx is not None else "",
                 "expires_at_ms": None if binding.key.startswith(STATIC) else binding.expires_at_ms,
                 "user_agent": binding.user_agent,
             }
             for user, binding in desk.location.items()
+            for pbx in (desk.statics.of(user, binding.flow),)
             if binding.expires_at_ms > now_ms
         ]
         rows.sort(key=lambda row: (row["account"], row["contact"]))

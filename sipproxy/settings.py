@@ -48,6 +48,7 @@ def engine_settings(config: Config, bound: Sequence[Bound], *, boot: str = "") -
         path_sources=tuple(ipaddress.ip_network(n) for n in registrar.path_sources),
         service_routes=tuple(f"<{uri}>".encode() for uri in registrar.service_routes),
         static=tuple((user, uri.encode()) for user, _, uri in (text.partition(" ") for text in registrar.static)),
+        static_ping_s=registrar.static_ping_s,
         flow_timer_s=registrar.flow_timer_s,
         setup_s=calls.setup_s,
         route_s=calls.route_s,

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sipproxy.commands.output import REFUSED, CommandError, Output
+from sipproxy.commands.output import REFUSED, CommandError, Output, clock
 from sipproxy.config import Config, load
 from sipproxy.config_file import ConfigError
 
@@ -86,7 +86,9 @@ def registrations(path: Path, output: Output) -> int:
     for row in rows:
         if row.get("expires_at_ms") is not None:
             row["expires_s"] = max(0, (row["expires_at_ms"] - now_ms) // 1000)
-    columns = ("account", "line", "contact", "node", "flow", "expires_s", "user_agent")
+        if row.get("state") == "down":
+            row["state"] = f"down: {row['last_failure']}, since {clock(row['state_since_ms'])}"
+    columns = ("account", "line", "contact", "node", "flow", "expires_s", "state", "user_agent")
     output.table(columns, _cells(rows, columns), empty="no registrations")
     tell_store(reply["store"], "other nodes' registrations are as of then")
     return 0

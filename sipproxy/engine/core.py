@@ -21,7 +21,6 @@ from sipproxy.engine.edge import Edges, Passage
 from sipproxy.engine.ending import dismiss
 from sipproxy.engine.flows import Flows
 from sipproxy.engine.forwarding import Forwarding
-from sipproxy.engine.paths import register_static
 from sipproxy.engine.recover import recover
 from sipproxy.engine.refusals import Refusals
 from sipproxy.engine.registrar import Registrar
@@ -78,7 +77,6 @@ class Engine:
         nonces = NonceSource(key, lifetime_s=nonce_lifetime_s, max_tracked=max_nonces)
         self.auth = Authenticator(self.desk, nonces, key)
         self._registrar = Registrar(self.desk)
-        register_static(self.desk)
         self.refusals = Refusals(self.desk, self.calls)
         self._setup = Setup(self.desk, self.calls, self.auth, self.refusals)
         self._forwarding = Forwarding(self.desk, self._setup)
@@ -161,12 +159,8 @@ class Engine:
                 self._relay_timer(key[1])
             elif key[0] == "edge":
                 self._edges.timer(key[1])
-            elif key[0] == "trunk":
-                desk.trunks.fire(key[1], key[2])
-            elif key[0] == "drops":
-                desk.drops.fire()
-            elif key[0] == "addresses":
-                desk.addresses.fire()
+            else:
+                desk.timers[key[0]](*key[1:])
         return self._actions()
 
     @property

@@ -39,6 +39,8 @@ def has_moved_on(call: Call, branch: Branch[Target], response: Response) -> bool
     """Whether a response makes the call go on elsewhere at the same target, and is thereby done with."""
     desk, target, status = call.desk, branch.target, response.status
     desk.addresses.heard(target.to, status)
+    if target.is_customer:
+        desk.statics.heard(target.name, target.to, status)
     if status < 300:
         return False
     if _is_route(target):
@@ -59,6 +61,8 @@ def silent(call: Call, branch: Branch[Target], *, timed_out: bool) -> bool:
     target = branch.target
     if isinstance(target.to, Hop) and not (timed_out and branch.provisional) and not branch.overdue:
         call.desk.addresses.failed(target.to, "timeout" if timed_out else "transport")
+    if target.is_customer and not (timed_out and branch.provisional):
+        call.desk.statics.failed(target.name, target.to, "timeout" if timed_out else "transport")
     status = (408 if timed_out else 503) if _is_route(target) else carrier.UNAVAILABLE
     return _goes_elsewhere(call, branch, status)
 

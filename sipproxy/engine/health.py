@@ -58,6 +58,11 @@ class Health:
         if ping_s:
             desk.queue.set((kind, name, "ping"), 0.0)
 
+    @property
+    def is_asked(self) -> bool:
+        """Whether OPTIONS are sent to it."""
+        return bool(self._ping_s)
+
     # What is learnt
 
     def heard(self, status: int, *, hold_s: float | None = None) -> None:

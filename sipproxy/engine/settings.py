@@ -114,6 +114,7 @@ class Settings:
     path_sources: tuple[Network, ...] = ()  # of REGISTERs with a Path
     service_routes: tuple[bytes, ...] = ()  # name-addr values
     static: tuple[tuple[str, bytes], ...] = ()  # account and contact URI of PBXs with a fixed address
+    static_ping_s: float = 0.0  # between two OPTIONS that ask each of them; 0: none
     flow_timer_s: int = 0  # RFC 5626 §4.4, told to devices that keep flows apart; 0: not told
     setup_s: float = 60.0
     route_s: float = 6.0

@@ -21,6 +21,7 @@ from sipproxy.engine.forward import BRANCH, LOOP_MARK, loop_mark_of
 from sipproxy.engine.location import Location
 from sipproxy.engine.long_requests import LongRequests
 from sipproxy.engine.peers import Peers
+from sipproxy.engine.statics import Statics
 from sipproxy.engine.tokens import Tokens
 from sipproxy.engine.transactions import Server, Transactions
 from sipproxy.engine.trunks import Trunks
@@ -84,7 +85,14 @@ class Desk:
         )
         self.channels = Channels(self)
         self.trunks = Trunks(self)
+        self.statics = Statics(self)
         self.drops = Drops(self)
+        self.timers: dict[object, Callable[..., None]] = {  # whose they are, by the first part of their keys
+            "addresses": self.addresses.fire,
+            "drops": self.drops.fire,
+            "pbx": self.statics.fire,
+            "trunk": self.trunks.fire,
+        }
 
     def take_actions(self) -> list[Action]:
         actions = self.out[:]
