@@ -49,7 +49,7 @@ _KNOWN = {
     for spelling in (name, name.lower(), name.upper())
 }
 _CRLF = b"\r\n"
-_NAME = re.compile(rb"\n([^:]*+:)")
+_NAME = re.compile(rb"\n([^:\r\n]*+:)")  # to the end of its line at most: many folds without a colon would take their square
 
 
 class Shape(NamedTuple):
@@ -79,7 +79,7 @@ remembered: dict[tuple[bytes, ...], Shape] = {}
 
 def read_shape(head: bytes, lines: list[bytes]) -> Shape:
     """The shape of a head and of its lines. Raises ParseError for a line that has no sound name."""
-    # As many names as lines: none of them spans a line without a colon. Without folds each is what its line begins with.
+    # As many names as lines: each line has a colon. Without folds each name is what its line begins with.
     names = tuple(_NAME.findall(head))
     if len(names) + 1 != len(lines) or head.count(_CRLF) + 1 != len(lines):
         return shape_of([b"", *map(key_of, lines[1:])])
