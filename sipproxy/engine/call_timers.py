@@ -8,7 +8,6 @@ from sipproxy.engine import keep
 from sipproxy.engine.call import Call, Phase
 from sipproxy.engine.causes import NORMAL_UNSPECIFIED, TIMER_EXPIRY
 from sipproxy.engine.ending import hang_up
-from sipproxy.engine.fail_over import edge_silent, is_going_on, overdue
 from sipproxy.engine.recover import say_bye_again
 
 if TYPE_CHECKING:
@@ -29,12 +28,11 @@ def before_trying(desk: Desk, key: tuple[str, Hashable]) -> None:
 def bound_reached(call: Call, kind: str) -> None:
     """The timer of this kind is due. Late and repeated calls are harmless."""
     if kind == "edge":
-        edge_silent(call)
+        call.edge_silent()
     elif kind == "route":
-        overdue(call)
+        call.route_overdue()
     elif kind in ("setup", "ring"):
-        if kind == "ring" or not is_going_on(call):
-            call.give_up("no_answer")
+        call.give_up("no_answer")
     elif kind == "maximum":
         hang_up(call, "maximum", cause=NORMAL_UNSPECIFIED)
     elif kind == "stop":

@@ -116,9 +116,7 @@ def _lasting(dialog: Confirmed) -> tuple[object, ...]:
 
 def _place(to: Flow | Hop) -> Place:
     """A flow without its connection, which does not outlive the process, or a hop."""
-    if isinstance(to, Flow):
-        return Place(to.transport, to.host, to.port, to.listener)
-    return Place(to.transport, to.host, to.port, domain=to.domain)
+    return Place(to.transport, to.host, to.port, to.listener if isinstance(to, Flow) else -1)
 
 
 def _dialogs(call: Call) -> tuple[Confirmed, ...]:
