@@ -8,6 +8,8 @@ JOBS ?= 1
 SEED ?=
 FUZZ_SECONDS ?= 600
 TARGETS ?=
+MIX ?= evening
+COMPARE ?=
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -16,10 +18,10 @@ RUNTIME := $(VENV)/.installed-runtime
 DEVELOPMENT := $(VENV)/.installed-development
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test mix faults crashes damage fuzz linear torture loops lint format types needs requirements clean audit
+.PHONY: help run demo test mix load load-compare faults crashes damage fuzz linear transparency torture loops lint format types needs requirements clean audit
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
 
 $(VENV)/bin/python:
 	@PYTHON="$(PYTHON)" sh tools/make-venv.sh $(VENV)
@@ -44,6 +46,12 @@ test: $(DEVELOPMENT) needs lint types  ## lint, types and all tests (PYTEST_ARGS
 mix: $(DEVELOPMENT)  ## 100,000 random calls on the virtual network, with losses and kills (CALLS=, JOBS=, SEED=)
 	nice $(BIN)/python -m tests.sim.mix --calls $(CALLS) --jobs $(JOBS) $(if $(SEED),--seed $(SEED))
 
+load: $(DEVELOPMENT)  ## a mix of traffic against a node of its own, every call reconciled (MIX="busy-hour --plot busy.svg")
+	$(BIN)/python -m loadtest mix $(MIX)
+
+load-compare: $(DEVELOPMENT) needs  ## the same calls against a node and Kamailio, in turn (COMPARE="--rate 500 --children 1")
+	$(BIN)/python -m loadtest compare $(COMPARE)
+
 faults: $(DEVELOPMENT)  ## the store in each kind of trouble under live calls at two nodes (FAULTS="--only stopped" for one)
 	nice $(BIN)/python -m loadtest faults $(FAULTS)
 
@@ -52,6 +60,9 @@ crashes: $(DEVELOPMENT)  ## the process dies at every step of journal, publisher
 
 damage: $(DEVELOPMENT)  ## journals of some hundred calls cut at every byte, with every bit flipped
 	CDR_DAMAGE_CALLS=300 nice $(BIN)/python -m pytest --timeout 7200 tests/cdr/test_cdr_journal_damage.py
+
+transparency: $(DEVELOPMENT)  ## 2,000 calls of messages as odd as they are valid, through a real node both ways
+	SIPPROXY_ODD_CALLS=2000 nice $(BIN)/python -m pytest --timeout 7200 tests/integration/test_wire_transparency.py
 
 linear: $(DEVELOPMENT)  ## CPU time of every entry point while its input doubles
 	$(BIN)/python -m tests.fuzz.linear

@@ -131,12 +131,16 @@ class Admit(msgspec.Struct, tag="admit", frozen=True, omit_defaults=True):
 
 
 class Place(msgspec.Struct, frozen=True, array_like=True):
-    """Where a party is reached: a flow with its listener's index, or, with `listener` -1, a next hop still to be resolved."""
+    """Where a party is reached: a flow with its listener's index, or, with `listener` -1, a next hop, which may be a name.
+
+    `domain` is the name that the address of a next hop was found by.
+    """
 
     transport: str
     host: str
     port: int
     listener: int = -1
+    domain: str = ""
 
 
 class PartySide(msgspec.Struct, frozen=True, array_like=True):

@@ -32,10 +32,10 @@ from loadtest.valkey import Valkey
 from sipproxy import app
 from sipproxy.config import load
 from sipproxy.engine.actions import Now
+from sipproxy.lifecycle import Stop
 from sipproxy.log import configure
 from sipproxy.net.resolver import Resolver
 from sipproxy.net.transports import Transports
-from sipproxy.process import Stop, loop_factory
 from sipproxy.sip.flow import Flow, Hop
 from sipproxy.sip.message import Request, check_message, parse_message
 
@@ -47,6 +47,8 @@ LATER_S = 40.0  # when all transactions of calls that ended are over: 64*T1 is 3
 WAIT_S = 10.0
 BURST = 64  # datagrams at once through a socket: fits the smallest receive buffer
 PLENTY = 1_000_000
+STARTED = 20  # calls of one line: how many it may start within a minute is limited, too
+
 SETTINGS: Mapping[str, Mapping[str, object]] = {
     "log": {"level": "warning"},
     "store": {"deadline_ms": 5000},  # the loop stands still while parties write
@@ -149,10 +151,11 @@ class _Desk:
                     found.got.append((to, data))
             spent.sent += len(self._wire.sent)
             self._wire.sent.clear()
-            if not step.wanted or all(call.sent(port, step.wanted) is not None for call in calls):
+            lacking = [call for call in calls if step.wanted and call.sent(port, step.wanted) is None]
+            if not lacking:
                 return
             if time.monotonic() > deadline:
-                raise TimeoutError(f"no {step.wanted!r} after {step.name}: {[data[:60] for _, data in calls[0].got]}")
+                raise TimeoutError(f"no {step.wanted!r} after {step.name}: {[data[:60] for _, data in lacking[0].got]}")
             with spent.on("event loop"):
                 await asyncio.sleep(0.0005)
 
@@ -192,7 +195,7 @@ async def _desk(lines: Sequence[LineSpec], *, keep: int = 0) -> AsyncIterator[tu
 async def call_cost(*, calls: int, together: int, sampler: Sampler | None = None) -> tuple[Spent, Spent]:
     """What calls cost, and as many registrations; a quarter of both goes before, for warming up. Raises TimeoutError when the
     node does not do what a step waits for."""
-    lines = many_lines(4 * together, channels=CHANNELS)
+    lines = many_lines(max(4 * together, calls // STARTED), channels=CHANNELS)
     spent, registered = Spent(sampler=sampler), Spent()
     async with _desk(lines) as (desk, store):
         await desk.rounds(REGISTER_STEPS, max(len(lines), calls // 4), together, Spent())
@@ -281,7 +284,7 @@ def add_cost(commands: argparse._SubParsersAction[argparse.ArgumentParser], comm
     found.add_argument("--calls", type=int, default=2000, help="calls, and registrations (default %(default)s)")
     found.add_argument("--together", type=int, default=10, help="calls at the same step (default %(default)s)")
     found.add_argument("--only", choices=("call", "stages", "messages", "sockets"), action="append", help="of the four tables")
-    found.set_defaults(run=_run, loop_factory=loop_factory())
+    found.set_defaults(run=_run, loop_factory=app.loop_factory())
 
 
 async def _run(options: argparse.Namespace) -> list[Report]:
@@ -291,9 +294,8 @@ async def _run(options: argparse.Namespace) -> list[Report]:
         reports += _call_reports(*await call_cost(calls=options.calls, together=options.together))
     if "stages" in wanted:
         sampler = Sampler()
-        sampler.start()
-        spent, _ = await call_cost(calls=options.calls, together=options.together, sampler=sampler)
-        sampler.stop()
+        with sampler:
+            spent, _ = await call_cost(calls=options.calls, together=options.together, sampler=sampler)
         reports.append(_stage_report(spent, sampler))
     if "messages" in wanted:
         reports.append(_message_report(await message_cost(calls=min(400, options.calls))))

@@ -14,7 +14,6 @@ __all__ = ["OwnLateness", "node_metrics", "worst_bucket_ms"]
 
 SAMPLE_S = 0.01
 TIMEOUT_S = 5.0
-WORKER = re.compile(r'(?<=\{)worker="[0-9]+",?')
 BUCKET = re.compile(r'sipproxy_loop_lag_seconds_bucket\{le="([^"]+)"\}')
 
 
@@ -65,8 +64,7 @@ async def node_metrics(host: str, port: int) -> dict[str, float]:
         name, _, value = line.rpartition(" ")
         if name and not line.startswith("#"):
             with contextlib.suppress(ValueError):
-                of_all = WORKER.sub("", name).replace("{}", "")  # the workers of one node are counted together
-                found[of_all] = found.get(of_all, 0.0) + float(value)
+                found[name] = float(value)
     return found
 
 

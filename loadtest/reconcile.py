@@ -21,11 +21,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "TOLERANCE_MS",
+    "Matching",
     "Reconciliation",
     "Wait",
     "becomes",
     "compare",
     "live_slots",
+    "read_page",
     "read_records",
     "records_when",
     "wait_until",
@@ -64,17 +66,22 @@ class Reconciliation:
         return text
 
 
+async def read_page(client: redis.Redis, after: bytes, stream: str = STREAM) -> tuple[list[Record], bytes]:
+    """The final records of the next entries behind `after` ("" for the first), and the id of the last entry that was read."""
+    page: Any = await client.xrange(stream, min=b"(" + after if after else "-", count=PAGE)
+    records = [codec.decode(fields[b"d"]) for _, fields in page if fields.get(b"type", b"final") == b"final"]
+    return records, page[-1][0] if page else after
+
+
 async def read_records(client: redis.Redis, stream: str = STREAM) -> list[Record]:
     """All final records of the stream in order."""
     records: list[Record] = []
-    first: str | bytes = "-"
+    last = b""
     while True:
-        page: Any = await client.xrange(stream, min=first, count=PAGE)
-        for entry_id, fields in page:
-            first = b"(" + entry_id
-            if fields.get(b"type", b"final") == b"final":
-                records.append(codec.decode(fields[b"d"]))
-        if len(page) < PAGE:
+        before = last
+        found, last = await read_page(client, last, stream)
+        records += found
+        if last == before:
             return records
 
 
@@ -158,15 +165,98 @@ def _differences(truth: CallTruth, record: Record, tolerance_ms: int) -> list[st
 
 
 def _gaps(records: Iterable[Record]) -> list[str]:
-    numbers: dict[str, list[int]] = {}
+    numbers = _Numbers()
     for record in records:
-        numbers.setdefault(record.node, []).append(record.seq)
-    out = []
-    for node, seqs in numbers.items():
-        lacking = set(range(min(seqs), max(seqs) + 1)) - set(seqs)
-        if lacking:
-            out.append(f"{node}: {sorted(lacking)[:5]} of {len(lacking)}")
-        twice = [seq for seq, count in Counter(seqs).items() if count > 1]
-        if twice:
-            out.append(f"{node}: twice {twice[:5]}")
-    return out
+        numbers.add(record)
+    return numbers.faults()
+
+
+class _Numbers:
+    """The numbers of each node's records, in whatever order they come: what is missing between them, what is there twice."""
+
+    def __init__(self) -> None:
+        self._first: dict[str, int] = {}
+        self._next: dict[str, int] = {}  # all from the first up to this one are there
+        self._ahead: dict[str, set[int]] = {}
+        self._twice: dict[str, list[int]] = {}
+
+    def add(self, record: Record) -> None:
+        node, seq = record.node, record.seq
+        ahead = self._ahead.setdefault(node, set())
+        first, following = self._first.setdefault(node, seq), self._next.setdefault(node, seq)
+        if seq < first:
+            ahead.update(range(first, following))
+            self._first[node], following = seq, seq
+        elif seq < following or seq in ahead:
+            self._twice.setdefault(node, []).append(seq)
+        ahead.add(seq)
+        while following in ahead:
+            ahead.discard(following)
+            following += 1
+        self._next[node] = following
+
+    def faults(self) -> list[str]:
+        out = []
+        for node, ahead in self._ahead.items():
+            lacking = sorted(set(range(self._next[node], max(ahead))) - ahead) if ahead else []
+            if lacking:
+                out.append(f"{node}: {lacking[:5]} of {len(lacking)}")
+        return out + [f"{node}: twice {seqs[:5]}" for node, seqs in self._twice.items()]
+
+
+class Matching:
+    """Compares calls with their records as both come, and forgets what agrees, so that a run may have any number of calls.
+
+    A second record of a call whose first one agreed counts as unexpected, as it is nobody's any more.
+    """
+
+    def __init__(self) -> None:
+        self._result = Reconciliation()
+        self._truths: dict[str, tuple[CallTruth, int]] = {}  # with the tolerance in ms
+        self._optional: set[str] = set()
+        self._records: dict[str, Record] = {}
+        self._numbers = _Numbers()
+
+    @property
+    def owed(self) -> int:
+        """Calls that have ended, and whose records have not come."""
+        return len(self._truths) - len(self._optional)
+
+    def ended(self, truth: CallTruth, *, optional: bool = False, slack_ms: float = 0.0) -> None:
+        """A call is over. With `optional` it may be without a record: the node did not look at it, or never had it. Its
+        messages were under way for `slack_ms`, by which what the caller and the node measured may differ."""
+        tolerance_ms = TOLERANCE_MS + round(slack_ms)
+        self._result.attempts += 1
+        record = self._records.pop(truth.call_id, None)
+        if record is not None:
+            self._result.different += _differences(truth, record, tolerance_ms)
+            return
+        self._truths[truth.call_id] = truth, tolerance_ms
+        if optional:
+            self._optional.add(truth.call_id)
+
+    def take(self, record: Record) -> None:
+        """A final record came."""
+        self._result.records += 1
+        self._numbers.add(record)
+        known = self._truths.pop(record.call_id, None)
+        self._optional.discard(record.call_id)
+        if known is not None:
+            self._result.different += _differences(known[0], record, known[1])
+        elif record.call_id in self._records:
+            self._result.repeated.append(record.call_id)
+        else:
+            self._records[record.call_id] = record
+
+    def result(self) -> Reconciliation:
+        """What is found once all calls have ended and nothing more comes."""
+        found = self._result
+        found.missing = sorted(self._truths.keys() - self._optional)
+        found.unexpected = sorted(self._records)
+        found.gaps = self._numbers.faults()
+        return found
+
+    @property
+    def without(self) -> int:
+        """Calls that may be without a record, and are."""
+        return len(self._optional)

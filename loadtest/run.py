@@ -1,7 +1,7 @@
 """Measurements against a real node that this program starts: registrations, calls at a rate, outages.
 
-    python -m loadtest register --accounts 10000
-    python -m loadtest calls --rate 100 --seconds 60 --accounts 10000
+    python -m loadtest mix evening
+    python -m loadtest compare --rate 200
     python -m loadtest fields --calls 10000
     python -m loadtest kill --calls 50
     python -m loadtest cdrkills --kills 200 --rate 20
@@ -14,7 +14,7 @@
     python -m loadtest storm --routers 20000
     python -m loadtest slow --connections 2000
 
-Every call is compared with its record by Call-ID, the slots are counted, CPU and memory of the node are read from /proc.
+Every call is compared with its record by Call-ID, and the slots are counted.
 Ends with status 1 when something is lost, left over or refused, with 2 when nothing could be measured. Leaves out: a node on
 another machine.
 """
@@ -25,32 +25,31 @@ import argparse
 import asyncio
 import resource
 import sys
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from loadtest import channels
 from loadtest.billing import bill_through_trouble
 from loadtest.cdr_cost import backlog_report, consume_report, journal_report, publish_report
+from loadtest.compare_command import add_compare
 from loadtest.cost import add_cost
 from loadtest.faults import Timing, fault_report, run_fault
 from loadtest.fields import mixed_calls, report_of
-from loadtest.generate import Load, at_rate, callers_needed, percentile, place_calls
+from loadtest.generate import Load, at_rate, percentile
 from loadtest.kill_command import add_cdrkills
-from loadtest.lateness import OwnLateness, worst_bucket_ms
-from loadtest.network import Network, many_lines, md5_only
+from loadtest.mix_command import add_mix
+from loadtest.mixed import LOAD_SETTINGS
+from loadtest.network import Network, many_lines
 from loadtest.node import NodeError
 from loadtest.outages import kill_during_calls
 from loadtest.overload import Flood, Storm, flood, flood_report, storm, storm_report
 from loadtest.postgres import Postgres
-from loadtest.reconcile import TOLERANCE_MS, compare
 from loadtest.report import Report, counted, progress_of, show
-from loadtest.sipp_runner import Credentials, run_sipp, start_sipp
 from loadtest.slow import add_slow
 from loadtest.store_faults import FAULTS
 from loadtest.valkey import Valkey
 from loadtest.vanish import MARGIN_S, WAYS, vanish, way_of
+from sipproxy.config_file import ConfigError
 
 if TYPE_CHECKING:
     from loadtest.agents import Router
@@ -61,33 +60,6 @@ __all__ = ["main"]
 CHANNELS = 2
 SETTLE_S = 30.0
 KILL_LEASE_S = 10
-PLENTY = 1_000_000
-# All simulated routers share one address, and come faster than customers do: here the node's limits are not what is measured.
-LOAD_SETTINGS: Mapping[str, Mapping[str, object]] = {
-    "log": {"level": "warning"},
-    "limits": {
-        f"{whose}_{what}": PLENTY for whose in ("source", "line", "strangers", "registers") for what in ("per_s", "burst")
-    },
-}
-
-
-@dataclass(slots=True)
-class Meter:
-    """CPU seconds and memory of the node over a stretch of work."""
-
-    network: Network
-    cpu: float = 0.0
-    memory: int = 0
-    at: float = 0.0
-
-    def begin(self) -> None:
-        node = self.network.node
-        self.cpu, self.memory, self.at = node.cpu_seconds(), node.memory_bytes(), time.monotonic()
-
-    def used(self) -> tuple[float, int, float]:
-        """CPU seconds, bytes and seconds since `begin`."""
-        node = self.network.node
-        return node.cpu_seconds() - self.cpu, node.memory_bytes() - self.memory, time.monotonic() - self.at
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -97,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with asyncio.Runner(loop_factory=getattr(options, "loop_factory", None)) as runner:
             reports: list[Report] = runner.run(options.run(options))
-    except (NodeError, FileNotFoundError) as error:
+    except (ConfigError, NodeError, FileNotFoundError) as error:
         sys.stderr.write(f"{error}\n")
         return 2
     show(reports, as_json=options.json)
@@ -110,11 +82,8 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument("--json", action="store_true", help="write JSON instead of tables")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    register = commands.add_parser("register", parents=[common], help="register many accounts through SIPp")
-    register.set_defaults(run=_run_register)
-    calls = commands.add_parser("calls", parents=[common], help="register, then hold a rate of calls")
-    calls.add_argument("--driver", choices=("agents", "sipp"), default="agents", help="who places the calls")
-    calls.set_defaults(run=_run_calls)
+    add_mix(commands, common)
+    add_compare(commands, common)
     fields = commands.add_parser("fields", parents=[common], help="calls of every kind, each field of their records compared")
     fields.add_argument("--calls", type=int, default=10_000, help="how many (default %(default)s)")
     fields.add_argument("--rate", type=float, default=40.0, help="a second (default %(default)s)")
@@ -179,32 +148,7 @@ def _parser() -> argparse.ArgumentParser:
     records.add_argument("--seconds", type=float, default=30.0, help="for so long (default %(default)s)")
     records.set_defaults(run=_run_cdr)
 
-    for command in (register, calls):
-        command.add_argument("--accounts", type=int, default=10_000, help="accounts to register (default %(default)s)")
-        command.add_argument("--register-rate", type=float, default=500.0, help="REGISTERs a second (default %(default)s)")
-    calls.add_argument("--rate", type=float, default=100.0, help="calls a second (default %(default)s)")
-    calls.add_argument("--seconds", type=float, default=60.0, help="for so long (default %(default)s)")
-    calls.add_argument("--hold", type=float, default=2.0, help="seconds that a call lasts (default %(default)s)")
     return parser
-
-
-async def _run_register(options: argparse.Namespace) -> list[Report]:
-    async with Network(_registering(options.accounts), settings=LOAD_SETTINGS) as network:
-        return [await _register(network, options.accounts, options.register_rate)]
-
-
-async def _run_calls(options: argparse.Namespace) -> list[Report]:
-    load = Load(options.rate, options.seconds, options.hold)
-    callers = many_lines(callers_needed(load, CHANNELS), first=1_000_000, channels=CHANNELS)
-    by_sipp = options.driver == "sipp"
-    lines = [*_registering(options.accounts), *([md5_only(line) for line in callers] if by_sipp else callers)]
-    async with Network(lines, settings=LOAD_SETTINGS) as network:
-        reports = [await _register(network, options.accounts, options.register_rate)] if options.accounts else []
-        if by_sipp:
-            reports.append(await _calls_by_sipp(network, callers, load))
-        else:
-            reports.append(await _calls_by_agents(network, callers, load))
-        return reports
 
 
 async def _run_fields(options: argparse.Namespace) -> list[Report]:
@@ -359,10 +303,6 @@ async def _run_cdr(options: argparse.Namespace) -> list[Report]:
     return reports
 
 
-def _registering(count: int) -> list[LineSpec]:
-    return [md5_only(line) for line in many_lines(count, channels=CHANNELS)]
-
-
 async def _routers(network: Network, lines: Sequence[LineSpec], *, tcp_every: int = 0) -> list[Router]:
     """A router for each line, registered a few at a time; with `tcp_every` each of so many has a connection."""
     routers = [
@@ -377,119 +317,6 @@ async def _routers(network: Network, lines: Sequence[LineSpec], *, tcp_every: in
 
     await at_rate(200, len(routers), register)
     return routers
-
-
-async def _register(network: Network, count: int, rate: float) -> Report:
-    accounts = [Credentials(line.user, line.password) for line in many_lines(count)]
-    keys = {"expires": "3600", "contact_port": "5099"}
-    meter = Meter(network)
-    meter.begin()
-    target = network.node.address
-    options = {"accounts": accounts, "keys": keys, "calls": count, "rate": rate, "trace": False}
-    result = await run_sipp("register", timeout_s=60 + 3 * count / rate, target=target, **options)
-    cpu, memory, seconds = meter.used()
-    report = Report(f"{count} accounts register through SIPp")
-    report.add("registered", "registered", result.successful)
-    report.add("per_second", "a second", result.successful / max(seconds, 0.001))
-    report.add("cpu_ms", "CPU of the node for one", 1000 * cpu / max(count, 1), "ms")
-    report.add("memory_bytes", "memory of the node for one", memory / max(count, 1), "bytes")
-    report.add("retransmissions", "retransmissions", result.retransmissions)
-    stored = await _stored_bindings(network, count)
-    report.add("stored", "bindings in the store", stored)
-    report.expect(result.successful == count and result.failed == 0, result.describe(count)[-500:])
-    report.expect(stored == count, f"{stored} bindings of {count} are in the store")
-    return report
-
-
-async def _stored_bindings(network: Network, wanted: int) -> int:
-    deadline = time.monotonic() + SETTLE_S
-    while True:
-        found = 0
-        async for _ in network.store.client.scan_iter(match="sp:{acct:u00*}:bindings", count=1000):
-            found += 1
-        if found >= wanted or time.monotonic() > deadline:
-            return found
-        await asyncio.sleep(0.2)
-
-
-async def _calls_by_agents(network: Network, lines: Sequence[LineSpec], load: Load) -> Report:
-    routers = await _routers(network, lines)
-    meter = Meter(network)
-    meter.begin()
-    metrics = await network.node.metrics()
-    async with OwnLateness() as own:
-        outcome = await place_calls(routers, load)
-    used = meter.used()
-    late_ms = worst_bucket_ms(metrics, await network.node.metrics())
-    report = Report(f"{load.rate:g} calls a second for {load.seconds:g} s, by simulated routers")
-    report.add("calls", "calls placed", outcome.placed)
-    report.add("answered", "answered", outcome.answered)
-    for status, count in sorted(outcome.refused.items()):
-        report.add(f"refused_{status}", f"refused with {status}", count)
-    repeats = sum(event.what == "repeats" for event in network.ledger.events)
-    report.add("repeats", "messages that a party had to repeat", repeats)
-    _add_cost(report, used, outcome.placed, outcome.setup_ms)
-    report.expect(outcome.ok, f"calls failed: {dict(outcome.refused)} {outcome.failures[:3]}")
-    left = await network.slots_of_all(0, timeout_s=SETTLE_S)
-    # What caller and node measure differs by as much as a message was under way, here at worst as long as a set-up.
-    tolerance = TOLERANCE_MS + round(max(outcome.setup_ms, default=0.0))
-    _, result = await network.reconciled(timeout_s=SETTLE_S, tolerance_ms=tolerance)
-    report.add("own_late_ms", "this program's event loop was late by, at worst", own.worst_ms, "ms")
-    report.add("node_late_ms", "the node's event loop was late by less than", late_ms, "ms")
-    report.add("slots_left", "slots left", left)
-    report.add("reconciled", "records", str(result))
-    report.expect(left == 0, "slots are left over")
-    report.expect(result.ok, str(result))
-    return report
-
-
-async def _calls_by_sipp(network: Network, lines: Sequence[LineSpec], load: Load) -> Report:
-    """SIPp on both sides: the trunk's address is taken over by an answering SIPp."""
-    network.trunk.close()
-    await asyncio.sleep(0)
-    answering = await start_sipp(
-        "answer", calls=None, host=network.trunk.host, port=network.trunk.port, trace=False, extra=["-l", "20000"]
-    )
-    accounts = [Credentials(line.user, line.password) for line in lines]
-    meter = Meter(network)
-    meter.begin()
-    result = await run_sipp(
-        "call",
-        timeout_s=load.seconds + 60,
-        target=network.node.address,
-        accounts=accounts,
-        keys={"dialled": load.dialled},
-        calls=load.count,
-        rate=load.rate,
-        hold_ms=round(1000 * load.hold_s),
-        limit=20_000,
-        trace=False,
-    )
-    used = meter.used()
-    await answering.stop()
-    report = Report(f"{load.rate:g} calls a second for {load.seconds:g} s, by SIPp")
-    report.add("calls", "calls placed", result.created)
-    report.add("answered", "answered and ended", result.successful)
-    report.add("repeats", "messages that SIPp had to repeat", result.retransmissions)
-    _add_cost(report, used, result.created, result.response_ms)
-    report.expect(result.failed == 0 and result.successful == load.count, result.describe(load.count)[-1500:])
-    left = await network.slots_of_all(0, timeout_s=SETTLE_S)
-    found = compare(result.call_ids, await network.records(result.created, timeout_s=SETTLE_S))
-    report.add("slots_left", "slots left", left)
-    report.add("reconciled", "records", str(found))
-    report.expect(left == 0, "slots are left over")
-    report.expect(found.ok, str(found))
-    return report
-
-
-def _add_cost(report: Report, used: tuple[float, int, float], calls: int, setup_ms: Sequence[float]) -> None:
-    cpu, memory, seconds = used
-    report.add("seconds", "took", seconds, "s")
-    report.add("setup_p50_ms", "set-up delay, p50", percentile(setup_ms, 0.5), "ms")
-    report.add("setup_p99_ms", "set-up delay, p99", percentile(setup_ms, 0.99), "ms")
-    report.add("cpu_s_per_1000", "CPU of the node for 1,000 calls", 1000 * cpu / max(calls, 1), "s")
-    report.add("cpu_share", "CPU of the node", 100 * cpu / max(seconds, 0.001), "% of a core")
-    report.add("memory_growth_bytes", "growth of the node's memory", memory, "bytes")
 
 
 def _raise_file_limit() -> None:

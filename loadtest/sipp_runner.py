@@ -184,7 +184,7 @@ async def start_sipp(
     command = [program, "-sf", str(scenario_path(name)), "-nostdin", "-t", "u1", "-i", host, "-mi", host, "-p", str(port)]
     command += ["-mp", str(free_udp_port(host, count=4)), "-cid_str", cid, "-r", str(rate), "-d", str(hold_ms)]
     command += ["-trace_err", "-error_file", "errors.log", "-trace_stat", "-stf", "stat.csv", "-fd", str(STATISTICS_S)]
-    command += ["-trace_rtt", "-rtt_freq", "1" if trace else "200", "-buff_size", str(4 * 1024 * 1024)]
+    command += ["-trace_rtt", "-rtt_freq", "1" if trace else "20", "-buff_size", str(4 * 1024 * 1024)]
     if target is not None:
         command += ["-recv_timeout", str(receive_timeout_ms)]
     if trace:

@@ -46,7 +46,7 @@ OTHER = "event loop and what else runs"
 
 
 class Sampler:
-    """Counts samples by stage, from `start` to `stop` and only within `running`. To be used from the main thread."""
+    """Counts samples by stage, only within `running`. A context manager, to be used from the main thread."""
 
     def __init__(self) -> None:
         self._on = False
@@ -63,11 +63,12 @@ class Sampler:
         finally:
             self._on = False
 
-    def start(self) -> None:
+    def __enter__(self) -> Sampler:
         signal.signal(signal.SIGPROF, self._take)
         signal.setitimer(signal.ITIMER_PROF, EVERY_S, EVERY_S)
+        return self
 
-    def stop(self) -> None:
+    def __exit__(self, *_: object) -> None:
         signal.setitimer(signal.ITIMER_PROF, 0)
 
     def _take(self, _: int, frame: FrameType | None) -> None:

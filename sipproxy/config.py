@@ -14,6 +14,7 @@ __all__ = [
     "Calls",
     "Cdr",
     "Config",
+    "Dns",
     "Emergency",
     "Hep",
     "Kernel",
@@ -47,7 +48,6 @@ class Section(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=T
 class Node(Section, frozen=True):
     id: Name = "node1"
     data_dir: Filled = "data"
-    workers: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1  # processes that share the addresses
     drain_s: Annotated[int, msgspec.Meta(ge=0, le=86400)] = 60  # that live calls may go on after SIGTERM
 
 
@@ -86,6 +86,7 @@ class Registrar(Section, frozen=True):
     path_sources: Annotated[tuple[Filled, ...], Many] = ()  # networks of proxies that may add a Path (RFC 3327)
     service_routes: Annotated[tuple[Filled, ...], Many] = ()  # URIs told to routers in Service-Route (RFC 3608)
     static: Annotated[tuple[Filled, ...], Many] = ()  # "ACCOUNT URI" each: PBXs with a fixed address
+    static_ping_s: Annotated[int, msgspec.Meta(ge=0, le=3600)] = 30  # between two OPTIONS that ask each of them; 0 = none
     flow_timer_s: Annotated[int, msgspec.Meta(ge=0, le=3600)] = 0  # RFC 5626 §4.4: between keep-alives of a flow; 0 = not told
     nonce_lifetime_s: Seconds = 300
     contact_networks: Annotated[tuple[Filled, ...], Many] = ()  # that contacts may name although no router is there
@@ -136,6 +137,11 @@ class Calls(Section, frozen=True):
     session_expires_s: Annotated[int, msgspec.Meta(ge=0, le=86400)] = 1800  # RFC 4028 asked for; 0 = not asked
     min_se_s: Annotated[int, msgspec.Meta(ge=90, le=86400)] = 90  # RFC 4028 §4: at least 90
     probe_s: Annotated[int, msgspec.Meta(ge=0, le=86400)] = 600  # a party not heard for so long is asked; 0 = never
+
+
+class Dns(Section, frozen=True):
+    servers: Annotated[tuple[Filled, ...], msgspec.Meta(max_length=8)] = ()  # name servers: IP or IP:port; none = the system's
+    dead_s: Annotated[int, msgspec.Meta(ge=1, le=3600)] = 60  # that an address which failed is tried after the others
 
 
 class Limits(Section, frozen=True):
@@ -222,6 +228,7 @@ class Config(Section, frozen=True):
     trunk: Annotated[tuple[Trunk, ...], Many] = ()
     emergency: Emergency = Emergency()
     calls: Calls = Calls()
+    dns: Dns = Dns()
     limits: Limits = Limits()
     cdr: Cdr = Cdr()
     metrics: Metrics = Metrics()

@@ -20,9 +20,9 @@ from urllib.parse import urlsplit
 import msgspec
 
 from policy.model import DestinationClass
-from sipproxy.config import Calls, Config, Listen, Section, Trunk
+from sipproxy.config import Calls, Config, Dns, Listen, Section, Trunk
 
-__all__ = ["ConfigError", "Fault", "key_lines", "load", "split_address"]
+__all__ = ["ConfigError", "Fault", "Reader", "key_lines", "load", "name_server", "read_tables", "split_address"]
 
 MAX_FILE_BYTES = 1_000_000
 # RFC 3261 §8.1.1, §16.6, §20: what is taken from customers' messages may not be called like one of these.
@@ -61,9 +61,18 @@ class ConfigError(Exception):
 
 def load(path: Path) -> Config:
     """The configuration in `path`, its paths absolute. Raises ConfigError."""
+    data, reader = read_tables(path)
+    config = reader.config(data)
+    _check(config, reader)
+    reader.raise_faults()
+    return _absolute(config, reader.folder)
+
+
+def read_tables(path: Path) -> tuple[dict[str, object], Reader]:
+    """The tables of a TOML file, and what turns them into structs and knows their lines. Raises ConfigError."""
     text = _read(path)
     try:
-        data = tomllib.loads(text)
+        return tomllib.loads(text), Reader(path, key_lines(text))
     except tomllib.TOMLDecodeError as error:
         line = re.search(r"at line (\d+)", str(error))
         detail = re.sub(r" \(at .*\)$", "", str(error))
@@ -71,12 +80,6 @@ def load(path: Path) -> Config:
             str(path), int(line[1]) if line else text.count("\n") + 1, "", f"not TOML: {detail[:1].lower()}{detail[1:]}"
         )
         raise ConfigError([fault]) from None
-    reader = _Reader(path, key_lines(text))
-    config = reader.config(data)
-    _check(config, reader)
-    if reader.faults:
-        raise ConfigError(reader.sorted_faults())
-    return _absolute(config, reader.folder)
 
 
 def split_address(text: str) -> tuple[str, int]:
@@ -91,6 +94,15 @@ def split_address(text: str) -> tuple[str, int]:
     elif ":" in host:
         raise ValueError(f"an IPv6 address stands in brackets: [{host}]:{port}")
     return host, int(port)
+
+
+def name_server(text: str) -> tuple[str, int]:
+    """Address and port of `IP` or `IP:port`; ValueError says what is wrong."""
+    try:
+        return str(ipaddress.ip_address(text)), 53
+    except ValueError:
+        host, port = split_address(text)
+        return str(ipaddress.ip_address(host)), port
 
 
 def _read(path: Path) -> str:
@@ -174,7 +186,7 @@ def _dotted(key: Key) -> str:
 # ----------------------------------------------------------------------------------------------- values, one by one
 
 
-class _Reader:
+class Reader:
     """Converts tables to structs and keeps every fault instead of stopping at the first."""
 
     def __init__(self, path: Path, lines: dict[Key, int]) -> None:
@@ -189,8 +201,10 @@ class _Reader:
             known = known[:-1]
         self.faults.append(Fault(str(self._path), self._lines.get(known, 0), _dotted(key), detail))
 
-    def sorted_faults(self) -> list[Fault]:
-        return sorted(self.faults, key=lambda fault: fault.line)
+    def raise_faults(self) -> None:
+        """Raise ConfigError with all faults in the order of the file, if there are any."""
+        if self.faults:
+            raise ConfigError(sorted(self.faults, key=lambda fault: fault.line))
 
     def config(self, data: dict[str, object]) -> Config:
         """The whole file; faulty sections have their defaults, faulty entries of a list are None."""
@@ -210,7 +224,7 @@ class _Reader:
         for name in data.keys() - types.keys():
             close = difflib.get_close_matches(name, types, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(types)}"
-            self.fault((*key, name), f"unknown {'section' if kind is Config else 'key'}; {hint}")
+            self.fault((*key, name), f"unknown {'key' if key else 'section'}; {hint}")
         values = {}
         for field in msgspec.structs.fields(kind):
             if field.name in data:
@@ -268,11 +282,12 @@ def _section_of_array(kind: Any) -> type[Section] | None:
 # ------------------------------------------------------------------------------------- values against each other
 
 
-def _check(config: Config, reader: _Reader) -> None:
+def _check(config: Config, reader: Reader) -> None:
     _check_listen(config.listen, reader)
     _check_tls(config, reader)
     _check_trunks(config.trunk, reader)
     _check_registrar(config, reader)
+    _check_dns(config.dns, reader)
     store = config.store
     if store.url and urlsplit(store.url).scheme not in ("redis", "rediss", "unix"):
         reader.fault(("store", "url"), 'begins with redis://, rediss:// or unix://; leave it "" for the embedded store')
@@ -303,7 +318,7 @@ def _check(config: Config, reader: _Reader) -> None:
                 reader.fault(("policy", name, index), f"there is no file {str(reader.folder / file)!r}")
 
 
-def _check_bounds(calls: Calls, reader: _Reader) -> None:
+def _check_bounds(calls: Calls, reader: Reader) -> None:
     """The bounds of answered calls: a call is not reaped before its parties had the time to prove that they are there."""
     if 0 < calls.session_expires_s < calls.min_se_s:
         reader.fault(("calls", "session_expires_s"), f"0, or at least min_se_s, which is {calls.min_se_s}")
@@ -312,7 +327,7 @@ def _check_bounds(calls: Calls, reader: _Reader) -> None:
         reader.fault(("calls", "reap_s"), f"above session_expires_s and probe_s, so above {longest}")
 
 
-def _check_unbilled(entries: tuple[str, ...], reader: _Reader) -> None:
+def _check_unbilled(entries: tuple[str, ...], reader: Reader) -> None:
     """Classes, or profile:class. One that is misspelt would have the wrong records kept, or deleted, without a word."""
     from policy import profiles  # noqa: PLC0415  most commands never ask
 
@@ -327,7 +342,7 @@ def _check_unbilled(entries: tuple[str, ...], reader: _Reader) -> None:
 
 
 @contextlib.contextmanager
-def _told(reader: _Reader, key: Key) -> Iterator[None]:
+def _told(reader: Reader, key: Key) -> Iterator[None]:
     """A ValueError of the body becomes a fault at `key`."""
     try:
         yield
@@ -335,7 +350,13 @@ def _told(reader: _Reader, key: Key) -> Iterator[None]:
         reader.fault(key, str(error))
 
 
-def _check_listen(listens: tuple[Listen | None, ...], reader: _Reader) -> None:
+def _check_dns(dns: Dns, reader: Reader) -> None:
+    for index, server in enumerate(dns.servers):
+        with _told(reader, ("dns", "servers", index)):
+            name_server(server)
+
+
+def _check_listen(listens: tuple[Listen | None, ...], reader: Reader) -> None:
     seen: dict[tuple[str, str, int], int] = {}
     for index, listen in enumerate(listens):
         if listen is None:
@@ -357,7 +378,7 @@ def _check_listen(listens: tuple[Listen | None, ...], reader: _Reader) -> None:
             reader.fault(("listen", index, "advertised"), f"{listen.advertised!r} is not host or host:port")
 
 
-def _check_tls(config: Config, reader: _Reader) -> None:
+def _check_tls(config: Config, reader: Reader) -> None:
     secure = [index for index, listen in enumerate(config.listen) if listen is not None and listen.transport == "tls"]
     if secure and not config.tls.certificate:
         reader.fault(("listen", secure[0], "transport"), "tls needs 'certificate' in [tls]")
@@ -383,7 +404,7 @@ def _check_tls(config: Config, reader: _Reader) -> None:
             )
 
 
-def _check_trunks(trunks: tuple[Trunk | None, ...], reader: _Reader) -> None:
+def _check_trunks(trunks: tuple[Trunk | None, ...], reader: Reader) -> None:
     names: set[str] = set()
     for index, trunk in enumerate(trunks):
         if trunk is None:
@@ -401,7 +422,7 @@ def _check_trunks(trunks: tuple[Trunk | None, ...], reader: _Reader) -> None:
                 _check_source(address)
 
 
-def _check_trunk_user(index: int, trunk: Trunk, reader: _Reader) -> None:
+def _check_trunk_user(index: int, trunk: Trunk, reader: Reader) -> None:
     """What a route's credentials and its registration need of each other. A password is never shown."""
     if trunk.user and not re.fullmatch(r"[A-Za-z0-9._~!$&'()*+,;=%-]+", trunk.user):
         reader.fault(("trunk", index, "user"), "not the user part of a SIP URI: letters, digits and -._~!$&'()*+,;=%")
@@ -423,7 +444,7 @@ def _check_source(text: str) -> None:
     ipaddress.ip_address(host)
 
 
-def _check_registrar(config: Config, reader: _Reader) -> None:
+def _check_registrar(config: Config, reader: Reader) -> None:
     registrar = config.registrar
     if not registrar.min_expires_s <= registrar.default_expires_s <= registrar.max_expires_s:
         detail = f"lies between min_expires_s = {registrar.min_expires_s} and max_expires_s = {registrar.max_expires_s}"
@@ -444,7 +465,7 @@ def _check_registrar(config: Config, reader: _Reader) -> None:
             reader.fault(("registrar", "carrier_headers", index), f"{name!r} would take headers that every message needs")
 
 
-def _check_routes(config: Config, reader: _Reader) -> None:
+def _check_routes(config: Config, reader: Reader) -> None:
     """What routers are told to send calls by, and where PBXs are that do not register."""
     registrar = config.registrar
     for index, uri in enumerate(registrar.service_routes):

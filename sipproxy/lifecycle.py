@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,32 +14,81 @@ import structlog
 
 from cdr import pruning
 from cdr.journal import JournalError
+from sipproxy.config_file import split_address
 from sipproxy.engine.recover import slots_of
 from sipproxy.engine.targets import route_hops
+from sipproxy.net.addresses import is_here
 from sipproxy.sip.transaction import State
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from cdr.journal import Journal
     from cdr.recovery import Recovered
     from sipproxy.engine.core import Engine
     from sipproxy.net.transports import Transports
-    from sipproxy.process import Stop
     from sipproxy.shell import Shell
     from sipproxy.store.slots import Slots
+    from sipproxy.systemd import Notifier
 
-__all__ = ["boot_id", "drain", "is_healthy", "resume", "run_look_ahead", "run_pruning", "settle"]
+__all__ = ["Stop", "an_address_is_here", "boot_id", "drain", "is_healthy", "resume", "run_look_ahead", "run_pruning", "settle"]
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # random(4): drawn anew at each boot
 TIME_NAMESPACE = "/proc/self/ns/time"  # time_namespaces(7): another one may count the monotonic clock otherwise
 ENDED_LATELY = 10_000  # ended calls whose slots are released again at start; at 100 calls a second those of one lease
 SETTLE_S = 1.0  # for the store to take the slots of live calls before new calls come
 POLL_S = 0.05
+LOOK_S = 0.5  # between two looks for the first address
+WAIT_S = 30.0  # that the service manager is asked to wait for more, at each of them
 LAST_WORDS_S = 5.0  # for the answers to the last BYEs
 LOOK_AHEAD_S = 2.0  # between two looks at the routes' names; below transports.AHEAD_S
 PRUNE_S = 600.0  # between two looks for records that the journal has kept long enough
 OVERDUE_S = 5.0  # a deadline that is missed by so much: the engine does not run
 PENDING = (State.TRYING, State.CALLING, State.PROCEEDING)
 UNASKED = (b"OPTIONS", b"REGISTER")  # of our own: nobody waits for their answers
+
+
+class Stop:
+    """What signals asked for: a first SIGTERM to drain, SIGINT or a second SIGTERM to end at once."""
+
+    def __init__(self) -> None:
+        self.wanted = asyncio.Event()
+        self.at_once = asyncio.Event()
+
+    def listen(self) -> None:
+        """Take the signals of the process from now on."""
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self.terminate)
+        loop.add_signal_handler(signal.SIGINT, self.interrupt)
+
+    def terminate(self) -> None:
+        if self.wanted.is_set():
+            self.at_once.set()
+        self.wanted.set()
+
+    def interrupt(self) -> None:
+        self.at_once.set()
+        self.wanted.set()
+
+
+async def an_address_is_here(listens: Sequence[str], stop: Stop, notifier: Notifier) -> bool:
+    """Wait until one address to listen on is on this machine, which is said once; False when the node is to end before that.
+
+    Further ones may come later. Raises ValueError for what is no address.
+    """
+    hosts = [split_address(listen)[0] for listen in listens]
+    said = False
+    while not any(map(is_here, hosts)):
+        if not said:
+            said = True
+            structlog.get_logger("node").warning("waiting_for_an_address", listen=list(listens))
+        if stop.wanted.is_set():
+            return False
+        notifier.tell(f"EXTEND_TIMEOUT_USEC={round(1e6 * WAIT_S)}", status="waiting for an address to listen on")
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LOOK_S):
+                await stop.wanted.wait()
+    return True
 
 
 def boot_id() -> str:

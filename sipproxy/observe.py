@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from cdr.readers import Backlog, Readers
     from sipproxy.admin.control import Handler
     from sipproxy.engine.core import Engine
-    from sipproxy.engine.trunks import Health
+    from sipproxy.engine.trunks import RouteHealth
     from sipproxy.metrics import Metrics
     from sipproxy.neighbours import Neighbours
     from sipproxy.net.transports import Transports
@@ -93,8 +93,11 @@ def register(
     _binding_metrics(metrics, engine, bindings, neighbours)
     metrics.gauge("sipproxy_bindings_unwritten", "bindings that the store has not confirmed", lambda: bindings.unwritten)
     metrics.counter("sipproxy_transport", "what the listeners counted", transports.counters, ("transport", "what"))
-    metrics.gauge("sipproxy_listeners_away", "listeners whose address is gone from this machine", lambda: transports.away)
+    metrics.gauge("sipproxy_listeners_away", "listeners whose address is gone from this machine", lambda: len(transports.away))
     metrics.counter("sipproxy_send_failures", "messages that could not be sent", lambda: transports.failures, ("reason",))
+    resolver = transports.resolver
+    metrics.counter("sipproxy_dns_queries", "questions to name servers", lambda: resolver.counters["queries"])
+    metrics.counter("sipproxy_dns_failures", "look-ups of names that led nowhere", lambda: resolver.failures, ("reason",))
 
 
 def _engine_metrics(metrics: Metrics, engine: Engine) -> None:
@@ -116,6 +119,8 @@ def _engine_metrics(metrics: Metrics, engine: Engine) -> None:
         "responses_dropped": ("responses that belong to nothing", ("reason",)),
         "responses_elsewhere": ("responses from elsewhere than where their request went", ("outcome",)),
         "branch_failures": ("forwarded INVITEs without a final response", ("reason",)),
+        "pbx_failures": ("failures of PBXs with a fixed address", ("pbx", "reason")),
+        "pbx_passed_over": ("calls that did not try a PBX that is down", ("account",)),
         "trunk_failures": ("failures of trunk routes", ("trunk", "reason")),
         "trunk_full": ("calls that a trunk route had no place for", ("trunk",)),
         "trunk_challenges": ("digest challenges of trunk routes", ("trunk", "outcome")),
@@ -135,6 +140,9 @@ def _engine_metrics(metrics: Metrics, engine: Engine) -> None:
         "stun": ("STUN messages on the SIP port, and what became of them", ("outcome",)),
         "flows_lost": ("bindings whose connection ended", ("transport",)),
         "responses_lost": ("responses to INVITEs that no way led back for, as the connection had ended", ()),
+        "addresses_failed_over": ("requests that went on to another address of the same next hop", ()),
+        "address_failures": ("failures of addresses of next hops", ("reason",)),
+        "addresses_forgotten": ("dead addresses that there was no room to remember", ("reason",)),
         "flows_failed_over": ("INVITEs that went on by another flow of the same device", ()),
         "edge_requests": ("requests that passed through for another node's call", ("direction",)),
         "edge_refused": ("requests with another node's token that were not taken as such", ("reason",)),
@@ -252,16 +260,31 @@ def _binding_metrics(metrics: Metrics, engine: Engine, bindings: Bindings, neigh
 def _trunk_metrics(metrics: Metrics, engine: Engine) -> None:
     trunks = engine.desk.trunks
 
-    def of(read: Callable[[Health], float | None]) -> dict[tuple[str, ...], float]:
+    def of(read: Callable[[RouteHealth], float | None]) -> dict[tuple[str, ...], float]:
         return {(health.route.name,): value for health in trunks if (value := read(health)) is not None}
 
-    def registered(health: Health) -> float | None:
+    def registered(health: RouteHealth) -> float | None:
         return None if health.registration is None else float(health.registration.is_valid)
 
-    def ping(health: Health) -> float | None:
+    def ping(health: RouteHealth) -> float | None:
         return None if health.ping_ms is None else health.ping_ms / 1000
 
+    def addresses(health: RouteHealth, *, dead: bool) -> float:
+        return sum(row["dead"] is dead for row in engine.desk.addresses.view(health.route.hop))
+
     label = ("trunk",)
+    metrics.gauge(
+        "sipproxy_trunk_addresses", "addresses of the route that live", lambda: of(lambda h: addresses(h, dead=False)), label
+    )
+    metrics.gauge(
+        "sipproxy_trunk_addresses_dead", "those that failed lately", lambda: of(lambda h: addresses(h, dead=True)), label
+    )
+    metrics.gauge("sipproxy_addresses_dead", "addresses of any next hop that failed lately", lambda: engine.desk.addresses.dead)
+
+    def pbxs() -> dict[tuple[str, ...], float]:
+        return {(pbx.name,): float(pbx.state != "down") for pbx in engine.desk.statics if pbx.is_asked}
+
+    metrics.gauge("sipproxy_pbx_up", "0 while a PBX with a fixed address is down", pbxs, ("pbx",))
     metrics.gauge("sipproxy_trunk_up", "0 while the route is down", lambda: of(lambda h: float(h.state != "down")), label)
     metrics.gauge("sipproxy_trunk_calls", "calls on the route", lambda: of(lambda h: trunks.calls(h.route.name)), label)
     metrics.gauge("sipproxy_trunk_limit", "calls that it may have; 0 for no limit", lambda: of(lambda h: h.route.calls), label)
@@ -366,10 +389,14 @@ def handlers(
                 "reg_id": binding.reg_id,
                 "path": [text(value.encode("latin-1")) for value in binding.path],
                 "configured": binding.key.startswith(STATIC),
+                "state": str(pbx.state) if pbx is not None and pbx.is_asked else "",
+                "state_since_ms": pbx.since_ms if pbx is not None else None,
+                "last_failure": pbx.failure if pbx is not None else "",
                 "expires_at_ms": None if binding.key.startswith(STATIC) else binding.expires_at_ms,
                 "user_agent": binding.user_agent,
             }
             for user, binding in desk.location.items()
+            for pbx in (desk.statics.of(user, binding.flow),)
             if binding.expires_at_ms > now_ms
         ]
         rows.sort(key=lambda row: (row["account"], row["contact"]))

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from sipproxy.config import Config, Trunk
-    from sipproxy.orders import Spec
 
 __all__ = ["engine_settings"]
 
@@ -23,10 +22,10 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Bound = tuple[str, str, int]  # transport, IP, port
 
 
-def engine_settings(config: Config, bound: Sequence[Bound], *, boot: str = "", siblings: Spec | None = None) -> Settings:
+def engine_settings(config: Config, bound: Sequence[Bound], *, boot: str = "") -> Settings:
     """Settings for listeners bound as given, in the order of the configuration. The configuration has been checked.
 
-    `boot` names the boot of the machine, "" when it is not known; `siblings` says which worker of the node this is.
+    `boot` names the boot of the machine, "" when it is not known.
     """
     registrar, calls, limits = config.registrar, config.calls, config.limits
     domains = frozenset(name.lower() for name in (registrar.realm, *registrar.domains))
@@ -49,9 +48,11 @@ def engine_settings(config: Config, bound: Sequence[Bound], *, boot: str = "", s
         path_sources=tuple(ipaddress.ip_network(n) for n in registrar.path_sources),
         service_routes=tuple(f"<{uri}>".encode() for uri in registrar.service_routes),
         static=tuple((user, uri.encode()) for user, _, uri in (text.partition(" ") for text in registrar.static)),
+        static_ping_s=registrar.static_ping_s,
         flow_timer_s=registrar.flow_timer_s,
         setup_s=calls.setup_s,
         route_s=calls.route_s,
+        dead_s=config.dns.dead_s,
         ring_s=calls.ring_s,
         maximum_s=calls.maximum_s,
         reap_s=calls.reap_s,
@@ -99,8 +100,6 @@ def engine_settings(config: Config, bound: Sequence[Bound], *, boot: str = "", s
         clients_proven=config.tls.clients != "none",
         contact_networks=tuple(ipaddress.ip_network(n) for n in registrar.contact_networks),
         carrier_headers=tuple(name.lower().encode() for name in registrar.carrier_headers),
-        worker=siblings.worker if siblings is not None else 0,
-        siblings=frozenset(siblings.names) if siblings is not None else frozenset(),
     )
 
 
@@ -121,7 +120,7 @@ def _trunk(trunk: Trunk, config: Config) -> TrunkRoute:
     hop = parse_hop(trunk.uri.encode())
     places = [(listen.transport.upper(), listen.address) for listen in config.listen]
     if trunk.listen:
-        hop = hop._replace(listener=places.index((hop.transport, trunk.listen)))
+        hop = hop._replace(listener=places.index((hop.transport, trunk.listen)), is_open=False)
     sources = trunk.addresses or ((hop.host,) if is_literal(hop.host) else ())
     return TrunkRoute(
         trunk.name,

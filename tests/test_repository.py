@@ -210,7 +210,11 @@ def needs(tmp_path: Path, *, user: int = 0, apt: str = "", ci: bool = False) -> 
             (place / name).chmod(0o755)
     return subprocess.run(
         ["sh", ROOT / "tools" / "apt-needs.sh"],
-        env={"PATH": str(place), "SBIN": str(place), "GUARD": str(tmp_path / "guard"), "CI": "true" if ci else ""},
+        env={
+            **{name: str(place) for name in ("PATH", "SBIN", "MODULES")},
+            "GUARD": str(tmp_path / "guard"),
+            "CI": "true" if ci else "",
+        },
         capture_output=True,
         text=True,
         timeout=60,
@@ -220,7 +224,7 @@ def needs(tmp_path: Path, *, user: int = 0, apt: str = "", ci: bool = False) -> 
 
 # apt-get that brings the programs, and notes whether services were kept from starting meanwhile
 BRINGS = """case "$1" in install) {place}/sh "$GUARD"; echo $? > {place}/guarded
-for name in sipp kamailio sipsak nft pg_ctlcluster; do echo '#!/bin/sh' > {place}/$name; done
+for name in sipp kamailio ndb_redis.so sipsak dnsmasq nft pg_ctlcluster; do echo '#!/bin/sh' > {place}/$name; done
 {place}/chmod +x {place}/* ;; esac"""
 
 

@@ -1,19 +1,29 @@
 #!/bin/sh
 # Programs that the tests drive and that no Python package brings: install what is missing when that is allowed here,
 # else say in one line what is left out and why. With CI=true nothing may be left out.
-# SBIN and GUARD are for the test of this script alone.
+# SBIN, MODULES and GUARD are for the test of this script alone.
 set -eu
 
-# program:package:what it is for
+# program, or module of Kamailio:package:what it is for
 NEEDS="sipp:sip-tester:SIPp scenarios
 kamailio:kamailio:Kamailio as the trunk's peer
+ndb_redis.so:kamailio-redis-modules:Kamailio's limits in Redis, to compare with
 sipsak:sipsak:OPTIONS from sipsak
+dnsmasq:dnsmasq-base:dnsmasq as a name server
 nft:nftables:the drop list in the kernel
 pg_ctlcluster:postgresql:PostgreSQL as billing's database"
 
+# whether one of the folders of Kamailio's modules has it
+has_module() {
+    for folder in ${MODULES-/usr/lib/*/kamailio/modules /usr/lib64/kamailio/modules /usr/local/lib*/kamailio/modules}; do
+        [ ! -e "$folder/$1" ] || return 0
+    done
+    return 1
+}
+
 missing() {
     echo "$NEEDS" | while IFS=: read -r program package purpose; do
-        PATH="$PATH:${SBIN-/usr/sbin}" command -v "$program" >/dev/null 2>&1 || echo "$1" | sed "s/PACKAGE/$package/; s/PURPOSE/$purpose/"
+        PATH="$PATH:${SBIN-/usr/sbin}" command -v "$program" >/dev/null 2>&1 || has_module "$program" || echo "$1" | sed "s/PACKAGE/$package/; s/PURPOSE/$purpose/"
     done
 }
 

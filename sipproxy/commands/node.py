@@ -11,9 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cdr.journal import JournalError
-from sipproxy import crewing
-from sipproxy.commands.output import REFUSED, CommandError, Output
+from sipproxy.commands.output import REFUSED, CommandError, Output, clock
 from sipproxy.config import Config, load
 from sipproxy.config_file import ConfigError
 
@@ -29,19 +27,9 @@ def serve(path: Path, *, everything: bool, welcome: bool) -> int:
         raise CommandError(
             f"{path}: store.url: is empty; name the store that the nodes share, or start the embedded one with `up`"
         )
-    try:
-        refusal = crewing.left_behind(config)
-    except JournalError as error:
-        raise CommandError(f"{path}: {error}") from None
-    if refusal:
-        raise CommandError(f"{path}: node.workers: {refusal}", code=REFUSED)
-    if config.node.workers > 1:
-        from sipproxy import workers
-
-        return workers.main(config, config_path=path, embedded=not config.store.url, greet=welcome)
     from sipproxy import app  # the whole node
 
-    return app.main(config, config_path=path, embedded=not config.store.url, greet=welcome)
+    return app.main(config, config_path=path, embedded=not config.store.url, welcome=welcome)
 
 
 def demo(*, as_json: bool) -> int:
@@ -98,7 +86,9 @@ def registrations(path: Path, output: Output) -> int:
     for row in rows:
         if row.get("expires_at_ms") is not None:
             row["expires_s"] = max(0, (row["expires_at_ms"] - now_ms) // 1000)
-    columns = ("account", "line", "contact", "node", "flow", "expires_s", "user_agent")
+        if row.get("state") == "down":
+            row["state"] = f"down: {row['last_failure']}, since {clock(row['state_since_ms'])}"
+    columns = ("account", "line", "contact", "node", "flow", "expires_s", "state", "user_agent")
     output.table(columns, _cells(rows, columns), empty="no registrations")
     tell_store(reply["store"], "other nodes' registrations are as of then")
     return 0

@@ -22,11 +22,12 @@ if TYPE_CHECKING:
 
 __all__ = ["show"]
 
+ADDRESS_COLUMNS = ("trunk", "address", "transport", "state", "since", "why", "tried last for", "found by")
 COLUMNS = ("trunk", "state", "since", "calls here", "all nodes", "limit", "ping", "last failure", "registration")
 
 
 def show(path: Path, output: Output) -> int:
-    """The routes' states, calls and registrations.
+    """The routes' states, calls and registrations, and the addresses that each has now.
 
     Calls over all nodes are counted by the store, and for routes with a limit alone: `calls_all_nodes` is None for the others,
     and when the store is away, which is said. Raises NodeAwayError when no node runs.
@@ -38,6 +39,10 @@ def show(path: Path, output: Output) -> int:
     rows = [{**row, "calls_all_nodes": counts.get(row["trunk"])} for row in rows]
     output.value(rows)
     output.table(COLUMNS, map(_cells, rows), empty="no trunk routes")
+    if rows:
+        output.line("")
+        addresses = [_address_cells(row["trunk"], address) for row in rows for address in row["addresses"]]
+        output.table(ADDRESS_COLUMNS, addresses, empty="no address of any is known: `sipproxy_dns_failures_total` says why")
     if away:
         sys.stderr.write(f"{away}; the calls over all nodes are not known\n")
     return 0
@@ -62,6 +67,13 @@ def _counted(config: Config, names: list[str]) -> tuple[dict[str, int], str]:
     except CommandError as error:
         return {}, str(error)
     return {name: found[name] for name in names}, ""
+
+
+def _address_cells(trunk: str, row: dict[str, Any]) -> list[object]:
+    state = "dead" if row["dead"] else "alive" if row["reachable"] else "no listener"
+    since = clock(row["dead_since_ms"]) if row["dead"] else ""
+    left = f"{row['dead_for_s']} s" if row["dead"] else ""
+    return [trunk, row["address"], row["transport"], state, since, row["why"], left, row["record"]]
 
 
 def _cells(row: dict[str, Any]) -> list[object]:

@@ -11,7 +11,6 @@ each set. Guesses are limited (`engine.guesses`), but never those of a call for 
 from __future__ import annotations
 
 import hashlib
-import hmac
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -20,6 +19,7 @@ from sipproxy.engine.guesses import Guesses
 from sipproxy.sip.digest import ALGORITHMS, Credentials, NonceState, parse_credentials, verify, write_challenge
 from sipproxy.sip.errors import ParseError
 from sipproxy.sip.flow import source_of
+from sipproxy.sip.mac import Mac
 from sipproxy.sip.text import text
 from sipproxy.sip.uri import Uri, parse_uri
 
@@ -66,7 +66,7 @@ class Authenticator:
     def __init__(self, desk: Desk, nonces: NonceSource, secret: bytes) -> None:
         self._desk = desk
         self._nonces = nonces
-        self._secret = hashlib.sha256(b"names" + secret).digest()
+        self._names = Mac(hashlib.sha256(b"names" + secret).digest())
         self.guesses = Guesses(desk.settings.guesses)
         desk.gave_nonce = self._gave
         self._offers: list[tuple[int, tuple[str, ...]]] = []  # algorithms, and how many accounts have these or a set before
@@ -80,7 +80,7 @@ class Authenticator:
     def rekey(self, key: bytes) -> None:
         """Use the secret that all nodes share from now on."""
         self._nonces.rekey(key)
-        self._secret = hashlib.sha256(b"names" + key).digest()
+        self._names = Mac(hashlib.sha256(b"names" + key).digest())
 
     def check(self, request: Request, flow: Flow, *, proxy: bool, user_hint: str, emergency: bool = False) -> Outcome:
         """Prove the request's account. `user_hint` is who it claims to be, which selects the algorithms offered.
@@ -201,7 +201,7 @@ class Authenticator:
         """The algorithms for a name: those that its account's hashes verify, and as it falls for a name that has none."""
         desk = self._desk
         self._count_offers()
-        digest = hmac.digest(self._secret, user.encode("utf-8", "surrogateescape"), "sha256")
+        digest = self._names.digest(user.encode("utf-8", "surrogateescape"))
         mark = int.from_bytes(digest[:8], "big") * self._offers[-1][0] >> 64
         fallen = next(offered for upto, offered in self._offers if mark < upto)
         account = desk.snapshot.accounts.get(user) or (desk.snapshot.account_of(user) if user.startswith("+") else None)

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from cdr.assemble import final
 from cdr.facts import Answer, End, EndReason, Record, ReleasedBy
-from sipproxy.engine import carrier, ending, final_response, forwarding, keep, liveness, session
+from sipproxy.engine import carrier, ending, fail_over, final_response, forwarding, keep, liveness, session
 from sipproxy.engine.actions import Holder, Journal, Note, Now, Slot
 from sipproxy.engine.causes import NORMAL_CLEARING, NORMAL_UNSPECIFIED
 from sipproxy.engine.dialogs import Dialog, Phase
@@ -131,7 +131,7 @@ class Call:
 
     def _try_next(self) -> None:
         if not self.context.groups:
-            self._go_on(self.context.progress())  # a branch that is overdue may still be answered
+            self.go_on(self.context.progress())  # a branch that is overdue may still be answered
             return
         group = self.context.next_group()
         carrier.enter(self, group[0], partial(self._start, group))
@@ -141,10 +141,10 @@ class Call:
         desk = self.desk
         if not self.context.may_start:  # something final came while the store was asked
             carrier.left(self, group[0])
-            self._go_on(self.context.progress())
+            self.go_on(self.context.progress())
             return
         self.met_full = self.met_full or not has_place
-        sent = [self._send(target) for target in group] if has_place else []
+        sent = [self.send(target) for target in group] if has_place else []
         if not any(sent):
             carrier.left(self, group[0])
             self._try_next()
@@ -153,12 +153,11 @@ class Call:
             desk.queue.set(("call", self.id, "edge"), desk.now.mono + SILENT_S)
         # Once a branch is under way the ring bound runs for the whole call (§16.6 step 11, Timer C).
         desk.queue.set(("call", self.id, "ring"), desk.now.mono + desk.settings.ring_s)
-        if self.context.groups:
-            desk.queue.set(("call", self.id, "route"), desk.now.mono + desk.settings.route_s)
-        else:
-            desk.queue.cancel(("call", self.id, "route"))
+        fail_over.arm(self)
 
-    def _send(self, target: Target) -> bool:
+    def send(self, target: Target) -> bool:
+        """Send the INVITE to a target; False when no listener of ours reaches it."""
+        target = fail_over.located(self, target)
         editor = Editor(self.request)
         editor.request_uri(target.uri)
         editor.remove(b"route")  # §16.4 for what leads to us; where else it goes is not for the caller to say (invariant 6)
@@ -191,8 +190,10 @@ class Call:
         if branch is None:
             return
         self.seen()
+        if fail_over.has_moved_on(self, branch, response):
+            return
         status = carrier.status_of(self, branch, response)
-        if not status or (carrier.is_flow_failure(branch, response) and self._tries_another_flow(branch)):
+        if not status:
             return
         final = response if status == response.status else None
         if status // 100 == 3:
@@ -205,7 +206,7 @@ class Call:
         elif status < 300:
             self._success(branch, response)
         elif (progress := self.context.final(key, status, final)) is not Progress.WAIT:
-            self._go_on(progress)
+            self.go_on(progress)
         elif status >= 600:
             self._cancel_branches()
 
@@ -213,25 +214,14 @@ class Call:
         """A branch timed out (like 408) or could not be sent (like 503), §16.9."""
         if key in self.context.branches:
             self.desk.count("branch_failures", "timeout" if timed_out else "transport")
-            if self._tries_another_flow(self.context.branches[key]):
+            branch = self.context.branches[key]
+            if fail_over.silent(self, branch, timed_out=timed_out):
                 return
-            status = carrier.failed(self, self.context.branches[key], timed_out=timed_out)
-            self._go_on(self.context.final(key, status, None))
+            status = carrier.failed(self, branch, timed_out=timed_out)
+            self.go_on(self.context.final(key, status, None))
 
-    def _tries_another_flow(self, branch: Branch[Target]) -> bool:
-        """A flow failed: whether the INVITE is on its way by another one of the same device (RFC 5626 §5.3)."""
-        others = branch.target.others
-        while others and self.phase is Phase.PROCEEDING and not self.context.stopped:
-            following, others = change(others[0], others=others[1:]), others[1:]
-            if self._send(following):
-                branch.status = carrier.UNAVAILABLE
-                self.desk.count("flows_failed_over")
-                if following.route:
-                    self.desk.queue.set(("call", self.id, "edge"), self.desk.now.mono + SILENT_S)
-                return True
-        return False
-
-    def _go_on(self, progress: Progress) -> None:
+    def go_on(self, progress: Progress) -> None:
+        """Do what the response context wants done."""
         if self.phase is not Phase.PROCEEDING:
             return
         if progress is Progress.NEXT:
@@ -363,31 +353,7 @@ class Call:
     def _stop(self) -> None:
         self.context.stopped = True
         self._cancel_branches()
-        self._go_on(self.context.progress())
-
-    def route_overdue(self) -> None:
-        """The current route gave no sign of life within its bound: the next one is tried beside it (design §5)."""
-        if self.phase is not Phase.PROCEEDING:
-            return
-        for branch in self.context.branches.values():
-            if not branch.status and not branch.provisional:
-                if not branch.overdue:
-                    carrier.overdue(self, branch)
-                branch.overdue = True
-                self.desk.note("warning", "route_overdue", call=self.id, target=branch.target.name)
-        self._go_on(self.context.progress())
-
-    def edge_silent(self) -> None:
-        """A node with a binding's flow that gave no sign of life is not there: its bindings are not reached (as 480)."""
-        desk = self.desk
-        for branch in list(self.context.branches.values()):
-            client = desk.transactions.clients.get(branch.key)
-            if branch.target.route and not branch.provisional and not branch.status and client is not None:
-                desk.count("branch_failures", "node_silent")
-                desk.transactions.cancel(client, desk.now.mono)  # should it have heard the INVITE after all
-                if self._tries_another_flow(branch):
-                    continue
-                self._go_on(self.context.final(branch.key, carrier.UNAVAILABLE, None))
+        self.go_on(self.context.progress())
 
     def _cancel_branches(self) -> None:
         desk = self.desk

@@ -8,6 +8,7 @@ from sipproxy.engine import keep
 from sipproxy.engine.call import Call, Phase
 from sipproxy.engine.causes import NORMAL_UNSPECIFIED, TIMER_EXPIRY
 from sipproxy.engine.ending import hang_up
+from sipproxy.engine.fail_over import edge_silent, is_going_on, overdue
 from sipproxy.engine.recover import say_bye_again
 
 if TYPE_CHECKING:
@@ -28,11 +29,12 @@ def before_trying(desk: Desk, key: tuple[str, Hashable]) -> None:
 def bound_reached(call: Call, kind: str) -> None:
     """The timer of this kind is due. Late and repeated calls are harmless."""
     if kind == "edge":
-        call.edge_silent()
+        edge_silent(call)
     elif kind == "route":
-        call.route_overdue()
+        overdue(call)
     elif kind in ("setup", "ring"):
-        call.give_up("no_answer")
+        if kind == "ring" or not is_going_on(call):
+            call.give_up("no_answer")
     elif kind == "maximum":
         hang_up(call, "maximum", cause=NORMAL_UNSPECIFIED)
     elif kind == "stop":

@@ -82,9 +82,12 @@ def enter(call: Call, target: Target, go: Go) -> None:
     desk.channels.ask(call, slot, answered, limit=route.calls)
 
 
-def left(call: Call, target: Target) -> None:
-    """The call is not, or no longer, on its target's route."""
-    if target.kind == "trunk":
+def left(call: Call, target: Target, branch: Branch[Target] | None = None) -> None:
+    """The call is not on its target's route, or no longer: unless a branch besides this one is at another address of it."""
+    if target.kind == "trunk" and not any(
+        other is not branch and other.target.name == target.name and other.status < 300 and other.target.kind == "trunk"
+        for other in call.context.branches.values()
+    ):
         call.desk.channels.leave(call, trunk_slot(call, target.name))
 
 
@@ -138,7 +141,7 @@ def status_of(call: Call, branch: Branch[Target], response: Response) -> int:
         status = REFUSED
     status = _kept(branch, response, status, desk)
     if status >= 300:
-        left(call, target)
+        left(call, target, branch)
     return status
 
 
@@ -189,7 +192,7 @@ def failed(call: Call, branch: Branch[Target], *, timed_out: bool) -> int:
     if branch.target.route:
         return UNAVAILABLE
     if branch.target.kind == "trunk":
-        left(call, branch.target)
+        left(call, branch.target, branch)
         if not (timed_out and (branch.overdue or branch.provisional)):
             call.desk.trunks.failed(branch.target.name, "timeout" if timed_out else "transport")
     return 408 if timed_out else 503

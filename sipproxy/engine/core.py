@@ -17,12 +17,10 @@ from sipproxy.engine.authenticate import Authenticator
 from sipproxy.engine.call import Call, Phase
 from sipproxy.engine.call_timers import before_trying, bound_reached
 from sipproxy.engine.calls import Calls
-from sipproxy.engine.crew import Crew
 from sipproxy.engine.edge import Edges, Passage
 from sipproxy.engine.ending import dismiss
 from sipproxy.engine.flows import Flows
 from sipproxy.engine.forwarding import Forwarding
-from sipproxy.engine.paths import register_static
 from sipproxy.engine.recover import recover
 from sipproxy.engine.refusals import Refusals
 from sipproxy.engine.registrar import Registrar
@@ -49,6 +47,7 @@ if TYPE_CHECKING:
     from sipproxy.engine.recover import Ended, Unfinished
     from sipproxy.engine.settings import Settings
     from sipproxy.engine.shed import Signals, Verdict
+    from sipproxy.sip.places import Place
 
 __all__ = ["Engine"]
 
@@ -78,7 +77,6 @@ class Engine:
         nonces = NonceSource(key, lifetime_s=nonce_lifetime_s, max_tracked=max_nonces)
         self.auth = Authenticator(self.desk, nonces, key)
         self._registrar = Registrar(self.desk)
-        register_static(self.desk)
         self.refusals = Refusals(self.desk, self.calls)
         self._setup = Setup(self.desk, self.calls, self.auth, self.refusals)
         self._forwarding = Forwarding(self.desk, self._setup)
@@ -87,7 +85,6 @@ class Engine:
         self._replicas = Replicas(self.desk)
         self.shedder = Shedder(self.desk, self.calls, settings.rates)
         self._flows = Flows(self.desk, self.shedder)
-        self.crew = Crew(self.desk, self.auth.guesses, self._setup, self._flows, self._actions)
         self.desk.drops.protectors = [self.auth.guesses.protects, self.calls.protects]
 
     # Events
@@ -162,10 +159,8 @@ class Engine:
                 self._relay_timer(key[1])
             elif key[0] == "edge":
                 self._edges.timer(key[1])
-            elif key[0] == "trunk":
-                desk.trunks.fire(key[1], key[2])
-            elif key[0] == "drops":
-                desk.drops.fire()
+            else:
+                desk.timers[key[0]](*key[1:])
         return self._actions()
 
     @property
@@ -174,7 +169,7 @@ class Engine:
         return self.desk.queue.next_at
 
     def slot_result(
-        self, slot: Slot, *, taken: bool | None, used: int, of_account: int = 0, waited_s: float = 0.0, now: Now
+        self, slot: Slot, *, taken: bool | None, used: int, now: Now, of_account: int = 0, waited_s: float = 0.0
     ) -> list[Action]:
         """The answer to a `TakeSlot`, for which the store was waited for so long; `taken` None when it did not say in time."""
         self.desk.now = now
@@ -193,9 +188,9 @@ class Engine:
         self._flows.closed(flow)
         return self._actions()
 
-    def resolved(self, name: str, hosts: Iterable[str]) -> None:
-        """The shell looked a next hop's name up: these IP addresses are where requests to it go, and responses come from."""
-        self.desk.leads(name, hosts)
+    def resolved(self, hop: Hop, places: Iterable[Place]) -> None:
+        """The shell looked a next hop's name up: these are where requests to it go, and where responses come from."""
+        self.desk.addresses.leads(hop, places)
 
     def end_call(self, call_id: str, now: Now, *, emergency_too: bool = False) -> tuple[str, list[Action]]:
         """End a call for an operator: the phase that it was in, `unknown` where none is live, `emergency` where it is refused.

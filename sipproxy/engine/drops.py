@@ -151,7 +151,7 @@ class Drops:
 
     def _leads_to(self, host: str, network: Network) -> bool:
         """Whether a route's host, an address or a name with the addresses that it led to lately, is in the network."""
-        return any(_holds(network, place) for place in (host, *self._desk.places_of(host)))
+        return any(_holds(network, place) for place in (host, *self._desk.addresses.hosts_of(host)))
 
     # The list
 

@@ -67,7 +67,7 @@ def reach(call: Call, dialog: Dialog, side: Side) -> Flow | Hop:
         return call.desk.location.successor(user, known, call.desk.now.utc_ms) if isinstance(known, Flow) else known
     if dialog.sides is None:
         return known
-    return next_hop(call.desk.settings, dialog.sides[side].next_hop, known)
+    return call.desk.addresses.first(next_hop(call.desk.settings, dialog.sides[side].next_hop, known))
 
 
 def dismiss(call: Call, target: Target, response: Response) -> None:
@@ -80,7 +80,7 @@ def dismiss(call: Call, target: Target, response: Response) -> None:
     desk.count("late_2xx", target.kind)
     tag = response.to.tag
     side = callee_of(response, lambda route: is_ours(route.uri, settings))
-    to = target.to if target.is_customer else next_hop(settings, side.next_hop, target.to)
+    to = target.to if target.is_customer else desk.addresses.first(next_hop(settings, side.next_hop, target.to))
     via = via_of(desk, to)
     if via is None or tag is None:
         return

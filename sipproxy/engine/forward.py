@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Literal
 from sipproxy.sip.digest import parse_credentials
 from sipproxy.sip.errors import ParseError
 from sipproxy.sip.flow import Flow, Hop
-from sipproxy.sip.message import Request, Response, parse_message
 from sipproxy.sip.uri import Uri, parse_uri
 
 if TYPE_CHECKING:
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from sipproxy.engine.state import Desk
     from sipproxy.sip.build import Editor
     from sipproxy.sip.headers import NameAddr
+    from sipproxy.sip.message import Request, Response
 
 __all__ = [
     "CALL_PARAM",
@@ -117,10 +117,10 @@ def own_routes(desk: Desk, request: Request, call: str) -> int:
 
 def hop_of(uri: Uri) -> Hop:
     """The next hop that a SIP URI names (RFC 3263 §4 without look-ups)."""
-    transport = (uri.param(b"transport") or b"udp").decode("ascii", "replace").upper()
-    if uri.scheme == b"sips":
-        transport = "TLS"
-    return Hop(transport, uri.host_text, uri.port or 0)
+    named = uri.param(b"transport")
+    transport = "TLS" if uri.scheme == b"sips" else (named or b"udp").decode("ascii", "replace").upper()
+    hop = Hop(transport, uri.host_text, uri.port or 0)
+    return hop._replace(is_open=named is None and not hop.port and not hop.version)  # RFC 3263 §4.1
 
 
 def listener_of(settings: Settings, to: Flow | Hop) -> Listener | None:
@@ -233,8 +233,7 @@ def forward_request(
     else:
         branch = desk.branch(desk.loop_mark(request, target.uri) if isinstance(target, Target) else b"")
     editor.push(b"Via", _via(listener, branch))
-    sent = parse_message(editor.to_bytes(), max_headers=desk.settings.max_headers + 16)
-    assert isinstance(sent, Request)
+    sent = editor.to_request(max_headers=desk.settings.max_headers + 16)
     return sent, branch
 
 

@@ -116,7 +116,9 @@ def _lasting(dialog: Confirmed) -> tuple[object, ...]:
 
 def _place(to: Flow | Hop) -> Place:
     """A flow without its connection, which does not outlive the process, or a hop."""
-    return Place(to.transport, to.host, to.port, to.listener if isinstance(to, Flow) else -1)
+    if isinstance(to, Flow):
+        return Place(to.transport, to.host, to.port, to.listener)
+    return Place(to.transport, to.host, to.port, domain=to.domain)
 
 
 def _dialogs(call: Call) -> tuple[Confirmed, ...]:

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from sipproxy.sip.build import Editor
 from sipproxy.sip.flow import Flow, Hop
-from sipproxy.sip.message import Request, parse_message
 
 if TYPE_CHECKING:
     from sipproxy.engine.settings import Listener
     from sipproxy.engine.state import Desk
+    from sipproxy.sip.message import Request
 
 __all__ = ["CONNECT_S", "LongRequests"]
 
@@ -77,9 +77,9 @@ class LongRequests:
         editor.replace_first(b"Via", b"SIP/2.0/TCP %s;branch=%s" % (listener.sent_by, branch))
         if not request.has(b"content-length"):
             editor.append(b"Content-Length", b"%d" % len(request.body))  # §18.3
-        sent = parse_message(editor.to_bytes(), max_headers=desk.settings.max_headers + 17)
-        assert isinstance(sent, Request)
-        return sent, Hop("TCP", target.host, target.port, listener.index)
+        sent = editor.to_request(max_headers=desk.settings.max_headers + 17)
+        name = target.domain if isinstance(target, Hop) else ""
+        return sent, Hop("TCP", target.host, target.port, listener.index, name)
 
     def learnt(self, target: Flow | Hop, *, takes_tcp: bool) -> None:
         """A request to this place was answered over TCP, or could not be sent there."""

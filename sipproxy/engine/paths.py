@@ -1,5 +1,5 @@
-"""Registrations that say more than where one device is: a path of proxies to it (RFC 3327), all numbers of a PBX at once
-(`gin`, RFC 6140), and PBXs with a fixed address, which the configuration registers.
+"""Registrations that say more than where one device is: a path of proxies to it (RFC 3327), and all numbers of a PBX at once
+(`gin`, RFC 6140).
 
 Pure. A Path is believed from sources that the configuration names and refused from any other, since calls go where it says.
 """
@@ -10,24 +10,19 @@ import re
 from typing import TYPE_CHECKING
 
 from policy.model import AccountKind
-from sipproxy.engine.forward import hop_of
-from sipproxy.engine.location import STATIC, Binding, request_uri
+from sipproxy.engine.location import Binding, request_uri
 from sipproxy.sip.errors import ParseError
-from sipproxy.sip.flow import Flow
 from sipproxy.sip.headers import parse_name_addr
-from sipproxy.sip.uri import parse_uri
 
 if TYPE_CHECKING:
     from policy.model import Account
-    from sipproxy.engine.state import Desk
     from sipproxy.sip.headers import NameAddr
     from sipproxy.sip.message import Request
 
-__all__ = ["MAX_PATHS", "bulk_fault", "called_at", "has_option", "paths_of", "register_static"]
+__all__ = ["MAX_PATHS", "bulk_fault", "called_at", "has_option", "paths_of"]
 
 MAX_PATHS = 8  # proxies between a device and us: more than any network has
 MAX_PATH_BYTES = 512  # of one value
-FOR_EVER_MS = 1 << 53  # no binding of today's configuration expires by itself
 BULK = re.compile(rb";bnc(?:=[^;?]*)?(?=[;?]|$)", re.IGNORECASE)
 
 
@@ -73,19 +68,3 @@ def called_at(binding: Binding, number: str) -> bytes:
         return contact
     scheme, _, rest = (contact[: found.start()] + contact[found.end() :]).partition(b":")
     return b"%s:%s@%s" % (scheme, number.encode(), rest)
-
-
-def register_static(desk: Desk) -> None:
-    """Put the configured bindings into the location service. They are no business of the store's: each node has its own."""
-    settings = desk.settings
-    for user, contact in settings.static:
-        uri = parse_uri(contact)
-        hop = hop_of(uri)
-        listener = settings.listener_for(hop)
-        if listener is None:
-            desk.note("error", "static_binding_unreachable", account=user, contact=contact.decode("latin-1"))
-            continue
-        flow = Flow(hop.transport, listener.index, hop.host, hop.port or 5060)
-        stored = contact if uri.user is not None else contact + b";bnc"
-        text = stored.decode("latin-1")
-        desk.location.put(user, Binding(STATIC + text, text, flow, (), "", 0, FOR_EVER_MS, node=settings.node))

@@ -300,9 +300,8 @@ def set_privacy(editor: Editor, request: Request, said: Said, *, restricted: boo
 
 def _restore_parties(editor: Editor, response: Response, request: Request, *, both: bool) -> None:
     """From of a response, or From and To, as the request that it answers had them (RFC 3261 §8.2.6.2)."""
-    mine = request.first(b"from") or b""
-    if response.first(b"from") != mine:
-        editor.set(b"From", mine)
+    if response.first(b"from") != request.first(b"from") and not _same(response.from_, request.from_):
+        editor.set(b"From", request.first(b"from") or b"")
     theirs, ours = response.to, request.to
     if both and (theirs.display, theirs.uri.raw) != (ours.display, ours.uri.raw):
         tag = b";tag=" + theirs.tag if ours.tag is None and theirs.tag is not None else b""
@@ -327,6 +326,11 @@ def forward_in_dialog(
             editor.set(b"From", (invite.first(b"to") or b"") + tagged)
     elif strict and not face.address and not _same_person(request.from_, invite.from_):
         editor.set(b"From", invite.first(b"from") or b"")
+
+
+def _same(one: NameAddr, other: NameAddr) -> bool:
+    """Whether both say the same, however they are written: what was not changed is left as it came."""
+    return (one.display, one.uri.raw, one.params) == (other.display, other.uri.raw, other.params)
 
 
 def _same_person(one: NameAddr, other: NameAddr) -> bool:

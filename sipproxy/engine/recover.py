@@ -394,9 +394,9 @@ def _received(desk: Desk, call: str, fact: Confirmed, dialled: str) -> Request:
 def _flow(desk: Desk, place: Place) -> Flow | Hop | None:
     """The place with today's listeners; None when none speaks its transport."""
     if place.listener < 0:
-        found = Hop(place.transport, place.host, place.port)
-        routes = (trunk.hop for trunk in desk.settings.trunks if trunk.hop[:3] == found[:3])
-        return next(routes, found)
+        known = place.transport, place.domain or place.host
+        routes = (trunk.hop.listener for trunk in desk.settings.trunks if trunk.hop[:2] == known)
+        return Hop(place.transport, place.host, place.port, next(routes, -1), place.domain)
     listeners = desk.settings.listeners
     if place.transport == LOOP:
         return Flow(LOOP, min(place.listener, len(listeners) - 1), place.host, 0)

@@ -146,7 +146,7 @@ class Refusals:
             return False
         if brief.key in desk.transactions.servers:
             return False
-        answer = write_unavailable(brief, flow, tag=desk.tokens.mark(brief.branch), retry_s=verdict.retry_s)
+        answer = write_unavailable(brief, flow, tag=desk.tokens.sign(b"tag", brief.branch), retry_s=verdict.retry_s)
         if not desk.may_send(flow, len(answer)):
             desk.count("unanswered", "REGISTER")
             return True

@@ -6,23 +6,24 @@ invariant 6). It changes nothing about the call.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
 from sipproxy.engine import carrier, keep, liveness, session
+from sipproxy.engine.addresses import retry_after_s
 from sipproxy.engine.authenticate import Proven
 from sipproxy.engine.call import Phase
 from sipproxy.engine.causes import cause_of
 from sipproxy.engine.ending import reach
-from sipproxy.engine.forward import forward_request, loosen, next_hop, strict_next, strip_trust
+from sipproxy.engine.forward import forward_request, loosen, next_hop, strict_next, strip_trust, via_of
 from sipproxy.engine.privacy import contact_of, forward_in_dialog, forward_response, is_mask, strip_for_customer
 from sipproxy.engine.sources import Standing, account_of, follow, may_reach, standing
 from sipproxy.engine.takeover import names_a_dialog
 from sipproxy.engine.trunk_auth import answer_challenge
 from sipproxy.sip.build import Editor
 from sipproxy.sip.dialog import after_2xx, after_request
-from sipproxy.sip.flow import LOOP
+from sipproxy.sip.flow import LOOP, Hop
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from sipproxy.engine.calls import Calls, Found
     from sipproxy.engine.state import Desk
     from sipproxy.engine.transactions import Server
-    from sipproxy.sip.flow import Flow, Hop
+    from sipproxy.sip.flow import Flow
     from sipproxy.sip.message import Request, Response
     from sipproxy.sip.uri import Uri
 
@@ -53,12 +54,15 @@ class Relay:
     begun: Now
     asked: session.Asked | None = None  # the session timer that the forwarded request asks for
     route: str = ""  # the trunk route that it goes to
+    others: list[Hop] = field(default_factory=list)  # further addresses of its next hop (RFC 3263 §4.3)
     key: Hashable = None
     provisional: bool = False
     cancelled: bool = False
     done: bool = False
 
-    def response(self, _key: Hashable, response: Response, /) -> None:
+    def response(self, key: Hashable, response: Response, /) -> None:
+        if response.status == 503 and self._goes_elsewhere(key, "503", hold_s=retry_after_s(response.first(b"retry-after"))):
+            return
         if response.status in (401, 407) and self._authenticate(response):
             return
         self.provisional = True
@@ -121,7 +125,31 @@ class Relay:
         keep.refreshed(found.call)
         return True
 
-    def failed(self, _key: Hashable, /, *, timed_out: bool) -> None:
+    def _goes_elsewhere(self, key: Hashable, why: str, *, hold_s: float | None = None) -> bool:
+        """The request could not be served there: whether it is on its way to the next address, by a branch of its own."""
+        desk, client = self.desk, self.desk.transactions.told
+        if client is None or client.key != key or not isinstance(client.target, Hop):
+            return False
+        desk.addresses.failed(client.target, why, hold_s=hold_s)
+        via = via_of(desk, self.others[0]) if self.others and not self.done and not self.cancelled else None
+        if via is None:
+            return False
+        value, branch = via
+        editor = Editor(client.request)
+        editor.replace_first(b"Via", value)
+        request = editor.to_request(max_headers=desk.settings.max_headers + 16)
+        desk.count("addresses_failed_over")
+        if request.method == b"INVITE":
+            desk.queue.cancel(("relay", self.key))
+            desk.queue.set(("relay", (branch, b"INVITE")), desk.now.mono + desk.settings.ring_s)
+        self.key, self.provisional = (branch, request.method), False
+        desk.transactions.new_client(request, branch, self.others.pop(0), self, desk.now.mono, challenged=client.challenged)
+        return True
+
+    def failed(self, key: Hashable, /, *, timed_out: bool) -> None:
+        """The request had no answer, or could not be sent. Whoever waited for Timer F has given up by the next address."""
+        if not timed_out and self._goes_elsewhere(key, "transport"):
+            return
         if not self.done:
             self.done = True
             self.desk.queue.cancel(("relay", self.key))
@@ -180,6 +208,7 @@ class Relays:
         if carrier.route_of(found.call, found.dialog, to_caller=not found.from_caller):
             found.dialog.shift.apply(editor, request)
         if request.method == b"ACK":
+            to = desk.addresses.first(to)
             built = forward_request(desk, request, to, editor=editor, mark=found.call.mark, stateless=True)
             if built is not None:
                 desk.transactions.send_ack(built[0], to)
@@ -224,7 +253,10 @@ class Relays:
         desk = self._desk
         server = desk.transactions.new_server(request, desk.reply_target(request, flow), desk.now.mono)
         route = carrier.route_of(found.call, found.dialog, to_caller=not found.from_caller)
-        relay = Relay(desk, server, found, desk.now, route=route)
+        others: list[Hop] = []
+        if isinstance(to, Hop):
+            to, *others = desk.addresses.choose(to)
+        relay = Relay(desk, server, found, desk.now, route=route, others=others)
         server.user = relay
         if found.call.phase is Phase.ANSWERED and not found.call.is_emergency:
             terms = desk.settings.session_terms

@@ -114,9 +114,11 @@ class Settings:
     path_sources: tuple[Network, ...] = ()  # of REGISTERs with a Path
     service_routes: tuple[bytes, ...] = ()  # name-addr values
     static: tuple[tuple[str, bytes], ...] = ()  # account and contact URI of PBXs with a fixed address
+    static_ping_s: float = 0.0  # between two OPTIONS that ask each of them; 0: none
     flow_timer_s: int = 0  # RFC 5626 §4.4, told to devices that keep flows apart; 0: not told
     setup_s: float = 60.0
     route_s: float = 6.0
+    dead_s: float = 60.0  # that an address which failed is tried after the others
     ring_s: float = 180.0
     maximum_s: float = 43200.0
     reap_s: float = 7200.0
@@ -139,8 +141,6 @@ class Settings:
     contact_networks: tuple[Network, ...] = ()  # that contacts may name although no router is reached there
     carrier_headers: tuple[bytes, ...] = ()  # beginnings of header names, lower case, that customers may not send
     timers: Timers = field(default_factory=Timers)
-    worker: int = 0  # which of the node's workers this is, counted from 1; 0: the node is one process
-    siblings: frozenset[str] = frozenset()  # the names of all of them in the store
 
     @property
     def session_terms(self) -> Terms:

@@ -35,6 +35,9 @@ MAX_CREDIT = 65_536  # bytes that a source may get back at most for what it sent
 STEP_UP = 2  # samples in a row above the mark until one more kind is refused: one is a hiccup
 FULL = 0.8  # of the transaction tables
 CALM = 0.5  # of a mark; what stays below it for a while is calm
+# What has waited for T1 is repeated by who sent it (RFC 3261 §17.1.2.2): its answer would come too late, and all others would
+# be later for it. Until the node has caught up only calls are looked at.
+BEHIND_S = 0.5
 CALM_S = 1.0  # without a sign of load until one kind less is refused
 
 # What scanners of the internet call themselves. Anybody can call himself otherwise: this is only who goes first.
@@ -95,6 +98,9 @@ class Verdict(NamedTuple):
     user: str = ""  # an account with a live binding over this flow
 
 
+_BEHIND = Verdict("behind")
+
+
 def may_be_emergency(data: bytes) -> bool:
     """Whether an INVITE can be a call for help, from the bytes of its first line; in doubt it is.
 
@@ -109,15 +115,15 @@ def may_be_emergency(data: bytes) -> bool:
 
 def kind_of(data: bytes) -> Kind:
     """What a message is that begins with its first line (line ends before it are for the caller to strip)."""
+    if data.startswith(b"REGISTER "):  # outside every dialog, To tag or not (RFC 3261 §10.2)
+        return Kind.REGISTER if _FIRST_LINE.match(data) is not None and _SCANNER.search(data) is None else Kind.SCANNER
     if data.startswith((b"SIP/2.0 ", b"ACK ", b"CANCEL ", b"sip/2.0 ")) or _TO_TAG.search(data) is not None:
         return Kind.PART
     if data.startswith(b"INVITE ") and may_be_emergency(data):
         return Kind.PART
     if _FIRST_LINE.match(data) is None or _SCANNER.search(data) is not None:
         return Kind.SCANNER
-    if data.startswith(b"INVITE "):
-        return Kind.INVITE
-    return Kind.REGISTER if data.startswith(b"REGISTER ") else Kind.OPTIONS
+    return Kind.INVITE if data.startswith(b"INVITE ") else Kind.OPTIONS
 
 
 class Shedder:
@@ -138,6 +144,7 @@ class Shedder:
         self._high = 0
         self._middling = 0
         self._high_at = 0.0
+        self._is_behind = False
         desk.may_send = self.may_send
 
     def check(self, data: bytes, flow: Flow, *, kind: Kind | None = None) -> Verdict | None:
@@ -154,7 +161,9 @@ class Shedder:
         desk = self._desk
         user, sharing = desk.location.accounts_at(flow, desk.now.utc_ms)
         verdict = self._again(data, flow) if kind is Kind.INVITE else None
-        if verdict is None and user:
+        if self._is_behind and kind <= (Kind.REGISTER if user else Kind.INVITE):
+            verdict = _BEHIND
+        elif verdict is None and user:
             verdict = self._customer(kind, data, flow, user, sharing)
         elif verdict is None:
             verdict = self._source(kind, data, flow, source)
@@ -272,6 +281,7 @@ class Shedder:
         desk = self._desk
         now = desk.now.mono
         self.pace.observe(signals.lag_s + signals.wait_s, now)
+        self._is_behind = signals.wait_s >= BEHIND_S
         pressure, bound = self._pressure(signals)
         self._high = self._high + 1 if pressure >= 1.0 else 0
         self._middling = self._middling + 1 if pressure >= CALM else 0

@@ -83,7 +83,7 @@ def may_reach(desk: Desk, found: Found, to: Flow | Hop) -> bool:
     """Whether a request within the dialog may go there: to its other party, not to whom the sender wrote into Route or
     Request-URI."""
     known = found.dialog.to if found.from_caller else found.call.flow
-    if to == known or isinstance(to, Flow) or _same_host(to.host, known.host):
+    if to == known or isinstance(to, Flow) or _same_host(to.host, known.host) or to.host == _name_of(known):
         return True
     side = Side.CALLEE if found.from_caller else Side.CALLER
     if any(_same_host(host, to.host) and port == to.port for host, port in _named(found, side)):
@@ -140,12 +140,18 @@ def may_answer(desk: Desk, target: Flow | Hop, flow: Flow) -> bool:
         return _same_host(target.host, flow.host)
     if desk.peers.has_host(target.host):
         return desk.peers.is_node(flow)
-    places = (target.host,) if target.version else desk.places_of(target.host)
+    name = _name_of(target)
+    places = (target.host,) if not name else (*desk.addresses.hosts_of(name), *((target.host,) if target.version else ()))
     if not places or any(_same_host(host, flow.host) for host in places):
         return True
     asked = [Flow(target.transport, 0, host, target.port, 0, flow.names) for host in places]
     routes = [route for route in desk.settings.trunks if route.matches(flow)]
-    return any(route.hop.host == target.host or any(map(route.matches, asked)) for route in routes)
+    return any(route.hop.host in (target.host, name) or any(map(route.matches, asked)) for route in routes)
+
+
+def _name_of(known: Flow | Hop) -> str:
+    """The DNS name that a next hop was known by; "" for an address alone."""
+    return "" if isinstance(known, Flow) else known.domain or ("" if known.version else known.host)
 
 
 def _is_carriers(desk: Desk, found: Found, known: Flow | Hop, flow: Flow, *, marked: bool) -> bool:
@@ -160,7 +166,7 @@ def _is_carriers(desk: Desk, found: Found, known: Flow | Hop, flow: Flow, *, mar
     exact = flow.transport == "UDP" and not found.call.is_emergency
     if any(_same_host(host, flow.host) and (not exact or (port or 5060) == flow.port) for host, port in named):
         return True
-    return marked and isinstance(known, Hop) and not known.version and (route is None or not route.networks)
+    return marked and bool(_name_of(known)) and (route is None or not route.networks)
 
 
 def _may_speak(route: TrunkRoute | None, known: Flow | Hop, flow: Flow) -> bool:

@@ -7,20 +7,21 @@ from __future__ import annotations
 
 import hmac
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from policy.emergency import service_of
 from sipproxy.engine.actions import Action, Note, Now, SendTo
+from sipproxy.engine.addresses import Addresses
 from sipproxy.engine.channels import Channels
 from sipproxy.engine.drops import Drops
 from sipproxy.engine.forward import BRANCH, LOOP_MARK, loop_mark_of
 from sipproxy.engine.location import Location
 from sipproxy.engine.long_requests import LongRequests
 from sipproxy.engine.peers import Peers
-from sipproxy.engine.steering import mark_of
+from sipproxy.engine.statics import Statics
 from sipproxy.engine.tokens import Tokens
 from sipproxy.engine.transactions import Server, Transactions
 from sipproxy.engine.trunks import Trunks
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 __all__ = ["Desk", "reason_header"]
 
 Headers = Sequence[tuple[bytes, bytes]]
-MAX_NAMES = 1024  # of next hops; the one that was looked up least recently goes first, and its branch then has to do
 OPTIONAL = frozenset([b"Allow", b"Accept", b"Reason"])  # what a stranger's answer goes without where it would be too long
 
 
@@ -67,15 +67,14 @@ class Desk:
         self.loops = False  # whether calls have been forwarded, so that actions may be for ourselves
         # Whether so many bytes may go to whoever sent from this flow (engine.shed).
         self.may_send: Callable[[Flow, int], bool] = lambda flow, size: True  # noqa: ARG005
-        self._places: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {}  # name -> where it led before, and where it does
         self.heard_by: Flow | None = None  # the flow of the response that is being handled
         # Whether this nonce was given to whoever sends from this flow (engine.authenticate).
         self.gave_nonce: Callable[[bytes, Flow], bool] = lambda nonce, flow: False  # noqa: ARG005
         self.closed: set[str] = set()  # reasons for taking no new calls but emergencies
-        self.location = Location(settings.max_bindings, settings.node, settings.siblings)
+        self.addresses = Addresses(self)
+        self.location = Location(settings.max_bindings, settings.node)
         self.peers = Peers(settings)
-        self._worker = mark_of(settings.worker)
-        self.tokens = Tokens(key, self._worker)
+        self.tokens = Tokens(key)
         self.long_requests = LongRequests(self)
         self.transactions = Transactions(
             settings.timers,
@@ -86,26 +85,19 @@ class Desk:
         )
         self.channels = Channels(self)
         self.trunks = Trunks(self)
+        self.statics = Statics(self)
         self.drops = Drops(self)
+        self.timers: dict[object, Callable[..., None]] = {  # whose they are, by the first part of their keys
+            "addresses": self.addresses.fire,
+            "drops": self.drops.fire,
+            "pbx": self.statics.fire,
+            "trunk": self.trunks.fire,
+        }
 
     def take_actions(self) -> list[Action]:
         actions = self.out[:]
         self.out.clear()  # the same list stays: the transaction layer holds its append
         return actions
-
-    def leads(self, name: str, hosts: Iterable[str]) -> None:
-        """A DNS name leads to these IP addresses; the answer before this one counts for as long as no other one comes."""
-        former, latest = self._places.pop(name, ((), ()))
-        found = tuple(hosts)
-        self._places[name] = (latest, found) if found != latest else (former, latest)
-        if len(self._places) > MAX_NAMES:
-            del self._places[next(iter(self._places))]
-            self.count("names_forgotten", "full")
-
-    def places_of(self, name: str) -> tuple[str, ...]:
-        """The IP addresses that a name led to lately; () for one that was not looked up."""
-        former, latest = self._places.get(name, ((), ()))
-        return former + latest
 
     def count(self, *name: str) -> None:
         self.counters[name] += 1
@@ -133,7 +125,7 @@ class Desk:
 
     def branch(self, mark: bytes = b"", *, seed: bytes = b"") -> bytes:
         """A branch of ours with `mark` at its end; random, or with `seed` the same for the same."""
-        unique = self._worker + (self.tokens.sign(b"seed", seed) if seed else self.token().encode())
+        unique = self.tokens.sign(b"seed", seed) if seed else self.token().encode()
         return BRANCH + unique + self.tokens.sign(b"branch", unique, mark) + mark
 
     def is_own_branch(self, branch: bytes) -> bool:

@@ -89,7 +89,10 @@ def binding_groups(desk: Desk, user: str, number: str) -> Groups:
             path = [value.encode("latin-1") for value in binding.path]
             to = hop_of(parse_name_addr(path[0]).uri)
             target: Target | None = Target(uri, to, "binding", user, path=b", ".join(path))
-        elif desk.location.is_near(binding):
+        elif desk.statics.is_dead(user, binding):
+            desk.count("pbx_passed_over", user)
+            target = None
+        elif desk.location.is_own(binding):
             target = Target(uri, binding.flow, "binding", user)
         else:
             target = target_at(desk, user, binding, uri)

@@ -16,6 +16,8 @@ from typing import TypeVar
 
 import msgspec
 
+from sipproxy.sip.mac import Mac
+
 __all__ = ["Tokens"]
 
 MAC_BYTES = 12  # 96 bits: RFC 2104 §5 asks for no fewer than 80
@@ -28,28 +30,23 @@ _encode = msgspec.msgpack.Encoder().encode
 
 
 class Tokens:
-    """Seals and opens the tokens of one node; `key` is its secret and stays the same over restarts.
+    """Seals and opens the tokens of one node; `key` is its secret and stays the same over restarts."""
 
-    `mark` stands before each token, to tell which of the node's workers made it (`engine.steering`); it proves nothing.
-    """
-
-    def __init__(self, key: bytes, mark: bytes = b"") -> None:
-        self._begin = mark + b"." if mark else b""
-        self._mac_key = hashlib.sha256(b"token-mac" + key).digest()
-        self._stream_key = hashlib.sha256(b"token-stream" + key).digest()
+    def __init__(self, key: bytes) -> None:
+        self._mac_of = Mac(hashlib.sha256(b"token-mac" + key).digest())
+        self._stream = Mac(hashlib.sha256(b"token-stream" + key).digest())
         self._sign_key = hashlib.sha256(b"token-sign" + key).digest()
 
     def seal(self, content: msgspec.Struct, context: bytes = b"") -> bytes:
         """A token of characters that a URI parameter may hold (RFC 3261 §25.1); it opens with the same `context` alone."""
         plain = _encode(content)
         mac = self._mac(type(content), plain, context)
-        return self._begin + urlsafe_b64encode(mac + self._masked(plain, mac)).rstrip(b"=")
+        return urlsafe_b64encode(mac + self._masked(plain, mac)).rstrip(b"=")
 
     def open(self, kind: type[T], token: bytes, context: bytes = b"") -> T | None:
         """What was sealed; None for a token of another kind, context or node, and for one that somebody made up."""
         if len(token) > MAX_BYTES:
             return None
-        token = token.rpartition(b".")[2]
         try:
             data = urlsafe_b64decode(token + b"=" * (-len(token) % 4))
         except ValueError:
@@ -62,10 +59,6 @@ class Tokens:
         except (msgspec.MsgspecError, ValueError):
             return None  # sealed by an earlier version, with other fields
 
-    def mark(self, of: bytes) -> bytes:
-        """64 bits in hexadecimal, the same for the same: a To tag where nothing is proven by it and time is short."""
-        return hashlib.blake2b(of, key=self._mac_key, digest_size=8, person=b"mark").hexdigest().encode()
-
     def sign(self, purpose: bytes, *parts: bytes) -> bytes:
         """A mark of 80 bits in hexadecimal over all parts; another purpose or other parts have another one."""
         mac = hashlib.blake2b(b"%b\0" % purpose, digest_size=MARK_BYTES, key=self._sign_key)
@@ -76,8 +69,8 @@ class Tokens:
 
     def _mac(self, kind: type, plain: bytes, context: bytes) -> bytes:
         text = b"\0".join((kind.__name__.encode(), hashlib.sha256(context).digest(), plain))
-        return hmac.digest(self._mac_key, text, "sha256")[:MAC_BYTES]
+        return self._mac_of.digest(text)[:MAC_BYTES]
 
     def _masked(self, data: bytes, mac: bytes) -> bytes:
-        mask = b"".join(hmac.digest(self._stream_key, mac + bytes([n]), "sha256") for n in range(-(-len(data) // 32)))
+        mask = b"".join(self._stream.digest(mac + bytes([n])) for n in range(-(-len(data) // 32)))
         return (int.from_bytes(data, "big") ^ int.from_bytes(mask[: len(data)], "big")).to_bytes(len(data), "big")

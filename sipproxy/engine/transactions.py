@@ -246,10 +246,6 @@ class Transactions:
             if not keys:
                 del self._by_flow[target]
 
-    def connections(self) -> list[Flow]:
-        """The connections that something was sent by and may yet be answered on."""
-        return list(self._by_flow)
-
     def flow_closed(self, flow: Flow, now: float) -> None:
         """A connection ended: what was sent by it and has not been heard of did not arrive, or its answer cannot come."""
         for key in list(self._by_flow.get(flow, ())):
@@ -336,4 +332,5 @@ class Transactions:
             else:
                 if client.instead is not None and self._long_requests is not None:
                     self._long_requests.learnt(client.target, takes_tcp=False)  # somebody accepts connections and says nothing
+                self.told = client
                 client.user.failed(client.key, timed_out=isinstance(action, TimedOut))

@@ -12,7 +12,6 @@ from sipproxy.engine.forward import loop_mark_of, via_of
 from sipproxy.sip.build import Editor
 from sipproxy.sip.digest import ALGORITHMS, Challenge, parse_challenge, write_credentials
 from sipproxy.sip.errors import ParseError
-from sipproxy.sip.message import Request, parse_message
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     from sipproxy.engine.settings import TrunkRoute
     from sipproxy.engine.state import Desk
     from sipproxy.engine.transactions import ClientUser
-    from sipproxy.sip.message import Response
+    from sipproxy.sip.message import Request, Response
 
 __all__ = ["Answered", "AuthenticatedBye", "answer_challenge", "challenge_of", "credentials_for"]
 
@@ -88,8 +87,7 @@ def answer_challenge(desk: Desk, name: str, response: Response, user: ClientUser
     editor.replace_first(b"Via", value)
     editor.set(b"CSeq", b"%d %s" % (sent.cseq.number + 1, sent.method))
     editor.append(*header)
-    request = parse_message(editor.to_bytes(), max_headers=desk.settings.max_headers + 16)
-    assert isinstance(request, Request)
+    request = editor.to_request(max_headers=desk.settings.max_headers + 16)
     key = desk.transactions.new_client(request, branch, client.target, user, desk.now.mono, challenged=client.challenged + 1)
     desk.trunks.challenged(name, "answered")
     return Answered(key, request, header)

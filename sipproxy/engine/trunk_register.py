@@ -9,6 +9,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from sipproxy.engine.addresses import MAX_TRIED, retry_after_s
 from sipproxy.engine.forward import hop_uri, listener_of, via_of
 from sipproxy.engine.trunk_auth import credentials_for
 from sipproxy.sip.build import write_request
@@ -50,6 +51,8 @@ class Registration:
         self._cseq = 0
         self._key: Hashable = None  # of the REGISTER under way
         self._answers = 0  # to challenges in this round
+        self._to = route.hop  # the address that was asked last
+        self._tried = 0  # addresses in this round that failed
 
     def view(self) -> dict[str, object]:
         state = str(self.state)
@@ -64,12 +67,13 @@ class Registration:
 
     def send(self) -> None:
         """Begin a round: ask for the binding, or for its refresh."""
-        self._answers = 0
+        self._answers = self._tried = 0
         self._send(None)
 
     def _send(self, credentials: tuple[bytes, bytes] | None) -> None:
         desk, route = self._desk, self._route
-        via, listener = via_of(desk, route.hop), listener_of(desk.settings, route.hop)
+        self._to = desk.addresses.choose(route.hop)[0]
+        via, listener = via_of(desk, self._to), listener_of(desk.settings, self._to)
         if via is None or listener is None:
             self._again(RegistrationState.SILENT)
             return
@@ -91,7 +95,7 @@ class Registration:
         ]
         request = parse_message(write_request(b"REGISTER", self._uri, headers))
         assert isinstance(request, Request)
-        self._key = desk.transactions.new_client(request, branch, route.hop, self, desk.now.mono)
+        self._key = desk.transactions.new_client(request, branch, self._to, self, desk.now.mono)
 
     @property
     def _domain(self) -> bytes:
@@ -106,6 +110,9 @@ class Registration:
         if key != self._key or response.status < 200:
             return
         self._key = None
+        if response.status == 503 and self._elsewhere("503", retry_after_s(response.first(b"retry-after"))):
+            return
+        self._desk.addresses.heard(self._to, response.status)
         self.status = response.status
         self._heard(response.status)
         if response.is_success:
@@ -121,8 +128,22 @@ class Registration:
         """Silence, or a transport failure."""
         if key == self._key:
             self._key = None
+            if self._elsewhere("timeout" if timed_out else "transport"):
+                return
             self._desk.trunks.failed(self._route.name, "timeout" if timed_out else "transport")
             self._again(RegistrationState.SILENT)
+
+    def _elsewhere(self, why: str, hold_s: float | None = None) -> bool:
+        """This address failed: whether another one that lives is asked (RFC 3263 §4.3)."""
+        addresses = self._desk.addresses
+        addresses.failed(self._to, why, hold_s=hold_s)
+        self._tried += 1
+        following = addresses.choose(self._route.hop)[0]
+        if self._tried >= MAX_TRIED or addresses.is_dead(following) or following == self._to:
+            return False
+        self._answers = 0
+        self._send(None)
+        return True
 
     def _authenticate(self, response: Response) -> bool:
         again = self._answers > 0
@@ -159,7 +180,7 @@ class Registration:
 
     def _granted(self, response: Response) -> int | None:
         """§10.2.4: the lifetime of our Contact, else Expires, else what we asked for."""
-        listener = listener_of(self._desk.settings, self._route.hop)
+        listener = listener_of(self._desk.settings, self._to)
         mine = b"@" + listener.sent_by if listener is not None else b""
         try:
             contacts = [contact for contact in response.contacts if not contact.is_star]

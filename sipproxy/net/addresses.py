@@ -38,11 +38,17 @@ def is_here(host: str) -> bool:
 
 async def follow_addresses(transports: Transports, log: structlog.stdlib.BoundLogger) -> None:
     """Close and open the listeners as their addresses go and come, until cancelled; returns where netlink is not to be had,
-    which is logged once."""
+    which is logged once, as soon as all are open."""
+    for listener in transports.away:
+        log.warning("listener", listener=listener, change="absent")  # its address was not there at the start
     try:
         sock = _netlink()
     except (OSError, AttributeError) as error:  # no such family: not Linux, or a unit that does not allow it
         log.warning("addresses_not_watched", problem=str(error))
+        while transports.away:  # those that were not there at the start would never be opened
+            await asyncio.sleep(RETRY_S)
+            for listener, change in await transports.match_addresses():
+                log.warning("listener", listener=listener, change=change)
         return
     loop, changed = asyncio.get_running_loop(), asyncio.Event()
     changed.set()  # an address may have gone since its listener was bound

@@ -11,13 +11,14 @@ message means.
 from __future__ import annotations
 
 import asyncio
+import errno
 import ipaddress
 import socket
 from typing import TYPE_CHECKING
 
 from sipproxy.net.connection import Connection, StreamLimits
 from sipproxy.net.tls import name_matches
-from sipproxy.sip.flow import CONNECTION_STEP, is_literal, source_of
+from sipproxy.sip.flow import is_literal, source_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Hashable
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from sipproxy.net.tls import Tls
     from sipproxy.sip.errors import ParseError
 
-__all__ = ["StreamLimits", "StreamListener", "bind_stream"]
+__all__ = ["StreamLimits", "StreamListener"]
 
 BACKLOG = 1024
 ACCEPT_PAUSE_S = 0.1  # after an accept that failed
@@ -51,13 +52,11 @@ class StreamListener:
         on_refused: Callable[[bytes, ParseError, str, int, int], None] | None = None,
         limits: StreamLimits | None = None,
         tls: Tls | None = None,
-        take: Callable[[], socket.socket] | None = None,
-        worker: int = 0,
+        may_wait: bool = False,
     ) -> None:
         """Bind to an IP literal; port 0 takes a free one. Raises OSError when that is not possible, ValueError for a name.
 
-        With `take` the socket is what it gives, each time that one is needed. The numbers of the connections say to which
-        `worker` of the node they belong (`engine.steering`).
+        With `may_wait` an address that is not on this machine yet makes a closed listener, which `reopen` opens.
         """
         self.limits = limits or StreamLimits()
         self.tls = tls
@@ -81,22 +80,30 @@ class StreamListener:
         self._per_source: dict[str, int] = {}
         # How many customers are known at an address: behind a carrier-grade NAT that are many, and each has a connection.
         self.customers_at: Callable[[str], int] = lambda host: 0  # noqa: ARG005
-        self._last_id, self._step = worker, CONNECTION_STEP if worker else 1
+        self._last_id = 0
         self._connecting: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
         self._accepting: asyncio.Task[None] | None = None
         self._closing = False
         self._all_closed = asyncio.Event()
-        self._take_socket = take
-        self._socket = take() if take is not None else bind_stream(address, port)
         self._local = (address, 0)  # A trunk knows us by the address we listen on.
-        self.address: tuple[str, int] = self._socket.getsockname()[:2]
+        try:
+            self._socket = _bind(address, port)
+            self.address: tuple[str, int] = self._socket.getsockname()[:2]
+        except OSError as error:
+            if not (may_wait and port and error.errno == errno.EADDRNOTAVAIL):
+                raise
+            self._socket, self.address = socket.socket(), (address, port)
+            self._socket.close()
+            self._closing = True
 
     def __len__(self) -> int:
         return len(self._connections)
 
     async def start(self) -> None:
-        """Accept connections on the running event loop from now on."""
+        """Accept connections on the running event loop from now on, where the listener is open."""
+        if self._closing:
+            return
         loop = asyncio.get_running_loop()
         if self.tls is not None:
             self._socket.listen(BACKLOG)
@@ -131,7 +138,7 @@ class StreamListener:
 
     async def reopen(self) -> None:
         """Bind to the same address again after `close`, and accept connections. Raises OSError when it cannot be had."""
-        self._socket = self._take_socket() if self._take_socket is not None else bind_stream(*self.address)
+        self._socket = _bind(*self.address)
         self._closing = False
         await self.start()
 
@@ -186,7 +193,7 @@ class StreamListener:
         if connection.accepted and count >= self.limits.connections_per_source + self.customers_at(connection.host):
             return "too_many_from_source"
         self._per_source[source] = count + 1
-        self._last_id += self._step
+        self._last_id += 1
         connection.number = self._last_id
         self._connections[connection.number] = connection
         return ""
@@ -307,8 +314,7 @@ def _socket(address: str) -> socket.socket:
     return sock
 
 
-def bind_stream(address: str, port: int) -> socket.socket:
-    """A bound socket that does not listen yet. Raises OSError, and ValueError for a name."""
+def _bind(address: str, port: int) -> socket.socket:
     sock = _socket(address)  # What is set here, the accepted connections inherit.
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

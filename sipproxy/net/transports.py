@@ -1,16 +1,15 @@
 """All listeners of a node behind one `send`: flows are sent on as they are, hops are resolved first (RFC 3261 §18, RFC 3263).
 
-A hop whose host is a literal leaves at once; a name waits for the resolver without holding up anything else. Where
-an address of a name cannot be sent to, the message goes to the next one, and that address is tried last for a minute. Left out:
-further addresses after silence or a 503, which need a new transaction (RFC 3263 §4.3).
+A hop whose host is a literal leaves at once; a name waits for the resolver without holding up anything else, and is told to the
+engine with its addresses. Left out: the next address after a failure, which needs a new transaction (RFC 3263 §4.3) and is the
+engine's to choose (engine/addresses.py).
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from sipproxy.net.addresses import is_here
 from sipproxy.net.passed import Passed
@@ -20,33 +19,18 @@ from sipproxy.sip.flow import Flow, Hop
 from sipproxy.sip.stun import is_stun
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable, Hashable, Iterable, Sequence
 
     from sipproxy.net.resolver import Resolver
     from sipproxy.net.tls import Tls
     from sipproxy.sip.errors import ParseError
+    from sipproxy.sip.places import Place
 
 __all__ = ["Transports"]
 
 MAX_LOOKUPS = 1000  # names being resolved at once; beyond that a send fails as if the transport had
 MAX_PORT_TRIES = 20
-MAX_WAYS = 1000  # messages to names of several addresses whose failure may yet be told
-MAX_DEAD = 10_000  # addresses that are tried last
-DEAD_S = 60.0  # that an address which failed is tried last (RFC 3263 §4.3)
 AHEAD_S = 4.0  # before a record's time is over that `look_ahead` asks anew: below the least that the resolver keeps one
-AGAIN_S = 2.0  # after sending, within which a failure leads to the next address: nobody has taken the message
-
-
-class _Way(NamedTuple):
-    """A message on its way to one of a name's addresses, and those that are left; `at` is when it was sent (monotonic s)."""
-
-    target: Hop
-    data: bytes
-    connect_s: float
-    place: Flow
-    left: list[Flow]
-    at: float
 
 
 class Transports:
@@ -67,18 +51,9 @@ class Transports:
         *,
         message_bytes: int = 65535,
         tls: Tls | None = None,
-        take: Callable[[int], socket.socket] | None = None,
-        worker: int = 0,
     ) -> None:
-        """`tls` is needed where a listener's transport is TLS.
-
-        In a node of several workers this is one of them, and `take` gives the listener's socket of this index.
-        """
-        self._take_socket, self._worker = take, worker
-        # Brings what is for another worker's connection there; where that is not possible the key has failed.
-        self.send_elsewhere: Callable[[Flow, bytes, Hashable | None], None] = lambda flow, data, key: None  # noqa: ARG005
-        self.on_stray: Callable[[int, bytes, str, int], None] = lambda index, quoted, host, port: None  # noqa: ARG005
-        self._resolver = resolver
+        """`tls` is needed where a listener's transport is TLS."""
+        self.resolver = resolver
         self._on_message = on_message
         self._on_failed = on_failed
         self._on_refused = on_refused
@@ -88,17 +63,16 @@ class Transports:
         self._listeners: list[UdpListener | StreamListener] = []
         self._by_kind: dict[tuple[str, int], int] = {}  # (transport, IP version) -> the first listener
         self._lookups: set[asyncio.Task[None]] = set()
-        self._ways: OrderedDict[Hashable, _Way] = OrderedDict()
-        self._dead: OrderedDict[tuple[str, str, int], float] = OrderedDict()  # transport, IP, port -> until when, monotonic
         self.failures: dict[str, int] = {}
-        self.on_resolved: Callable[[str, Sequence[str]], None] = lambda name, hosts: None  # noqa: ARG005  # for each look-up
+        self.on_resolved: Callable[[Hop, Sequence[Place]], None] = lambda hop, places: None  # noqa: ARG005  # for each look-up
         self.customers_at: Callable[[str], int] = lambda host: 0  # noqa: ARG005  # each may have a connection
         self.watchers: list[Callable[[Passed], None]] = []  # are told each message that passes
 
     def bind(self, listens: Sequence[tuple[str, str, int]], *, next_free: bool = False) -> list[tuple[str, str, int]]:
         """Bind (transport, IP, port) each; what was taken. With `next_free` a busy port is replaced by one of the next 20.
 
-        Raises OSError when an address cannot be had.
+        A listener whose address is not on this machine yet stays closed until `match_addresses` finds it there. Raises OSError
+        when an address cannot be had.
         """
         taken: list[tuple[str, str, int]] = []
         moved: dict[int, int] = {}
@@ -120,23 +94,19 @@ class Transports:
 
     def _listener(self, index: int, transport: str, host: str, port: int) -> UdpListener | StreamListener:
         take = self._take
-        sockets = self._take_socket
-        own = (lambda: sockets(index)) if sockets is not None else None
         if transport == "UDP":
 
             def datagram(data: bytes, source: str, source_port: int) -> None:
                 take(data, Flow("UDP", index, source, source_port))
 
-            udp = UdpListener(
+            return UdpListener(
                 host,
                 port,
                 datagram,
-                on_failed=lambda key, _: self._failed(key),
+                on_failed=lambda key, _: self._on_failed(key),
                 max_datagram=self._message_bytes,
-                take=own,
+                may_wait=True,
             )
-            udp.on_stray = lambda quoted, to, to_port: self.on_stray(index, quoted, to, to_port)
-            return udp
 
         def flow_of(source: str, source_port: int, connection: int) -> Flow:
             return Flow(transport, index, source, source_port, connection, stream.names(connection))
@@ -155,13 +125,12 @@ class Transports:
             host,
             port,
             message,
-            on_failed=lambda key, _: self._failed(key),
+            on_failed=lambda key, _: self._on_failed(key),
             on_refused=refused,
             on_closed=closed,
             limits=StreamLimits(message_bytes=self._message_bytes),
             tls=self._tls if transport == "TLS" else None,
-            take=own,
-            worker=self._worker,
+            may_wait=True,
         )
         stream.customers_at = self._customers_at
         return stream
@@ -173,20 +142,6 @@ class Transports:
         if self.watchers:
             self._show(flow, data, outgoing=False)
         self._on_message(data, flow)
-
-    def datagram(self, index: int, data: bytes, host: str, port: int) -> None:
-        """A datagram that came by another worker's socket of the listener with this index."""
-        self._take(data, Flow("UDP", index, host, port))
-
-    def failed(self, key: Hashable) -> None:
-        """What another worker was to send for this key did not go out."""
-        self._failed(key)
-
-    def unreachable(self, index: int, quoted: bytes, host: str, port: int) -> None:
-        """Another worker's socket of this listener heard that a datagram which begins so did not get there."""
-        listener = self._listeners[index]
-        assert isinstance(listener, UdpListener)
-        listener.unreachable(quoted, host, port, stray=True)
 
     def _show(self, flow: Flow, data: bytes, *, outgoing: bool) -> None:
         if is_stun(data):
@@ -212,8 +167,7 @@ class Transports:
         """
         changes: list[tuple[str, str]] = []
         for listener in self._listeners:
-            host, port = listener.address
-            here = is_here(host)
+            here = is_here(listener.address[0])
             if here == listener.is_open:
                 continue
             change = "opened" if here else "closed"
@@ -224,13 +178,13 @@ class Transports:
                     await (listener.reopen() if here else listener.close("address"))
             except OSError as error:  # the port has been taken, or the address is gone again
                 change = error.strerror or str(error)
-            changes.append((f"{_transport_of(listener).lower()} {host}:{port}", change))
+            changes.append((_shown(listener), change))
         return changes
 
     @property
-    def away(self) -> int:
-        """Listeners that are closed because their address is not on this machine."""
-        return sum(not listener.is_open for listener in self._listeners)
+    def away(self) -> list[str]:
+        """The listeners that are closed because their address is not on this machine."""
+        return [_shown(listener) for listener in self._listeners if not listener.is_open]
 
     async def close(self) -> None:
         """Close every listener. Harmless when repeated."""
@@ -249,14 +203,11 @@ class Transports:
         With `connect_s` a connection that is not open after so many seconds is a failure, and the data is not sent any more.
         """
         if isinstance(target, Flow):
-            if self._worker and target.connection and target.worker != self._worker:
-                self.send_elsewhere(target, data, key)
-            else:
-                self._transmit(target, data, key)
+            self._transmit(target, data, key)
             return
-        found = self._resolver.literal(target.host, target.port, target.transport)
-        if found:
-            self._reach(target, found, data, key, connect_s)
+        place = self.resolver.literal(target.host, target.port, target.transport)
+        if place is not None:
+            self._reach(target, [place], data, key, connect_s)
         elif len(self._lookups) >= MAX_LOOKUPS:
             self._fail("too_many_lookups", key)
         else:
@@ -268,11 +219,14 @@ class Transports:
         """Look up the names among these, and again before their records run out: what is sent there does not wait."""
         await asyncio.gather(*(self._known(hop, AHEAD_S) for hop in set(hops) if not hop.version))
 
-    async def _known(self, hop: Hop, ahead_s: float = 0.0) -> list[tuple[str, int]]:
-        """Addresses and ports of a hop, which are told."""
-        found = await self._resolver.resolve(hop.host, hop.port, hop.transport, ahead_s=ahead_s)
+    async def _known(self, hop: Hop, ahead_s: float = 0.0) -> list[Place]:
+        """The places of a hop, which are told."""
+        among = {"TLS"} if hop.transport == "TLS" else {transport for transport, _ in self._by_kind}
+        found = await self.resolver.resolve(
+            hop.host, hop.port, hop.transport, among=among if hop.is_open else (), ahead_s=ahead_s
+        )
         if found:
-            self.on_resolved(hop.host, [host for host, _ in found])
+            self.on_resolved(hop, found)
         return found
 
     async def _look_up(self, target: Hop, data: bytes, key: Hashable | None, connect_s: float) -> None:
@@ -282,46 +236,24 @@ class Transports:
         else:
             self._fail("unresolved", key)
 
-    def _reach(
-        self, target: Hop, places: Sequence[tuple[str, int]], data: bytes, key: Hashable | None, connect_s: float
-    ) -> None:
+    def _reach(self, target: Hop, places: Sequence[Place], data: bytes, key: Hashable | None, connect_s: float) -> None:
         """Send to the first of the places that a listener reaches: the hop's own, else the first of its IP version.
 
-        Of a name's places those come first that the first listener reaches, whose address stands in the Via.
+        Of a name's places those count that its Via speaks the transport of, and those come first whose listener's address
+        stands there.
         """
         first = min((index for (transport, _), index in self._by_kind.items() if transport == target.transport), default=0)
-        now = time.monotonic()
-        found = [Flow(target.transport, self._listener_to(target, host), host, port) for host, port in places]
-        reachable = [place for place in found if place.listener >= 0]
-        reachable.sort(key=lambda place: (self._dead.get(_address(place), 0.0) > now, place.listener != first))
+        found = [
+            Flow(target.transport, self._listener_to(target, place.host), place.host, place.port)
+            for place in places
+            if place.transport == target.transport
+        ]
+        reachable = [flow for flow in found if flow.listener >= 0]
         if reachable:
-            self._go(target, data, key, connect_s, reachable)
+            to = min(reachable, key=lambda flow: flow.listener != first)
+            self._transmit(to, data, key, target.domain or target.host, connect_s)
         else:
             self._fail("no_listener", key)
-
-    def _go(self, target: Hop, data: bytes, key: Hashable | None, connect_s: float, places: list[Flow]) -> None:
-        """Send to the first of the places, and be ready to send to the others."""
-        if key is not None and not target.version:
-            self._ways.pop(key, None)
-            self._ways[key] = _Way(target, data, connect_s, places[0], places[1:], time.monotonic())
-            if len(self._ways) > MAX_WAYS:
-                self._ways.popitem(last=False)
-        self._transmit(places[0], data, key, target.host, connect_s)
-
-    def _failed(self, key: Hashable) -> None:
-        """The next address of the name is tried, or the failure told (RFC 3263 §4.3)."""
-        way = self._ways.pop(key, None)
-        now = time.monotonic()
-        if way is not None:
-            self._dead.pop(_address(way.place), None)
-            self._dead[_address(way.place)] = now + DEAD_S
-            if len(self._dead) > MAX_DEAD:
-                self._dead.popitem(last=False)
-            if way.left and now - way.at < AGAIN_S:
-                self.failures["next_address"] = self.failures.get("next_address", 0) + 1
-                self._go(way.target, way.data, key, way.connect_s, way.left)
-                return
-        self._on_failed(key)
 
     def _listener_to(self, target: Hop, host: str) -> int:
         """The index of the listener that a hop's address is reached from, -1 for none."""
@@ -345,7 +277,7 @@ class Transports:
     def _fail(self, reason: str, key: Hashable | None) -> None:
         self.failures[reason] = self.failures.get(reason, 0) + 1
         if key is not None:
-            asyncio.get_running_loop().call_soon(self._failed, key)
+            asyncio.get_running_loop().call_soon(self._on_failed, key)
 
     @property
     def kernel_drops(self) -> int:
@@ -378,8 +310,9 @@ def _transport_of(listener: UdpListener | StreamListener) -> str:
     return "TCP" if listener.tls is None else "TLS"
 
 
-def _address(place: Flow) -> tuple[str, str, int]:
-    return place.transport, place.host, place.port
+def _shown(listener: UdpListener | StreamListener) -> str:
+    host, port = listener.address
+    return f"{_transport_of(listener).lower()} {host}:{port}"
 
 
 def _version(host: str) -> int:

@@ -9,12 +9,14 @@ Left out: which lines a proxy changes, and where a message goes (engine).
 from __future__ import annotations
 
 import ipaddress
+import re
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from sipproxy.sip.errors import ParseError
 from sipproxy.sip.grammar import unfold
 from sipproxy.sip.headers import COMPACT, element_end
-from sipproxy.sip.message import Message, Request, Response
+from sipproxy.sip.message import MAX_HEADERS, Message, Request, Response, message_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,6 +49,8 @@ REASONS: dict[int, bytes] = {
 
 _CLASS_REASONS = {1: b"Trying", 2: b"OK", 3: b"Redirection", 4: b"Request Failure", 5: b"Server Failure", 6: b"Global Failure"}
 _LWS = b" \t\r\n"
+_CONTROL = re.compile(rb"[\x00-\x20\x7f]")
+_NOT_IN_URI = re.compile(rb"[\x00-\x20\x7f-\xff]")
 
 
 def _line(name: bytes, value: bytes) -> bytes:
@@ -55,6 +59,7 @@ def _line(name: bytes, value: bytes) -> bytes:
     return name + b": " + value
 
 
+@lru_cache(maxsize=1024)  # names that we write: those in this program and in the configuration
 def _key(name: bytes) -> bytes:
     name = name.lower()
     return COMPACT.get(name, name)
@@ -150,7 +155,7 @@ class Editor:
 
     def request_uri(self, uri: bytes) -> None:
         """Replace the Request-URI."""
-        if not uri or not uri.isascii() or any(byte <= 0x20 or byte == 0x7F for byte in uri):
+        if not uri or _NOT_IN_URI.search(uri) is not None:
             raise ValueError(f"not a Request-URI: {uri[:80]!r}")
         method, _, rest = self._lines[0].partition(b" ")
         self._lines[0] = method + b" " + uri + b" " + rest.partition(b" ")[2]
@@ -215,6 +220,12 @@ class Editor:
         """The copy as it goes out."""
         return b"\r\n".join((*self._lines, b"", self._body))
 
+    def to_request(self, *, max_headers: int = MAX_HEADERS) -> Request:
+        """The copy of a request as it goes out, parsed; no change may follow. Raises ParseError, as parsing it would."""
+        found = message_of(self._lines, self._keys, self._body, max_headers=max_headers)
+        assert isinstance(found, Request)
+        return found
+
     def _find(self, name: bytes) -> int:
         key = _key(name)
         return self._keys.index(key) if key in self._keys else -1
@@ -224,6 +235,8 @@ class Editor:
         self._keys.insert(number, _key(name))
 
     def _drop(self, key: bytes, start: int) -> None:
+        if key not in self._keys:
+            return
         for number in range(len(self._keys) - 1, start - 1, -1):
             if self._keys[number] == key:
                 del self._lines[number], self._keys[number]
@@ -311,7 +324,7 @@ def _derived(invite: Request, method: bytes, to: bytes) -> bytes:
 
 def write_request(method: bytes, uri: bytes, headers: Sequence[tuple[bytes, bytes]], body: bytes = b"") -> bytes:
     """A request of our own. Content-Length is added."""
-    if any(byte <= 0x20 or byte == 0x7F for byte in method + uri) or not method or not uri:
+    if not method or not uri or _CONTROL.search(method + uri) is not None:
         raise ValueError(f"not a request line: {method!r} {uri[:80]!r}")
     lines = [method + b" " + uri + b" SIP/2.0"]
     lines += [_line(name, value) for name, value in headers]

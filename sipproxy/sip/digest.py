@@ -14,9 +14,11 @@ import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 
 from sipproxy.sip.errors import ParseError
 from sipproxy.sip.grammar import QUOTED, TOKEN_CHARS, quote, unquote
+from sipproxy.sip.mac import Mac
 
 __all__ = [
     "ALGORITHMS",
@@ -35,7 +37,11 @@ __all__ = [
 
 ALGORITHMS = ("SHA-512-256", "SHA-256", "MD5")
 """Best first, as RFC 8760 §2.3 wants the challenges ordered."""
-_HASHES = {"SHA-512-256": "sha512_256", "SHA-256": "sha256", "MD5": "md5"}
+_HASHES = {
+    "SHA-512-256": partial(hashlib.new, "sha512_256", usedforsecurity=False),
+    "SHA-256": partial(hashlib.sha256, usedforsecurity=False),
+    "MD5": partial(hashlib.md5, usedforsecurity=False),
+}
 
 MAX_VALUE = 8192
 """Bytes of one Authorization value; a real one stays below 1,000."""
@@ -48,6 +54,7 @@ _AUTH_PARAM = re.compile(
 )
 _NC = re.compile(rb"[0-9a-fA-F]{8}\Z")
 _HEX = re.compile(rb"[0-9a-fA-F]{1,128}\Z")
+_CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +88,7 @@ class Challenge:
 
 
 def _digest(algorithm: str, data: bytes) -> str:
-    return hashlib.new(_HASHES[algorithm], data, usedforsecurity=False).hexdigest()
+    return _HASHES[algorithm](data).hexdigest()
 
 
 def ha1(algorithm: str, user: str, realm: str, password: str) -> str:
@@ -144,7 +151,7 @@ def _needed(params: dict[bytes, bytes], name: bytes, section: str) -> bytes:
     if value is None:
         raise ParseError(f"no {name.decode('ascii')} in a Digest value", section=section)
     value = unquote(value)
-    if any(byte < 0x20 or byte == 0x7F for byte in value):
+    if _CONTROL.search(value) is not None:
         raise ParseError(f"control character in {name.decode('ascii')}", section=section)
     return value
 
@@ -269,7 +276,7 @@ class NonceSource:
     def __init__(self, key: bytes, *, lifetime_s: int, max_tracked: int) -> None:
         if len(key) < 16 or lifetime_s < 1 or max_tracked < 1:
             raise ValueError("nonces need a key of 16 bytes or more, a lifetime and a table")
-        self._keys = [key]
+        self._keys = [(key, Mac(key))]  # the one that issues first
         self._lifetime_s = lifetime_s
         self._max_tracked = max_tracked
         self._seen: dict[bytes, _Seen] = {}
@@ -282,8 +289,8 @@ class NonceSource:
         """Issue with this key from now on; what was issued with the one before stays good."""
         if len(key) < 16:
             raise ValueError("nonces need a key of 16 bytes or more")
-        if key != self._keys[0]:
-            self._keys = [key, self._keys[0]]
+        if key != self._keys[0][0]:
+            self._keys = [(key, Mac(key)), self._keys[0]]
 
     def issue(self, now: int, random: bytes, owner: bytes) -> bytes:
         """A new nonce for `owner` alone. `now` is UTC in seconds, `random` at least 8 unpredictable bytes, of which 12 are
@@ -291,7 +298,7 @@ class NonceSource:
         if len(random) < 8:
             raise ValueError("a nonce needs 8 random bytes or more")
         text = now.to_bytes(6, "big") + random[:12].ljust(12, b"\0")
-        return urlsafe_b64encode(text + self._mac(self._keys[0], text, owner))
+        return urlsafe_b64encode(text + self._keys[0][1].digest(text + owner)[:_MAC_LENGTH])
 
     def inspect(self, nonce: bytes, now: int, owner: bytes) -> NonceState:
         """Whether the nonce was issued to `owner` and has not expired: OK, STALE or FORGED. Uses nothing up."""
@@ -302,7 +309,7 @@ class NonceSource:
         except ValueError:
             return NonceState.FORGED
         text, mac = data[:_TEXT_LENGTH], data[_TEXT_LENGTH:]
-        proven = any(hmac.compare_digest(self._mac(key, text, owner), mac) for key in self._keys)
+        proven = any(hmac.compare_digest(own.digest(text + owner)[:_MAC_LENGTH], mac) for _, own in self._keys)
         # Compared as written too: base64 has several spellings of the same bytes.
         if not proven or urlsafe_b64encode(data) != nonce:
             return NonceState.FORGED
@@ -355,12 +362,9 @@ class NonceSource:
                 self._forgotten_until = max(self._forgotten_until, issued)
             del self._seen[text]
 
-    @staticmethod
-    def _mac(key: bytes, text: bytes, owner: bytes) -> bytes:
-        return hmac.digest(key, text + owner, "sha256")[:18]
-
 
 _TEXT_LENGTH = 18
+_MAC_LENGTH = 18
 _NONCE_LENGTH = 48  # base64 of 18 bytes of time and random and 18 of MAC
 _CLOCK_SKEW_S = 60  # between nodes that share the key
 _EVERY_COUNT = 2**32

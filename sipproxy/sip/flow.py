@@ -6,9 +6,7 @@ import functools
 import ipaddress
 from typing import NamedTuple
 
-__all__ = ["CONNECTION_STEP", "LOOP", "Flow", "Hop", "is_literal", "source_of"]
-
-CONNECTION_STEP = 256  # between the numbers of two connections of one worker of a node
+__all__ = ["LOOP", "Flow", "Hop", "is_literal", "source_of"]
 
 LOOP = "LOOP"
 """The transport of what one call of the engine sends to another one, the forwarded part of it: it never leaves the engine.
@@ -32,11 +30,6 @@ class Flow(NamedTuple):
     connection: int = 0
     names: tuple[str, ...] = ()
 
-    @property
-    def worker(self) -> int:
-        """In a node of several workers the one whose connection it is; 0 where it is no connection."""
-        return self.connection % CONNECTION_STEP
-
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{self.transport.lower()}:{host}:{self.port}"
@@ -45,13 +38,17 @@ class Flow(NamedTuple):
 class Hop(NamedTuple):
     """A next hop to be reached, not yet bound to a flow: `host` may be a name, `port` 0 means "by RFC 3263".
 
-    `listener` is the index of ours that it is sent from; -1 leaves that to transport and IP version.
+    `listener` is the index of ours that it is sent from; -1 leaves that to transport and IP version. `domain` is the name that
+    an address was found by, "" for one that nobody looked up: over TLS its certificate has to prove that name (RFC 5922 §4).
+    `is_open` says that the URI left the transport open, so that NAPTR records may name another one (RFC 3263 §4.1).
     """
 
     transport: str
     host: str
     port: int = 0
     listener: int = -1
+    domain: str = ""
+    is_open: bool = False
 
     @property
     def version(self) -> int:

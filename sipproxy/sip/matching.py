@@ -28,8 +28,10 @@ def is_rfc3261_branch(branch: bytes | None) -> bool:
 
 def server_key(request: Request) -> Key:
     """Key of the server transaction that `request` starts, repeats or, being an ACK for a non-2xx, belongs to."""
-    method = request.method
-    return _server_key(request, b"INVITE" if method == b"ACK" else method)
+    if request.key is None:
+        method = request.method
+        request.key = _server_key(request, b"INVITE" if method == b"ACK" else method)
+    return request.key
 
 
 def cancel_target_key(cancel: Request) -> Key:

@@ -67,8 +67,8 @@ _VISUAL = re.compile(rb"[\-.()]")
 _NEVER_IGNORED = (b"user", b"ttl", b"method", b"maddr", b"transport")
 
 
-CACHED = 1024
-"""Values kept, of at most CACHED_LENGTH bytes each: the messages of a call repeat the same few addresses."""
+CACHED = 2048
+"""Values kept of each kind, of at most CACHED_LENGTH bytes each: the messages of a call repeat the same few addresses."""
 CACHED_LENGTH = 200
 
 

@@ -13,6 +13,7 @@ from sipproxy.engine.peers import Peer
 from sipproxy.engine.settings import DropRules, Rates
 from sipproxy.sip.flow import Flow, Hop
 from sipproxy.sip.message import Response
+from sipproxy.sip.places import Place
 from tests.engine.desk import ROUTER, STRANGER, Desk
 from tests.sim.conftest import PSAP, TRUNK_A, make_town
 
@@ -171,8 +172,8 @@ def test_routes_that_are_given_by_name_are_not_dropped_and_let_in_when_the_name_
         former, latest, other = (f"198.18.{len(name)}.{number}" for number in (1, 2, 3))
         fire(desk)
         assert engine.desk.drops.add(other, 60, why="test", by="somebody") == "", "no name leads there yet"
-        engine.resolved(name, [former])
-        engine.resolved(name, [latest, other])
+        engine.resolved(Hop("UDP", name), [Place("UDP", former, 5060)])
+        engine.resolved(Hop("UDP", name), [Place("UDP", host, 5060) for host in (latest, other)])
         assert [engine.desk.drops.protection(host) for host in (former, latest)] == [why, why]
         desk.tick(3.0)
         assert fire(desk) == [SpareSource(other)]

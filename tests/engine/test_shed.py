@@ -10,7 +10,7 @@ from policy.emergency import service_of
 from sipproxy.engine.actions import Note, TakeSlot
 from sipproxy.engine.bucket import Bucket, Buckets
 from sipproxy.engine.settings import Rates
-from sipproxy.engine.shed import CALM_S, REPEATED_S, Kind, Load, Signals, kind_of, may_be_emergency
+from sipproxy.engine.shed import BEHIND_S, CALM_S, REPEATED_S, Kind, Load, Signals, kind_of, may_be_emergency
 from sipproxy.sip.flow import Flow
 from sipproxy.sip.message import Response, check_message
 from tests.engine.desk import DOMAIN, ROUTER, STRANGER, Desk
@@ -374,6 +374,31 @@ def test_repetition_of_a_register_that_was_taken_gets_its_answer_when_others_are
     while desk.answer(desk.request(b"REGISTER")).status != 503:
         desk.engine.shedder.lines = Buckets(50)
     assert desk.answer(taken).status == 200
+
+
+def test_node_that_is_behind_catches_up_by_looking_at_calls_alone() -> None:
+    """What has waited for T1 is repeated by who sent it. Design: invariant 1."""
+    desk = desk_of(Rates())
+    assert desk.register(CONTACT).status == 200
+    desk.engine.observe(Signals(0.0, 0, BEHIND_S), desk.now)
+    for flow in (ROUTER, STRANGER):
+        assert messages(desk, b"REGISTER", 1, flow) == messages(desk, b"OPTIONS", 1, flow) == [[]]
+        assert desk.receive(desk.request(b"INVITE", b"sip:112@sip.example", call_id=b"help-%d" % flow.port), flow)
+        assert desk.receive(desk.request(b"BYE", CALL, to_tag=b"t"), flow)
+    assert messages(desk, b"INVITE", 1, ROUTER, CALL) == [[407]]
+    assert desk.engine.shedder.counts == {("behind", "register"): 2, ("behind", "options"): 2}
+    desk.tick(0.1)
+    desk.engine.observe(Signals(0.0, 0, 0.1), desk.now)
+    assert messages(desk, b"REGISTER", 1, ROUTER) == [[401]]
+
+
+def test_register_with_a_to_tag_is_counted_as_one() -> None:
+    """It belongs to no call, whatever it says."""
+    desk = desk_of()
+    assert desk.register(CONTACT).status == 200
+    found = [desk.answer(desk.request(b"REGISTER", to_tag=b"t")).status for _ in range(8)]
+    assert found[:2] == [401, 401]
+    assert found[-1] == 503
 
 
 def test_a_full_transaction_table_is_load() -> None:

@@ -36,5 +36,5 @@ def test_route_hops_are_those_of_all_trunks_and_of_all_psaps_that_can_be_read() 
     psap = {("a", "112"): (replace(first, uri="sip:112@psap.example"),), ("b", "112"): (replace(second, uri="no URI"),)}
     by_name = replace(route("named", 0, 1), hop=Hop("TLS", "carrier.example"))
     world = World(replace(snapshot, psap=psap), trunks=(by_name, route("a", 0, 1)))
-    expected = {Hop("TLS", "carrier.example"), Hop("UDP", "198.51.100.1", 5060), Hop("UDP", "psap.example")}
+    expected = {Hop("TLS", "carrier.example"), Hop("UDP", "198.51.100.1", 5060), Hop("UDP", "psap.example", is_open=True)}
     assert route_hops(world.engine.desk) == expected

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from sipproxy.engine.actions import SendTo, TakeSlot
 from sipproxy.sip.flow import Flow
 from tests.engine.desk import Desk
+from tests.sip.odd import BODIES, KINDS, name_of, odd_lines, split
 
 TRUNK = Flow("UDP", 0, "198.51.100.1", 5060)
 TARGET = b"sip:03023125001@sip.test"
@@ -25,23 +26,6 @@ ODD_LINES = (
     b"Empty:",
     b"CONTACT: \"A, B\" <sip:alice@203.0.113.1;x=%41>;q=1 , <sip:alice@203.0.113.2>",
 )  # fmt: skip
-
-
-def split(data: bytes) -> tuple[bytes, list[bytes], bytes]:
-    """Start line, header lines (folded ones whole), body."""
-    head, body = data.split(b"\r\n\r\n", 1)
-    start, *rest = head.split(b"\r\n")
-    lines: list[bytes] = []
-    for line in rest:
-        if line[:1] in (b" ", b"\t"):
-            lines[-1] += b"\r\n" + line
-        else:
-            lines.append(line)
-    return start, lines, body
-
-
-def name_of(line: bytes) -> bytes:
-    return {b"v": b"via"}.get(found := line.split(b":", 1)[0].strip().lower(), found)
 
 
 def forwarded(desk: Desk, data: bytes) -> bytes:
@@ -95,48 +79,6 @@ def test_response_keeps_every_line_but_our_via(status: int) -> None:
     if status == 200:
         expected += [b"Session-Expires: 1800;refresher=uac", b"Require: timer"]  # RFC 4028 §8.2: the caller knows timers
     assert after == expected
-
-
-NAMES = (
-    b"X-Odd",
-    b"s",
-    b"Accept-Language",
-    b"u",
-    b"Reason",
-    b"a.b-c_d!%*+`'~",
-    b"Alert-Info",
-)
-PARTS = (
-    b"plain",
-    b"a, b",
-    b'"quo\\"ted, <x>"',
-    b"\xc3\xa9\xff\x80",
-    b'x;y="z";w',
-    b"(comment (nested))",
-    b"\r\n folded",
-    b"\r\n\t \r\n more",
-    b"%41%zz",
-    b"\xe2\x80\xa8",
-)
-COLONS = (b":", b": ", b" :", b"\t:\t", b":\r\n ", b"  :  ")
-BODIES = (
-    b"",
-    b"\x00\xff" * 9,
-    bytes(range(256)),
-    b"--b\r\nContent-Type: application/sdp\r\n\r\nv=0\r\n--b\r\n\r\n\x00\r\n--b--\r\n",
-    b"\r\n\r\n",
-)
-KINDS = (b"application/sdp", b"multipart/mixed; boundary=b", b"application/octet-stream", b'text/plain;charset="x"')
-
-
-def odd_lines(random: Random) -> list[bytes]:
-    """Header lines that nobody but their receiver has to understand, as legal and as odd as they come."""
-    found = []
-    for _ in range(random.randrange(1, 8)):
-        name = bytes(random.choice((byte, byte ^ 32)) if chr(byte).isalpha() else byte for byte in random.choice(NAMES))
-        value = b" ".join(random.choice(PARTS) for _ in range(random.randrange(4)))
-        found.append(name + random.choice(COLONS) + value.removeprefix(b"\r\n").strip())
-    return found
 
 
 @settings(max_examples=250, deadline=None)

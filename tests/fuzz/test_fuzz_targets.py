@@ -9,7 +9,7 @@ from random import Random
 
 import pytest
 
-from tests.fuzz.linear import LIMIT, PIECES, framed, stream
+from tests.fuzz.linear import LIMIT, PIECES, framed, measure, settled, stream
 from tests.fuzz.seeds import WORDS
 from tests.fuzz.targets import TARGETS
 
@@ -77,7 +77,9 @@ def calls_of(run: Callable[[bytes], None], data: bytes) -> int:
     return count
 
 
-@pytest.mark.parametrize("name", ["message", "uri", "digest", "framing", "sdp", "store", "config", "files", "capture"])
+@pytest.mark.parametrize(
+    "name", ["message", "uri", "digest", "framing", "sdp", "store", "config", "files", "capture", "facts", "journal"]
+)
 def test_work_at_most_doubles_when_the_input_does(name: str) -> None:
     """`make linear` has the time; this counts calls, which a loop within a loop shows."""
     run = stream if name == "framing" else TARGETS[name].run
@@ -89,6 +91,14 @@ def test_work_at_most_doubles_when_the_input_does(name: str) -> None:
             counts.append(calls_of(run, data))
         for before, after in pairwise(counts):
             assert after < LIMIT * before + 50, (piece, counts)
+
+
+@pytest.mark.parametrize("name", ["message", "registration", "framing"])
+@pytest.mark.parametrize("piece", ["folds", "spaces", "quotes", "brackets", "lines", "crlf"])
+def test_time_of_a_message_does_not_grow_by_the_square(name: str, piece: str) -> None:
+    """What one call of a regular expression takes is in no count. CPU time, measured until it is settled."""
+    row = settled(measure(name, piece))
+    assert row.growth < LIMIT, row
 
 
 def test_count_of_calls_shows_a_loop_within_a_loop() -> None:

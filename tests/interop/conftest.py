@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-PACKAGES = {"sipp": "sip-tester", "kamailio": "kamailio", "sipsak": "sipsak"}
+PACKAGES = {"dnsmasq": "dnsmasq-base", "sipp": "sip-tester", "kamailio": "kamailio", "sipsak": "sipsak"}
 PATHS = ":/usr/sbin:/usr/local/sbin"
 
 

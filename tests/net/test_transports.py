@@ -70,37 +70,3 @@ async def test_hop_is_sent_from_the_listener_of_its_version_or_its_own(tmp_path:
         assert transports.failures == {"no_listener": 2}
     await transports.close()
     await resolver.close()
-
-
-async def test_the_next_address_of_a_name_is_tried_and_the_dead_one_goes_last(tmp_path: Path) -> None:
-    """RFC 3263 §4.3: over UDP when ICMP says that nobody is there, over TCP when the connection is refused."""
-    hosts = tmp_path / "hosts"
-    hosts.write_text("127.0.0.21 two.example\n127.0.0.22 two.example\n")
-    failed: list[object] = []
-    resolver = Resolver(hosts_file=hosts)
-    transports = Transports(resolver, lambda *_: None, failed.append, lambda *_: None, lambda *_: None)
-    transports.bind([("UDP", "127.0.0.1", 0), ("TCP", "127.0.0.1", 0)])
-    await transports.start()
-    loop = asyncio.get_running_loop()
-    endpoint, peer = await loop.create_datagram_endpoint(Peer, local_addr=("127.0.0.22", 0))
-    port = endpoint.get_extra_info("sockname")[1]
-    connected: list[asyncio.StreamWriter] = []
-    server = await asyncio.start_server(lambda _, writer: connected.append(writer), "127.0.0.22", port)
-    transports.send(Hop("UDP", "two.example", port), MESSAGE, "udp")
-    await until(lambda: len(peer.got) == 1)
-    transports.send(Hop("TCP", "two.example", port), MESSAGE, "tcp")
-    await until(lambda: len(connected) == 1)
-    assert (failed, transports.failures) == ([], {"next_address": 2})
-    transports.send(Hop("UDP", "two.example", port), MESSAGE, "again")
-    await until(lambda: len(peer.got) == 2)
-    assert transports.failures == {"next_address": 2}, "the dead one was not tried again"
-    endpoint.close()
-    await asyncio.sleep(0)
-    transports.send(Hop("UDP", "two.example", port), MESSAGE, "none")
-    await until(lambda: failed)
-    assert failed == ["none"]
-    server.close()
-    for writer in connected:
-        writer.close()
-    await transports.close()
-    await resolver.close()

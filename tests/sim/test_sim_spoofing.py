@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cdr.facts import Alive
+from sipproxy.engine.addresses import MAX_NAMES
 from sipproxy.engine.sources import may_answer
-from sipproxy.engine.state import MAX_NAMES
 from sipproxy.sip.build import write_cancel, write_request, write_response
 from sipproxy.sip.flow import Flow, Hop
 from sipproxy.sip.message import Request, parse_message
+from sipproxy.sip.places import Place
 from tests.sim.conftest import TRUNK_A, TRUNK_B, Town, make_town
 from tests.sim.restart import Restarts
 from tests.sim.world import PROXY, Address
@@ -363,6 +364,10 @@ def test_carrier_may_answer_from_another_address_of_the_route_that_was_tried_and
     assert call.status == 486
 
 
+def places(hosts: list[str]) -> list[Place]:
+    return [Place("UDP", host, 5060) for host in hosts]
+
+
 @pytest.mark.parametrize(
     ("source", "taken"),
     [("192.0.2.51", True), ("192.0.2.52", True), ("198.51.100.1", True), ("198.51.100.2", False), ("203.0.113.99", False)],
@@ -374,22 +379,22 @@ def test_route_with_a_name_is_heard_from_where_the_name_leads_and_from_its_addre
     desk.settings = replace(world.settings, trunks=(replace(first, hop=Hop("UDP", "carrier.example")), second))
     hop, flow = desk.settings.trunks[0].hop, Flow("UDP", 0, source, 5060)
     assert may_answer(desk, hop, flow)  # not looked up yet: the branch has to do
-    world.engine.resolved("carrier.example", ["192.0.2.51"])
-    world.engine.resolved("carrier.example", ["192.0.2.52"])
+    world.engine.resolved(hop, places(["192.0.2.51"]))
+    world.engine.resolved(hop, places(["192.0.2.52"]))
     assert may_answer(desk, hop, flow) is taken
-    world.engine.resolved("carrier.example", ["192.0.2.52"])  # the same again
+    world.engine.resolved(hop, places(["192.0.2.52"]))  # the same again
     assert may_answer(desk, hop, flow) is taken
-    world.engine.resolved("carrier.example", ["192.0.2.52", "192.0.2.53"])
+    world.engine.resolved(hop, places(["192.0.2.52", "192.0.2.53"]))
     assert may_answer(desk, hop, flow) is (taken and source != "192.0.2.51")
 
 
 def test_names_that_lead_somewhere_are_remembered_up_to_a_bound() -> None:
     desk = make_town().world.engine.desk
     for number in range(MAX_NAMES + 1):
-        desk.leads(f"n{number}.example", ["192.0.2.51"])
-    assert desk.places_of("n0.example") == ()
+        desk.addresses.leads(Hop("UDP", f"n{number}.example"), places(["192.0.2.51"]))
+    assert desk.addresses.hosts_of("n0.example") == ()
     assert desk.counters["names_forgotten", "full"] == 1
-    assert desk.places_of(f"n{MAX_NAMES}.example") == ("192.0.2.51",)
+    assert desk.addresses.hosts_of(f"n{MAX_NAMES}.example") == ("192.0.2.51",)
 
 
 def test_emergency_centre_that_answers_from_another_address_is_heard() -> None:

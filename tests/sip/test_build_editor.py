@@ -112,6 +112,44 @@ def test_editor_any_operations_agree_with_the_model(model: Model, operations: li
             assert line == model_line.write()
     for key in touched:
         assert out.values(key) == wanted.values(key)
+    if isinstance(out, Request):
+        assert everything(editor.to_request()) == everything(out)
+
+
+def everything(message: Request) -> list[object]:
+    """All that a message is made of, and what its common headers say or why they cannot be read."""
+    parts: list[object] = [message.raw, message.body_at, message.lines_raw, message.keys, message.first_line, message.twice]
+    parts += [message.method, message.uri, message.version, message.start_line]
+    for view in ("vias", "from_", "to", "call_id", "cseq", "contacts", "routes", "record_routes", "max_forwards", "expires"):
+        try:
+            parts.append(getattr(message, view))
+        except ParseError as fault:
+            parts.append(str(fault))
+    return parts
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(b"Subject", b"a\x00b"), (b"l", b"2"), (b"l", b"4"), (b"Content-Length", b"3"), (b"CSeq", b"1 INVITE")]
+)
+def test_editor_copy_that_would_not_be_parsed_is_no_request_either(name: bytes, value: bytes) -> None:
+    """A control character, a length that is too small or too large, headers that come twice: as parse_message has it."""
+    editor = Editor(request())
+    editor.push(name, value)
+    data = editor.to_bytes()
+    try:
+        wanted = everything(parse_message(data))  # type: ignore[arg-type]
+    except ParseError as fault:
+        with pytest.raises(ParseError, match=re.escape(str(fault))):
+            editor.to_request()
+    else:
+        assert everything(editor.to_request()) == wanted
+
+
+def test_editor_copy_with_too_many_headers_is_no_request() -> None:
+    editor = Editor(request())
+    with pytest.raises(ParseError, match="more than 8 header lines"):
+        editor.to_request(max_headers=8)
+    assert len(editor.to_request(max_headers=9).keys) == 10
 
 
 def test_editor_untouched_elements_of_an_edited_line_stay_byte_for_byte() -> None:

@@ -9,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sip_strategies import Model, models
 
+from sipproxy.sip import shape
 from sipproxy.sip.build import Editor
 from sipproxy.sip.errors import ParseError
-from sipproxy.sip.message import MAX_HEADERS, SINGLE, Request, Response, check_message, parse_message, salvage
+from sipproxy.sip.message import MAX_HEADERS, Request, Response, check_message, parse_message, salvage
+from sipproxy.sip.shape import SINGLE
 
 REGISTER = (
     b"REGISTER sip:example.com SIP/2.0\r\n"
@@ -376,3 +378,30 @@ def test_second_content_length_is_refused_before_the_body_is_cut(length: bytes) 
     """The body must not be cut by one of two lengths, so `parse_message` itself refuses."""
     with pytest.raises(ParseError):
         parse_message(REGISTER.replace(b"Content-Length", length + b"\r\nContent-Length"))
+
+
+def test_message_with_the_names_of_another_keeps_its_own_reading() -> None:
+    """What a row of names says is remembered: a fold, a line without a colon and a name with spaces are not of that row."""
+    names = (b"Via: SIP/2.0/UDP h;branch=z9hG4bK1", b"Subject: %s", b"CSeq: 1 OPTIONS")
+    plain = b"\r\n".join((b"OPTIONS sip:h SIP/2.0", *names, b"", b""))
+    keys = [b"", b"via", b"subject", b"cseq"]
+    for _ in range(2):
+        assert parse_message(plain % b"x").keys == keys
+        folded = parse_message(plain % b"x\r\n CSeq: 2 OPTIONS")
+        assert folded.keys == keys
+        assert folded.values(b"subject") == [b"x CSeq: 2 OPTIONS"]
+        with pytest.raises(ParseError, match="without a colon"):
+            parse_message(plain % b"x\r\nfoo")
+        with pytest.raises(ParseError, match="not a header name"):
+            parse_message(plain % b"x\r\nfo o: y")
+
+
+def test_message_rows_of_names_are_remembered_up_to_a_bound() -> None:
+    start = b"OPTIONS sip:h SIP/2.0\r\n"
+    for number in range(2 * shape.MAX_SHAPES):
+        assert parse_message(start + b"X-%d: y\r\n\r\n" % number).has(b"x-%d" % number)
+        assert len(shape.remembered) <= shape.MAX_SHAPES
+    before = dict(shape.remembered)
+    parse_message(start + b"X: y\r\n" * (shape.MAX_SHAPE_NAMES + 1) + b"\r\n")
+    parse_message(start + b"X" * shape.MAX_SHAPE_BYTES + b": y\r\n\r\n")
+    assert shape.remembered == before

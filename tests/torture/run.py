@@ -27,6 +27,8 @@ from tests.sip.torture_corpus import data as read
 from tests.sip.torture_corpus import protos_cases, rows
 from tests.torture.expected import FORWARD, SILENCE, UNAIMED, Case, allowed, has_length
 from tests.torture.eye import Eye, Seen
+from tests.torture.pulse import HOST as PULSE
+from tests.torture.pulse import Pulse
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Sequence
@@ -92,6 +94,7 @@ class Torture:
 
     network: Network
     eye: Eye
+    pulse: Pulse
     sockets: dict[str, socket.socket] = field(default_factory=dict)
     challenge: Challenge | None = None
     nc: int = 0
@@ -172,7 +175,7 @@ class Torture:
         """Send it alone and return what the node sent because of it."""
         self.cases += 1
         caused = self.alone = self.caused[self.cases] = Caused(ROLES[role], role, data, may)
-        stream = await self._send(role, data, tcp=tcp)
+        stream = await self.send(role, data, tcp=tcp)
         await self.settle()
         self.alone = None
         if stream is not None:
@@ -181,7 +184,7 @@ class Torture:
         self._learn(caused)
         return caused
 
-    async def _send(self, role: str, data: bytes, *, tcp: bool) -> asyncio.StreamWriter | None:
+    async def send(self, role: str, data: bytes, *, tcp: bool) -> asyncio.StreamWriter | None:
         if not tcp:
             self.sockets[role].sendto(data, self.node)
             return None
@@ -231,7 +234,7 @@ class Torture:
             data = self.proven(data, aimed=aimed) if role == "line" and case.kind != "digest parsing" else data
             sent[self.cases] = case
             self.caused[self.cases] = Caused(ROLES[role], role, data, self._may(case, role, data, tcp=tcp, aimed=aimed))
-            streams.append(await self._send(role, data, tcp=tcp))
+            streams.append(await self.send(role, data, tcp=tcp))
             if len(sent) % 10 == 0:
                 self._sort(await self.probe())
         await self.settle()
@@ -278,7 +281,7 @@ class Torture:
                 found += self.eye.take()
                 if any(one.outgoing and one.destination[0] == host and mark in one.data for one in found):
                     self.late_ms.append(1000 * (loop.time() - began))
-                    return [one for one in found if PROBE not in (one.source[0], one.destination[0])]
+                    return [one for one in found if not {PROBE, PULSE} & {one.source[0], one.destination[0]}]
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self.eye.more.wait(), 0.5)
         raise AssertionError(f"no answer to an OPTIONS within {PATIENCE_S:g} s\n{self.network.node.log()}")
@@ -302,32 +305,15 @@ class Torture:
                     if self.challenge is None or challenge.stale:
                         self.challenge, self.nc = challenge, 0
 
-    async def hammer(self, messages: Iterable[bytes], *, tcp: bool) -> int:
-        """Send them in any case, with an OPTIONS after every few of them that has to be answered; how many were sent."""
-        sent, streams = 0, list[asyncio.StreamWriter]()
-        for data in messages:
-            if not tcp and len(data) > DATAGRAM:
-                continue
-            with contextlib.suppress(ConnectionError):
-                stream = await self._send("stranger", data, tcp=tcp)
-                streams += [stream] if stream is not None else []
-            sent += 1
-            if sent % AT_ONCE == 0:
-                await self.probe()
-                while streams:
-                    streams.pop().close()
-        for stream in streams:
-            stream.close()
-        await self.probe()
-        return sent
-
     async def left(self, *, timeout_s: float) -> dict[str, float]:
-        """What the node still holds: transactions, calls, connections, slots; empty as soon as that is nothing."""
+        """What the node still holds: transactions, calls, connections, slots, bindings that are not the line's; empty as soon
+        as that is nothing."""
 
         async def held() -> dict[str, float]:
             metrics = await self.network.node.metrics()
             names = ("sipproxy_transactions_live", "sipproxy_calls_live", "sipproxy_connections", "sipproxy_slots_owed")
             found = {name: value for name, value in metrics.items() if name.startswith(names) and value}
+            found |= {"bindings": extra} if (extra := metrics.get("sipproxy_registrations", 1.0) - 1) else {}
             slots = await self.network.slots_of_all(0, timeout_s=0.0)
             return found | ({"slots": float(slots)} if slots else {})
 
@@ -345,8 +331,9 @@ async def opened() -> AsyncIterator[Torture]:
     eye = Eye()
     host, port = await eye.open()
     try:
-        async with Network(LINES, settings={**SETTINGS, "hep": {"address": f"{host}:{port}"}}, route={"ping_s": 0}) as network:
-            torture = Torture(network, eye)
+        settings = {**SETTINGS, "hep": {"address": f"{host}:{port}"}}
+        async with Network(LINES, settings=settings, route={"ping_s": 0}) as network, Pulse(network.node.address) as pulse:
+            torture = Torture(network, eye, pulse)
             await torture.prepare()
             try:
                 yield torture

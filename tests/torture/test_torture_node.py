@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 
 from tests.sip.torture_corpus import MISSING, rows
+from tests.torture.hammer import Hammer
 from tests.torture.run import manifests, opened, protos
 
 pytestmark = pytest.mark.skipif(not rows("rfc"), reason=MISSING)
 
 
 async def test_every_outcome_is_one_that_the_manifest_allows_and_nothing_is_left_behind() -> None:
-    """As a stranger, as a carrier and as a line; then some of PROTOS. An OPTIONS is answered throughout."""
+    """As a stranger, as a carrier and as a line; then some of PROTOS. An OPTIONS every 100 ms is answered throughout."""
     async with opened() as torture:
         outcomes = await manifests(torture)
         wrong = [str(outcome) for outcome in outcomes if not outcome.ok]
@@ -20,9 +21,18 @@ async def test_every_outcome_is_one_that_the_manifest_allows_and_nothing_is_left
         assert sum("forward" in outcome.seen for outcome in outcomes) > 30
         dblreq = [o for o in outcomes if (o.case, o.role, o.transport) == ("dblreq.dat", "stranger", "UDP")]
         assert [sorted(outcome.seen) for outcome in dblreq] == [["401"]]
+        hammer = Hammer(torture)
         for tcp in (False, True):
-            assert await torture.hammer(protos(step=40), tcp=tcp) > 70
+            assert await hammer.send(protos(step=40), tcp=tcp) > 70
+            dear = await hammer.costs(protos(step=400), tcp=tcp)
+            assert all(cost.ms > 0 for cost in dear)
+        assert not hammer.faults, "\n".join(hammer.faults)
+        assert hammer.got_bytes > 1000
         assert not torture.troubles()
+        pulse = torture.pulse
+        await pulse.settled()
+        assert (pulse.lost, pulse.wrong) == (0, [])
+        assert len(pulse.ms) > 20
         transactions = await torture.left(timeout_s=0.0)
         held = {name for name in transactions if not name.startswith("sipproxy_transactions_live")}  # they last 32 s
         assert not held or not {name for name in await torture.left(timeout_s=5.0) if "transactions" not in name}

@@ -1,0 +1,93 @@
+"""What a run of a mix found, as a report: calls by outcome, delays that the proxy added, what it cost, who was the limit."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from loadtest.generate import percentile
+from loadtest.report import Report, counted
+
+if TYPE_CHECKING:
+    from loadtest.mixed import Ran
+
+__all__ = ["limits_of", "report_of"]
+
+PERCENTILES = ((0.5, "p50"), (0.9, "p90"), (0.99, "p99"), (0.999, "p99.9"), (1.0, "max"))
+DELAYS = {
+    "challenge": "INVITE until 407",
+    "invite": "INVITE in until INVITE out",
+    "answer": "200 in until 200 out",
+    "register": "REGISTER until 200",
+}
+BUSY_SHARE = 0.9  # of a core: from here on the generator has no time to be on time
+LATE_MS = 20.0  # of its event loop, p99
+LATE_STARTS = 0.01  # share of the calls
+
+
+def limits_of(ran: Ran) -> list[str]:
+    """Why the generator itself was the limit, one reason each; empty when it was not."""
+    seen, reasons = ran.seen, []
+    share = ran.own_cpu_s / max(ran.seconds, 0.001)
+    late_ms = percentile(ran.own_late_ms, 0.99)
+    if share >= BUSY_SHARE:
+        reasons.append(f"it used {100 * share:.0f} % of a core")
+    if late_ms > LATE_MS:
+        reasons.append(f"its event loop was late by {late_ms:.0f} ms (p99)")
+    if seen.late_starts > LATE_STARTS * seen.placed.total():
+        reasons.append(f"{seen.late_starts} calls began late")
+    if seen.unstarted:
+        reasons.append(f"{seen.unstarted} calls found no free account (accounts.count)")
+    if ran.lost_sends:
+        reasons.append(f"{ran.lost_sends} messages did not fit into its sockets")
+    return reasons
+
+
+def report_of(ran: Ran) -> Report:
+    """The figures in order; faults are calls that failed beyond what the mix allows, and what does not reconcile."""
+    seen, mix = ran.seen, ran.mix
+    report = Report(mix.name)
+    placed = seen.placed.total()
+    report.add("calls", "calls", placed)
+    report.add("rate", "a second, while they began", placed / max(ran.arriving_s, 0.001))
+    for (kind, status), count in sorted(seen.outcomes.items()):
+        report.add(f"{kind}_{status}", f"{kind}, {status or 'no final response'}", count)
+    report.add("failed", "ended otherwise than their kind says", seen.failed)
+    report.add("repeats", "messages that the parties had to repeat", ran.repeats)
+    report.add("accounts", "routers registered before", ran.accounts)
+    report.add("registers", "REGISTERs meanwhile", seen.registers)
+    report.add("register_refused", "of them refused with (0: not answered)", counted(seen.register_refused) or "none")
+    for name, text in DELAYS.items():
+        values = sorted(seen.delays[name].ms)
+        for share, which in PERCENTILES if values else ():
+            report.add(f"{name}_{which}_ms", f"{text}, {which}", percentile(values, share), "ms")
+    _add_cost(report, ran, placed)
+    reasons = limits_of(ran)
+    report.add("generator_limit", "the generator was the limit", "; ".join(reasons) or "no")
+    report.add("slots_left", "slots left", ran.slots_left)
+    report.add("without_record", "calls that the node had no time to look at", ran.without_record)
+    report.add("reconciled", "records", str(ran.result))
+    allowed = mix.load.failed_at_most
+    report.expect(seen.failed <= allowed * placed, f"{seen.failed} of {placed} calls failed: {'; '.join(seen.failures[:3])}")
+    report.expect(placed > 0, "no call was placed")
+    report.expect(ran.slots_left == 0, f"{ran.slots_left} slots are left over")
+    report.expect(ran.result.ok, str(ran.result))
+    return report
+
+
+def _add_cost(report: Report, ran: Ran, placed: int) -> None:
+    seconds, calls = max(ran.seconds, 0.001), max(placed, 1)
+    report.add("seconds", "took, with the ends of the last calls", ran.seconds, "s")
+    report.add("cpu_s_per_1000", "CPU of the node for 1,000 calls", 1000 * ran.node_cpu_s / calls, "s")
+    report.add("store_cpu_s_per_1000", "CPU of its store for 1,000 calls", 1000 * ran.store_cpu_s / calls, "s")
+    report.add("own_cpu_s_per_1000", "CPU of the generator for 1,000 calls", 1000 * ran.own_cpu_s / calls, "s")
+    report.add("cpu_share", "CPU of the node", 100 * ran.node_cpu_s / seconds, "% of a core")
+    report.add("own_cpu_share", "CPU of the generator", 100 * ran.own_cpu_s / seconds, "% of a core")
+    report.add("memory_before_bytes", "memory of the node before the first call", ran.memory_before, "bytes")
+    report.add("memory_peak_bytes", "at most", ran.node_peak_bytes, "bytes")
+    report.add("memory_after_bytes", "at the end", ran.memory_after, "bytes")
+    late = max((sample.node_late_ms for sample in ran.samples), default=0.0)
+    report.add("node_late_ms", "the node's event loop was late by less than", late, "ms")
+    report.add("own_late_p99_ms", "the generator's was late by, p99", percentile(ran.own_late_ms, 0.99), "ms")
+    report.add("late_starts", "calls that began more than 10 ms late", ran.seen.late_starts)
+    report.add("late_p99_ms", "calls began late by, p99", percentile(ran.seen.late.ms, 0.99), "ms")
+    report.add("unstarted", "calls that could not begin: no free account", ran.seen.unstarted)

@@ -1,0 +1,255 @@
+"""Runs a mix against a node of its own, watches both, and compares every call with its record and the slots with the calls.
+
+Leaves out: how the outcome is shown, which is in mix_report.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from loadtest.generator import Generator
+from loadtest.lateness import OwnLateness, worst_bucket_ms
+from loadtest.network import DOMAIN, Network, many_lines, md5_only
+from loadtest.node import NodeError, TrunkSpec
+from loadtest.reconcile import Matching, Reconciliation, read_page
+from loadtest.usage import tree_cpu_seconds, tree_memory_bytes
+
+if TYPE_CHECKING:
+    from loadtest.mix import Mix
+    from loadtest.node import LineSpec
+    from loadtest.seen import Seen
+
+__all__ = ["LOAD_SETTINGS", "Progress", "Ran", "Sample", "run_mix"]
+
+SAMPLE_S = 1.0
+READ_S = 0.25
+SETTLE_S = 40.0  # for what the node still owes when all calls are over: a transaction's lifetime, and some
+FIRST_S = 60.0  # beyond the time that the rate gives, until all are registered
+FULL_LINES = 4
+PLENTY = 1_000_000
+# All simulated routers share one address, and come faster than customers do: here the node's limits are not what is measured.
+LOAD_SETTINGS: Mapping[str, Mapping[str, object]] = {
+    "log": {"level": "warning"},
+    "limits": {
+        f"{whose}_{what}": PLENTY for whose in ("source", "line", "strangers", "registers") for what in ("per_s", "burst")
+    },
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One second of the run. CPU is a share of one core; `at` is the second of the run's clock at its end."""
+
+    at: float
+    node_cpu: float
+    own_cpu: float
+    store_cpu: float
+    node_bytes: int
+    node_late_ms: float
+    own_late_ms: float
+    live: int
+
+
+@dataclass(slots=True)
+class Ran:
+    """A whole run. CPU seconds are from the first call until all were over."""
+
+    mix: Mix
+    seen: Seen
+    samples: list[Sample] = field(default_factory=list)
+    seconds: float = 0.0
+    arriving_s: float = 0.0  # while calls began
+    node_cpu_s: float = 0.0
+    own_cpu_s: float = 0.0
+    store_cpu_s: float = 0.0
+    memory_before: int = 0
+    memory_after: int = 0
+    first_registered: int = 0
+    accounts: int = 0
+    slots_left: int = 0
+    lost_sends: int = 0
+    repeats: int = 0
+    own_late_ms: list[float] = field(default_factory=list)
+    without_record: int = 0  # calls that the node did not look at
+    node_log: str = ""
+    result: Reconciliation = field(default_factory=Reconciliation)
+
+    @property
+    def node_peak_bytes(self) -> int:
+        return max((sample.node_bytes for sample in self.samples), default=self.memory_before)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run is: `done` of `total` in the unit of the stage, and a sentence."""
+
+    stage: str
+    done: float
+    total: float
+    text: str = ""
+
+
+Tell = Callable[[Progress], None]
+
+
+async def run_mix(mix: Mix, tell: Tell, *, settings: Mapping[str, Mapping[str, object]] | None = None) -> Ran:
+    """Run it on a node of its own; `settings` are further tables of the node's configuration. Raises NodeError."""
+    full = many_lines(FULL_LINES if mix.shares.over_limit else 0, first=5_000_000, channels=1)
+    lines = many_lines(mix.accounts.count, channels=mix.accounts.channels)
+    matching = Matching()
+    generator = Generator(mix, lines, full, domain=DOMAIN, ended=matching.ended)
+    trunk = (generator.trunk.host, generator.trunk.port)
+    try:
+        async with Network(
+            [_stored(line, mix) for line in [*lines, *full]],
+            settings=_merged(LOAD_SETTINGS, mix.node, settings or {}),
+            trunks=[TrunkSpec("carrier", trunk, (generator.trunk.host,))],
+            psap=(generator.psap.host, generator.psap.port),
+        ) as network:
+            generator.open(network.node.address)
+            return await _Run(mix, network, generator, matching, tell).all()
+    finally:
+        generator.close()
+
+
+def _stored(line: LineSpec, mix: Mix) -> LineSpec:
+    return md5_only(line) if mix.accounts.algorithm == "MD5" else line
+
+
+def _merged(*parts: Mapping[str, Mapping[str, object]]) -> dict[str, dict[str, object]]:
+    merged: dict[str, dict[str, object]] = {}
+    for tables in parts:
+        for name, keys in tables.items():
+            merged.setdefault(name, {}).update(keys)
+    return merged
+
+
+class _Run:
+    def __init__(self, mix: Mix, network: Network, generator: Generator, matching: Matching, tell: Tell) -> None:
+        self.network, self.generator, self.matching = network, generator, matching
+        self.tell = tell
+        self.ran = Ran(mix, generator.seen)
+        self._cursor = b""
+        self._began = 0.0
+
+    async def all(self) -> Ran:
+        ran, generator = self.ran, self.generator
+        await self._register()
+        generator.occupy()
+        await self._while(lambda: generator.occupying and not generator.occupied, SETTLE_S, "occupying", 0)
+        pids = self._pids()
+        cpu = [tree_cpu_seconds(pid) for pid in pids]
+        own = time.process_time()
+        ran.memory_before = tree_memory_bytes(pids[0])
+        self._began = time.monotonic()
+        generator.begin()
+        ran.seen = generator.seen
+        reading = asyncio.create_task(self._read())
+        sampling = asyncio.create_task(self._sample())
+        try:
+            async with OwnLateness() as lateness:
+                await self._calls()
+            ran.own_late_ms = lateness.samples_ms
+            ran.seconds = time.monotonic() - self._began
+            ran.node_cpu_s, ran.store_cpu_s = (tree_cpu_seconds(pid) - before for pid, before in zip(pids, cpu, strict=True))
+            ran.own_cpu_s = time.process_time() - own
+            await self._settle()
+        finally:
+            for task in (reading, sampling):
+                task.cancel()
+            await asyncio.gather(reading, sampling, return_exceptions=True)
+        ran.memory_after = tree_memory_bytes(pids[0])
+        ran.lost_sends, ran.repeats = generator.lost_sends, generator.repeats
+        ran.result, ran.without_record = self.matching.result(), self.matching.without
+        ran.node_log = self.network.node.log(tail=2000)
+        return ran
+
+    def _pids(self) -> tuple[int, int]:
+        return self.network.node.pid, self.network.store.pid
+
+    async def _register(self) -> None:
+        wanted = self.generator.register_all()
+        seen = self.generator.seen
+        await self._while(
+            lambda: seen.registered < wanted,
+            wanted / self.ran.mix.accounts.register_per_s + FIRST_S,
+            "registering",
+            wanted,
+            lambda: seen.registered,
+        )
+        self.ran.accounts, self.ran.first_registered = wanted, seen.registered
+        if seen.registered < wanted:
+            raise NodeError(f"only {seen.registered} of {wanted} routers could register: {dict(seen.register_refused)}")
+
+    async def _while(
+        self, goes_on: Callable[[], bool], within_s: float, stage: str, total: float, done: Callable[[], float] = float
+    ) -> None:
+        """Wait as long as it goes on, and at most so long."""
+        deadline = time.monotonic() + within_s
+        while goes_on() and time.monotonic() < deadline:
+            self.tell(Progress(stage, done(), total))
+            await asyncio.sleep(0.05)
+
+    async def _calls(self) -> None:
+        """From the first call until all are over."""
+        mix, generator = self.ran.mix, self.generator
+        total = mix.load.seconds or mix.load.calls
+        swept = time.monotonic()
+        while True:
+            seen = generator.seen
+            done = min(total, generator.now()) if mix.load.seconds else float(seen.placed.total())
+            text = f"{seen.placed.total()} calls, {generator.live} live, {seen.failed} failed"
+            self.tell(Progress("calling", done, total, text))
+            if time.monotonic() - swept > 5.0:
+                generator.sweep()
+                swept = time.monotonic()
+            if not generator.arriving and not self.ran.arriving_s:
+                self.ran.arriving_s = generator.now()
+            if not generator.arriving and not generator.live:
+                if not generator.occupying:
+                    return
+                generator.release()
+            await asyncio.sleep(0.1)
+
+    async def _settle(self) -> None:
+        """Wait for what the node still owes: records, and slots that are free again."""
+        await self._while(lambda: self.matching.owed > 0, SETTLE_S, "records", 0, lambda: self.matching.owed)
+        self.ran.slots_left = await self.network.slots_of_all(0, timeout_s=SETTLE_S)
+        await asyncio.sleep(2 * READ_S)  # what was published too much would come now
+
+    async def _read(self) -> None:
+        while True:
+            before = self._cursor
+            records, self._cursor = await read_page(self.network.store.client, before)
+            for record in records:
+                self.matching.take(record)
+            if self._cursor == before:
+                await asyncio.sleep(READ_S)
+
+    async def _sample(self) -> None:
+        node, store = self._pids()
+        at, metrics = time.monotonic(), await self.network.node.metrics()
+        cpu = tree_cpu_seconds(node), time.process_time(), tree_cpu_seconds(store)
+        while True:
+            async with OwnLateness() as own:
+                await asyncio.sleep(SAMPLE_S)
+            told = await self.network.node.metrics()
+            now = time.monotonic()
+            used = tree_cpu_seconds(node), time.process_time(), tree_cpu_seconds(store)
+            node_cpu, own_cpu, store_cpu = ((after - before) / (now - at) for after, before in zip(used, cpu, strict=True))
+            sample = Sample(
+                now - self._began,
+                node_cpu,
+                own_cpu,
+                store_cpu,
+                node_bytes=tree_memory_bytes(node),
+                node_late_ms=worst_bucket_ms(metrics, told),
+                own_late_ms=own.worst_ms,
+                live=self.generator.live,
+            )
+            self.ran.samples.append(sample)
+            at, metrics, cpu = now, told, used
