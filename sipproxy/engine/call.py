@@ -23,6 +23,7 @@ from sipproxy.engine.dialogs import Dialog, Phase
 from sipproxy.engine.edge import SILENT_S
 from sipproxy.engine.forward import CALL_PARAM, Target, forward_request
 from sipproxy.engine.privacy import PLAIN, Face, Faces, KnownFaces, contact_of, forward_response
+from sipproxy.engine.reduced import reduced
 from sipproxy.engine.response_context import Branch, Progress, ResponseContext
 from sipproxy.engine.state import Headers, reason_header
 from sipproxy.sip.build import Editor
@@ -43,7 +44,7 @@ __all__ = ["Call", "Dialog", "Phase"]
 EARLY_DIALOGS = 32  # To tags remembered for one call; a forking UAS beyond that is refused its early requests
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Call:
     """See the module. `record` is the CDR as far as it is known; `on_end` is told once that the call is over."""
 
@@ -75,13 +76,15 @@ class Call:
     is_lost: bool = False  # the answer could not be sent on the caller's connection, and he was not heard since
     met_full: bool = False  # a trunk route had no place for this call
     head: Call | None = None  # the call that this one is the forwarded part of
-    parts: list[Call] = field(default_factory=list)  # the forwarded parts of this one
+    parts: tuple[Call, ...] = ()  # the forwarded parts of this one
     token: bytes = b""  # of our Record-Route, once it was written
-    dismissed: set[bytes] = field(default_factory=set)  # To tags of late dialogs that were ended
-    context: ResponseContext[Target] = field(init=False)
+    dismissed: frozenset[bytes] = frozenset()  # To tags of late dialogs that were ended
+    context: ResponseContext[Target] = field(default_factory=lambda: ResponseContext([]))
+    call_id: bytes = field(init=False)  # of its INVITE, and the tag in that one's From
+    caller_tag: bytes | None = field(init=False)
 
     def __post_init__(self) -> None:
-        self.context = ResponseContext([])
+        self.call_id, self.caller_tag = self.request.call_id, self.request.from_.tag
         self.store_wait_s = self.desk.settings.store_wait_s
 
     @property
@@ -95,7 +98,7 @@ class Call:
     @property
     def mark(self) -> bytes:
         """The parameter of our Record-Route by which requests find this call."""
-        self.token = self.token or self.desk.call_mark(self.id, self.request.call_id)
+        self.token = self.token or self.desk.call_mark(self.id, self.call_id)
         return CALL_PARAM + b"=" + self.token
 
     def face(self, target: Target) -> Face:
@@ -104,7 +107,7 @@ class Call:
 
     @property
     def is_answered(self) -> bool:
-        """Whether the call is between its answer and its end."""
+        """Between its answer and its end."""
         return self.phase is Phase.ANSWERED
 
     @property
@@ -280,6 +283,7 @@ class Call:
         if self.gave_up in final_response.STOPPED:
             # The answer crossed our CANCEL. RFC 3261 §15: no BYE to the caller before it has acknowledged the 2xx.
             desk.queue.set(("call", self.id, "stop"), desk.now.mono + 4 * desk.settings.timers.t1)
+        ending.settle(self)
         self.answer = keep.answer(self, branch.target, response)
         desk.out.append(Journal(self.answer))
         desk.count("responses", "INVITE", str(response.status))
@@ -310,7 +314,7 @@ class Call:
             # The callee's messages name the caller by the face that he has there; to himself he is who he said.
             caller = change(caller, remote=self.request.first(b"from") or b"", remote_target=contact_of(self.request))
         dialog.confirmed, dialog.sides, dialog.first = True, (caller, callee), None
-        dialog.kept = (keep.reduced(sent), keep.reduced(response))
+        dialog.kept = (reduced(sent), reduced(response))
 
     def upstream(self, response: Response, target: Target, *, edit: Callable[[Editor], None] | None = None) -> bytes:
         """The response of a branch as the caller gets it."""
@@ -359,9 +363,8 @@ class Call:
         desk = self.desk
         for branch in self.context.to_cancel():
             client = desk.transactions.clients.get(branch.key)
-            if client is None:
-                continue
-            desk.transactions.cancel(client, desk.now.mono)
+            if client is not None:
+                desk.transactions.cancel(client, desk.now.mono)
 
     def refuse(
         self,

@@ -9,6 +9,7 @@ import hmac
 from typing import TYPE_CHECKING, NamedTuple
 
 from sipproxy.engine.call import Call, Dialog, Phase
+from sipproxy.engine.ending import let_go
 from sipproxy.sip.flow import LOOP, source_of
 from sipproxy.sip.matching import response_key
 
@@ -45,6 +46,7 @@ class Calls:
         self.by_id: dict[str, Call] = {}
         self._by_call_id: dict[bytes, list[Call]] = {}
         self.live = 0
+        self._over: list[Call] = []  # that ended in the event that is being handled
 
     def number(self) -> int:
         """The next sequence number of this node's CDRs, without gaps."""
@@ -54,24 +56,30 @@ class Calls:
 
     def add(self, call: Call) -> None:
         self.by_id[call.id] = call
-        self._by_call_id.setdefault(call.request.call_id, []).append(call)
+        self._by_call_id.setdefault(call.call_id, []).append(call)
         self.live += 1
 
     def ended(self, call: Call) -> None:
         """The call is over."""
-        del call
+        self._over.append(call)
         self.live -= 1
+
+    def let_go(self) -> None:
+        """The event is over too: calls that ended in it keep what a late message can need, until they are forgotten."""
+        for call in self._over:
+            let_go(call)
+        self._over.clear()
 
     def remove(self, call: Call) -> None:
         self.by_id.pop(call.id, None)
-        same = self._by_call_id.get(call.request.call_id, [])
+        same = self._by_call_id.get(call.call_id, [])
         if call in same:
             same.remove(call)
         if not same:
-            self._by_call_id.pop(call.request.call_id, None)
+            self._by_call_id.pop(call.call_id, None)
         for part in call.parts:
             part.head = None
-        call.parts.clear()  # calls that refer to each other would wait for the garbage collector
+        call.parts = ()  # calls that refer to each other would wait for the garbage collector
 
     def has(self, call_id: bytes) -> bool:
         """Whether a call with this Call-ID is known."""
@@ -125,9 +133,9 @@ class Calls:
         from_tag, to_tag = message.from_.tag, message.to.tag
         candidates = [call] if call is not None else self._by_call_id.get(message.call_id, [])
         for found in candidates:
-            if found.request.call_id != message.call_id:
+            if found.call_id != message.call_id:
                 continue
-            caller_tag = found.request.from_.tag
+            caller_tag = found.caller_tag
             if from_tag == caller_tag and to_tag in found.dialogs and (call or _comes_to(found.flow, flow)):
                 return Found(found, found.dialogs[to_tag], from_caller=True)
             if to_tag == caller_tag and from_tag in found.dialogs and (call or _comes_to(found.dialogs[from_tag].to, flow)):

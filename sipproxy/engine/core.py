@@ -128,10 +128,9 @@ class Engine:
 
     def _actions(self) -> list[Action]:
         """What the event caused. What calls of ours sent to each other is handled here, in order, to its end."""
-        actions = self.desk.take_actions()
-        if not self.desk.loops:
-            return actions
-        done, todo = [], deque(actions)
+        done = self.desk.take_actions()
+        todo: deque[Action] = deque(done if self.desk.loops else ())
+        done = [] if self.desk.loops else done
         while todo:
             action = todo.popleft()
             if isinstance(action, SendTo) and action.target.transport == LOOP:
@@ -140,6 +139,7 @@ class Engine:
                 todo.extend(self.desk.take_actions())
             else:
                 done.append(action)
+        self.calls.let_go()
         return done
 
     def fire(self, now: Now) -> list[Action]:

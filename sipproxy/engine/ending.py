@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from cdr.facts import Record
 from sipproxy.engine import carrier
 from sipproxy.engine.actions import SendTo
 from sipproxy.engine.causes import NORMAL_CLEARING
 from sipproxy.engine.dialogs import Side
 from sipproxy.engine.forward import is_ours, next_hop, via_of
+from sipproxy.engine.privacy import Faces
 from sipproxy.engine.state import reason_header
 from sipproxy.engine.transactions import Ignored
 from sipproxy.engine.trunk_auth import AuthenticatedBye
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from sipproxy.sip.flow import Hop
     from sipproxy.sip.message import Response
 
-__all__ = ["bye", "dismiss", "hang_up", "reach"]
+__all__ = ["bye", "dismiss", "hang_up", "let_go", "reach", "settle"]
 
 DISMISSED = 32  # late dialogs of one call that are ended; a forking UAS beyond that is acknowledged only
 
@@ -49,6 +51,43 @@ def hang_up(call: Call, reason: EndReason, *, cause: int, certain: bool = True, 
     if only is not None and any(d.confirmed and not d.ended for d in call.dialogs.values()):
         return
     call.end(reason, released_by="proxy", cause=cause, certain=certain)
+
+
+def settle(call: Call) -> None:
+    """No target is tried any more, and whom the caller's face is shown to is known."""
+    call.groups, call.edit = [], None
+    call.context.groups.clear()
+    call.faces = call.faces.known() if isinstance(call.faces, Faces) else call.faces
+
+
+def let_go(call: Call) -> None:
+    """Keep of a call that is over what a late message of it can need: its dialogs, and whose they are.
+
+    For as long as it can be found a node has many more of these than live calls.
+    """
+    record = call.record
+    call.record = Record(
+        id=record.id,
+        node=record.node,
+        direction=record.direction,
+        line=record.line,
+        account=record.account,
+        trunk=record.trunk,
+        canonical=record.canonical,
+        forwarded_from=record.forwarded_from,
+        verdict=record.verdict,
+        rule=record.rule,
+        slots_used=record.slots_used,
+        released_by=record.released_by,
+        cause=record.cause,
+    )
+    settle(call)
+    call.answer = call.asked = None
+    for branch in call.context.branches.values():
+        branch.final = None
+    for dialog in call.dialogs.values():
+        dialog.kept = dialog.watch = dialog.first = None
+    call.server.rest()
 
 
 def bye(call: Call, dialog: Dialog, side: Side, *, cause: int) -> None:
@@ -88,7 +127,7 @@ def dismiss(call: Call, target: Target, response: Response) -> None:
     dialog = call.dialogs.get(tag)
     known = dialog is not None and dialog.confirmed  # its own BYE came or went
     if not known and tag not in call.dismissed and len(call.dismissed) < DISMISSED:
-        call.dismissed.add(tag)
+        call.dismissed |= {tag}
         user = AuthenticatedBye(desk, target.name) if target.kind == "trunk" else Ignored()
         _send_bye(desk, side, to, NORMAL_CLEARING, user)
 

@@ -216,7 +216,7 @@ class Forwarding:
         shown = decision._replace(asserted=network, presented=given or network, restricted=restricted)
         call = setup.open(request, flow, decision, from_customer=True)
         call.from_customer, call.head = False, head
-        head.parts.append(call)
+        head.parts += (call,)
         head.record.forwarded_to = [*head.record.forwarded_to, call.id]
         desk.out.append(Journal(keep.admission(head)))  # again, so that it says so after a crash too
         diverted = Diverted(head.record.canonical, decision.restricted, desk.settings)

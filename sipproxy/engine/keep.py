@@ -14,7 +14,6 @@ from cdr.facts import Admit, Alive, Answer, Confirmed, LineSlot, PartySide, Plac
 from sipproxy.engine.actions import Journal
 from sipproxy.sip.build import via_values
 from sipproxy.sip.flow import Flow, Hop
-from sipproxy.sip.message import Request
 from sipproxy.sip.sdp import media_kinds
 from sipproxy.sip.text import text
 
@@ -25,12 +24,9 @@ if TYPE_CHECKING:
     from sipproxy.engine.privacy import Face
     from sipproxy.sip.message import Response
 
-__all__ = ["Mask", "admission", "admit", "answer", "proof_of_life", "reduced", "refreshed"]
+__all__ = ["Mask", "admission", "admit", "answer", "proof_of_life", "refreshed"]
 
 MAX_MASK = 700  # bytes that are sealed: the longest token that is opened again holds some more
-# RFC 3261 §12.1: what a dialog is made of; b"" stands for the start line.
-KEPT = frozenset([b"", *b"from to call-id cseq contact record-route".split()])
-KEPT_OF_REQUESTS = KEPT | {b"via"}
 
 
 class Mask(msgspec.Struct, frozen=True, array_like=True):
@@ -42,16 +38,6 @@ class Mask(msgspec.Struct, frozen=True, array_like=True):
     secrets: tuple[bytes, ...]
     veiled: bool
     vias: tuple[bytes, ...] = ()
-
-
-def reduced(message: Request | Response) -> bytes:
-    """The message without its body and without the header lines that no dialog needs.
-
-    The INVITE keeps its Via values: its transactions are matched by them (§17.1.3, §17.2.3).
-    """
-    kept = KEPT_OF_REQUESTS if isinstance(message, Request) else KEPT
-    lines = [line for key, line in zip(message.keys, message.lines_raw, strict=True) if key in kept]
-    return b"\r\n".join((*lines, b"", b""))
 
 
 def admission(call: Call) -> Admit:

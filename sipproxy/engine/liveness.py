@@ -43,7 +43,7 @@ class Watch:
     longest_s: float  # an agreed interval above it does not replace probes
     proofs: list[Now]  # of each side, the last message from it
     expires_at: float = inf
-    gone: set[Side] = field(default_factory=set)
+    gone: frozenset[Side] = frozenset()
     _probe_at: list[float] = field(default_factory=lambda: [inf, inf])
     _failures: list[int] = field(default_factory=lambda: [0, 0])
 
@@ -68,7 +68,7 @@ class Watch:
     def heard(self, side: Side, now: Now) -> None:
         """A message of that side arrived."""
         self.proofs[side] = now
-        self.gone.discard(side)
+        self.gone -= {side}
         self._failures[side] = 0
         self._probe_at[side] = now.mono + self.probe_s if self.probe_s else inf
 
@@ -92,7 +92,7 @@ class Watch:
         doubt = again_s > 0 and self._failures[side] < FAILURES
         self._probe_at[side] = now + (again_s if doubt else self.probe_s or inf)
         if not doubt:
-            self.gone.add(side)
+            self.gone |= {side}
         return not doubt
 
 

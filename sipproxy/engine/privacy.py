@@ -156,7 +156,9 @@ PLAIN = Face()
 
 
 class KnownFaces:
-    """The faces of a call that another process set up, by the kinds of target that it has dialogs with."""
+    """The faces of an answered call, by the kinds of target that it has dialogs with."""
+
+    __slots__ = ("_faces",)
 
     def __init__(self, faces: dict[str, Face]) -> None:
         self._faces = faces
@@ -182,6 +184,11 @@ class Faces:
         if face is None:
             face = self._made[kind] = self._make(kind)
         return face
+
+    def known(self) -> KnownFaces:
+        """The faces that were asked for so far, without what they were made from."""
+        made = self._made
+        return KnownFaces(made if "trunk" not in made else {**made, "forward": made["trunk"]})
 
     def _make(self, kind: str) -> Face:
         decision, said = self._decision, self._said

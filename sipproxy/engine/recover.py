@@ -157,7 +157,7 @@ def _join(found: list[Call], calls: Calls) -> None:
     for call in found:
         call.head = calls.by_id.get(call.record.forwarded_from)
         if call.head is not None:
-            call.head.parts.append(call)
+            call.head.parts += (call,)
             call.desk.loops = True
     for call in found:
         if call.record.forwarded_from and call.head is None:

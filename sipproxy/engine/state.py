@@ -190,9 +190,9 @@ class Desk:
         """Answer through the server transaction."""
         tag = b"" if status == 100 else self.to_tag(server.request)
         data = write_response(server.request, status, reason, to_tag=tag, headers=headers)
-        self.transactions.respond(server, status, data, self.now.mono)
         if status > 100:
             self.count("responses", request_label(server.request), str(status))
+        self.transactions.respond(server, status, data, self.now.mono)
 
 
 def _sent_by(via: Via) -> bytes:

@@ -6,11 +6,11 @@ bounded together: when they are full a new transaction is refused, which the cal
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from sipproxy.engine.actions import Action, SendTo
 from sipproxy.engine.long_requests import CONNECT_S
+from sipproxy.engine.reduced import reduced, request_of
 from sipproxy.sip.build import write_cancel
 from sipproxy.sip.flow import LOOP, Flow
 from sipproxy.sip.matching import client_key, response_key, server_key
@@ -47,16 +47,36 @@ class ClientUser(Protocol):
     def failed(self, key: Hashable, /, *, timed_out: bool) -> None: ...
 
 
-@dataclass(slots=True)
-class Server:
-    """A server transaction with the flow that its responses leave by. `user` is what a CANCEL or a failure concerns."""
+class _Kept:
+    """A request that is kept whole while it is needed so, and reduced when it is hardly asked for any more."""
 
-    key: Hashable
-    machine: InviteServer | NonInviteServer
-    request: Request
-    target: Flow
-    user: object = None
-    tried: set[Flow] = field(default_factory=set)  # by which the last response could not be sent
+    __slots__ = ("_reduced", "_whole")
+
+    def __init__(self, request: Request) -> None:
+        self._whole: Request | None = request
+        self._reduced = b""
+
+    @property
+    def request(self) -> Request:
+        return self._whole if self._whole is not None else request_of(self._reduced)
+
+    def rest(self) -> None:
+        """Keep only what `reduced` does of the request. Harmless when repeated."""
+        if self._whole is not None:
+            self._reduced, self._whole = reduced(self._whole), None
+
+
+class Server(_Kept):
+    """A server transaction with the flow that its responses leave by. `user` is what a CANCEL or a failure concerns; `tried`
+    are the flows by which the last response could not be sent."""
+
+    __slots__ = ("key", "machine", "target", "tried", "user")
+
+    def __init__(self, key: Hashable, machine: InviteServer | NonInviteServer, request: Request, target: Flow) -> None:
+        super().__init__(request)
+        self.key, self.machine, self.target = key, machine, target
+        self.user: object = None
+        self.tried: tuple[Flow, ...] = ()
 
     @property
     def is_accepted(self) -> bool:
@@ -68,15 +88,23 @@ class Server:
         return self.machine.state not in (State.TRYING, State.PROCEEDING)
 
 
-@dataclass(slots=True)
-class Client:
-    key: Hashable
-    machine: InviteClient | NonInviteClient
-    request: Request
-    target: Flow | Hop
-    user: ClientUser
-    challenged: int = 0  # challenges that this request is the answer to
-    instead: tuple[Request, Flow | Hop] | None = None  # the request over UDP, where it left over TCP for its length alone
+class Client(_Kept):
+    """A client transaction. `challenged` counts the challenges that its request is the answer to; `instead` is the request as
+    it goes over UDP, where it left over TCP for its length alone."""
+
+    __slots__ = ("challenged", "instead", "key", "machine", "target", "user")
+
+    def __init__(
+        self, key: Hashable, machine: InviteClient | NonInviteClient, request: Request, target: Flow | Hop, user: ClientUser
+    ) -> None:
+        super().__init__(request)
+        self.key, self.machine, self.target, self.user = key, machine, target, user
+        self.challenged = 0
+        self.instead: tuple[Request, Flow | Hop] | None = None
+
+    def replace(self, machine: InviteClient | NonInviteClient, request: Request, target: Flow | Hop) -> None:
+        """Begin anew with another request."""
+        self.machine, self._whole, self.target, self.instead = machine, request, target, None
 
 
 class Ignored:
@@ -160,17 +188,21 @@ class Transactions:
         return passed
 
     def respond(self, server: Server, status: int, data: bytes, now: float) -> None:
-        server.tried.clear()
+        server.tried = ()
         for action in server.machine.respond(status, data, now):
             if isinstance(action, Send):
                 self._emit(SendTo(server.target, action.data, ("s", server.key)))
         self._arm_server(server)
+        if status >= 200 and isinstance(server.machine, NonInviteServer) and server.machine.state is not State.TERMINATED:
+            server.rest()
 
     def _arm_server(self, server: Server) -> None:
         if server.machine.state is State.TERMINATED:
             self.servers.pop(server.key, None)
             self._queue.cancel(("s", server.key))
             server.user = None  # which refers back to it: memory is free at once, without the garbage collector
+            if isinstance(server.machine, InviteServer):
+                server.rest()  # its call goes on with it
         elif (at := server.machine.next_at) is not None:
             self._queue.set(("s", server.key), at)
         else:
@@ -199,7 +231,8 @@ class Transactions:
         if longer is not None:
             request, target = longer
         machine = self._machine(request, target)
-        client = Client(key, machine, request, target, user, challenged, instead if longer is not None else None)
+        client = Client(key, machine, request, target, user)
+        client.challenged, client.instead = challenged, instead if longer is not None else None
         self._add_client(client)
         self._perform(client, machine.start(now))
         return key
@@ -212,9 +245,9 @@ class Transactions:
         """Nobody takes TCP there: the transaction begins anew over UDP (RFC 3261 §18.1.1)."""
         assert client.instead is not None
         assert self._long_requests is not None
-        (client.request, client.target), client.instead = client.instead, None
+        request, target = client.instead
+        client.replace(self._machine(request, target), request, target)
         self._long_requests.learnt(client.target, takes_tcp=False)
-        client.machine = self._machine(client.request, client.target)
         self._add_client(client)
         self._perform(client, client.machine.start(now))
 
@@ -291,7 +324,7 @@ class Transactions:
         """The last response to an INVITE could not be sent on its connection: it goes by the next way to the same sender."""
         if not isinstance(server.machine, InviteServer) or server.target.transport not in RELIABLE:
             return
-        server.tried.add(server.target)
+        server.tried = (*server.tried, server.target)
         way = next((flow for flow in self.ways_back(server) if flow not in server.tried), None)
         self.unheard(server, way)
         if way is None:
@@ -329,6 +362,8 @@ class Transactions:
                 if isinstance(action.message, Response):
                     self.told = client
                     client.user.response(client.key, action.message)
+                    if machine.state is State.ACCEPTED and not client.challenged:  # whose credentials a fork's ACK may need
+                        client.rest()
             else:
                 if client.instead is not None and self._long_requests is not None:
                     self._long_requests.learnt(client.target, takes_tcp=False)  # somebody accepts connections and says nothing

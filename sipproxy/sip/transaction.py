@@ -72,15 +72,22 @@ Action = Send | PassUp | TimedOut | TransportFailed
 class _Machine:
     """What the four machines share: the state and the deadlines."""
 
-    __slots__ = ("_at", "_interval", "_reliable", "_timers", "request", "state")
+    __slots__ = ("_at", "_interval", "_reliable", "_request", "_timers", "state")
 
     def __init__(self, request: Request, state: State, *, timers: Timers, reliable: bool) -> None:
-        self.request = request
+        self._request: Request | None = request
         self.state = state
         self._timers = timers
         self._reliable = reliable
         self._at: dict[Timer, float] = {}
         self._interval = timers.t1
+
+    @property
+    def request(self) -> Request:
+        """The request, until nothing more can be made of it: of a server's until its first response, of a client's as long as
+        it may be repeated or acknowledged."""
+        assert self._request is not None
+        return self._request
 
     @property
     def next_at(self) -> float | None:
@@ -146,7 +153,7 @@ class InviteClient(_Machine):
 
     def accept(self, now: float) -> None:
         """Begin in Accepted: a transaction of before a restart, whose INVITE was answered with a 2xx then."""
-        self._started = True
+        self._started, self._request = True, None
         self._linger(State.ACCEPTED, Timer.M, now + self._timers.m)
 
     def receive(self, response: Response, now: float) -> list[Action]:
@@ -170,6 +177,7 @@ class InviteClient(_Machine):
             return [PassUp(response)]
         if status < 300:
             self._linger(State.ACCEPTED, Timer.M, now + self._timers.m)
+            self._request = None  # its ACK is the user's to write (§13.2.2.4)
             return [PassUp(response)]
         if self._reliable:
             self.terminate()  # §17.1.1.2: Timer D is zero over a reliable transport.
@@ -309,6 +317,11 @@ class InviteServer(_Machine):
         self._response = b""
         self._at[Timer.TRYING] = now + timers.invite_trying
 
+    def terminate(self) -> None:
+        """As for every machine; its call may go on with it for hours."""
+        super().terminate()
+        self._response = b""
+
     @property
     def last_response(self) -> bytes:
         """What was sent last; b"" for nothing yet."""
@@ -335,7 +348,7 @@ class InviteServer(_Machine):
             return [Send(data)]  # RFC 6026 §7.1: every further 2xx is sent.
         if self.state is not State.PROCEEDING:
             return []
-        self._at = {}
+        self._at, self._request = {}, None
         if status < 200:
             self._response = data
         elif status < 300:
@@ -357,6 +370,7 @@ class InviteServer(_Machine):
             # §17.2.1: "The server transaction MUST generate a 100 (Trying) response unless it knows that the TU will
             # generate a provisional or final response within 200 ms".
             self._at, self._response = {}, write_response(self.request, 100)
+            self._request = None
             return [Send(self._response)]
         if due == {Timer.G}:
             self._interval = min(2 * self._interval, self._timers.t2)
@@ -417,7 +431,7 @@ class NonInviteServer(_Machine):
             return self._trying(data) if status == 100 and now >= self._quiet_until else []
         # RFC 4320 §4.2: "MUST NOT send a response with Status-Code of 408 to a non-INVITE request". The transaction stays
         # to absorb retransmissions all the same.
-        self._response = b"" if status == 408 else data
+        self._response, self._request = (b"" if status == 408 else data), None
         if self._reliable:
             self.terminate()  # §17.2.2: Timer J is zero over a reliable transport.
         else:
@@ -441,6 +455,6 @@ class NonInviteServer(_Machine):
         return [] if self.state is State.TERMINATED else [TransportFailed()]
 
     def _trying(self, data: bytes) -> list[Action]:
-        self.state, self._response = State.PROCEEDING, data
+        self.state, self._response, self._request = State.PROCEEDING, data, None
         self._at.pop(Timer.TRYING, None)
         return [Send(data)]

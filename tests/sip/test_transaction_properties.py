@@ -47,7 +47,8 @@ def server(kind: type[InviteServer | NonInviteServer], values: Timers, *, reliab
 
 def perform(machine: Machine, step: Step, now: float) -> list[Action]:
     event, status, _ = step
-    method = machine.request.method
+    request = INVITE if isinstance(machine, InviteClient | InviteServer) else OPTIONS
+    method = request.method
     if event == "start":
         return machine.start(now) if isinstance(machine, InviteClient | NonInviteClient) else []
     if event == "response":
@@ -55,7 +56,7 @@ def perform(machine: Machine, step: Step, now: float) -> list[Action]:
     if event == "cancelled":
         return machine.cancelled(now) if isinstance(machine, InviteClient) else []
     if event == "request":
-        return machine.receive(machine.request, now)  # type: ignore[arg-type]
+        return machine.receive(request, now)  # type: ignore[arg-type]
     if event == "ack":
         return machine.receive(ACK, now) if isinstance(machine, InviteServer) else []
     if event == "respond":
