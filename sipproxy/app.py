@@ -214,6 +214,7 @@ class Node:
         )
         self._transports.on_resolved = self.engine.resolved
         self._transports.customers_at = self.engine.desk.location.flows_at
+        self._transports.may_end = lambda flow: not self.engine.calls.has_help_by(flow)
         self.shell = Shell(
             self.engine,
             journal=self._journal,

@@ -20,6 +20,7 @@ from cdr.quality import RunningFigures
 from sipproxy.engine.actions import (
     Action,
     DropSource,
+    EndSilent,
     HoldSlot,
     KeepTrace,
     Note,
@@ -227,6 +228,9 @@ class Shell:
             self._bindings.save(action.user, action.binding)
         elif isinstance(action, RemoveBinding):
             self._bindings.remove(action.user, action.key, action.at_ms)
+        elif isinstance(action, EndSilent):
+            assert self.transports is not None
+            self.transports.end_silent(action.flow, action.silent_s)
         elif isinstance(action, KeepTrace):
             self._traces.keep(action.record)
         elif isinstance(action, DropSource | SpareSource):

@@ -10,7 +10,7 @@ import pytest
 from cdr.facts import Admit, End, Fact, Record
 from cdr.journal import JournalError, UnwritableError
 from sipproxy import shell as shell_module
-from sipproxy.engine.actions import Holder, Now, SendTo, Slot, TakeSlot
+from sipproxy.engine.actions import EndSilent, Holder, Now, SendTo, Slot, TakeSlot
 from sipproxy.engine.actions import Journal as JournalFact
 from sipproxy.shell import Shell
 from sipproxy.sip.flow import Flow
@@ -234,9 +234,21 @@ class _Wire:
     def __init__(self, disk: _Disk) -> None:
         self.disk = disk
         self.sent: list[tuple[bytes, int]] = []
+        self.silences: list[tuple[Flow, float]] = []
+
+    def end_silent(self, flow: Flow, silent_s: float) -> None:
+        self.silences.append((flow, silent_s))
 
     def send(self, _target: object, data: bytes, _key: object, *, connect_s: float = 0.0) -> None:
         self.sent.append((data, len(self.disk.taken)))
+
+
+async def test_how_long_a_connection_may_be_silent_is_told_to_the_transports() -> None:
+    shell, disk, _ = build()
+    wire, flow = _Wire(disk), Flow("TCP", 1, "192.0.2.1", 40_000, 7)
+    shell.transports = wire  # type: ignore[assignment]
+    shell._perform([EndSilent(flow, 100.0), EndSilent(flow, 0.0)])
+    assert wire.silences == [(flow, 100.0), (flow, 0.0)]
 
 
 def send(data: bytes) -> SendTo:

@@ -162,6 +162,13 @@ class SpareSource(NamedTuple):
     source: str
 
 
+class EndSilent(NamedTuple):
+    """End this connection when nothing comes by it for so many seconds, from now on; 0: no more."""
+
+    flow: Flow
+    silent_s: float
+
+
 class Note(NamedTuple):
     """An event for the log: `level` is debug, info, warning or error."""
 
@@ -181,5 +188,6 @@ Action = (
     | KeepTrace
     | DropSource
     | SpareSource
+    | EndSilent
     | Note
 )

@@ -95,6 +95,10 @@ class Calls:
         )
         return "call" if any(source_of(flow.host) == source for flow in flows) else ""
 
+    def has_help_by(self, flow: Flow) -> bool:
+        """Whether a live call for help came by this flow."""
+        return any(call.is_emergency and call.is_live and call.flow == flow for call in self.by_id.values())
+
     def marked(self, token: bytes, call_id: bytes) -> Call | None:
         """The call whose Record-Route has this token; None where none has, or it was not written yet."""
         calls = self._by_call_id.get(call_id, ())

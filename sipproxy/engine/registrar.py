@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from sipproxy.engine.actions import RemoveBinding, SaveBinding
+from sipproxy.engine.actions import EndSilent, RemoveBinding, SaveBinding
 from sipproxy.engine.contacts import fault_of, place_of
 from sipproxy.engine.edge import flow_token
 from sipproxy.engine.location import Binding
@@ -34,6 +34,7 @@ __all__ = ["Registrar"]
 SUPPORTED = b"path, outbound, gin"
 INSTANCE = re.compile(rb'"<[!#-;=?-~]+>"')  # one URI, with nothing that would end it
 MAX_INSTANCE_BYTES = 200
+FLOW_GRACE_S = 10.0  # beyond the Flow-Timer: a choice, in which TCP repeats what was lost three times (at 1, 3 and 7 s)
 MAX_REG_ID = 2**31 - 1  # RFC 5626 §4.2
 
 
@@ -65,6 +66,8 @@ class Registrar:
                 desk.out.append(SaveBinding(account.user, binding))
             elif desk.location.remove(account.user, binding.key):
                 desk.out.append(RemoveBinding(account.user, binding.key, desk.now.utc_ms))
+        if desk.settings.flow_timer_s and flow.connection and any(binding.reg_id for binding in changes):
+            desk.out.append(EndSilent(flow, self._silence_s(flow)))
         headers = [(b"Supported", SUPPORTED), *self._contacts(account.user)]
         if tells_path:  # RFC 3327 §5.3
             headers += [(b"Path", value) for value in request.lines(b"path")]
@@ -74,6 +77,12 @@ class Registrar:
             if desk.settings.flow_timer_s:
                 headers.append((b"Flow-Timer", b"%d" % desk.settings.flow_timer_s))  # §5.4
         return 200, b"", headers
+
+    def _silence_s(self, flow: Flow) -> float:
+        """How long a connection may be silent whose device was told a Flow-Timer; 0 where none is registered by it any more, or
+        its keep-alives are for a proxy between. RFC 5626 §5.4: "The server MUST wait for an amount of time larger"."""
+        kept = any(binding.reg_id and not binding.path for _, binding in self._desk.location.at(flow))
+        return self._desk.settings.flow_timer_s + FLOW_GRACE_S if kept else 0.0
 
     def _changes(self, request: Request, account: Account, flow: Flow) -> list[Binding]:
         """§10.3 steps 5 to 7: every binding as it would be; one with a past expiry is removed. Nothing is changed here."""

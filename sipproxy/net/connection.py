@@ -56,7 +56,8 @@ class Connection(asyncio.Protocol):
         self._was_open = self._gone = False
         self._timer: asyncio.TimerHandle | None = None
         now = asyncio.get_running_loop().time()
-        self._active_at = now
+        self._active_at = self._heard_at = now
+        self._silent_s = 0.0  # that nothing may come for; 0: for ever
         self._deadlines = {"first_message": now + listener.limits.first_message_s} if accepted else {}
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -93,7 +94,7 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         listener = self._listener
         listener.counters["received_bytes"] += len(data)
-        self._active_at = asyncio.get_running_loop().time()
+        self._active_at = self._heard_at = asyncio.get_running_loop().time()
         try:
             items = self._framer.feed(data)
         except ParseError as error:
@@ -168,6 +169,11 @@ class Connection(asyncio.Protocol):
             self._waiting_bytes -= len(data)
             self._listener.fail(key, "slow_connect")
 
+    def end_silent(self, silent_s: float) -> None:
+        """End it when nothing comes for so many seconds from now on; 0: no more."""
+        self._silent_s, self._heard_at = silent_s, asyncio.get_running_loop().time()
+        self._arm()
+
     def not_connected(self, reason: str) -> None:
         """Take note that the connection could not be opened."""
         self._reason = self._reason or reason
@@ -236,6 +242,8 @@ class Connection(asyncio.Protocol):
         loop = asyncio.get_running_loop()
         at = min(self._deadlines.values(), default=self._active_at + self._listener.limits.idle_s)
         at = min(at, self._active_at + self._listener.limits.idle_s)
+        if self._silent_s:
+            at = min(at, self._heard_at + self._silent_s)
         if self._timer is not None:
             if self._timer.when() <= at and not self._timer.cancelled():
                 return
@@ -254,4 +262,9 @@ class Connection(asyncio.Protocol):
         if self._active_at + self._listener.limits.idle_s <= now:
             self.finish("idle")
             return
+        if self._silent_s and self._heard_at + self._silent_s <= now:
+            if self._listener.may_end(self.host, self.port, self.number):
+                self.finish("silent")
+                return
+            self._heard_at = now  # looked at again in as long a time
         self._arm()

@@ -67,7 +67,7 @@ class StreamListener:
         self.closed = {
             "peer": 0, "error": 0, "framing": 0, "too_many": 0, "too_many_from_source": 0, "first_message": 0,
             "incomplete": 0, "idle": 0, "stalled": 0, "connect": 0, "shutdown": 0, "handshake": 0, "name": 0,
-            "address": 0,
+            "address": 0, "silent": 0,
         }  # fmt: skip
         self.failed = {
             "connect": 0, "slow_connect": 0, "gone": 0, "write_buffer_full": 0, "too_many": 0, "shutdown": 0,
@@ -80,6 +80,7 @@ class StreamListener:
         self._per_source: dict[str, int] = {}
         # How many customers are known at an address: behind a carrier-grade NAT that are many, and each has a connection.
         self.customers_at: Callable[[str], int] = lambda host: 0  # noqa: ARG005
+        self.may_end: Callable[[str, int, int], bool] = lambda host, port, connection: True  # noqa: ARG005  # when it is silent
         self._last_id = 0
         self._connecting: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
@@ -146,6 +147,12 @@ class StreamListener:
         """The SIP domains that the peer has proved by its certificate."""
         found = self._connections.get(connection)
         return () if found is None else found.names
+
+    def end_silent(self, connection: int, silent_s: float) -> None:
+        """End a connection when nothing comes by it for so many seconds; 0: no more. Harmless for one that is gone."""
+        found = self._connections.get(connection)
+        if found is not None:
+            found.end_silent(silent_s)
 
     def send(
         self,

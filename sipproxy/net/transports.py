@@ -65,6 +65,7 @@ class Transports:
         self._lookups: set[asyncio.Task[None]] = set()
         self.failures: dict[str, int] = {}
         self.on_resolved: Callable[[Hop, Sequence[Place]], None] = lambda hop, places: None  # noqa: ARG005  # for each look-up
+        self.may_end: Callable[[Flow], bool] = lambda flow: True  # noqa: ARG005  # whether a silent connection may be ended
         self.customers_at: Callable[[str], int] = lambda host: 0  # noqa: ARG005  # each may have a connection
         self.watchers: list[Callable[[Passed], None]] = []  # are told each message that passes
 
@@ -133,6 +134,7 @@ class Transports:
             may_wait=True,
         )
         stream.customers_at = self._customers_at
+        stream.may_end = lambda source, source_port, connection: self.may_end(flow_of(source, source_port, connection))
         return stream
 
     def _customers_at(self, host: str) -> int:
@@ -214,6 +216,12 @@ class Transports:
             task = asyncio.get_running_loop().create_task(self._look_up(target, data, key, connect_s))
             self._lookups.add(task)
             task.add_done_callback(self._lookups.discard)
+
+    def end_silent(self, flow: Flow, silent_s: float) -> None:
+        """End the connection when nothing comes by it for so many seconds, from now on; 0: no more (RFC 5626 §5.4)."""
+        listener = self._listeners[flow.listener]
+        if isinstance(listener, StreamListener):
+            listener.end_silent(flow.connection, silent_s)
 
     async def look_ahead(self, hops: Iterable[Hop]) -> None:
         """Look up the names among these, and again before their records run out: what is sent there does not wait."""

@@ -7,10 +7,11 @@ from dataclasses import replace
 import msgspec
 import pytest
 
-from sipproxy.engine.actions import RemoveBinding, SaveBinding, SendTo, TakeSlot
+from sipproxy.engine.actions import EndSilent, RemoveBinding, SaveBinding, SendTo, TakeSlot
 from sipproxy.engine.core import Engine
 from sipproxy.engine.location import MAX_LEFT, Location
 from sipproxy.engine.peers import Peer
+from sipproxy.engine.registrar import FLOW_GRACE_S
 from sipproxy.engine.settings import Listener, Rates
 from sipproxy.sip.build import write_response
 from sipproxy.sip.flow import Flow, Hop
@@ -110,6 +111,43 @@ def test_flow_timer_is_told_to_who_keeps_flows_apart_only() -> None:
     desk = make_desk(flow_timer_s=90)
     assert register(desk, ONE, 1).first(b"flow-timer") == b"90"
     assert not register(desk, TWO, headers=()).has(b"flow-timer")
+
+
+def silences(desk: Desk) -> list[tuple[Flow, float]]:
+    return [action for action in desk.actions if isinstance(action, EndSilent)]
+
+
+def test_connection_that_promised_keep_alives_may_be_silent_for_its_flow_timer_and_a_grace() -> None:
+    """RFC 5626 §5.4: as long as a flow is registered by it, and by no other device's connection."""
+    desk = make_desk(flow_timer_s=90)
+    register(desk, TWO, headers=())
+    assert silences(desk) == [], "nothing was promised"
+    register(desk, Flow("UDP", 0, "203.0.113.3", 5060), 2)
+    assert silences(desk) == [], "there is no connection to end"
+    register(desk, ONE, 1)
+    assert silences(desk) == [(ONE, 90 + FLOW_GRACE_S)]
+    register(desk, ONE, 1, headers=(*OUTBOUND, (b"Expires", b"0")))
+    assert silences(desk) == [(ONE, 0.0)]
+    unbound = make_desk()
+    register(unbound, ONE, 1)
+    assert silences(unbound) == [], "no time was told"
+
+
+def test_connection_by_which_somebody_called_for_help_is_not_ended() -> None:
+    """design, invariant 1."""
+    desk = make_desk(flow_timer_s=90)
+    register(desk, ONE, 1)
+    calls = desk.engine.calls
+    assert not calls.has_help_by(ONE)
+    headers = ((b"Contact", b"<sip:bob@192.168.1.20>"),)
+    desk.receive(desk.request(b"INVITE", b"sip:112@sip.test", user=b"bob", headers=headers), ONE)
+    assert calls.has_help_by(ONE)
+    assert not calls.has_help_by(TWO)
+    (call,) = [found for found in calls.by_id.values() if found.is_live]
+    desk.engine.end_call(call.id, desk.now, emergency_too=True)
+    desk.tick(40)
+    desk.engine.fire(desk.now)
+    assert not calls.has_help_by(ONE)
 
 
 def test_connection_that_ends_takes_its_binding_along_and_the_store_hears_of_it(desk: Desk) -> None:

@@ -492,3 +492,47 @@ def test_stream_address_in_use_raises() -> None:
     with pytest.raises(OSError, match="in use"):
         StreamListener("127.0.0.1", first.getsockname()[1], lambda *_: None)
     first.close()
+
+
+async def test_stream_connection_that_promised_to_speak_ends_when_it_is_silent_and_only_then(nodes: Make, dial: Dial) -> None:
+    """RFC 5626 §5.4. What we send is no sign of the peer's life."""
+    node = await nodes()
+    silent, speaking, unbound = await dial(node), await dial(node), await dial(node)
+    for client in (silent, speaking, unbound):
+        client.writer.write(message())
+    await until(lambda: len(node.got) == 3)
+    numbers = {(host, port): connection for _, host, port, connection in node.got}
+    for client in (silent, speaking, unbound):
+        node.listener.end_silent(numbers[client.name], 3.0)
+    node.listener.end_silent(numbers[unbound.name], 0.0)
+    node.listener.end_silent(4711, 1.5)  # gone meanwhile
+
+    async def speak() -> None:
+        while True:
+            speaking.writer.write(b"\r\n\r\n")
+            node.listener.send(message("to"), *silent.name, numbers[silent.name])
+            await asyncio.sleep(0.1)
+
+    chatter = asyncio.create_task(speak())
+    await until(lambda: node.closed, 20)
+    await asyncio.sleep(0.5)
+    chatter.cancel()
+    assert [(number, reason) for number, _, _, reason in node.closed] == [(numbers[silent.name], "silent")]
+    assert len(node.listener) == 2
+
+
+async def test_stream_connection_that_must_not_end_is_looked_at_again(nodes: Make, dial: Dial) -> None:
+    node = await nodes()
+    client = await dial(node)
+    client.writer.write(message())
+    await until(lambda: node.got)
+    asked: list[int] = []
+
+    def may_end(_host: str, _port: int, connection: int) -> bool:
+        asked.append(connection)
+        return len(asked) > 2
+
+    node.listener.may_end = may_end
+    node.listener.end_silent(node.got[0][3], 0.2)
+    await until(lambda: node.closed, 20)
+    assert (len(asked), node.reasons) == (3, ["silent"])

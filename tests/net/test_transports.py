@@ -12,7 +12,7 @@ from waiting import until
 
 from sipproxy.net.resolver import Resolver
 from sipproxy.net.transports import Transports
-from sipproxy.sip.flow import Hop
+from sipproxy.sip.flow import Flow, Hop
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -68,5 +68,27 @@ async def test_hop_is_sent_from_the_listener_of_its_version_or_its_own(tmp_path:
         await until(lambda: len(failed) == 2)
         assert failed == ["own", "tcp"]
         assert transports.failures == {"no_listener": 2}
+    await transports.close()
+    await resolver.close()
+
+
+async def test_a_silent_connection_is_asked_about_by_its_flow_and_its_end_is_told() -> None:
+    came: list[Flow] = []
+    closed: list[Flow] = []
+    asked: list[Flow] = []
+    resolver = Resolver()
+    transports = Transports(resolver, lambda _, flow: came.append(flow), lambda _: None, lambda *_: None, closed.append)
+    transports.may_end = lambda flow: asked.append(flow) or len(asked) > 1  # type: ignore[func-returns-value]
+    bound = transports.bind([("UDP", "127.0.0.1", 0), ("TCP", "127.0.0.1", 0)])
+    await transports.start()
+    _, writer = await asyncio.open_connection(*bound[1][1:])
+    writer.write(MESSAGE[:-2] + b"Content-Length: 0\r\n\r\n")
+    await until(lambda: came)
+    transports.end_silent(Flow("UDP", 0, "127.0.0.1", 5060), 0.1)  # nothing to end
+    transports.end_silent(came[0], 0.2)
+    await until(lambda: closed, 20)
+    assert (closed, asked) == (came, came * 2)
+    assert transports.counters()["TCP", "closed_silent"] == 1
+    writer.close()
     await transports.close()
     await resolver.close()
