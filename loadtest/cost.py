@@ -32,10 +32,10 @@ from loadtest.valkey import Valkey
 from sipproxy import app
 from sipproxy.config import load
 from sipproxy.engine.actions import Now
-from sipproxy.lifecycle import Stop
 from sipproxy.log import configure
 from sipproxy.net.resolver import Resolver
 from sipproxy.net.transports import Transports
+from sipproxy.process import Stop, loop_factory
 from sipproxy.sip.flow import Flow, Hop
 from sipproxy.sip.message import Request, check_message, parse_message
 
@@ -284,7 +284,7 @@ def add_cost(commands: argparse._SubParsersAction[argparse.ArgumentParser], comm
     found.add_argument("--calls", type=int, default=2000, help="calls, and registrations (default %(default)s)")
     found.add_argument("--together", type=int, default=10, help="calls at the same step (default %(default)s)")
     found.add_argument("--only", choices=("call", "stages", "messages", "sockets"), action="append", help="of the four tables")
-    found.set_defaults(run=_run, loop_factory=app.loop_factory())
+    found.set_defaults(run=_run, loop_factory=loop_factory())
 
 
 async def _run(options: argparse.Namespace) -> list[Report]:

@@ -14,6 +14,7 @@ __all__ = ["OwnLateness", "node_metrics", "worst_bucket_ms"]
 
 SAMPLE_S = 0.01
 TIMEOUT_S = 5.0
+WORKER = re.compile(r'(?<=\{)worker="[0-9]+",?')
 BUCKET = re.compile(r'sipproxy_loop_lag_seconds_bucket\{le="([^"]+)"\}')
 
 
@@ -64,7 +65,8 @@ async def node_metrics(host: str, port: int) -> dict[str, float]:
         name, _, value = line.rpartition(" ")
         if name and not line.startswith("#"):
             with contextlib.suppress(ValueError):
-                found[name] = float(value)
+                of_all = WORKER.sub("", name).replace("{}", "")  # the workers of one node are counted together
+                found[of_all] = found.get(of_all, 0.0) + float(value)
     return found
 
 

@@ -19,7 +19,7 @@ from loadtest.mixed import Progress as Stage
 from loadtest.mixed import run_mix
 from loadtest.node import NodeError
 from loadtest.report import Report, progress_of
-from sipproxy import app
+from sipproxy.process import loop_factory
 
 __all__ = ["add_mix", "node_settings", "progress_bar"]
 
@@ -36,7 +36,7 @@ def add_mix(commands: Any, common: argparse.ArgumentParser) -> None:
     mix.add_argument("--seed", type=int, help="of arrivals, kinds and lengths, instead of the file's")
     mix.add_argument("--plot", type=Path, metavar="FILE", help="a picture over time, .svg or .png (the extra plot)")
     add_node_settings(mix)
-    mix.set_defaults(run=_run, loop_factory=app.loop_factory())
+    mix.set_defaults(run=_run, loop_factory=loop_factory())
 
 
 def add_node_settings(parser: argparse.ArgumentParser) -> None:

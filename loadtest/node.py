@@ -109,7 +109,7 @@ class Node:
 
     `settings` are tables of the configuration that replace or add keys: `{"calls": {"route_s": 2}}`. With `certificate`, a PEM
     file with its key, it listens for TLS as well, with `ipv6` on ::1, and on further IPv4 `addresses`. `transports` is the
-    order of its listeners: other nodes come by the first.
+    order of its listeners: other nodes come by the first. `workers` are its processes.
     """
 
     def __init__(
@@ -127,6 +127,7 @@ class Node:
         transports: Sequence[str] = TRANSPORTS,
         ipv6: bool = False,
         addresses: Sequence[str] = (),
+        workers: int = 1,
     ) -> None:
         self.directory = directory if directory is not None else Path(tempfile.mkdtemp(prefix="sipproxy-"))
         self._own_directory = directory is None
@@ -137,7 +138,7 @@ class Node:
         self._certificate, self._transports, self._addresses = certificate, transports, addresses
         self.metrics_port = free_tcp_port()
         self.domain = domain
-        self.node_id = node_id
+        self.node_id, self.workers = node_id, workers
         self.config = self.directory / "config.toml"
         self.log_path = self.directory / "log"
         self.process: asyncio.subprocess.Process | None = None
@@ -217,13 +218,26 @@ class Node:
         return self.log_path.read_text("utf-8", "replace")[-tail:] if self.log_path.exists() else ""
 
     def cpu_seconds(self) -> float:
-        """User and system time that it has used so far."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        """User and system time that it has used so far, its workers included."""
+        ticks = 0
+        for pid in (self.pid, *self.worker_pids().values()):
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            ticks += int(fields[11]) + int(fields[12])
+        return ticks / os.sysconf("SC_CLK_TCK")
 
     def memory_bytes(self) -> int:
-        """Resident memory."""
-        return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        """Resident memory, its workers' included."""
+        pids = (self.pid, *self.worker_pids().values())
+        return sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in pids) * os.sysconf("SC_PAGE_SIZE")
+
+    def worker_pids(self) -> dict[int, int]:
+        """The processes of its workers by number; none where it is one process itself."""
+        found: dict[int, int] = {}
+        for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split():
+            with contextlib.suppress(OSError, ValueError):
+                words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+                found[int(words[words.index(b"sipproxy.worker") + 1])] = int(pid)
+        return found
 
     async def metrics(self) -> dict[str, float]:
         """Its metrics by name with labels; empty when it does not answer."""
@@ -242,7 +256,9 @@ class Node:
                 lines += [(b"To", b"<" + uri + b">")]
                 with contextlib.suppress(NoAnswerError):
                     await probe.transact(write_request(b"OPTIONS", uri, lines), self.address, timeout_s=patience_s)
-                    return
+                    if self.workers == 1:
+                        return
+                    await asyncio.sleep(PROBE_S / 32)  # the first worker answers while the others start
                 patience_s = min(2 * patience_s, PROBE_S)  # a node under load may take its time
                 if READY in self.log_path.read_bytes()[written:]:
                     return
@@ -265,7 +281,7 @@ class Node:
         _write_csv(self.directory / "lines.csv", LINE_COLUMNS, [line.row() for line in lines])
         _write_csv(self.directory / "psap.csv", PSAP_COLUMNS, [route.row() for route in psap])
         tables: dict[str, object] = {
-            "node": {"id": self.node_id, "data_dir": "data", "drain_s": 1},
+            "node": {"id": self.node_id, "data_dir": "data", "drain_s": 1, "workers": self.workers},
             "listen": [{"transport": transport, "address": place} for transport, place in self._listens()],
             "store": {"url": store_url},
             "registrar": {"realm": self.domain, "domains": [self.domain]},

@@ -12,7 +12,6 @@ import gc
 import json
 import os
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,7 +31,7 @@ from sipproxy.admin.control import ControlServer, socket_path
 from sipproxy.certificates import renew, tls_of
 from sipproxy.config_file import name_server, split_address
 from sipproxy.engine.core import Engine
-from sipproxy.lifecycle import Stop, an_address_is_here, boot_id, drain, is_healthy, resume, run_look_ahead, run_pruning, settle
+from sipproxy.lifecycle import an_address_is_here, boot_id, drain, is_healthy, resume, run_look_ahead, run_pruning, settle
 from sipproxy.log import configure
 from sipproxy.metrics import LoopLag, Metrics, MetricsServer
 from sipproxy.neighbours import Neighbours
@@ -42,8 +41,10 @@ from sipproxy.net.resolver import Resolver
 from sipproxy.net.tls import TlsError
 from sipproxy.net.transports import Transports
 from sipproxy.observe import handlers, register
+from sipproxy.process import LEAVE_S, StartError, Stop, loop_factory
 from sipproxy.settings import engine_settings
 from sipproxy.shell import Shell, instant
+from sipproxy.siblings import Siblings
 from sipproxy.store.bindings import Bindings
 from sipproxy.store.connection import STOPPED, State, Store
 from sipproxy.store.embedded import EmbeddedError, EmbeddedStore
@@ -54,52 +55,39 @@ from sipproxy.store.slots import Slots
 from sipproxy.store.traces import Traces
 from sipproxy.systemd import Notifier
 from sipproxy.watching import Watching, copy_to
+from sipproxy.welcome import Bound, shown, welcome
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
+    from collections.abc import Hashable
 
     from cdr.recovery import Recovered
     from policy.model import Snapshot
     from sipproxy.config import Config
+    from sipproxy.orders import Spec
     from sipproxy.sip.errors import ParseError
     from sipproxy.sip.flow import Flow
 
-__all__ = ["Node", "StartError", "loop_factory", "main", "settle_memory"]
+__all__ = ["Node", "main", "settle_memory"]
 
 EXPIRE_S = 1.0  # between two looks at expired bindings
-SHOWN_ACCOUNTS = 2
 FLUSH_S = 2.0  # for the last records to reach the store before the node leaves
-LEAVE_S = 20.0  # that closing everything may take after that
 CANCEL_EVERY_S = 0.2
 
 
-Bound = tuple[str, str, int]  # transport, IP, port
+def main(config: Config, *, config_path: Path, embedded: bool, greet: bool = False, siblings: Spec | None = None) -> int:
+    """Run a node until SIGTERM or SIGINT; the exit code. With `greet` stdout tells a person how to register and call.
 
-
-class StartError(Exception):
-    """The node cannot start; the text says what to do."""
-
-
-def main(config: Config, *, config_path: Path, embedded: bool, welcome: bool = False) -> int:
-    """Run a node until SIGTERM or SIGINT; the exit code. With `welcome` stdout tells a person how to register and call."""
+    With `siblings` it is one worker of a node, started by `workers`.
+    """
     writer = configure(config.log.level, config.log.format)
     try:
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            return runner.run(_run(config, config_path, embedded=embedded, welcome=welcome))
+            return runner.run(_run(config, config_path, embedded=embedded, greet=greet, spec=siblings))
     except (StartError, EmbeddedError, JournalError, PolicyError, TlsError) as error:
         print(f"sipproxy: {error}", file=sys.stderr)  # noqa: T201  the log may be JSON; a person reads this
         return 1
     finally:
         writer.close()
-
-
-def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
-    """What makes a node's event loop."""
-    try:
-        import uvloop  # noqa: PLC0415  left out where it does not build
-    except ImportError:
-        return asyncio.new_event_loop
-    return uvloop.new_event_loop
 
 
 def settle_memory() -> None:
@@ -113,7 +101,7 @@ def settle_memory() -> None:
     gc.set_threshold(10_000, 10, 10)
 
 
-async def _run(config: Config, config_path: Path, *, embedded: bool, welcome: bool) -> int:
+async def _run(config: Config, config_path: Path, *, embedded: bool, greet: bool, spec: Spec | None) -> int:
     stop = Stop()
     stop.listen()
     if not await an_address_is_here([listen.address for listen in config.listen], stop, Notifier()):
@@ -133,15 +121,16 @@ async def _run(config: Config, config_path: Path, *, embedded: bool, welcome: bo
         if server is not None:
             await server.start()
             stack.push_async_callback(server.stop)
-        node = Node(config, config_path, journal, server)
+        node = Node(config, config_path, journal, server, spec)
         for damage in found.damaged:
             node.log.error("journal_damaged", **damage._asdict())
         if found.torn:
             node.log.warning("journal_torn", bytes=found.torn)  # a write that was never finished, cut off
         bound = await node.start(stack, found)
-        if welcome:
-            sys.stdout.write(_welcome(config, bound, node.engine.desk.snapshot))
-        sys.stdout.write(json.dumps({"event": "ready", "listen": shown(bound)}) + "\n")
+        if greet:
+            sys.stdout.write(welcome(config, bound, node.engine.desk.snapshot))
+        if node.siblings is None:  # else the supervisor says so
+            sys.stdout.write(json.dumps({"event": "ready", "listen": shown(bound)}) + "\n")
         sys.stdout.flush()
         settle_memory()
         await node.run(stop)
@@ -151,9 +140,15 @@ async def _run(config: Config, config_path: Path, *, embedded: bool, welcome: bo
 class Node:
     """The parts of one node."""
 
-    def __init__(self, config: Config, config_path: Path, journal: Journal, server: EmbeddedStore | None) -> None:
+    def __init__(
+        self, config: Config, config_path: Path, journal: Journal, server: EmbeddedStore | None, spec: Spec | None = None
+    ) -> None:
         self.config, self._config_path = config, config_path
         self.data_dir = Path(config.node.data_dir)
+        self._shared_dir = Path(spec.shared_dir) if spec is not None else self.data_dir  # of what all workers have in common
+        key = self._key = kept_secret(self._shared_dir / "secret.key")
+        self._spec = spec
+        self.siblings = Siblings(spec, key) if spec is not None else None
         self.log = structlog.get_logger("node")
         self._server = server
         self._journal = journal
@@ -200,14 +195,16 @@ class Node:
             self._on_closed,
             message_bytes=config.limits.message_bytes,
             tls=self._tls,
+            take=self.siblings.socket_of if self.siblings is not None else None,
+            worker=self.siblings.me if self.siblings is not None else 0,
         )
         bound_at, bound = instant(), self._bind(self._transports)
         stack.push_async_callback(self._transports.close)
         self.engine = Engine(
-            engine_settings(config, bound, boot=boot_id()),
+            engine_settings(config, bound, boot=boot_id(), siblings=self._spec),
             snapshot,
             new_token=os.urandom,
-            key=kept_secret(self.data_dir / "secret.key"),
+            key=self._key,
             next_seq=found.next_seq,
             nonce_lifetime_s=config.registrar.nonce_lifetime_s,
             max_nonces=config.limits.nonces,
@@ -226,9 +223,11 @@ class Node:
             wait_for_disk=config.cdr.sync == "wait",
         )
         self.shell.transports, self.shell.bound_at = self._transports, bound_at
+        if self.siblings is not None:
+            self.siblings.attach(self.shell, self._transports)
         self.store.on_state(self._on_store_state)
         self.neighbours = Neighbours(self.store, self._bindings, self.shell, self._journal, [host for _, host, _ in bound])
-        self._secret = SharedSecret(self.store, self.data_dir / "shared.key", self.engine.auth.rekey)
+        self._secret = SharedSecret(self.store, self._shared_dir / "shared.key", self.engine.auth.rekey)
         self.engine.auth.rekey(self._secret.current)
         try:
             await self._secret.step()
@@ -240,8 +239,13 @@ class Node:
         resume(self.shell, self._journal, found, self._slots)
         if self.store.state is State.UP:
             await settle(self._slots)
+        if self.siblings is not None:
+            stack.callback(self.siblings.close)
+            await self.siblings.take_over()
         await self._transports.start()
         self.shell.start()
+        if self.siblings is not None:
+            self.siblings.serve()
         self._drop_strangers(stack, bound)
         self._notifier.tell("READY=1", status=self._status())
         self._lag = LoopLag(metrics, on_sample=self.shell.late)
@@ -257,6 +261,8 @@ class Node:
         return bound
 
     def _bind(self, transports: Transports) -> list[Bound]:
+        if self.siblings is not None:
+            return transports.bind(self.siblings.spec.bound)
         listens = [(listen.transport.upper(), *split_address(listen.address)) for listen in self.config.listen]
         try:
             return transports.bind(listens, next_free=self._server is not None)
@@ -281,16 +287,22 @@ class Node:
         self.shell.kernel = drops
 
     def _on_message(self, data: bytes, flow: Flow) -> None:
-        self.shell.message(data, flow)
+        if self.siblings is None:
+            self.shell.message(data, flow)
+        else:
+            self.siblings.message(data, flow)
 
     def _on_failed(self, key: Hashable) -> None:
-        self.shell.send_failed(key)
+        if self.siblings is None or not self.siblings.is_failure_of_another(key):
+            self.shell.send_failed(key)
 
     def _on_refused(self, head: bytes, fault: ParseError, flow: Flow) -> None:
         self.shell.refused(head, fault, flow)
 
     def _on_closed(self, flow: Flow) -> None:
         self.shell.flow_closed(flow)
+        if self.siblings is not None:
+            self.siblings.flow_closed(flow)
 
     async def _first_snapshot(self) -> Snapshot:
         """The policy data to begin with: the store's, with the configured files taken in, else the last one seen."""
@@ -315,7 +327,7 @@ class Node:
 
     @property
     def _cache_path(self) -> Path:
-        return self.data_dir / "policy.snapshot"
+        return self._shared_dir / "policy.snapshot"
 
     async def _observe(self, stack: contextlib.AsyncExitStack) -> Metrics:
         metrics = Metrics()
@@ -333,6 +345,8 @@ class Node:
             traces=self._traces,
             neighbours=self.neighbours,
         )
+        if self.siblings is not None:
+            self.siblings.register(metrics)
         self._metrics_address = ""
         if self.config.metrics.address:
             server = MetricsServer(metrics)
@@ -347,8 +361,11 @@ class Node:
             stack.callback(copy_to(self.config.hep, self._transports, metrics).close)
         watching = Watching(self.engine, self.log, self._transports.watchers, self.shell.watchers)
         control = ControlServer(
-            socket_path(self.data_dir),
-            handlers(self.engine, self.shell, self.store, self._publisher, self.neighbours, journal=self._journal),
+            socket_path(self.data_dir) if self.siblings is None else self.data_dir / "worker.sock",
+            {
+                **handlers(self.engine, self.shell, self.store, self._publisher, self.neighbours, journal=self._journal),
+                "metrics": metrics.tell,
+            },
             streamers={"watch": watching.watch},
             on_error=lambda command, error: self.log.error("control_failed", command=command, error=repr(error)),
         )
@@ -384,6 +401,8 @@ class Node:
             ]
             if self._server is not None:
                 work.append(self._server.run())
+            if self.siblings is not None:
+                work.append(self.siblings.run(lambda: is_healthy(self.engine)))
             tasks = [group.create_task(coroutine) for coroutine in work]
             await stop.wanted.wait()
             self.log.info("stopping", calls=self.engine.calls.live)
@@ -462,11 +481,6 @@ class Node:
         self._slots.release_again()
 
 
-def shown(bound: list[Bound]) -> list[str]:
-    """The addresses for logs and programs."""
-    return [f"{transport.lower()} {host}:{port}" for transport, host, port in bound]
-
-
 async def _cancel_all(tasks: list[asyncio.Task[None]]) -> None:
     """Cancel until every task has ended: redis-py on Python 3.11 can swallow a cancellation."""
     pending = set(tasks)
@@ -474,25 +488,3 @@ async def _cancel_all(tasks: list[asyncio.Task[None]]) -> None:
         for task in pending:
             task.cancel()
         _, pending = await asyncio.wait(pending, timeout=CANCEL_EVERY_S)
-
-
-def _welcome(config: Config, bound: list[Bound], snapshot: Snapshot) -> str:
-    """For a person who started a node by hand: where it listens, how to register and call."""
-    rows = [f"sipproxy {config.node.id} is up ({time.strftime('%H:%M:%S')}). Stop it with Ctrl-C."]
-    for listen, (transport, host, port) in zip(config.listen, bound, strict=True):
-        wanted = split_address(listen.address)[1]
-        moved = f"   (port {wanted} was busy)" if wanted not in (0, port) else ""
-        rows.append(f"  listening  {transport.lower()} {host}:{port}{moved}")
-    accounts = sorted(
-        (account for account in snapshot.accounts.values() if account.numbers and not account.numbers[0].endswith("*")),
-        key=lambda account: account.user,
-    )[:SHOWN_ACCOUNTS]
-    if accounts and bound:
-        files = ", ".join(os.path.relpath(name) for name in config.policy.lines) or "your line import"
-        rows.append(f"  register   server {bound[0][1]}:{bound[0][2]}, domain {config.registrar.realm}")
-        rows += [f"             user {account.user}, number {account.numbers[0]}" for account in accounts]
-        rows.append(f"             passwords: {files}")
-        callee = accounts[-1].numbers[0]
-        rows.append(f"  call       0{callee.removeprefix('+49')} from the first; 09001234567 is refused")
-    rows.append("  look       sipproxy registrations, sipproxy calls, sipproxy cdr tail (each with -c and the same file)")
-    return "\n".join(rows) + "\n"

@@ -48,6 +48,7 @@ class Section(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=T
 class Node(Section, frozen=True):
     id: Name = "node1"
     data_dir: Filled = "data"
+    workers: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1  # processes that share the addresses
     drain_s: Annotated[int, msgspec.Meta(ge=0, le=86400)] = 60  # that live calls may go on after SIGTERM
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import signal
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,11 +26,12 @@ if TYPE_CHECKING:
     from cdr.recovery import Recovered
     from sipproxy.engine.core import Engine
     from sipproxy.net.transports import Transports
+    from sipproxy.process import Stop
     from sipproxy.shell import Shell
     from sipproxy.store.slots import Slots
     from sipproxy.systemd import Notifier
 
-__all__ = ["Stop", "an_address_is_here", "boot_id", "drain", "is_healthy", "resume", "run_look_ahead", "run_pruning", "settle"]
+__all__ = ["an_address_is_here", "boot_id", "drain", "is_healthy", "resume", "run_look_ahead", "run_pruning", "settle"]
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # random(4): drawn anew at each boot
 TIME_NAMESPACE = "/proc/self/ns/time"  # time_namespaces(7): another one may count the monotonic clock otherwise
@@ -46,29 +46,6 @@ PRUNE_S = 600.0  # between two looks for records that the journal has kept long 
 OVERDUE_S = 5.0  # a deadline that is missed by so much: the engine does not run
 PENDING = (State.TRYING, State.CALLING, State.PROCEEDING)
 UNASKED = (b"OPTIONS", b"REGISTER")  # of our own: nobody waits for their answers
-
-
-class Stop:
-    """What signals asked for: a first SIGTERM to drain, SIGINT or a second SIGTERM to end at once."""
-
-    def __init__(self) -> None:
-        self.wanted = asyncio.Event()
-        self.at_once = asyncio.Event()
-
-    def listen(self) -> None:
-        """Take the signals of the process from now on."""
-        loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGTERM, self.terminate)
-        loop.add_signal_handler(signal.SIGINT, self.interrupt)
-
-    def terminate(self) -> None:
-        if self.wanted.is_set():
-            self.at_once.set()
-        self.wanted.set()
-
-    def interrupt(self) -> None:
-        self.at_once.set()
-        self.wanted.set()
 
 
 async def an_address_is_here(listens: Sequence[str], stop: Stop, notifier: Notifier) -> bool:

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Literal
+from typing import Literal, Protocol
 
 from prometheus_client import CollectorRegistry, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -107,6 +107,11 @@ class Metrics(Collector):
         """The families of the last `take`."""
         return [source.family() for source in self._sources]
 
+    async def tell(self, _: Mapping[str, object]) -> dict[str, object]:
+        """The text as it is now, for the supervisor of a node with several workers."""
+        self.take()
+        return {"text": (await asyncio.to_thread(self.render)).decode()}
+
     def render(self) -> bytes:
         """The text of the last `take`; safe in a thread."""
         return generate_latest(self.registry)
@@ -136,10 +141,18 @@ class LoopLag:
             self._on_sample(lag)
 
 
+class Source(Protocol):
+    """What metrics are read from: taken on the event loop, rendered in a thread."""
+
+    def take(self) -> None: ...
+
+    def render(self) -> bytes: ...
+
+
 class MetricsServer:
     """Answers GET /metrics on one address; everything about a request is bounded."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Source) -> None:
         self._metrics = metrics
         self._server: asyncio.Server | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="metrics")

@@ -44,7 +44,7 @@ def save(path: Path, snapshot: Snapshot) -> None:
             [codec.encode(rule) for rule in snapshot.blocks],
         )
     )
-    aside = path.with_suffix(".new")
+    aside = path.with_suffix(f".{os.getpid()}.new")  # the workers of a node share the file
     descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         file.write(content)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from sipproxy.config import Config, Trunk
+    from sipproxy.orders import Spec
 
 __all__ = ["engine_settings"]
 
@@ -22,10 +23,10 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Bound = tuple[str, str, int]  # transport, IP, port
 
 
-def engine_settings(config: Config, bound: Sequence[Bound], *, boot: str = "") -> Settings:
+def engine_settings(config: Config, bound: Sequence[Bound], *, boot: str = "", siblings: Spec | None = None) -> Settings:
     """Settings for listeners bound as given, in the order of the configuration. The configuration has been checked.
 
-    `boot` names the boot of the machine, "" when it is not known.
+    `boot` names the boot of the machine, "" when it is not known; `siblings` says which worker of the node this is.
     """
     registrar, calls, limits = config.registrar, config.calls, config.limits
     domains = frozenset(name.lower() for name in (registrar.realm, *registrar.domains))
@@ -100,6 +101,8 @@ def engine_settings(config: Config, bound: Sequence[Bound], *, boot: str = "") -
         clients_proven=config.tls.clients != "none",
         contact_networks=tuple(ipaddress.ip_network(n) for n in registrar.contact_networks),
         carrier_headers=tuple(name.lower().encode() for name in registrar.carrier_headers),
+        worker=siblings.worker if siblings is not None else 0,
+        siblings=frozenset(siblings.names) if siblings is not None else frozenset(),
     )
 
 

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from cdr.publisher import Publisher
     from policy.model import Snapshot
     from sipproxy.engine.core import Engine
+    from sipproxy.engine.crew import Word
     from sipproxy.engine.drops import Drops
     from sipproxy.engine.location import Binding
     from sipproxy.engine.recover import Ended, Unfinished
@@ -99,6 +100,8 @@ class Shell:
         self._timer_at = 0.0
         self._log = structlog.get_logger("engine")
         self.facts_lost = 0
+        # Is told what the other workers of the node have to know of this one's bindings.
+        self.on_binding: Callable[[SaveBinding | RemoveBinding], None] = lambda action: None  # noqa: ARG005
         self.watchers: list[Callable[[Fact], None]] = []  # are told each fact before it is journalled
         self._drops = 0  # datagrams that the kernel has dropped so far
         self.quality = RunningFigures()
@@ -125,6 +128,10 @@ class Shell:
     def refused(self, head: bytes, fault: ParseError, flow: Flow) -> None:
         """A stream broke at a message with this head."""
         self._perform(self.engine.refuse_stream(head, fault, flow, instant()))
+
+    def told(self, word: Word) -> None:
+        """A word of another worker of this node, or of who starts them."""
+        self._perform(self.engine.crew.hear(word, instant()))
 
     def late(self, lag_s: float) -> None:
         """The event loop ran a timer so many seconds late."""
@@ -226,8 +233,10 @@ class Shell:
             self._slots.refresh([(action.slot, action.holder)], self.lease_ms)
         elif isinstance(action, SaveBinding):
             self._bindings.save(action.user, action.binding)
+            self.on_binding(action)
         elif isinstance(action, RemoveBinding):
             self._bindings.remove(action.user, action.key, action.at_ms)
+            self.on_binding(action)
         elif isinstance(action, EndSilent):
             assert self.transports is not None
             self.transports.end_silent(action.flow, action.silent_s)

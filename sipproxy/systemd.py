@@ -20,6 +20,8 @@ __all__ = ["Notifier"]
 class Notifier:
     """`watchdog_s` is the time within which systemd wants to hear from the process, 0 when it does not watch."""
 
+    VARIABLES = frozenset(["NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"])  # of the environment, for this process alone
+
     def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
         name = environ.get("NOTIFY_SOCKET", "")
         self._address = "\0" + name[1:] if name.startswith("@") else name  # abstract: outside of the file system

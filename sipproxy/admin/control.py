@@ -30,6 +30,7 @@ __all__ = [
     "Streamer",
     "ask",
     "follow",
+    "follow_async",
     "socket_path",
 ]
 
@@ -179,6 +180,23 @@ def follow(path: Path, command: str, *, patience_s: float = 20.0, **args: Any) -
     ):
         while line := lines.readline(MAX_RESPONSE_BYTES):
             yield _result(path, line)
+
+
+async def follow_async(path: Path, command: str, **args: Any) -> AsyncIterator[dict[str, Any]]:
+    """As `follow`, on an event loop and without a bound on its silence. Raises NodeAwayError and ControlError."""
+    try:
+        with _reachable(path) as short:
+            reader, writer = await asyncio.open_unix_connection(short, limit=MAX_RESPONSE_BYTES)
+    except OSError as error:
+        raise NodeAwayError(f"no node answers on {path} ({error.strerror or error})") from None
+    try:
+        writer.write(msgspec.json.encode({"command": command, **args}) + b"\n")
+        while line := await reader.readline():
+            yield _result(path, line)
+    except OSError as error:
+        raise NodeAwayError(f"no node answers on {path} ({error.strerror or error})") from None
+    finally:
+        writer.close()
 
 
 @contextlib.contextmanager

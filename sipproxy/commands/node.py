@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cdr.journal import JournalError
+from sipproxy import crewing
 from sipproxy.commands.output import REFUSED, CommandError, Output, clock
 from sipproxy.config import Config, load
 from sipproxy.config_file import ConfigError
@@ -27,9 +29,19 @@ def serve(path: Path, *, everything: bool, welcome: bool) -> int:
         raise CommandError(
             f"{path}: store.url: is empty; name the store that the nodes share, or start the embedded one with `up`"
         )
+    try:
+        refusal = crewing.left_behind(config)
+    except JournalError as error:
+        raise CommandError(f"{path}: {error}") from None
+    if refusal:
+        raise CommandError(f"{path}: node.workers: {refusal}", code=REFUSED)
+    if config.node.workers > 1:
+        from sipproxy import workers
+
+        return workers.main(config, config_path=path, embedded=not config.store.url, greet=welcome)
     from sipproxy import app  # the whole node
 
-    return app.main(config, config_path=path, embedded=not config.store.url, welcome=welcome)
+    return app.main(config, config_path=path, embedded=not config.store.url, greet=welcome)
 
 
 def demo(*, as_json: bool) -> int:

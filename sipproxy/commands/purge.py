@@ -22,6 +22,7 @@ from sipproxy.admin import control
 from sipproxy.commands.backend import with_store
 from sipproxy.commands.output import REFUSED, USAGE, CommandError, stamp
 from sipproxy.config import load
+from sipproxy.crewing import folders
 from sipproxy.store import traces
 
 if TYPE_CHECKING:
@@ -118,19 +119,26 @@ async def rules_of(client: Redis, link: Link, config: Config) -> Rules:
 
 
 def _journal(config: Config, report: Report, rules: Rules, now_ms: int, *, dry_run: bool) -> bool:
-    """Old confirmed records in the journal of this machine's node, running or stopped; whether there is a journal."""
-    directory = Path(config.node.data_dir) / "journal"
-    if not directory.is_dir():
-        return False
+    """Old confirmed records in the journals of this machine's node, running or stopped; whether there is a journal."""
+    there = [(name, folder / "journal") for name, folder in folders(config) if (folder / "journal").is_dir()]
+    for name, directory in there:
+        _journal_of(config, name, directory, report, rules, now_ms=now_ms, dry_run=dry_run)
+    return bool(there)
+
+
+def _journal_of(
+    config: Config, name: str, directory: Path, report: Report, rules: Rules, *, now_ms: int, dry_run: bool
+) -> None:
+    """As `_journal`, of one worker."""
     refusal = ""
     try:
         before = pruning.survey(directory, rules, now_ms)
         if not dry_run and any(one.confirmed for one in before.overdue):
-            refusal = _prune(config, directory, now_ms - rules.unbilled_ms)
+            refusal = _prune(config, name, directory, now_ms - rules.unbilled_ms)
         after = before if dry_run else pruning.survey(directory, rules, now_ms)
     except OSError as error:
         report.note(report.left, JOURNAL, f"{directory}: {error.strerror or error}", now_ms)
-        return True
+        return
     there = {one[:2] for one in after.overdue}
     for one in before.overdue:
         if one.confirmed if dry_run else one[:2] not in there:
@@ -140,19 +148,18 @@ def _journal(config: Config, report: Report, rules: Rules, now_ms: int, *, dry_r
             report.note(report.left, JOURNAL, f"{one.reason}, not confirmed", one.ended_ms)
         elif not dry_run:
             report.note(report.left, JOURNAL, f"{one.reason}, {refusal or BESIDE}", one.ended_ms)
-    for name, at_ms in after.aside:
-        report.note(report.left, JOURNAL, f"{name}: damaged, kept for a person to look at", at_ms)
-    return True
+    for file, at_ms in after.aside:
+        report.note(report.left, JOURNAL, f"{file}: damaged, kept for a person to look at", at_ms)
 
 
-def _prune(config: Config, directory: Path, before_ms: int) -> str:
+def _prune(config: Config, name: str, directory: Path, before_ms: int) -> str:
     """Have the node do it, or do it in its place; why that was not possible, "" when it was."""
     try:
         try:
             control.ask(control.socket_path(config.node.data_dir), "prune", timeout_s=TIMEOUT_S, before_ms=before_ms)
         except control.NodeAwayError:
             size = config.cdr.segment_bytes
-            pruning.prune_stopped(directory, node=config.node.id, segment_bytes=size, before_ms=before_ms)
+            pruning.prune_stopped(directory, node=name, segment_bytes=size, before_ms=before_ms)
     except (control.ControlError, JournalError, OSError) as error:
         return str(error)[:200]
     return ""

@@ -23,6 +23,7 @@ from sipproxy.commands.backend import with_store
 from sipproxy.commands.output import USAGE, CommandError, Output
 from sipproxy.config import Config, load
 from sipproxy.config_file import ConfigError
+from sipproxy.crewing import folders
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -64,11 +65,11 @@ def run(
     with_calls = any(claim.call is not None for _, claims in readers.values() for claim in claims)
     places: list[Holding] = []
     if journal:
-        directory = Path(config.node.data_dir) / "journal"
-        try:
-            places.append(read_journal(directory, with_calls=with_calls))
-        except OSError as error:
-            raise CommandError(f"{error.filename or directory}: {error.strerror or error}") from None
+        for _, folder in folders(config):
+            try:
+                places.append(read_journal(folder / "journal", with_calls=with_calls))
+            except OSError as error:
+                raise CommandError(f"{error.filename or folder}: {error.strerror or error}") from None
     sides = [holding for holding, _ in readers.values()]
     known = {node for holding in (*places, *sides) for node in (*holding.nodes, *holding.top)}
     places.append(with_store(config, lambda client: _read_stream(client, config, known, with_calls=with_calls)))

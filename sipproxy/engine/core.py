@@ -17,6 +17,7 @@ from sipproxy.engine.authenticate import Authenticator
 from sipproxy.engine.call import Call, Phase
 from sipproxy.engine.call_timers import before_trying, bound_reached
 from sipproxy.engine.calls import Calls
+from sipproxy.engine.crew import Crew
 from sipproxy.engine.edge import Edges, Passage
 from sipproxy.engine.ending import dismiss
 from sipproxy.engine.flows import Flows
@@ -85,6 +86,7 @@ class Engine:
         self._replicas = Replicas(self.desk)
         self.shedder = Shedder(self.desk, self.calls, settings.rates)
         self._flows = Flows(self.desk, self.shedder)
+        self.crew = Crew(self.desk, self.auth.guesses, self._setup, self._flows, self._actions)
         self.desk.drops.protectors = [self.auth.guesses.protects, self.calls.protects]
 
     # Events

@@ -220,7 +220,7 @@ class Edges:
 
     def _own(self, user: str) -> list[Binding]:
         location = self._desk.location
-        return [b for b in location.bindings(user, self._desk.now.utc_ms) if location.is_own(b)]
+        return [b for b in location.bindings(user, self._desk.now.utc_ms) if location.is_near(b)]
 
     def _flow(self, way: Way) -> Flow:
         """Where the customer is now: a router that registered again over another flow is followed there."""

@@ -14,12 +14,13 @@ Counts are leaky: a budget comes back evenly over its window. Left out: requests
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
 __all__ = ["GuessLimits", "Guesses"]
 
 PROVEN_S = 86400.0  # home connections keep an address for a day
+RETOLD_S = 3600.0  # after which a source that proves itself again is told to the other workers again
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,9 @@ class Guesses:
         self._proven: dict[tuple[str, str], float] = {}  # (user, source) -> when; the latest last
         self._proven_at: dict[str, int] = {}  # source -> how many users
         self.forgotten = 0
+        # Are told what the node's other workers have to know too: user, source, and of a wrong one what it was known as.
+        self.tell_wrong: Callable[[str, str, str], None] = lambda *_: None
+        self.tell_right: Callable[[str, str], None] = lambda *_: None
 
     def sizes(self) -> dict[str, int]:
         """Entries by table."""
@@ -99,6 +103,11 @@ class Guesses:
 
     def wrong(self, user: str, source: str, now: float, known: str) -> None:
         """A response was wrong."""
+        self.wrong_elsewhere(user, source, now, known)
+        self.tell_wrong(user, source, known)
+
+    def wrong_elsewhere(self, user: str, source: str, now: float, known: str) -> None:
+        """A response to another worker of this node was wrong: a guess counts wherever the kernel took it."""
         if known:
             self._add("own", (user, known), self._limits.pair, now)
             return
@@ -108,6 +117,13 @@ class Guesses:
 
     def right(self, user: str, source: str, now: float) -> None:
         """A response was right: the source is known from now on."""
+        at = self._proven.get((user, source))
+        self.right_elsewhere(user, source, now)
+        if at is None or now - at > RETOLD_S:
+            self.tell_right(user, source)
+
+    def right_elsewhere(self, user: str, source: str, now: float) -> None:
+        """A response to another worker of this node was right."""
         if self._proven.pop((user, source), None) is None:
             self._proven_at[source] = self._proven_at.get(source, 0) + 1
         self._proven[user, source] = now

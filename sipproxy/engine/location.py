@@ -73,12 +73,13 @@ def supersedes(new: Binding, old: Binding) -> bool:
 class Location:
     """Bindings by account and by flow. At most `limit` bindings in all; `put` refuses what would exceed it.
 
-    `node` is the one whose location service this is.
+    `node` is the one whose location service this is; `siblings` are the workers that it shares its flows with.
     """
 
-    def __init__(self, limit: int, node: str = "") -> None:
+    def __init__(self, limit: int, node: str = "", siblings: frozenset[str] = frozenset()) -> None:
         self._limit = limit
         self._node = node
+        self._near = siblings | {node, ""}
         self._by_user: dict[str, dict[str, Binding]] = {}
         self._by_flow: dict[Flow, set[str]] = {}
         self._flows_at: Counter[str] = Counter()  # flows by source
@@ -95,6 +96,10 @@ class Location:
     def is_own(self, binding: Binding) -> bool:
         """Whether the binding's flow is one of this node."""
         return binding.node in (self._node, "")
+
+    def is_near(self, binding: Binding) -> bool:
+        """Whether the binding's flow can be used from here: it is this node's, if maybe another worker's."""
+        return binding.node in self._near
 
     def get(self, user: str, key: str) -> Binding | None:
         return self._by_user.get(user, {}).get(key)
@@ -158,7 +163,7 @@ class Location:
             self._note_left(user, binding)
 
     def _note_left(self, user: str, binding: Binding) -> None:
-        if not self.is_own(binding):
+        if not self.is_near(binding):
             return
         self._left[user, binding.flow] = binding.key, binding.instance
         self._left.move_to_end((user, binding.flow))
@@ -168,7 +173,7 @@ class Location:
     def successor(self, user: str, flow: Flow, now_ms: int) -> Flow:
         """Where a device is now that was reached by this flow of the account: there, as far as is known, or by the flow of the
         binding that took its binding's place, or of the same device, or else of the only device at its address."""
-        own = [b for b in self.bindings(user, now_ms) if self.is_own(b)]
+        own = [b for b in self.bindings(user, now_ms) if self.is_near(b)]
         left = self._left.get((user, flow))
         if left is None or any(b.flow == flow for b in own):
             return flow
@@ -189,7 +194,7 @@ class Location:
 
     def _is_indexed(self, binding: Binding) -> bool:
         """A connection's number means something at its own node alone."""
-        return self.is_own(binding) or binding.flow.transport == "UDP"
+        return self.is_near(binding) or binding.flow.transport == "UDP"
 
     def put(self, user: str, binding: Binding) -> bool:
         """Add or replace the binding. False when the table is full and the binding is new."""

@@ -28,7 +28,7 @@ class Peer(NamedTuple):
 
 
 class Peers:
-    """All that were ever heard of, at most 256; the one that was silent for longest goes first."""
+    """All that were ever heard of, at most 256; the one silent for longest goes first. Our own workers are not among them."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -37,7 +37,7 @@ class Peers:
     def heard(self, peers: Iterable[Peer]) -> None:
         """These nodes show a sign of life."""
         for peer in peers:
-            if peer.node == self._settings.node:
+            if peer.node == self._settings.node or peer.node in self._settings.siblings:
                 continue
             self._known.pop(peer.node, None)
             self._known[peer.node] = peer

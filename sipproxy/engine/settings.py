@@ -141,6 +141,8 @@ class Settings:
     contact_networks: tuple[Network, ...] = ()  # that contacts may name although no router is reached there
     carrier_headers: tuple[bytes, ...] = ()  # beginnings of header names, lower case, that customers may not send
     timers: Timers = field(default_factory=Timers)
+    worker: int = 0  # which of the node's workers this is, counted from 1; 0: the node is one process
+    siblings: frozenset[str] = frozenset()  # the names of all of them in the store
 
     @property
     def session_terms(self) -> Terms:

@@ -26,6 +26,8 @@ from sipproxy.engine.targets import binding_groups, emergency_groups, incoming_e
 from sipproxy.sip.text import text
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from policy.model import Account, Decision, Line
     from sipproxy.engine.authenticate import Authenticator
     from sipproxy.engine.calls import Calls
@@ -69,6 +71,7 @@ class Setup:
         self._auth = auth
         self._refusals = refusals
         self._guard = SetupGuard()
+        self.tell_started: Callable[[str], None] = lambda line: None  # noqa: ARG005  # for the node's other workers
 
     def invite(self, request: Request, flow: Flow) -> None:
         """A new INVITE without a To tag, syntactically sound."""
@@ -146,6 +149,7 @@ class Setup:
         if attempt.setups is not None:
             for _ in range(self._guard.start(line.id, desk.now.mono)):
                 desk.count("setups_forgotten", "full")
+            self.tell_started(line.id)
         needs = [Need(line, account, attempt, decision)] if needs_slot else []
         if decision.callee is not None:
             self._internal(call, decision, caller, needs)
@@ -153,6 +157,11 @@ class Setup:
             call.groups = trunk_groups(desk, decision.destination.canonical.removeprefix("service:"))
             call.retry_on = FAIL_OVER
             self._decide(call, decision, needs)
+
+    def started_elsewhere(self, line: str) -> None:
+        """A line started a call at another worker of this node."""
+        for _ in range(self._guard.start(line, self._desk.now.mono)):
+            self._desk.count("setups_forgotten", "full")
 
     def started(self, line: Line | None) -> int | None:
         """How many calls the line started within its window; None where there is no limit to them."""

@@ -22,6 +22,7 @@ from sipproxy.engine.location import Location
 from sipproxy.engine.long_requests import LongRequests
 from sipproxy.engine.peers import Peers
 from sipproxy.engine.statics import Statics
+from sipproxy.engine.steering import mark_of
 from sipproxy.engine.tokens import Tokens
 from sipproxy.engine.transactions import Server, Transactions
 from sipproxy.engine.trunks import Trunks
@@ -72,9 +73,10 @@ class Desk:
         self.gave_nonce: Callable[[bytes, Flow], bool] = lambda nonce, flow: False  # noqa: ARG005
         self.closed: set[str] = set()  # reasons for taking no new calls but emergencies
         self.addresses = Addresses(self)
-        self.location = Location(settings.max_bindings, settings.node)
+        self.location = Location(settings.max_bindings, settings.node, settings.siblings)
         self.peers = Peers(settings)
-        self.tokens = Tokens(key)
+        self._worker = mark_of(settings.worker)
+        self.tokens = Tokens(key, self._worker)
         self.long_requests = LongRequests(self)
         self.transactions = Transactions(
             settings.timers,
@@ -125,7 +127,7 @@ class Desk:
 
     def branch(self, mark: bytes = b"", *, seed: bytes = b"") -> bytes:
         """A branch of ours with `mark` at its end; random, or with `seed` the same for the same."""
-        unique = self.tokens.sign(b"seed", seed) if seed else self.token().encode()
+        unique = self._worker + (self.tokens.sign(b"seed", seed) if seed else self.token().encode())
         return BRANCH + unique + self.tokens.sign(b"branch", unique, mark) + mark
 
     def is_own_branch(self, branch: bytes) -> bool:

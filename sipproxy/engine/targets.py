@@ -92,7 +92,7 @@ def binding_groups(desk: Desk, user: str, number: str) -> Groups:
         elif desk.statics.is_dead(user, binding):
             desk.count("pbx_passed_over", user)
             target = None
-        elif desk.location.is_own(binding):
+        elif desk.location.is_near(binding):
             target = Target(uri, binding.flow, "binding", user)
         else:
             target = target_at(desk, user, binding, uri)

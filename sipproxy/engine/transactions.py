@@ -279,6 +279,10 @@ class Transactions:
             if not keys:
                 del self._by_flow[target]
 
+    def connections(self) -> list[Flow]:
+        """The connections that something was sent by and may yet be answered on."""
+        return list(self._by_flow)
+
     def flow_closed(self, flow: Flow, now: float) -> None:
         """A connection ended: what was sent by it and has not been heard of did not arrive, or its answer cannot come."""
         for key in list(self._by_flow.get(flow, ())):

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 
 from sipproxy.net.connection import Connection, StreamLimits
 from sipproxy.net.tls import name_matches
-from sipproxy.sip.flow import is_literal, source_of
+from sipproxy.net.udp import bind_ahead
+from sipproxy.sip.flow import CONNECTION_STEP, is_literal, source_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Hashable
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from sipproxy.net.tls import Tls
     from sipproxy.sip.errors import ParseError
 
-__all__ = ["StreamLimits", "StreamListener"]
+__all__ = ["StreamLimits", "StreamListener", "bind_stream"]
 
 BACKLOG = 1024
 ACCEPT_PAUSE_S = 0.1  # after an accept that failed
@@ -53,10 +54,14 @@ class StreamListener:
         limits: StreamLimits | None = None,
         tls: Tls | None = None,
         may_wait: bool = False,
+        take: Callable[[], socket.socket] | None = None,
+        worker: int = 0,
     ) -> None:
         """Bind to an IP literal; port 0 takes a free one. Raises OSError when that is not possible, ValueError for a name.
 
-        With `may_wait` an address that is not on this machine yet makes a closed listener, which `reopen` opens.
+        With `may_wait` an address that is not on this machine yet makes a closed listener, which `reopen` opens. With `take`
+        the socket is what it gives, each time that one is needed. The numbers of the connections say to which `worker` of the
+        node they belong (`engine.steering`).
         """
         self.limits = limits or StreamLimits()
         self.tls = tls
@@ -81,15 +86,16 @@ class StreamListener:
         # How many customers are known at an address: behind a carrier-grade NAT that are many, and each has a connection.
         self.customers_at: Callable[[str], int] = lambda host: 0  # noqa: ARG005
         self.may_end: Callable[[str, int, int], bool] = lambda host, port, connection: True  # noqa: ARG005  # when it is silent
-        self._last_id = 0
+        self._last_id, self._step = worker, CONNECTION_STEP if worker else 1
         self._connecting: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
         self._accepting: asyncio.Task[None] | None = None
         self._closing = False
         self._all_closed = asyncio.Event()
+        self._take_socket = take
         self._local = (address, 0)  # A trunk knows us by the address we listen on.
         try:
-            self._socket = _bind(address, port)
+            self._socket = take() if take is not None else bind_stream(address, port)
             self.address: tuple[str, int] = self._socket.getsockname()[:2]
         except OSError as error:
             if not (may_wait and port and error.errno == errno.EADDRNOTAVAIL):
@@ -139,7 +145,7 @@ class StreamListener:
 
     async def reopen(self) -> None:
         """Bind to the same address again after `close`, and accept connections. Raises OSError when it cannot be had."""
-        self._socket = _bind(*self.address)
+        self._socket = self._take_socket() if self._take_socket is not None else bind_stream(*self.address)
         self._closing = False
         await self.start()
 
@@ -200,7 +206,7 @@ class StreamListener:
         if connection.accepted and count >= self.limits.connections_per_source + self.customers_at(connection.host):
             return "too_many_from_source"
         self._per_source[source] = count + 1
-        self._last_id += 1
+        self._last_id += self._step
         connection.number = self._last_id
         self._connections[connection.number] = connection
         return ""
@@ -321,9 +327,13 @@ def _socket(address: str) -> socket.socket:
     return sock
 
 
-def _bind(address: str, port: int) -> socket.socket:
+def bind_stream(address: str, port: int, *, ahead: bool = False) -> socket.socket:
+    """A bound socket that does not listen yet, with `ahead` also to an address that is not there yet. Raises OSError, and
+    ValueError for a name."""
     sock = _socket(address)  # What is set here, the accepted connections inherit.
     try:
+        if ahead:
+            bind_ahead(sock)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if sock.family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # IPv4 has listeners of its own.

@@ -19,6 +19,7 @@ from sipproxy.sip.flow import Flow, Hop
 from sipproxy.sip.stun import is_stun
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Hashable, Iterable, Sequence
 
     from sipproxy.net.resolver import Resolver
@@ -51,8 +52,17 @@ class Transports:
         *,
         message_bytes: int = 65535,
         tls: Tls | None = None,
+        take: Callable[[int], socket.socket] | None = None,
+        worker: int = 0,
     ) -> None:
-        """`tls` is needed where a listener's transport is TLS."""
+        """`tls` is needed where a listener's transport is TLS.
+
+        In a node of several workers this is one of them, and `take` gives the listener's socket of this index.
+        """
+        self._take_socket, self._worker = take, worker
+        # Brings what is for another worker's connection there; where that is not possible the key has failed.
+        self.send_elsewhere: Callable[[Flow, bytes, Hashable | None], None] = lambda flow, data, key: None  # noqa: ARG005
+        self.on_stray: Callable[[int, bytes, str, int], None] = lambda index, quoted, host, port: None  # noqa: ARG005
         self.resolver = resolver
         self._on_message = on_message
         self._on_failed = on_failed
@@ -95,19 +105,24 @@ class Transports:
 
     def _listener(self, index: int, transport: str, host: str, port: int) -> UdpListener | StreamListener:
         take = self._take
+        sockets = self._take_socket
+        own = (lambda: sockets(index)) if sockets is not None else None
         if transport == "UDP":
 
             def datagram(data: bytes, source: str, source_port: int) -> None:
                 take(data, Flow("UDP", index, source, source_port))
 
-            return UdpListener(
+            udp = UdpListener(
                 host,
                 port,
                 datagram,
                 on_failed=lambda key, _: self._on_failed(key),
                 max_datagram=self._message_bytes,
                 may_wait=True,
+                take=own,
             )
+            udp.on_stray = lambda quoted, to, to_port: self.on_stray(index, quoted, to, to_port)
+            return udp
 
         def flow_of(source: str, source_port: int, connection: int) -> Flow:
             return Flow(transport, index, source, source_port, connection, stream.names(connection))
@@ -132,6 +147,8 @@ class Transports:
             limits=StreamLimits(message_bytes=self._message_bytes),
             tls=self._tls if transport == "TLS" else None,
             may_wait=True,
+            take=own,
+            worker=self._worker,
         )
         stream.customers_at = self._customers_at
         stream.may_end = lambda source, source_port, connection: self.may_end(flow_of(source, source_port, connection))
@@ -144,6 +161,20 @@ class Transports:
         if self.watchers:
             self._show(flow, data, outgoing=False)
         self._on_message(data, flow)
+
+    def datagram(self, index: int, data: bytes, host: str, port: int) -> None:
+        """A datagram that came by another worker's socket of the listener with this index."""
+        self._take(data, Flow("UDP", index, host, port))
+
+    def failed(self, key: Hashable) -> None:
+        """What another worker was to send for this key did not go out."""
+        self._on_failed(key)
+
+    def unreachable(self, index: int, quoted: bytes, host: str, port: int) -> None:
+        """Another worker's socket of this listener heard that a datagram which begins so did not get there."""
+        listener = self._listeners[index]
+        assert isinstance(listener, UdpListener)
+        listener.unreachable(quoted, host, port, stray=True)
 
     def _show(self, flow: Flow, data: bytes, *, outgoing: bool) -> None:
         if is_stun(data):
@@ -205,7 +236,10 @@ class Transports:
         With `connect_s` a connection that is not open after so many seconds is a failure, and the data is not sent any more.
         """
         if isinstance(target, Flow):
-            self._transmit(target, data, key)
+            if self._worker and target.connection and target.worker != self._worker:
+                self.send_elsewhere(target, data, key)
+            else:
+                self._transmit(target, data, key)
             return
         place = self.resolver.literal(target.host, target.port, target.transport)
         if place is not None:

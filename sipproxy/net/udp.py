@@ -27,7 +27,7 @@ from sipproxy.sip.flow import is_literal
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
-__all__ = ["UdpListener"]
+__all__ = ["UdpListener", "bind_ahead", "bind_udp"]
 
 _Datagram = tuple[bytes, str, int, "Hashable | None"]
 
@@ -41,6 +41,7 @@ KERNEL_BUFFER = 4 * 1024 * 1024  # asked for; the kernel grants up to net.core.r
 # <linux/in.h>, <linux/in6.h>, <asm-generic/socket.h>, <linux/errqueue.h>: not in Python's socket module.
 _IP_RECVERR = 11
 _IPV6_RECVERR = 25
+_IP_FREEBIND = 15
 _SO_TIMESTAMPNS = 35
 _TIMESPEC = struct.Struct("=qq")  # seconds, nanoseconds
 _SO_MEMINFO = 55
@@ -68,10 +69,12 @@ class UdpListener:
         on_failed: Callable[[Hashable, str], None] | None = None,
         max_datagram: int = MAX_DATAGRAM,
         may_wait: bool = False,
+        take: Callable[[], socket.socket] | None = None,
     ) -> None:
         """Bind to an IP literal; port 0 takes a free one. Raises OSError when that is not possible, ValueError for a name.
 
-        With `may_wait` an address that is not on this machine yet makes a closed listener, which `reopen` opens.
+        With `may_wait` an address that is not on this machine yet makes a closed listener, which `reopen` opens. With `take`
+        the socket is what it gives, each time that one is needed.
         """
         self.counters = {"received": 0, "received_bytes": 0, "sent": 0, "sent_bytes": 0, "keepalives": 0, "unreachable": 0}
         self.dropped = {"too_large": 0, "send_queue_full": 0, "no_buffers": 0, "send_failed": 0}
@@ -86,8 +89,11 @@ class UdpListener:
         self._former_drops = 0  # of the kernel, on sockets that were closed
         self._asked = True  # how long the next datagram has waited
         self._waited_s = 0.0
+        # Is told what ICMP says about a datagram that is not remembered here: another worker of the node sent it.
+        self.on_stray: Callable[[bytes, str, int], None] = lambda quoted, host, port: None  # noqa: ARG005
+        self._take = take
         try:
-            self._socket = self._bind(address, port)
+            self._socket = take() if take is not None else bind_udp(address, port)
             self.address: tuple[str, int] = self._socket.getsockname()[:2]
         except OSError as error:
             if not (may_wait and port and error.errno == errno.EADDRNOTAVAIL):
@@ -148,7 +154,7 @@ class UdpListener:
 
     def reopen(self) -> None:
         """Bind to the same address again after `close`, and deliver datagrams. Raises OSError when it cannot be had."""
-        self._socket = self._bind(*self.address)
+        self._socket = self._take() if self._take is not None else bind_udp(*self.address)
         self.start()
 
     def send(self, data: bytes, host: str, port: int, *, key: Hashable | None = None) -> None:
@@ -170,28 +176,6 @@ class UdpListener:
                 self.dropped["send_failed"] += 1
                 raise
             self.dropped["no_buffers"] += 1
-
-    def _bind(self, address: str, port: int) -> socket.socket:
-        family = socket.AF_INET6 if ipaddress.ip_address(address).version == 6 else socket.AF_INET
-        sock = socket.socket(family, socket.SOCK_DGRAM)
-        try:
-            sock.settimeout(0)
-            for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
-                with contextlib.suppress(OSError):
-                    sock.setsockopt(socket.SOL_SOCKET, option, KERNEL_BUFFER)
-            if family == socket.AF_INET6:
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # IPv4 has listeners of its own.
-            if sys.platform == "linux":
-                if family == socket.AF_INET6:
-                    sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVERR, 1)
-                else:
-                    sock.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, 1)
-                sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
-            sock.bind((address, port))
-        except BaseException:
-            sock.close()
-            raise
-        return sock
 
     def _transmit(self, datagram: _Datagram) -> None:
         data, host, port, key = datagram
@@ -293,8 +277,15 @@ class UdpListener:
                 _, origin, kind, _, _ = _EXTENDED_ERROR.unpack_from(data)
                 if (origin, kind) in _FAILURES:
                     self.counters["unreachable"] += 1
-                    self._report(self._key_of(quoted, destination[0], destination[1]), "unreachable")
+                    self.unreachable(quoted, destination[0], destination[1])
         return True
+
+    def unreachable(self, quoted: bytes, host: str, port: int, *, stray: bool = False) -> None:
+        """ICMP says that a datagram which begins so did not get there; `stray` when another worker's socket heard of it."""
+        key = self._key_of(quoted, host, port)
+        self._report(key, "unreachable")
+        if key is None and not stray:
+            self.on_stray(quoted, host, port)
 
     def _key_of(self, quoted: bytes, host: str, port: int) -> Hashable | None:
         """The key of the datagram that an ICMP error quotes, as much of it as it does; None when it is not remembered."""
@@ -307,3 +298,39 @@ class UdpListener:
         # INVARIANT: never from within `send`: who sends is in the middle of handling another event.
         if self._on_failed is not None and self._loop is not None and key is not None:
             self._loop.call_soon(self._on_failed, key, reason)
+
+
+def bind_ahead(sock: socket.socket) -> None:
+    """Let the socket bind to an address that is not on this machine yet, as far as the kernel can."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)  # for IPv6 sockets too
+
+
+def bind_udp(address: str, port: int, *, ahead: bool = False, shared: bool = False) -> socket.socket:
+    """A bound socket as a listener has it; with `shared` one of several on the same address (SO_REUSEPORT), between which the
+    kernel chooses by source address and port; `ahead` as in `bind_ahead`. Raises OSError, and ValueError for a name."""
+    family = socket.AF_INET6 if ipaddress.ip_address(address).version == 6 else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_DGRAM)
+    try:
+        sock.settimeout(0)
+        for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
+            with contextlib.suppress(OSError):
+                sock.setsockopt(socket.SOL_SOCKET, option, KERNEL_BUFFER)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # IPv4 has listeners of its own.
+        if sys.platform == "linux":
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVERR, 1)
+            else:
+                sock.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, 1)
+            sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
+        if shared:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if ahead:
+            bind_ahead(sock)
+        sock.bind((address, port))
+    except BaseException:
+        sock.close()
+        raise
+    return sock

@@ -6,7 +6,9 @@ import functools
 import ipaddress
 from typing import NamedTuple
 
-__all__ = ["LOOP", "Flow", "Hop", "is_literal", "source_of"]
+__all__ = ["CONNECTION_STEP", "LOOP", "Flow", "Hop", "is_literal", "source_of"]
+
+CONNECTION_STEP = 256  # between the numbers of two connections of one worker of a node
 
 LOOP = "LOOP"
 """The transport of what one call of the engine sends to another one, the forwarded part of it: it never leaves the engine.
@@ -29,6 +31,11 @@ class Flow(NamedTuple):
     port: int
     connection: int = 0
     names: tuple[str, ...] = ()
+
+    @property
+    def worker(self) -> int:
+        """In a node of several workers the one whose connection it is; 0 where it is no connection."""
+        return self.connection % CONNECTION_STEP
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host

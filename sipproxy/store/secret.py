@@ -41,7 +41,7 @@ def kept_secret(path: Path) -> bytes:
 
 def _keep(path: Path, secret: bytes) -> None:
     """Replace the file whole: a node that dies meanwhile finds the old one or the new one."""
-    new = path.with_suffix(".new")
+    new = path.with_suffix(f".{os.getpid()}.new")  # the workers of a node share the file
     descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         file.write(secret)

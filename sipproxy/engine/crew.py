@@ -1,0 +1,75 @@
+"""What the workers of a node tell each other so that they judge as one: wrong passwords, starts of calls, and who is gone.
+
+Limits that hold off fraud count what all workers see: the budgets of guesses, and the set-up guard of a line. A guess that is
+heard of some milliseconds late lets through as many more as came meanwhile. Budgets that keep one process from being flooded
+(`engine.shed`) are each worker's own. Pure.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sipproxy.engine.actions import Action, Now
+    from sipproxy.engine.flows import Flows
+    from sipproxy.engine.guesses import Guesses
+    from sipproxy.engine.setup import Setup
+    from sipproxy.engine.state import Desk
+
+__all__ = ["Crew", "Gone", "Guessed", "Started", "Word"]
+
+
+class Guessed(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """A response to a challenge, right or wrong; see `engine.guesses`."""
+
+    user: str
+    source: str
+    known: str
+    right: bool
+
+
+class Started(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """A line started a call."""
+
+    line: str
+
+
+class Gone(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """A worker has died, and its connections with it."""
+
+    worker: int
+
+
+Word = Guessed | Started | Gone
+
+
+class Crew:
+    """See the module. `tell` is what brings a word to the other workers; alone there is nobody to tell."""
+
+    def __init__(self, desk: Desk, guesses: Guesses, setup: Setup, flows: Flows, act: Callable[[], list[Action]]) -> None:
+        """`act` gives the actions that an event caused."""
+        self.tell: Callable[[Word], None] = lambda word: None  # noqa: ARG005
+        self._desk, self._guesses, self._setup, self._flows, self._act = desk, guesses, setup, flows, act
+        guesses.tell_wrong = lambda user, source, known: self.tell(Guessed(user, source, known, right=False))
+        guesses.tell_right = lambda user, source: self.tell(Guessed(user, source, "", right=True))
+        setup.tell_started = lambda line: self.tell(Started(line))
+
+    def hear(self, word: Word, now: Now) -> list[Action]:
+        """A word of another worker, or of who starts them."""
+        desk = self._desk
+        desk.now = now
+        if isinstance(word, Started):
+            self._setup.started_elsewhere(word.line)
+        elif isinstance(word, Gone):
+            for flow in desk.transactions.connections():
+                if flow.worker == word.worker:
+                    self._flows.closed(flow)
+        elif word.right:
+            self._guesses.right_elsewhere(word.user, word.source, now.mono)
+        else:
+            self._guesses.wrong_elsewhere(word.user, word.source, now.mono, word.known)
+        return self._act()

@@ -1,0 +1,127 @@
+"""Which worker of a node a message is for, read from its bytes before it is parsed.
+
+The workers of a node share one address, and the kernel gives a datagram to whichever it likes. What belongs to a call carries
+its owner's number in what we wrote into it: a response in our branch, a request within a dialog in the token of our Route value
+(`engine.tokens`). A made-up number leads to a worker that refuses the mark as any other would, so it is not checked here.
+Requests without a mark (INVITE, its repetitions, its CANCEL and the ACK of its refusal) go by a keyed hash of their Call-ID, so
+that they meet whatever port they come from, and one trunk's calls are spread over all workers.
+
+Exceptions are remembered by Call-ID: a call for help is taken by the worker that reads it, and depends on no other; so is a new
+call whose worker is not there; a call that names another one (Replaces, Join) goes where that one is. REGISTER, and what is
+asked outside a call, stay with who reads them.
+
+Pure. RFC 3261 §16.11, §17.1.3, §17.2.3, §9.1; RFC 3891 §3.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from hashlib import blake2b
+from typing import TYPE_CHECKING
+
+from sipproxy.engine.shed import may_be_emergency
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["MAX_KEPT", "MAX_WORKERS", "Steering", "mark_of"]
+
+MAX_WORKERS = 64
+MAX_KEPT = 65_536  # exceptions; the oldest goes first, and what still comes for it then goes by its hash
+
+_HEADER = rb"[ \t]*:(?:[^\r\n,]|\r?\n[ \t])*?"
+_BRANCH = re.compile(rb"\n(?:via|v)" + _HEADER + rb";\s*branch\s*=\s*z9hG4bK([0-9a-f]{2})", re.IGNORECASE)
+_ROUTE = re.compile(rb"\nroute" + _HEADER + rb";[ce]=([0-9a-f]{2})\.", re.IGNORECASE)
+_ROUTES = re.compile(rb"\nroute[ \t]*:", re.IGNORECASE)
+_TARGET = re.compile(rb"[A-Z]+ [^ \r\n]*;[ce]=([0-9a-f]{2})\.")
+_CALL_ID = re.compile(rb"\n(?:call-id|i)[ \t]*:\s*([^\s]+)", re.IGNORECASE)
+_OTHER_CALL = re.compile(rb"\n(?:replaces|join)[ \t]*:\s*([^\s;]+)", re.IGNORECASE)
+_TO_TAG = re.compile(rb"\n(?:to|t)[ \t]*:(?:[^\r\n]|\r?\n[ \t])*?;\s*tag\s*=", re.IGNORECASE)
+_OF_CALLS = (b"INVITE ", b"ACK ", b"BYE ", b"CANCEL ", b"UPDATE ", b"PRACK ", b"INFO ")
+
+
+def mark_of(worker: int) -> bytes:
+    """What a branch or token of this worker begins with; b"" for a node that is one process."""
+    return b"%02x" % worker if worker else b""
+
+
+class Steering:
+    """See the module. `worker` is this one, of `count`; `key` is the node's secret."""
+
+    def __init__(self, worker: int, count: int, key: bytes) -> None:
+        self.worker, self._count = worker, count
+        self._key = blake2b(b"steering" + key, digest_size=32).digest()
+        self._kept: OrderedDict[int, int] = OrderedDict()  # Call-ID's hash -> its worker, where that is not the hash's
+        self.alive: frozenset[int] = frozenset([worker])
+        self.forgotten = 0
+
+    def __len__(self) -> int:
+        """How many exceptions are remembered."""
+        return len(self._kept)
+
+    def owner(self, data: bytes) -> int:
+        """The worker that the message is for."""
+        end = data.find(b"\r\n\r\n") + 2 or len(data)
+        if data[:8].upper() == b"SIP/2.0 ":
+            return self._marked(_BRANCH.search(data, 0, end)) or self.worker
+        if data.startswith(b"REGISTER "):
+            return self.worker
+        is_new = data.startswith(b"INVITE ") and _TO_TAG.search(data, 0, end) is None
+        marked = self._marked(_ROUTE.search(data, 0, end))
+        if not marked and _ROUTES.search(data, 0, end) is None:
+            marked = self._marked(_TARGET.match(data))  # §16.4: a strict router put our Route value there
+        if marked and (marked in self.alive or not is_new):
+            return marked
+        found = _CALL_ID.search(data, 0, end)
+        if not data.startswith(_OF_CALLS) or found is None:
+            return self.worker
+        return self._by_call(data, end, self._hash(found[1]), is_new=is_new)
+
+    def take(self, data: bytes) -> bool:
+        """Take a new call here after all, since its owner cannot; False for what belongs to one that began before."""
+        end = data.find(b"\r\n\r\n") + 2 or len(data)
+        found = _CALL_ID.search(data, 0, end)
+        if not data.startswith(b"INVITE ") or _TO_TAG.search(data, 0, end) is not None or found is None:
+            return False
+        self._remember(self._hash(found[1]), self.worker)
+        return True
+
+    def kept(self) -> list[tuple[int, int]]:
+        """Every exception, for a worker that comes back and has to know them."""
+        return list(self._kept.items())
+
+    def learn(self, exceptions: Iterable[tuple[int, int]]) -> None:
+        """Take over exceptions of another worker; what is known here already stays as it is."""
+        for key, worker in exceptions:
+            if key not in self._kept:
+                self._remember(key, worker)
+
+    def _by_call(self, data: bytes, end: int, key: int, *, is_new: bool) -> int:
+        kept = self._kept.get(key)
+        wanted = kept or key % self._count + 1
+        if not is_new:
+            return wanted
+        if kept is None and may_be_emergency(data):
+            wanted = self.worker  # design: invariant 1, nobody else has to be there for it
+        elif kept is None and (other := _OTHER_CALL.search(data, 0, end)) is not None:
+            named = self._hash(other[1])
+            wanted = self._kept.get(named) or named % self._count + 1
+        if wanted not in self.alive:
+            wanted = self.worker
+        if wanted != (kept or key % self._count + 1):
+            self._remember(key, wanted)
+        return wanted
+
+    def _marked(self, found: re.Match[bytes] | None) -> int:
+        worker = int(found[1], 16) if found is not None else 0
+        return worker if worker <= self._count else 0
+
+    def _hash(self, call_id: bytes) -> int:
+        return int.from_bytes(blake2b(call_id, digest_size=7, key=self._key).digest(), "big")
+
+    def _remember(self, key: int, worker: int) -> None:
+        self._kept[key] = worker
+        if len(self._kept) > MAX_KEPT:
+            self._kept.popitem(last=False)
+            self.forgotten += 1

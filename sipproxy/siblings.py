@@ -1,0 +1,395 @@
+"""One worker among the others of its node: what it passes to them and takes from them, and what the supervisor tells it.
+
+The owner of each message is read from its bytes (`engine.steering`); what is another's goes to it whole, with the flow that it
+came by. A connection is used by all workers through the one that has it. Bindings and what fraud is counted by are told at
+once, not only through the store. Makes no SIP decision.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+import structlog
+
+from sipproxy.engine.actions import SaveBinding
+from sipproxy.engine.crew import Gone, Guessed, Started
+from sipproxy.engine.location import Binding  # noqa: TC001  msgspec needs it to decode
+from sipproxy.engine.steering import Steering
+from sipproxy.net.handover import MAX_MESSAGE, Post
+from sipproxy.net.udp import UdpListener
+from sipproxy.orders import State
+from sipproxy.sip.flow import Flow  # noqa: TC001  as above
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable
+
+    from sipproxy.engine.actions import RemoveBinding
+    from sipproxy.metrics import Metrics
+    from sipproxy.net.transports import Transports
+    from sipproxy.orders import Spec
+    from sipproxy.shell import Shell
+
+__all__ = ["Siblings"]
+
+MAX_PENDING = 4096  # messages on others' connections whose failure may yet be told
+KEPT_AT_ONCE = 5000  # exceptions of the steering in one message
+TAKE_OVER_S = 0.5  # that a new worker waits for what the others took in its place
+PATS_S = 1.0  # between two signs of life to the supervisor
+LINK_BYTES = 4096
+
+
+class Passed(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """A message that is yours, as it came by this flow."""
+
+    flow: Flow
+    data: bytes
+
+
+class Send(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Send this on your connection; `ident` is what a failure is told by to that worker, 0 for nothing."""
+
+    flow: Flow
+    data: bytes
+    worker: int
+    ident: int
+
+
+class Failed(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """What you had sent did not go out."""
+
+    ident: int
+
+
+class Closed(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """A connection of mine has ended."""
+
+    flow: Flow
+
+
+class Unreachable(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """ICMP told me of a datagram that I did not send."""
+
+    listener: int
+    quoted: bytes
+    host: str
+    port: int
+
+
+class Bound(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """I registered this."""
+
+    user: str
+    binding: Binding
+
+
+class Unbound(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """I removed this."""
+
+    user: str
+    key: str
+    at_ms: int
+
+
+class Kept(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Exceptions of the steering, for a worker that comes back."""
+
+    worker: int
+    exceptions: list[tuple[int, int]]
+    last: bool
+
+
+Word = Passed | Send | Failed | Closed | Unreachable | Bound | Unbound | Kept | Guessed | Started
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Word).decode
+
+
+class Handed(NamedTuple):
+    """The key of what is sent for another worker."""
+
+    worker: int
+    ident: int
+
+
+class Siblings:
+    """See the module. `key` is the node's secret."""
+
+    def __init__(self, spec: Spec, key: bytes) -> None:
+        self.spec, self.me = spec, spec.worker
+        self.steering = Steering(spec.worker, len(spec.names), key)
+        self._others = [worker for worker in range(1, len(spec.names) + 1) if worker != spec.worker]
+        outboxes = {worker: _socket(spec.outboxes[worker - 1]) for worker in self._others}
+        self.post = Post(_socket(spec.inboxes[spec.worker - 1]), outboxes, self._take)
+        self._link = _socket(spec.link)
+        self._pending: OrderedDict[int, tuple[int, Hashable]] = OrderedDict()
+        self._last_ident = 0
+        self._held: list[Word] | None = []  # what came before this worker serves
+        self._heard: set[int] = set()
+        self._waiting = asyncio.Event()
+        self._standing_in: dict[int, list[UdpListener]] = {}
+        self._log = structlog.get_logger("node")
+        self.counters = {"responses": 0, "requests": 0, "sends": 0, "taken_here": 0, "lost": 0}
+        self.counters |= {"undecodable": 0, "sends_forgotten": 0}
+        self._shell: Shell | None = None
+        self._transports: Transports | None = None
+
+    def socket_of(self, listener: int) -> socket.socket:
+        """This worker's socket of a listener, for the listener to close."""
+        stream = self.spec.streams[listener]
+        return _socket(os.dup(stream if stream >= 0 else self.spec.udp[listener][self.me - 1]))
+
+    def attach(self, shell: Shell, transports: Transports) -> None:
+        """Serve this worker's engine and sockets."""
+        self._shell, self._transports = shell, transports
+        shell.engine.crew.tell = self._tell
+        shell.on_binding = self._tell_binding
+        transports.send_elsewhere = self._send_elsewhere
+        transports.on_stray = lambda index, quoted, host, port: self._tell(Unreachable(index, quoted, host, port))
+
+    def register(self, metrics: Metrics) -> None:
+        """Announce what is passed between the workers."""
+        what = ("what",)
+        metrics.counter(
+            "sipproxy_worker_passed",
+            "messages that this worker read and another one owns, by what they were",
+            lambda: self.counters,
+            what,
+        )
+        metrics.counter("sipproxy_worker_post", "words between workers, and those without room", self._posted, what)
+        metrics.gauge("sipproxy_worker_post_queued", "words that wait for another worker", lambda: self.post.queued)
+        metrics.gauge("sipproxy_worker_exceptions", "calls that are not where their Call-ID says", lambda: len(self.steering))
+        metrics.counter("sipproxy_worker_exceptions_forgotten", "for lack of room", lambda: self.steering.forgotten)
+        metrics.gauge("sipproxy_worker_standing_in", "workers whose datagrams are read here", lambda: len(self._standing_in))
+
+    def _posted(self) -> dict[str, float]:
+        return {**self.post.counters}
+
+    # The supervisor
+
+    async def take_over(self) -> None:
+        """Learn what the others took while this worker was not there. Its own sockets are read by nobody meanwhile."""
+        asyncio.get_running_loop().add_reader(self._link.fileno(), self._on_link)
+        self.post.start()
+        self._say("taking")
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(TAKE_OVER_S):
+                await self._waiting.wait()
+
+    def serve(self) -> None:
+        """From now on this worker takes messages; first those that were passed to it before."""
+        held, self._held = self._held or [], None
+        for word in held:
+            if isinstance(word, Passed) and self.steering.owner(word.data) != self.me:
+                self.message(word.data, word.flow)  # somebody took it meanwhile
+            else:
+                self._perform(word)
+        self._say("ready")
+
+    async def run(self, is_healthy: Callable[[], bool]) -> None:
+        """Show the supervisor that the event loop runs, until cancelled."""
+        while True:
+            if is_healthy():
+                self._say("alive")
+            await asyncio.sleep(PATS_S)
+
+    def close(self) -> None:
+        """Pass nothing on any more."""
+        for listeners in self._standing_in.values():
+            for listener in listeners:
+                listener.close()
+        self._standing_in.clear()
+        self.post.close()
+        asyncio.get_running_loop().remove_reader(self._link.fileno())
+
+    def _say(self, word: str) -> None:
+        with contextlib.suppress(OSError):  # the supervisor is gone: the reader below notices
+            self._link.send(word.encode())
+
+    def _on_link(self) -> None:
+        try:
+            data = self._link.recv(LINK_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            # Nobody would start the others again, nor let a new supervisor have the sockets. The journal has the calls.
+            os._exit(1)
+        self._on_state(msgspec.json.decode(data, type=State))
+
+    def _on_state(self, state: State) -> None:
+        alive, before = frozenset(state.alive), self.steering.alive
+        self.steering.alive = alive | {self.me}
+        for worker in alive - before - {self.me}:
+            self._tell_kept(worker)
+        for worker in before - alive - {self.me}:
+            self._lost(worker)
+        for worker in self._standing_in.keys() - set(state.read):
+            for listener in self._standing_in.pop(worker):
+                listener.close()
+        for worker in set(state.read) - self._standing_in.keys():
+            self._stand_in(worker)
+        self._note_heard()
+
+    def _note_heard(self) -> None:
+        if self._heard >= self.steering.alive - {self.me}:
+            self._waiting.set()
+
+    def _tell_kept(self, worker: int) -> None:
+        kept = self.steering.kept()
+        parts = [kept[at : at + KEPT_AT_ONCE] for at in range(0, len(kept), KEPT_AT_ONCE)] or [[]]
+        for number, part in enumerate(parts, 1):
+            self.post.send(worker, _encode(Kept(self.me, part, number == len(parts))))
+
+    def _lost(self, worker: int) -> None:
+        """A worker has died: so have its connections, and what was to be sent by them."""
+        assert self._shell is not None
+        failed = [ident for ident, (owner, _) in self._pending.items() if owner == worker]
+        for ident in failed:
+            self._fail(ident)
+        self._shell.told(Gone(worker))
+
+    def _stand_in(self, worker: int) -> None:
+        """Read the datagrams that the kernel has for a worker which is not there."""
+        assert self._transports is not None
+        listeners = []
+        for index, sockets in enumerate(self.spec.udp):
+            if not sockets:
+                continue
+            listeners.append(self._reader(index, sockets[worker - 1]))
+        self._standing_in[worker] = listeners
+        self._log.warning("standing_in", worker=worker)
+
+    def _reader(self, index: int, descriptor: int) -> UdpListener:
+        transports = self._transports
+        assert transports is not None
+        _, host, port = self.spec.bound[index]
+
+        def take() -> socket.socket:
+            return _socket(os.dup(descriptor))
+
+        reader = UdpListener(host, port, lambda data, *source: transports.datagram(index, data, *source), take=take)
+        reader.on_stray = lambda quoted, to, to_port: self._unreachable(index, quoted, to, to_port)
+        reader.start()
+        return reader
+
+    def _unreachable(self, index: int, quoted: bytes, host: str, port: int) -> None:
+        assert self._transports is not None
+        self._transports.unreachable(index, quoted, host, port)
+        self._tell(Unreachable(index, quoted, host, port))
+
+    # Messages
+
+    def message(self, data: bytes, flow: Flow) -> None:
+        """A message that this worker's sockets brought: handled here, or by the worker whose it is."""
+        assert self._shell is not None
+        owner = self.steering.owner(data)
+        if owner == self.me:
+            self._shell.message(data, flow)
+        elif self._pass(owner, Passed(flow, data)):
+            self.counters["responses" if data.startswith(b"SIP/2.0 ") else "requests"] += 1
+        elif self._take_here(data):
+            self._shell.message(data, flow)
+
+    def _take_here(self, data: bytes) -> bool:
+        """Whether a message that its owner has no room for begins something that this worker can do as well."""
+        taken = self.steering.take(data)
+        self.counters["taken_here" if taken else "lost"] += 1
+        return taken
+
+    def flow_closed(self, flow: Flow) -> None:
+        """A connection of this worker has ended."""
+        self._tell(Closed(flow))
+
+    def is_failure_of_another(self, key: Hashable) -> bool:
+        """Whether what could not be sent was sent for another worker, which is told."""
+        if not isinstance(key, Handed):
+            return False
+        self._pass(key.worker, Failed(key.ident))
+        return True
+
+    def _send_elsewhere(self, flow: Flow, data: bytes, key: Hashable | None) -> None:
+        worker, ident = flow.worker, 0
+        if key is not None:
+            self._last_ident = ident = self._last_ident + 1
+            self._pending[ident] = worker, key
+            if len(self._pending) > MAX_PENDING:
+                self._pending.popitem(last=False)
+                self.counters["sends_forgotten"] += 1
+        if worker not in self.steering.alive or not self._pass(worker, Send(flow, data, self.me, ident)):
+            asyncio.get_running_loop().call_soon(self._fail, ident)
+        else:
+            self.counters["sends"] += 1
+
+    def _fail(self, ident: int) -> None:
+        assert self._transports is not None
+        _, key = self._pending.pop(ident, (0, None))
+        if key is not None:
+            self._transports.failed(key)
+
+    # Words
+
+    def _pass(self, worker: int, word: Word) -> bool:
+        data = _encode(word)
+        return worker in self._others and len(data) <= MAX_MESSAGE and self.post.send(worker, data)
+
+    def _tell(self, word: Any) -> None:
+        data = _encode(word)
+        for worker in self._others:
+            if worker in self.steering.alive:
+                self.post.send(worker, data)
+
+    def _tell_binding(self, action: SaveBinding | RemoveBinding) -> None:
+        if isinstance(action, SaveBinding):
+            self._tell(Bound(action.user, action.binding))
+        else:
+            self._tell(Unbound(action.user, action.key, action.at_ms))
+
+    def _take(self, data: memoryview) -> None:
+        try:
+            word: Word = _decode(data)
+        except msgspec.MsgspecError:
+            self.counters["undecodable"] += 1  # of a worker of another version: none is left after a restart of the node
+            return
+        if isinstance(word, Kept):
+            self.steering.learn(word.exceptions)
+            if word.last:
+                self._heard.add(word.worker)
+                self._note_heard()
+        elif self._held is not None:
+            self._held.append(word)
+        else:
+            self._perform(word)
+
+    def _perform(self, word: Word) -> None:
+        shell, transports = self._shell, self._transports
+        assert shell is not None
+        assert transports is not None
+        if isinstance(word, Passed):
+            shell.message(word.data, word.flow)
+        elif isinstance(word, Send):
+            transports.send(word.flow, word.data, Handed(word.worker, word.ident) if word.ident else None)
+        elif isinstance(word, Failed):
+            self._fail(word.ident)
+        elif isinstance(word, Closed):
+            shell.flow_closed(word.flow)
+        elif isinstance(word, Unreachable):
+            transports.unreachable(word.listener, word.quoted, word.host, word.port)
+        elif isinstance(word, Bound):
+            shell.binding_seen(word.user, word.binding)
+        elif isinstance(word, Unbound):
+            shell.binding_gone(word.user, word.key, word.at_ms)
+        elif not isinstance(word, Kept):
+            shell.told(word)
+
+
+def _socket(descriptor: int) -> socket.socket:
+    found = socket.socket(fileno=descriptor)
+    found.settimeout(0)
+    return found

@@ -1,0 +1,107 @@
+"""A node of several processes on one address: whichever of them the kernel gives a message to, it reaches its owner."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from loadtest.agents import Answering, next_call
+from loadtest.network import many_lines
+from loadtest.ua import SDP_TYPE, sdp_of
+from sipproxy.admin.control import ask, socket_path
+
+if TYPE_CHECKING:
+    from loadtest.agents import Router
+    from loadtest.network import Network
+    from loadtest.ua import Call
+
+FIXED = "03023125001"
+LINES = many_lines(8)
+
+
+async def started(start_network: Callable[..., Any], **options: Any) -> Network:
+    network: Network = await start_network(LINES, workers=2, **options)
+    return network
+
+
+async def asked(network: Network, command: str, **arguments: Any) -> dict[str, Any]:
+    return await asyncio.to_thread(ask, socket_path(network.node.directory / "data"), command, **arguments)
+
+
+async def refreshed(router: Router, call: Call) -> int:
+    """The status of a re-INVITE, acknowledged."""
+    client = router.begin(call.write(b"INVITE", [SDP_TYPE], sdp_of(router.host)), call.next_hop)
+    async with asyncio.timeout(30):
+        while (response := await client.responses.get()).status < 200:
+            pass
+    router.send(call.write(b"ACK", cseq=call.cseq), call.next_hop)
+    return response.status
+
+
+async def both_ends(network: Network, routers: list[Router]) -> list[tuple[Call, Call]]:
+    """An answered call of each router to the trunk, as each end has it."""
+    found = []
+    for router in routers:
+        call = await (await router.call(FIXED)).answered()
+        found.append((call, await next_call(network.trunk)))
+    return found
+
+
+async def test_calls_in_all_directions_reach_their_owner_by_whichever_worker(start_network: Callable[..., Any]) -> None:
+    """The trunk has one port, so that the kernel gives all that it sends to one worker: half of it is another's."""
+    network = await started(start_network)
+    routers = [await network.router(line.user) for line in LINES]
+    outgoing = await both_ends(network, routers)
+    assert [await refreshed(router, call) for router, (call, _) in zip(routers, outgoing, strict=True)] == [200] * 8
+    seen = {row["worker"] for row in (await asked(network, "calls"))["calls"]}
+    assert seen == {1, 2}
+    for number, (call, at_trunk) in enumerate(outgoing):
+        assert await (at_trunk if number % 2 else call).hang_up() == 200
+        await (call if number % 2 else at_trunk).wait_ended()
+    for line, router in zip(LINES, routers, strict=True):
+        call = await (await network.trunk.call(line.number, network.node.address)).answered()
+        await next_call(router)
+        assert await call.hang_up() == 200
+    network.trunk.answering = Answering(status=None)
+    for router in routers:
+        call = await router.call(FIXED)
+        await next_call(network.trunk)
+        call.cancel()
+        assert await call.final() == 487
+    records, result = await network.reconciled()
+    assert result.ok, result
+    assert {record.node for record in records} == {"node1", "node1-2"}
+    metrics = await network.node.metrics()
+    assert metrics['sipproxy_worker_passed_total{what="responses"}'] > 0
+    assert metrics['sipproxy_worker_passed_total{what="requests"}'] > 0
+    assert metrics['sipproxy_worker_passed_total{what="lost"}'] == 0
+    assert await network.slots_of_all(0) == 0
+
+
+async def test_worker_killed_under_calls_loses_none_and_help_is_answered_meanwhile(start_network: Callable[..., Any]) -> None:
+    """Design: invariants 1, 2, 3. Its sockets are read by the other one, its calls are taken up from its journal."""
+    network = await started(start_network)
+    routers = [await network.router(line.user) for line in LINES]
+    outgoing = await both_ends(network, routers)
+    before = {row["id"]: row["worker"] for row in (await asked(network, "calls"))["calls"]}
+    pids = network.node.worker_pids()
+    os.kill(pids[1], signal.SIGKILL)
+    helped = []
+    for number, router in enumerate(routers):
+        call = await (await router.call(("110", "112")[number % 2])).answered()
+        helped.append((call, await next_call(network.psap)))
+    await network.followed(network.node, "sipproxy_worker_restarts_total", 1.0)
+    await network.followed(network.node, "sipproxy_worker_up", 2.0)
+    after = {row["id"]: row["worker"] for row in (await asked(network, "calls"))["calls"]}
+    assert before.items() <= after.items()
+    assert network.node.worker_pids()[2] == pids[2]
+    assert network.node.worker_pids()[1] != pids[1]
+    assert await network.slots_of_all(8) == 8
+    for number, (call, far) in enumerate(outgoing + helped):
+        assert await (far if number % 2 else call).hang_up() == 200
+    _, result = await network.reconciled()
+    assert result.ok, result
+    assert await network.slots_of_all(0) == 0
