@@ -101,8 +101,8 @@ class Addresses:
         if to.version or to.domain:
             return [to]
         places = in_order(self._known(to), self._draw)
-        hops = [hop for place in places if (hop := self._reached(to, place)) is not None]
-        hops.sort(key=self.is_dead)
+        found = dict.fromkeys(self._reached(to, place) for place in places)  # two records may lead to one address
+        hops = sorted((hop for hop in found if hop is not None), key=self.is_dead)
         return hops[: None if every else MAX_TRIED] or [to]
 
     def first(self, to: Flow | Hop) -> Flow | Hop:

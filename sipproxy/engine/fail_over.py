@@ -145,7 +145,8 @@ def _goes_elsewhere(call: Call, branch: Branch[Target], status: int) -> bool:
     branch.target = replace(target, others=())
     while others and call.phase is Phase.PROCEEDING and not call.context.stopped:
         following, others = replace(others[0], others=others[1:]), others[1:]
-        if call.context.groups and desk.addresses.is_dead(following.to) and not call.is_emergency:
+        dead = _is_route(following) and desk.addresses.is_dead(following.to)
+        if dead and call.context.groups and not call.is_emergency:
             continue  # RFC 3263 §4.3: not while another lives, be it another route's
         if not call.send(following):
             continue

@@ -6,10 +6,14 @@ import ipaddress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 
+from cdr.facts import Place as Place_
 from policy.model import PsapRoute
 from sipproxy.engine.addresses import MAX_DEAD, MAX_TRIED
+from sipproxy.engine.keep import _place
+from sipproxy.engine.recover import _flow
 from sipproxy.engine.settings import TrunkRoute
 from sipproxy.sip.build import write_response
 from sipproxy.sip.flow import Flow, Hop
@@ -195,6 +199,15 @@ def test_a_silent_address_that_rings_after_all_is_cancelled_when_the_next_one_an
     town.alice.bye(call)
     town.world.run(2.0)
     town.assert_reconciled()
+
+
+def test_a_silent_address_whose_transaction_ends_later_sets_off_no_further_try() -> None:
+    town = named_town(3, silent=1, route_s=2.0)
+    town.machines[1].behave = lambda call: town.machines[1].ring_then_answer(call, 0.1, 45.0)
+    call = town.alice.call(NUMBER)
+    town.world.run(60.0)  # Timer B of the first is over after 32 s
+    assert call.status == 200
+    assert [to for _, to, _ in invites(town)] == ADDRESSES[:2]
 
 
 def test_a_dead_address_is_tried_again_when_its_time_is_over() -> None:
@@ -405,6 +418,19 @@ def test_an_answer_counts_from_the_name_s_addresses_and_from_nowhere_else() -> N
     assert (first.domain, second.domain) == (NAMED.host, NAMED.host)
     for host, taken in ((ADDRESSES[0][0], True), (ADDRESSES[1][0], True), (ADDRESSES[2][0], False)):
         assert may_answer(desk, first, Flow("UDP", 0, host, 5060)) is taken
+
+
+def test_a_call_goes_on_after_a_restart_with_the_name_that_its_address_was_found_by() -> None:
+    """Of a route without `addresses` the name is all that tells its machines from others."""
+    town = named_town(2, a={"networks": ()})
+    desk = town.world.engine.desk
+    address = desk.addresses.choose(NAMED)[1]
+    kept = msgspec.msgpack.decode(msgspec.msgpack.encode(_place(address)), type=Place_)
+    assert _flow(desk, kept) == address
+    elsewhere = Hop("UDP", "198.51.100.200", 5060)
+    assert _flow(desk, _place(elsewhere)) == elsewhere
+    desk.settings = replace(desk.settings, trunks=(replace(desk.settings.trunks[0], hop=NAMED._replace(listener=0)),))
+    assert _flow(desk, kept) == address._replace(listener=0), "as the route says by now"
 
 
 def test_places_that_no_listener_reaches_are_shown_and_not_chosen() -> None:

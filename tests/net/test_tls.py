@@ -15,8 +15,11 @@ import pytest_asyncio
 import trustme
 from waiting import until
 
+from sipproxy.net.resolver import Resolver
 from sipproxy.net.stream import StreamLimits, StreamListener
 from sipproxy.net.tls import Tls, TlsError, TlsFiles, name_matches, names_of
+from sipproxy.net.transports import Transports
+from sipproxy.sip.flow import Hop
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -120,6 +123,27 @@ async def test_tls_peer_of_an_authority_that_is_not_ours_gets_nothing(
     await until(lambda: one.failed)
     assert one.failed == [("k", "handshake")]
     assert stranger.got == []
+
+
+async def test_tls_address_of_a_name_has_to_prove_the_name(nodes: Make, authority: Authority) -> None:
+    """RFC 5922 §4: whatever records led to the address, the certificate is for the domain of the URI."""
+    far = await nodes(authority.issue("carrier.example", to="carrier"))
+    failed: list[object] = []
+    resolver = Resolver(hosts_file=None)
+    transports = Transports(
+        resolver, lambda *_: None, failed.append, lambda *_: None, lambda *_: None, tls=Tls(authority.issue("node.example"))
+    )
+    transports.bind([("TLS", "127.0.0.1", 0)])
+    await transports.start()
+    host, port = far.listener.address
+    transports.send(Hop("TLS", host, port, domain="carrier.example"), MESSAGE, "named")
+    await until(lambda: far.got)
+    transports.send(Hop("TLS", host, port, domain="machine.example"), MESSAGE, "another")
+    transports.send(Hop("TLS", host, port), MESSAGE, "address")
+    await until(lambda: sorted(map(str, failed)) == ["address", "another"])
+    assert len(far.got) == 1
+    await transports.close()
+    await resolver.close()
 
 
 async def test_tls_message_for_another_domain_at_the_same_address_takes_another_connection(
