@@ -10,6 +10,7 @@ FUZZ_SECONDS ?= 600
 TARGETS ?=
 MIX ?= evening
 COMPARE ?=
+SOAK ?=
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -18,7 +19,7 @@ RUNTIME := $(VENV)/.installed-runtime
 DEVELOPMENT := $(VENV)/.installed-development
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test mix load load-compare faults crashes damage fuzz linear transparency torture loops lint format types needs requirements clean audit
+.PHONY: help run demo test mix load load-compare soak faults crashes damage fuzz linear transparency torture loops lint format types needs requirements clean audit
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
@@ -51,6 +52,9 @@ load: $(DEVELOPMENT)  ## a mix of traffic against a node of its own, every call 
 
 load-compare: $(DEVELOPMENT) needs  ## the same calls against a node and Kamailio, in turn (COMPARE="--rate 500 --children 1")
 	$(BIN)/python -m loadtest compare $(COMPARE)
+
+soak: $(DEVELOPMENT)  ## two hours of calls with the store in trouble again and again, and slopes (SOAK="--seconds 36000")
+	nice $(BIN)/python -m loadtest soak $(SOAK)
 
 faults: $(DEVELOPMENT)  ## the store in each kind of trouble under live calls at two nodes (FAULTS="--only stopped" for one)
 	nice $(BIN)/python -m loadtest faults $(FAULTS)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from loadtest.mix import PATIENCE_S
 from loadtest.wire import Head, hop_of, tag_of
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ class Attempt:
     first_ns: int = 0
     invite_ns: int = 0  # the INVITE with credentials, or the only one
     ok_ns: int = 0  # the callee's 200
+    setup_ms: float = 0.0  # from the first INVITE to the 200
     slack_ms: float = 0.0
     head: Head | None = None  # of the INVITE that the callee got
     branch: bytes = b""  # of the same
@@ -120,6 +122,11 @@ class Attempt:
     def side_of(self, head: Head) -> Side:
         """Whom a request within the dialog is for."""
         return self.caller if tag_of(head.receiver) == self.caller.tag else self.callee
+
+    @property
+    def in_time(self) -> bool:
+        """Whether a caller would have waited for it."""
+        return self.setup_ms <= 1000 * PATIENCE_S
 
     @property
     def as_expected(self) -> bool:

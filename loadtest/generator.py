@@ -68,7 +68,7 @@ class Generator:
         self.boxes = self._make_boxes(lines)
         self._full = self._make_boxes(full, first=len(self.boxes))
         self._all = [*self.boxes, *self._full]
-        self._free: deque[Box] = deque(self.boxes)
+        self._free: deque[Box] = deque(self.boxes * mix.accounts.calls_at_once)
         self.arriving = False
         self._body = body_of("127.0.0.1")
 
@@ -280,6 +280,8 @@ class Generator:
         side.learn(head, reverse=True)
         attempt.slack_ms += (stamp - attempt.ok_ns) / 1e6
         self.seen.delays["answer"].add(self.now(), (stamp - attempt.ok_ns) / 1e6)
+        attempt.setup_ms = (stamp - attempt.first_ns) / 1e6
+        self.seen.delays["setup"].add(self.now(), attempt.setup_ms)
         hold = 0.0 if attempt.stage == "lost" or attempt.kind == "cancelled" else attempt.hold_s
         attempt.stage, attempt.began = "talking", truth.answered_at
         self._clock.after(hold, self._hang_up, attempt)
@@ -329,6 +331,7 @@ class Generator:
         if self._is_ordinary(attempt.box) or kind != "answered":
             self.seen.outcomes[kind, status] += 1
             self.seen.ended.add(self.now(), 1.0 if fault else 0.0)
+            self.seen.good += not fault and attempt.in_time
         self._ended(attempt.truth, optional=status == NOT_NOW or not (status or attempt.provisional), slack_ms=attempt.slack_ms)
         self._clock.after(SPARE, self._forget, attempt)
 

@@ -17,7 +17,21 @@ import msgspec
 from sipproxy.config import Section
 from sipproxy.config_file import Reader, read_tables
 
-__all__ = ["KINDS", "MIXES", "Accounts", "Calls", "Hold", "Kind", "Load", "Mix", "Shares", "Storm", "arrivals", "read"]
+__all__ = [
+    "KINDS",
+    "MIXES",
+    "PATIENCE_S",
+    "Accounts",
+    "Calls",
+    "Hold",
+    "Kind",
+    "Load",
+    "Mix",
+    "Shares",
+    "Storm",
+    "arrivals",
+    "read",
+]
 
 MIXES = Path(__file__).with_name("mixes")
 Kind = Literal["answered", "busy", "cancelled", "lost_bye", "blocked", "over_limit", "emergency", "incoming"]
@@ -27,6 +41,7 @@ Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=100_000_000)]
 SPARE = 6.0  # s that an account rests between two calls at least, so that its last one is over whatever had to be repeated
 ROUNDING_S = 1e-6  # sums of many distances
+PATIENCE_S = 4.0  # from the first INVITE until the answer: who waits longer has not been served well
 LOST_BYE_S = 60.0  # s that the account of a call whose BYE was lost is left alone
 
 
@@ -42,7 +57,7 @@ class Load(Section, frozen=True):
 
 
 class Accounts(Section, frozen=True):
-    """The simulated routers. Each has a line of its own with `channels` channels."""
+    """The simulated routers. Each has a line of its own with `channels` channels, and calls on half of them at most."""
 
     count: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 1000
     channels: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 2
@@ -50,6 +65,11 @@ class Accounts(Section, frozen=True):
     keep_nonce: bool = False
     register_per_s: Annotated[float, msgspec.Meta(gt=0, le=100_000)] = 300.0
     refresh_per_s: Positive = 0.0
+
+    @property
+    def calls_at_once(self) -> int:
+        """Of one router: half of its channels, so that it never meets its limit by a call that is not quite over."""
+        return max(1, self.channels // 2)
 
 
 class Hold(Section, frozen=True):
@@ -172,7 +192,7 @@ def accounts_needed(mix: Mix) -> int:
     busiest = max([mix.load.rate, *(rate for _, rate in mix.load.steps)])
     talking = mix.shares.answered + mix.shares.incoming + mix.shares.emergency
     each = SPARE + mix.calls.ring_s + mix.hold.mean_s * talking + (LOST_BYE_S + mix.hold.mean_s) * mix.shares.lost_bye
-    return math.ceil(busiest * each * (1 - mix.shares.over_limit))
+    return math.ceil(busiest * each * (1 - mix.shares.over_limit) / mix.accounts.calls_at_once)
 
 
 def arrivals(mix: Mix, rng: random.Random) -> Iterator[float]:

@@ -17,6 +17,7 @@ DELAYS = {
     "challenge": "INVITE until 407",
     "invite": "INVITE in until INVITE out",
     "answer": "200 in until 200 out",
+    "setup": "first INVITE until 200, ringing included",
     "register": "REGISTER until 200",
 }
 BUSY_SHARE = 0.9  # of a core: from here on the generator has no time to be on time

@@ -6,22 +6,26 @@ Leaves out: how the outcome is shown, which is in mix_report.py.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+import redis.asyncio as redis
 
 from loadtest.generator import Generator
 from loadtest.lateness import OwnLateness, worst_bucket_ms
 from loadtest.network import DOMAIN, Network, many_lines, md5_only
 from loadtest.node import NodeError, TrunkSpec
-from loadtest.reconcile import Matching, Reconciliation, read_page
-from loadtest.usage import tree_cpu_seconds, tree_memory_bytes
+from loadtest.reconcile import Matching, Reconciliation, becomes, read_page
+from loadtest.usage import CpuMeter, descriptors_of, tree_memory_bytes
 
 if TYPE_CHECKING:
     from loadtest.mix import Mix
     from loadtest.node import LineSpec
     from loadtest.seen import Seen
+    from loadtest.valkey import Valkey
 
 __all__ = ["LOAD_SETTINGS", "Progress", "Ran", "Sample", "run_mix"]
 
@@ -52,6 +56,10 @@ class Sample:
     node_late_ms: float
     own_late_ms: float
     live: int
+    descriptors: int
+    transactions: float  # as the node tells; NaN where it did not answer
+    calls_known: float
+    tasks: float
 
 
 @dataclass(slots=True)
@@ -71,6 +79,7 @@ class Ran:
     first_registered: int = 0
     accounts: int = 0
     slots_left: int = 0
+    calls_left: float = 0.0  # that the node counts as live
     lost_sends: int = 0
     repeats: int = 0
     own_late_ms: list[float] = field(default_factory=list)
@@ -96,8 +105,16 @@ class Progress:
 Tell = Callable[[Progress], None]
 
 
-async def run_mix(mix: Mix, tell: Tell, *, settings: Mapping[str, Mapping[str, object]] | None = None) -> Ran:
-    """Run it on a node of its own; `settings` are further tables of the node's configuration. Raises NodeError."""
+async def run_mix(
+    mix: Mix,
+    tell: Tell,
+    *,
+    settings: Mapping[str, Mapping[str, object]] | None = None,
+    store: Valkey | None = None,
+    trouble: Callable[[], Awaitable[None]] | None = None,
+) -> Ran:
+    """Run it on a node of its own, with a `store` that is given, and make `trouble` while calls begin; `settings` are further
+    tables of the node's configuration. Raises NodeError."""
     full = many_lines(FULL_LINES if mix.shares.over_limit else 0, first=5_000_000, channels=1)
     lines = many_lines(mix.accounts.count, channels=mix.accounts.channels)
     matching = Matching()
@@ -109,9 +126,10 @@ async def run_mix(mix: Mix, tell: Tell, *, settings: Mapping[str, Mapping[str, o
             settings=_merged(LOAD_SETTINGS, mix.node, settings or {}),
             trunks=[TrunkSpec("carrier", trunk, (generator.trunk.host,))],
             psap=(generator.psap.host, generator.psap.port),
+            store=store,
         ) as network:
             generator.open(network.node.address)
-            return await _Run(mix, network, generator, matching, tell).all()
+            return await _Run(mix, network, generator, matching, tell).all(trouble)
     finally:
         generator.close()
 
@@ -128,6 +146,11 @@ def _merged(*parts: Mapping[str, Mapping[str, object]]) -> dict[str, dict[str, o
     return merged
 
 
+def sum_of(metrics: Mapping[str, float], name: str) -> float:
+    """A metric over all its labels; NaN where it is not told."""
+    return math.fsum(values) if (values := [v for key, v in metrics.items() if key.partition("{")[0] == name]) else math.nan
+
+
 class _Run:
     def __init__(self, mix: Mix, network: Network, generator: Generator, matching: Matching, tell: Tell) -> None:
         self.network, self.generator, self.matching = network, generator, matching
@@ -135,41 +158,41 @@ class _Run:
         self.ran = Ran(mix, generator.seen)
         self._cursor = b""
         self._began = 0.0
+        self._node, self._store = CpuMeter(lambda: network.node.pid), CpuMeter(lambda: network.store.pid)
 
-    async def all(self) -> Ran:
+    async def all(self, trouble: Callable[[], Awaitable[None]] | None) -> Ran:
         ran, generator = self.ran, self.generator
         await self._register()
         generator.occupy()
         await self._while(lambda: generator.occupying and not generator.occupied, SETTLE_S, "occupying", 0)
-        pids = self._pids()
-        cpu = [tree_cpu_seconds(pid) for pid in pids]
+        node, store = self._node, self._store
+        cpu = node.used(), store.used()
         own = time.process_time()
-        ran.memory_before = tree_memory_bytes(pids[0])
+        ran.memory_before = tree_memory_bytes(self.network.node.pid)
         self._began = time.monotonic()
         generator.begin()
         ran.seen = generator.seen
         reading = asyncio.create_task(self._read())
         sampling = asyncio.create_task(self._sample())
+        troubling = asyncio.ensure_future(trouble() if trouble is not None else asyncio.sleep(0))
         try:
             async with OwnLateness() as lateness:
                 await self._calls()
             ran.own_late_ms = lateness.samples_ms
             ran.seconds = time.monotonic() - self._began
-            ran.node_cpu_s, ran.store_cpu_s = (tree_cpu_seconds(pid) - before for pid, before in zip(pids, cpu, strict=True))
+            ran.node_cpu_s, ran.store_cpu_s = node.used() - cpu[0], store.used() - cpu[1]
             ran.own_cpu_s = time.process_time() - own
+            await troubling
             await self._settle()
         finally:
-            for task in (reading, sampling):
+            for task in (reading, sampling, troubling):
                 task.cancel()
-            await asyncio.gather(reading, sampling, return_exceptions=True)
-        ran.memory_after = tree_memory_bytes(pids[0])
+            await asyncio.gather(reading, sampling, troubling, return_exceptions=True)
+        ran.memory_after = tree_memory_bytes(self.network.node.pid)
         ran.lost_sends, ran.repeats = generator.lost_sends, generator.repeats
         ran.result, ran.without_record = self.matching.result(), self.matching.without
         ran.node_log = self.network.node.log(tail=2000)
         return ran
-
-    def _pids(self) -> tuple[int, int]:
-        return self.network.node.pid, self.network.store.pid
 
     async def _register(self) -> None:
         wanted = self.generator.register_all()
@@ -219,27 +242,35 @@ class _Run:
         """Wait for what the node still owes: records, and slots that are free again."""
         await self._while(lambda: self.matching.owed > 0, SETTLE_S, "records", 0, lambda: self.matching.owed)
         self.ran.slots_left = await self.network.slots_of_all(0, timeout_s=SETTLE_S)
+
+        async def counted() -> float:
+            return sum_of(await self.network.node.metrics(), "sipproxy_calls_live")
+
+        self.ran.calls_left = await becomes(counted, 0.0, timeout_s=SETTLE_S)
         await asyncio.sleep(2 * READ_S)  # what was published too much would come now
 
     async def _read(self) -> None:
         while True:
             before = self._cursor
-            records, self._cursor = await read_page(self.network.store.client, before)
+            try:
+                records, self._cursor = await read_page(self.network.store.client, before)
+            except (redis.RedisError, OSError):  # the store is in trouble, as it should be where trouble is made
+                await asyncio.sleep(SAMPLE_S)
+                continue
             for record in records:
                 self.matching.take(record)
             if self._cursor == before:
                 await asyncio.sleep(READ_S)
 
     async def _sample(self) -> None:
-        node, store = self._pids()
         at, metrics = time.monotonic(), await self.network.node.metrics()
-        cpu = tree_cpu_seconds(node), time.process_time(), tree_cpu_seconds(store)
+        cpu = self._node.used(), time.process_time(), self._store.used()
         while True:
             async with OwnLateness() as own:
                 await asyncio.sleep(SAMPLE_S)
             told = await self.network.node.metrics()
             now = time.monotonic()
-            used = tree_cpu_seconds(node), time.process_time(), tree_cpu_seconds(store)
+            used, node = (self._node.used(), time.process_time(), self._store.used()), self.network.node.pid
             node_cpu, own_cpu, store_cpu = ((after - before) / (now - at) for after, before in zip(used, cpu, strict=True))
             sample = Sample(
                 now - self._began,
@@ -250,6 +281,10 @@ class _Run:
                 node_late_ms=worst_bucket_ms(metrics, told),
                 own_late_ms=own.worst_ms,
                 live=self.generator.live,
+                descriptors=descriptors_of(node),
+                transactions=sum_of(told, "sipproxy_transactions_live"),
+                calls_known=sum_of(told, "sipproxy_calls_known"),
+                tasks=sum_of(told, "sipproxy_tasks"),
             )
             self.ran.samples.append(sample)
             at, metrics, cpu = now, told, used

@@ -2,6 +2,8 @@
 
     python -m loadtest mix evening
     python -m loadtest compare --rate 200
+    python -m loadtest goodput
+    python -m loadtest soak
     python -m loadtest fields --calls 10000
     python -m loadtest kill --calls 50
     python -m loadtest cdrkills --kills 200 --rate 20
@@ -36,6 +38,7 @@ from loadtest.cost import add_cost
 from loadtest.faults import Timing, fault_report, run_fault
 from loadtest.fields import mixed_calls, report_of
 from loadtest.generate import Load, at_rate, percentile
+from loadtest.goodput import add_goodput
 from loadtest.kill_command import add_cdrkills
 from loadtest.mix_command import add_mix
 from loadtest.mixed import LOAD_SETTINGS
@@ -46,6 +49,7 @@ from loadtest.overload import Flood, Storm, flood, flood_report, storm, storm_re
 from loadtest.postgres import Postgres
 from loadtest.report import Report, counted, progress_of, show
 from loadtest.slow import add_slow
+from loadtest.soak import add_soak
 from loadtest.store_faults import FAULTS
 from loadtest.valkey import Valkey
 from loadtest.vanish import MARGIN_S, WAYS, vanish, way_of
@@ -84,6 +88,8 @@ def _parser() -> argparse.ArgumentParser:
 
     add_mix(commands, common)
     add_compare(commands, common)
+    add_goodput(commands, common)
+    add_soak(commands, common)
     fields = commands.add_parser("fields", parents=[common], help="calls of every kind, each field of their records compared")
     fields.add_argument("--calls", type=int, default=10_000, help="how many (default %(default)s)")
     fields.add_argument("--rate", type=float, default=40.0, help="a second (default %(default)s)")

@@ -29,6 +29,7 @@ class Seen:
 
     placed: Counter[str] = field(default_factory=Counter)
     outcomes: Counter[tuple[str, int]] = field(default_factory=Counter)
+    good: int = 0  # ended as they should, and were answered in time
     failed: int = 0
     failures: list[str] = field(default_factory=list)  # the first of them
     late: Series = field(default_factory=Series)  # how late calls began
@@ -38,7 +39,7 @@ class Seen:
     registered: int = 0
     register_refused: Counter[int] = field(default_factory=Counter)
     delays: dict[str, Series] = field(
-        default_factory=lambda: {name: Series() for name in ("challenge", "invite", "answer", "register")}
+        default_factory=lambda: {name: Series() for name in ("challenge", "invite", "answer", "setup", "register")}
     )
     ended: Series = field(default_factory=Series)  # per call: when, and 0.0 as expected or 1.0 failed
 

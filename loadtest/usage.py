@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["tree_cpu_seconds", "tree_memory_bytes", "tree_of"]
+__all__ = ["CpuMeter", "descriptors_of", "tree_cpu_seconds", "tree_memory_bytes", "tree_of"]
 
 _TICK = os.sysconf("SC_CLK_TCK")
 
@@ -28,6 +30,24 @@ def tree_cpu_seconds(pid: int) -> float:
     return sum(sum(map(int, fields[11:15])) for one in tree_of(pid) if (fields := _stat(one))) / _TICK
 
 
+class CpuMeter:
+    """CPU seconds of a process that may die and be started again; what it used since the last look before that is lost."""
+
+    def __init__(self, pid: Callable[[], int]) -> None:
+        self._pid_of, self._pid = pid, 0
+        self._last = self._total = 0.0
+
+    def used(self) -> float:
+        """Seconds so far, of all processes that it has been."""
+        pid = self._pid_of()
+        if pid != self._pid:
+            self._pid, self._last = pid, 0.0
+        now = tree_cpu_seconds(pid)
+        self._total += max(0.0, now - self._last)
+        self._last = max(now, self._last)
+        return self._total
+
+
 def tree_memory_bytes(pid: int) -> int:
     """Memory of the process and its descendants; what several of them share is counted once (Pss)."""
     total = 0
@@ -37,6 +57,15 @@ def tree_memory_bytes(pid: int) -> int:
         except OSError:
             continue
         total += 1024 * int(found[1]) if found is not None else 0
+    return total
+
+
+def descriptors_of(pid: int) -> int:
+    """Open file descriptors of the process and its descendants."""
+    total = 0
+    for one in tree_of(pid):
+        with contextlib.suppress(OSError):
+            total += len(os.listdir(f"/proc/{one}/fd"))  # noqa: PTH208  a thousand paths are not wanted
     return total
 
 

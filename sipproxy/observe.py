@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -177,6 +178,7 @@ def _engine_metrics(metrics: Metrics, engine: Engine) -> None:
     metrics.gauge(
         "sipproxy_calls_known", "calls in the table, ended ones of the last 32 s included", lambda: len(engine.calls.by_id)
     )
+    metrics.gauge("sipproxy_tasks", "tasks of the event loop", lambda: len(asyncio.all_tasks()))
     metrics.gauge(
         "sipproxy_transactions_live",
         "transactions by side",

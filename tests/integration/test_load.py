@@ -73,6 +73,27 @@ async def test_a_mix_of_calls_of_every_kind_ends_as_planned_and_is_recorded(tmp_
     assert "</svg>" in (tmp_path / "short.svg").read_text()
 
 
+SMALLER = SHORT.replace("lost_bye = 0.05\n", "").replace("busy = 0.1", "busy = 0.15").replace("count = 500", "count = 150")
+
+
+async def test_goodput_at_a_multiple_of_the_capacity_is_told_and_every_call_reconciled(tmp_path: Path) -> None:
+    (tmp_path / "smaller.toml").write_text(SMALLER.replace("rate = 30", "rate = 10"))
+    options = ("--capacity", "8", "--factor", "2", "--seconds", "2", "--plot", str(tmp_path / "goodput.png"))
+    (report,) = await measure("goodput", "--mix", str(tmp_path / "smaller.toml"), *options)
+    assert 0 < report["goodput"] <= report["offered"]
+    assert report["helped"] == report["helps"]
+    assert (tmp_path / "goodput.png").stat().st_size > 10_000
+
+
+async def test_soak_with_the_store_in_trouble_loses_no_record_and_leaves_nothing(tmp_path: Path) -> None:
+    mix = SMALLER.replace("[load]", "[load]\nfailed_at_most = 1.0").replace("rate = 30", "rate = 8")
+    (tmp_path / "smaller.toml").write_text(mix)
+    (report,) = await measure("soak", "--mix", str(tmp_path / "smaller.toml"), "--seconds", "9", "--every", "0.5")
+    assert report["troubles"] != "none"
+    assert (report["slots_left"], report["calls_left"]) == (0, 0)
+    assert report["descriptors_last"] > 5
+
+
 async def test_a_mix_whose_calls_fail_ends_with_status_1_and_still_reconciles() -> None:
     options = ("--rate", "5", "--calls", "10", "--accounts", "100", "--set", "limits.calls=1")
     (report,) = await measure("mix", "yardstick", *options, status=1)

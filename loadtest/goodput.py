@@ -1,0 +1,154 @@
+"""Goodput: how many calls a second go well when 0.5, 1, 2, 5 and 10 times as many arrive as the node can carry.
+
+Each rate has a node of its own and the same kinds of calls, whose arrivals no slow node slows down. A call goes well when it
+ends as its kind says and was answered within PATIENCE_S of its first INVITE. Capacity is the highest goodput on the way up.
+Leaves out: routers that try again after a refusal.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from loadtest.generate import percentile
+from loadtest.mix import PATIENCE_S, read
+from loadtest.mix_command import add_node_settings, node_settings, progress_bar
+from loadtest.mix_plot import COLOURS, plotting, saved
+from loadtest.mix_report import limits_of
+from loadtest.mixed import Progress, Ran, run_mix
+from loadtest.report import Report
+from sipproxy import app
+
+if TYPE_CHECKING:
+    from loadtest.mix import Mix
+
+__all__ = ["Point", "add_goodput", "report_of"]
+
+FACTORS = (0.5, 1.0, 2.0, 5.0, 10.0)
+STEP = 1.5  # from one rate to the next on the way up
+ENOUGH = 0.9  # of the calls go well: below this the way up ends
+MOST = 14  # rates on the way up
+AT_TWICE, AT_TEN_TIMES = 0.9, 0.7  # of the peak, what the node should keep
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One rate, as a factor of the capacity, and what became of it."""
+
+    factor: float
+    ran: Ran
+
+    @property
+    def offered(self) -> float:
+        return self.ran.seen.placed.total() / max(self.ran.arriving_s, 0.001)
+
+    @property
+    def goodput(self) -> float:
+        return self.ran.seen.good / max(self.ran.arriving_s, 0.001)
+
+
+def add_goodput(commands: Any, common: argparse.ArgumentParser) -> None:
+    """Add the command to the parsers of `python -m loadtest`."""
+    goodput = commands.add_parser("goodput", parents=[common], help="calls that go well at 0.5 to 10 times the capacity")
+    goodput.add_argument("--mix", type=Path, default=Path("overload"), help="the mix (default %(default)s)")
+    goodput.add_argument("--seconds", type=float, default=10.0, help="of each rate (default %(default)s)")
+    goodput.add_argument(
+        "--from", dest="start", type=float, default=40.0, help="calls a second to begin with (default %(default)s)"
+    )
+    goodput.add_argument("--capacity", type=float, help="calls a second, instead of looking for it")
+    goodput.add_argument(
+        "--factor", type=float, action="append", help="of the capacity; again for several (default: 0.5 to 10)"
+    )
+    goodput.add_argument("--plot", type=Path, metavar="FILE", help="a picture, .svg or .png (the extra plot)")
+    add_node_settings(goodput)
+    goodput.set_defaults(run=_run, loop_factory=app.loop_factory())
+
+
+async def _run(options: argparse.Namespace) -> list[Report]:
+    mix = read(options.mix, {("load", "seconds"): options.seconds, ("load", "calls"): None})
+    settings = node_settings(options.set)
+    if options.plot is not None:
+        plotting()
+    with progress_bar("goodput") as tell:
+
+        async def at(rate: float) -> Ran:
+            load = msgspec.structs.replace(mix.load, rate=rate, steps=[])
+            named: Mix = msgspec.structs.replace(mix, load=load, name=f"{rate:.0f} a second")
+            return await run_mix(named, _saying(tell, named.name), settings=settings)
+
+        capacity = options.capacity or await _capacity(at, options.start)
+        points = [Point(factor, await at(factor * capacity)) for factor in options.factor or FACTORS]
+    if options.plot is not None:
+        draw(points, options.plot)
+    return [report_of(point, points) for point in points]
+
+
+def _saying(tell: Callable[[Progress], None], name: str) -> Callable[[Progress], None]:
+    return lambda stage: tell(Progress(f"{name}, {stage.stage}", stage.done, stage.total, stage.text))
+
+
+async def _capacity(at: Callable[[float], Any], start: float) -> float:
+    """The highest goodput on the way up."""
+    best, rate = 0.0, start
+    for _ in range(MOST):
+        point = Point(0.0, await at(rate))
+        best = max(best, point.goodput)
+        if point.goodput < ENOUGH * point.offered:
+            break
+        rate *= STEP
+    return best
+
+
+def report_of(point: Point, points: Sequence[Point]) -> Report:
+    """One rate; faults are what does not reconcile, calls for help that were not answered, and a goodput that breaks down."""
+    ran, seen = point.ran, point.ran.seen
+    peak = max((one.goodput for one in points), default=0.0)
+    report = Report(f"{point.factor:g} times")
+    report.add("offered", "calls a second that arrived", point.offered)
+    report.add("goodput", f"of them went well, answered within {PATIENCE_S:g} s", point.goodput)
+    report.add("share_of_peak", "of the highest goodput", 100 * point.goodput / max(peak, 0.001), "%")
+    helped, helps = seen.outcomes["emergency", 200], seen.placed["emergency"]
+    report.add("helps", "calls to 112", helps)
+    report.add("helped", "answered", helped)
+    report.add("shed", "refused with 503", sum(count for (_, status), count in seen.outcomes.items() if status == 503))
+    report.add(
+        "unanswered", "without a final response", sum(count for (_, status), count in seen.outcomes.items() if not status)
+    )
+    setup = seen.delays["setup"].ms
+    for share, which in ((0.5, "p50"), (0.99, "p99")):
+        report.add(f"setup_{which}_ms", f"first INVITE until 200, {which}", percentile(setup, share), "ms")
+    report.add("repeats", "messages that the parties repeated", ran.repeats)
+    report.add("cpu_share", "CPU of the node", 100 * ran.node_cpu_s / max(ran.seconds, 0.001), "% of a core")
+    report.add("memory_peak_bytes", "memory of the node at most", ran.node_peak_bytes, "bytes")
+    report.add("generator_limit", "the generator was the limit", "; ".join(limits_of(ran)) or "no")
+    report.add("reconciled", "records", str(ran.result))
+    wanted = AT_TEN_TIMES if point.factor > 2 else AT_TWICE if point.factor > 1 else 0.0
+    report.expect(point.goodput >= wanted * peak, f"goodput is {100 * point.goodput / max(peak, 0.001):.0f} % of the peak")
+    report.expect(helped == helps, f"{helps - helped} calls to 112 were not answered")
+    report.expect(ran.slots_left == 0, f"{ran.slots_left} slots are left over")
+    report.expect(ran.result.ok, str(ran.result))
+    return report
+
+
+def draw(points: Sequence[Point], file: Path) -> None:
+    """Goodput over what arrived; raises NodeError."""
+    figure, axes = plotting().subplots(1, 1, figsize=(9, 5), layout="constrained")
+    offered = [point.offered for point in points]
+    axes.plot(offered, [point.goodput for point in points], "o-", color=COLOURS[0], label="went well")
+    peak = max(point.goodput for point in points)
+    for share, style in ((AT_TWICE, "--"), (AT_TEN_TIMES, ":")):
+        axes.axhline(share * peak, linestyle=style, color=COLOURS[1], linewidth=1, label=f"{100 * share:g} % of the peak")
+    axes.set_xscale("log")
+    axes.set_xticks(offered, [f"{point.offered:.0f}\n({point.factor:g} times)" for point in points])
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("calls a second that arrived")
+    axes.set_ylabel("calls a second")
+    axes.set_title("Goodput", loc="left", fontsize=10)
+    axes.grid(visible=True, alpha=0.3)
+    axes.legend(fontsize=8)
+    saved(figure, file)

@@ -1,0 +1,54 @@
+"""Slopes of a long run, and the CPU time of processes with their children."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from loadtest.soak import slope_per_hour
+from loadtest.usage import CpuMeter, descriptors_of, tree_cpu_seconds, tree_memory_bytes, tree_of
+
+BUSY = """
+import os, time
+os.fork()
+while time.process_time() < 0.3:
+    pass
+print("done", flush=True)
+time.sleep(100)
+"""
+
+
+def test_slope_of_a_straight_line_is_its_growth_in_an_hour_whatever_is_missing() -> None:
+    points = [(float(second), 7.0 + 0.5 * second) for second in range(100)]
+    points[10] = (10.0, math.nan)
+    assert slope_per_hour(points) == pytest.approx(1800)
+    assert slope_per_hour([(at, -value) for at, value in points]) == pytest.approx(-1800)
+
+
+def test_slope_of_what_goes_up_and_comes_back_is_none() -> None:
+    assert slope_per_hour([(float(at), abs(50.0 - at)) for at in range(101)]) == pytest.approx(0)
+    assert slope_per_hour([(1.0, 5.0)]) == 0
+
+
+async def test_usage_of_a_process_counts_its_children_and_outlives_its_end() -> None:
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", BUSY, stdout=subprocess.PIPE, start_new_session=True)
+    assert process.stdout is not None
+    for _ in range(2):
+        assert await process.stdout.readline() == b"done\n"
+    meter = CpuMeter(lambda: process.pid)
+    assert len(tree_of(process.pid)) == 2
+    assert meter.used() == tree_cpu_seconds(process.pid) >= 0.5  # 0.3 s each, in ticks of 10 ms
+    assert tree_memory_bytes(process.pid) > 1_000_000
+    assert descriptors_of(process.pid) >= 4
+    used = meter.used()
+    os.killpg(process.pid, signal.SIGKILL)
+    await process.wait()
+    assert meter.used() >= used
+    assert tree_cpu_seconds(process.pid) == 0
+    assert tree_of(os.getpid())[0] == os.getpid()
