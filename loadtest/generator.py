@@ -497,4 +497,4 @@ class Generator:
     @property
     def occupying(self) -> bool:
         """Whether there are calls that occupy lines, or are about to."""
-        return any(not self._is_ordinary(attempt.box) for attempt in self.calls.values())
+        return any(not self._is_ordinary(one.box) and one.stage != "over" for one in self.calls.values())
