@@ -22,7 +22,7 @@ from loadtest.mix_plot import COLOURS, plotting, saved
 from loadtest.mix_report import limits_of
 from loadtest.mixed import Progress, Ran, run_mix
 from loadtest.report import Report
-from sipproxy import app
+from sipproxy.process import loop_factory
 
 if TYPE_CHECKING:
     from loadtest.mix import Mix
@@ -66,7 +66,7 @@ def add_goodput(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     goodput.add_argument("--plot", type=Path, metavar="FILE", help="a picture, .svg or .png (the extra plot)")
     add_node_settings(goodput)
-    goodput.set_defaults(run=_run, loop_factory=app.loop_factory())
+    goodput.set_defaults(run=_run, loop_factory=loop_factory())
 
 
 async def _run(options: argparse.Namespace) -> list[Report]:

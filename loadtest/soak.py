@@ -24,7 +24,7 @@ from loadtest.mix_report import report_of
 from loadtest.mixed import Sample, run_mix
 from loadtest.report import Report, counted
 from loadtest.store_faults import FAULTS, RelayedValkey
-from sipproxy import app
+from sipproxy.process import loop_factory
 
 if TYPE_CHECKING:
     from loadtest.mixed import Ran
@@ -63,7 +63,7 @@ def add_soak(commands: Any, common: argparse.ArgumentParser) -> None:
     soak.add_argument("--seed", type=int, default=1, help="of the troubles (default %(default)s)")
     soak.add_argument("--plot", type=Path, metavar="FILE", help="a picture over time, .svg or .png (the extra plot)")
     add_node_settings(soak)
-    soak.set_defaults(run=_run, loop_factory=app.loop_factory())
+    soak.set_defaults(run=_run, loop_factory=loop_factory())
 
 
 async def _run(options: argparse.Namespace) -> list[Report]:
