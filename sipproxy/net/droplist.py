@@ -5,12 +5,14 @@ timer, also when the node is killed. All of it runs in a thread of its own: netl
 on every event loop. The table is made by one transaction of the program `nft`, entries are written by netlink.
 
 Without the right to do so (CAP_NET_ADMIN), or without nft, that is said once and nothing is dropped. A table that somebody
-removed, as a firewall that is loaded anew does, is made again with the next entry. Leaves out: whom to drop (engine.drops).
+removed or emptied, as a firewall that is loaded anew does, is made again within `LOOK_S`, with all that was in it. Leaves out:
+whom to drop (engine.drops).
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import ipaddress
 import os
@@ -30,6 +32,7 @@ __all__ = ["KernelDrops", "table_name"]
 MAX_JOBS = 20_000  # entries and removals that wait for the thread
 NFT_S = 10.0  # that nft may take
 CLOSE_S = 5.0
+LOOK_S = 5.0  # between two looks whether the rules are still there, each under 1 ms
 INET = 1  # NFPROTO_INET of <linux/netfilter.h>
 PRIORITY = -10  # before the filters that a firewall usually has
 _SBIN = "/usr/sbin:/sbin"
@@ -53,6 +56,7 @@ class KernelDrops:
         self.table = table_name(node)
         self.counters = {"written": 0, "removed": 0, "errors": 0, "queue_full": 0, "restored": 0}
         self._ports, self._entries = sorted(set(ports)), entries
+        self._rules = [rule for transport in ("udp", "tcp") for rule in self._rules_of(transport)]
         self._on_problem = on_problem
         self._jobs: queue.Queue[_Job | None] = queue.Queue(MAX_JOBS)
         self._kept: dict[str, float] = {}  # source -> until when, monotonic; of the thread alone
@@ -99,11 +103,59 @@ class KernelDrops:
             self._tell(problem)
             return
         try:
-            while (job := self._jobs.get()) is not None:
-                self._write(netlink, *job)
+            self._work(netlink)
         finally:
             netlink.close()
             self._nft(f"delete table inet {self.table}\n")
+
+    def _work(self, netlink: Any) -> None:
+        """Write what is put, and look after the table, until the end."""
+        look_at = time.monotonic() + LOOK_S
+        while True:
+            with contextlib.suppress(queue.Empty):
+                job = self._jobs.get(timeout=max(0.0, look_at - time.monotonic()))
+                if job is None:
+                    return
+                self._write(netlink, *job)
+            if time.monotonic() >= look_at:
+                self._look(netlink)
+                look_at = time.monotonic() + LOOK_S
+
+    def _look(self, netlink: Any) -> None:
+        """Make the table again when its rules are gone."""
+        try:
+            if self._count(netlink) < len(self._rules):
+                self._restore(netlink)
+        except OSError:
+            self.counters["errors"] += 1
+
+    def _count(self, netlink: Any) -> int:
+        """How many rules of ours the kernel has. Raises OSError."""
+        from pyroute2.netlink.exceptions import NetlinkError  # noqa: PLC0415
+        from pyroute2.netlink.nfnetlink.nftsocket import NFT_MSG_GETRULE, nft_rule_msg  # noqa: PLC0415
+
+        ours = nft_rule_msg()
+        ours["attrs"] = [("NFTA_RULE_TABLE", self.table), ("NFTA_RULE_CHAIN", "input")]
+        try:
+            return len(netlink.request_get(ours, NFT_MSG_GETRULE))
+        except NetlinkError as error:
+            raise OSError(error.code, str(error)) from error
+
+    def _restore(self, netlink: Any) -> None:
+        """Make the table again, with all entries that are not over. Raises OSError."""
+        problem, now = self._make(), time.monotonic()
+        if problem:
+            raise OSError(errno.EIO, problem)
+        self.counters["restored"] += 1
+        self._forget(now)
+        for kept, until in self._kept.items():
+            self._element(netlink, "add", kept, max(1, round(until - now)))
+
+    def _rules_of(self, transport: str) -> list[str]:
+        ports = ", ".join(str(port) for kind, port in self._ports if kind == transport)
+        to = f"{transport} dport {{ {ports} }}"
+        found = (f"{to} ip saddr @drop4 counter drop", f"{to} ip6 saddr & ffff:ffff:ffff:ffff:: @drop6 counter drop")
+        return list(found) if ports else []
 
     def _tell(self, problem: str) -> None:
         assert self._loop is not None
@@ -114,12 +166,6 @@ class KernelDrops:
 
     def _make(self) -> str:
         """Make the table anew and empty; why that cannot be done."""
-        rules = []
-        for transport in ("udp", "tcp"):
-            ports = ", ".join(str(port) for kind, port in self._ports if kind == transport)
-            if ports:
-                rules.append(f"{transport} dport {{ {ports} }} ip saddr @drop4 counter drop")
-                rules.append(f"{transport} dport {{ {ports} }} ip6 saddr & ffff:ffff:ffff:ffff:: @drop6 counter drop")
         lines = [
             f"table inet {self.table} {{ }}",  # so that there is one to delete
             f"delete table inet {self.table}",
@@ -128,7 +174,7 @@ class KernelDrops:
             f"  set drop6 {{ type ipv6_addr; flags timeout; size {self._entries}; }}",
             "  chain input {",
             f"    type filter hook input priority {PRIORITY}; policy accept;",
-            *(f"    {rule}" for rule in rules),
+            *(f"    {rule}" for rule in self._rules),
             "  }",
             "}",
         ]
@@ -159,18 +205,18 @@ class KernelDrops:
                 self._element(netlink, "add", source, for_s)
             self.counters["written" if for_s else "removed"] += 1
         except OSError as error:
-            if error.errno != errno.ENOENT or self._make():
-                self.counters["errors"] += 1
-                return
-            self.counters["restored"] += 1
-            self._forget(now)
-            for kept, until in self._kept.items():
-                try:
-                    self._element(netlink, "add", kept, max(1, round(until - now)))
-                except OSError:
-                    self.counters["errors"] += 1
+            self._failed(netlink, error)
         if len(self._kept) > 2 * self._entries:
             self._forget(now)
+
+    def _failed(self, netlink: Any, error: OSError) -> None:
+        """An entry could not be written: without a table there is to be one again, with that entry in it."""
+        try:
+            if error.errno != errno.ENOENT:
+                raise error
+            self._restore(netlink)
+        except OSError:
+            self.counters["errors"] += 1
 
     def _forget(self, now: float) -> None:
         self._kept = {source: until for source, until in self._kept.items() if until > now}

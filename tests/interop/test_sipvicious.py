@@ -7,7 +7,6 @@ for names of its own making and then calls a name found whose answer differs.
 from __future__ import annotations
 
 import asyncio
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ import pytest
 from loadtest.agents import Router, RouterAccount
 from loadtest.network import DOMAIN, md5_only
 from loadtest.node import LineSpec
+from tests.interop.sipvicious_driver import sipvicious
 
 if TYPE_CHECKING:
     from loadtest.network import Network
@@ -26,23 +26,8 @@ SPECS = [LineSpec(f"S{n}", f"1{n:02}", f"right-{n}", f"+49603255{n:04}") for n i
 NAMES = [f"{n}" for n in range(100, 200)]  # three of them are accounts
 GUESSES, TRIED = 20, 60
 LIMITS = {"guesses_pair": GUESSES, "guess_window_s": 86400}
-BOUND_S = 100.0
 WRONG, LIMITED = 'auth_failures_total{why="wrong"}', 'auth_failures_total{why="limited"}'
 PROVEN = 'responses_total{method="REGISTER",status="403"}'
-
-
-async def sipvicious(tool: str, *arguments: str) -> str:
-    """What the tool printed; it ends by itself."""
-    program = str(Path(sys.executable).with_name(f"sipvicious_{tool}"))
-    process = await asyncio.create_subprocess_exec(
-        program, *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
-    )
-    try:
-        output, _ = await asyncio.wait_for(process.communicate(), BOUND_S)
-    finally:
-        if process.returncode is None:
-            process.kill()
-    return output.decode()
 
 
 async def svcrack(network: Network, line: LineSpec, dictionary: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 import pytest_asyncio
 
-from sipproxy.net.droplist import KernelDrops
+from sipproxy.net.droplist import LOOK_S, KernelDrops
 from tests.networks import INSIDE, datagram_socket, ip, rules
 
 pytestmark = pytest.mark.skipif(INSIDE not in os.environ, reason="run by test_droplist.py")
@@ -130,6 +131,25 @@ async def test_a_firewall_that_is_loaded_anew_is_met_by_the_next_entry(start: St
     await until(lambda: SCANNER in rules() and ROUTER in rules())
 
 
+@pytest.mark.parametrize("command", [("flush", "ruleset"), ("flush", "table", "inet"), ("delete", "table", "inet")])
+async def test_rules_that_go_are_back_within_a_bounded_time_without_any_entry(start: Start, command: tuple[str, ...]) -> None:
+    """And with what was dropped, for as long as it was to be."""
+    with datagram_socket(HERE) as sip:
+        drops = start([sip.getsockname()[1]])
+        drops.put(SCANNER, 100)
+        await until(lambda: drops.counters["written"] == 1)
+        rules(*command, *([] if command[-1] == "ruleset" else [drops.table]))
+        assert arrives(SCANNER, sip)
+        gone = asyncio.get_running_loop().time()
+        await until(lambda: drops.counters["restored"] == 1)
+        print(f"rules are back after {asyncio.get_running_loop().time() - gone:.1f} s, looked at each {LOOK_S:g} s")
+        await until(lambda: SCANNER in rules())
+        assert not arrives(SCANNER, sip)
+        assert arrives(ROUTER, sip)
+        assert re.search(r"expires (1m[0-9]|[0-9])", rules()), "for as long as it was to be"
+        assert drops.counters["errors"] == 0
+
+
 async def test_without_nft_that_is_said_once(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     problems: list[str] = []
     monkeypatch.setattr("sipproxy.net.droplist.shutil.which", lambda *_, **__: None)
@@ -144,7 +164,7 @@ async def test_without_nft_that_is_said_once(start: Start, monkeypatch: pytest.M
 async def test_without_the_right_that_is_said_once(start: Start) -> None:
     """In a process that gave its capabilities away, as a unit without AmbientCapabilities starts it."""
     program = (
-        "import asyncio\nfrom sipproxy.net.droplist import KernelDrops\nproblems = []\n"
+        "import asyncio\nfrom sipproxy.net.droplist import LOOK_S, KernelDrops\nproblems = []\n"
         "async def main():\n"
         "    drops = KernelDrops('n', [('udp', 5060)], entries=10, on_problem=problems.append)\n"
         "    drops.start()\n    drops.put('192.0.2.9', 10)\n    drops.put('192.0.2.10', 10)\n"
