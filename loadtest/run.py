@@ -40,6 +40,7 @@ from loadtest.fields import mixed_calls, report_of
 from loadtest.generate import Load, at_rate, percentile
 from loadtest.goodput import add_goodput
 from loadtest.kill_command import add_cdrkills
+from loadtest.memory import add_memory
 from loadtest.mix_command import add_mix
 from loadtest.mixed import LOAD_SETTINGS
 from loadtest.network import Network, many_lines
@@ -140,6 +141,7 @@ def _parser() -> argparse.ArgumentParser:
     stormy.set_defaults(run=_run_storm)
     add_slow(commands, common)
     add_cost(commands, common)
+    add_memory(commands, common)
 
     billing = commands.add_parser("billing", parents=[common], help="kill consumers, take their database away; rates")
     billing.add_argument("--records", type=int, default=30_000, help="records (default %(default)s)")
