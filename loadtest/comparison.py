@@ -216,7 +216,8 @@ async def _started(plan: Plan, callers: Sequence[LineSpec], trunk: Address) -> A
         ):
             peers: list[Peer] = []
             if "node" in plan.peers:
-                peers.append(_NodePeer(network, "node"))
+                workers = plan.settings.get("node", {}).get("workers", 1)
+                peers.append(_NodePeer(network, f"node, {workers} worker{'' if workers == 1 else 's'}"))
             if "kamailio" not in plan.peers:
                 yield peers
                 return

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from loadtest.generate import percentile
 from loadtest.mix import PATIENCE_S, read
 from loadtest.mix_command import add_node_settings, node_settings, progress_bar
 from loadtest.mix_plot import COLOURS, plotting, saved
@@ -119,9 +118,7 @@ def report_of(point: Point, points: Sequence[Point]) -> Report:
     report.add(
         "unanswered", "without a final response", sum(count for (_, status), count in seen.outcomes.items() if not status)
     )
-    setup = seen.delays["setup"].ms
-    for share, which in ((0.5, "p50"), (0.99, "p99")):
-        report.add(f"setup_{which}_ms", f"first INVITE until 200, {which}", percentile(setup, share), "ms")
+    report.add_spread("setup", "first INVITE until 200", seen.delays["setup"].ms, "ms")
     report.add("repeats", "messages that the parties repeated", ran.repeats)
     report.add("cpu_share", "CPU of the node", 100 * ran.node_cpu_s / max(ran.seconds, 0.001), "% of a core")
     report.add("memory_peak_bytes", "memory of the node at most", ran.node_peak_bytes, "bytes")

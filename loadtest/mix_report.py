@@ -12,7 +12,6 @@ if TYPE_CHECKING:
 
 __all__ = ["limits_of", "report_of"]
 
-PERCENTILES = ((0.5, "p50"), (0.9, "p90"), (0.99, "p99"), (0.999, "p99.9"), (1.0, "max"))
 DELAYS = {
     "challenge": "INVITE until 407",
     "invite": "INVITE in until INVITE out",
@@ -58,9 +57,7 @@ def report_of(ran: Ran) -> Report:
     report.add("registers", "REGISTERs meanwhile", seen.registers)
     report.add("register_refused", "of them refused with (0: not answered)", counted(seen.register_refused) or "none")
     for name, text in DELAYS.items():
-        values = sorted(seen.delays[name].ms)
-        for share, which in PERCENTILES if values else ():
-            report.add(f"{name}_{which}_ms", f"{text}, {which}", percentile(values, share), "ms")
+        report.add_spread(name, text, seen.delays[name].ms, "ms")
     _add_cost(report, ran, placed)
     reasons = limits_of(ran)
     report.add("generator_limit", "the generator was the limit", "; ".join(reasons) or "no")

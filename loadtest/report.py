@@ -15,6 +15,7 @@ from rich.table import Table
 __all__ = ["Report", "counted", "progress_of", "show"]
 
 PROGRESS_EVERY_S = 1.0
+SPREAD = ((0.5, "p50"), (0.9, "p90"), (0.99, "p99"), (0.999, "p99.9"), (1.0, "max"))
 
 
 @dataclass(slots=True)
@@ -24,9 +25,20 @@ class Report:
     title: str
     figures: list[tuple[str, str, float | int | str, str]] = field(default_factory=list)  # key, text, value, unit
     faults: list[str] = field(default_factory=list)
+    further: dict[str, float] = field(default_factory=dict)  # for programs alone, by key
 
     def add(self, key: str, text: str, value: float | str, unit: str = "") -> None:
         self.figures.append((key, text, round(value, 3) if isinstance(value, float) else value, unit))
+
+    def add_spread(self, key: str, text: str, values: Sequence[float], unit: str) -> None:
+        """The percentiles of `values` in one row, and each by its own key, such as `invite_p99_ms`; nothing without values."""
+        if not values:
+            return
+        ordered = sorted(values)
+        spread = [ordered[min(len(ordered) - 1, int(share * len(ordered)))] for share, _ in SPREAD]
+        self.add(key, f"{text}: {', '.join(name for _, name in SPREAD)}", ", ".join(f"{value:.2f}" for value in spread), unit)
+        for (_, name), value in zip(SPREAD, spread, strict=True):
+            self.further[f"{key}_{name}_{unit}"] = round(value, 3)
 
     def expect(self, holds: bool, fault: str) -> None:  # noqa: FBT001  # reads as a sentence
         """Note a fault when something does not hold."""
@@ -39,7 +51,7 @@ class Report:
 
     def as_dict(self) -> dict[str, object]:
         values: dict[str, object] = {key: value for key, _, value, _ in self.figures}
-        return {"title": self.title, "ok": self.ok, "faults": self.faults, **values}
+        return {"title": self.title, "ok": self.ok, "faults": self.faults, **values, **self.further}
 
 
 def counted(counts: Mapping[Any, int]) -> str:

@@ -106,7 +106,7 @@ async def test_a_mix_whose_calls_fail_ends_with_status_1_and_still_reconciles() 
 async def test_node_and_kamailio_carry_the_same_calls_and_registrations_and_both_reconcile() -> None:
     options = ("--rate", "10", "--seconds", "2", "--rounds", "1", "--accounts", "100", "--search-from", "0")
     node, kamailio, ratio = await measure("compare", *options, "--registers", "40", "--register-rate", "40")
-    assert (node["title"], ratio["title"]) == ("node", "ratio")
+    assert (node["title"], ratio["title"]) == ("node, 1 worker", "ratio")
     for key in ("calls_10_cpu_s_per_1000", "calls_10_setup_p50_ms", "registers_cpu_s_per_1000"):
         assert node[key] > 0, key
         assert kamailio[key] >= 0, key  # of so few it may be nothing in clock ticks
