@@ -10,10 +10,11 @@ import socket
 import pytest
 import structlog
 
-from sipproxy.lifecycle import Stop, an_address_is_here
+from sipproxy.lifecycle import an_address_is_here
 from sipproxy.net.addresses import follow_addresses
 from sipproxy.net.resolver import Resolver
 from sipproxy.net.transports import Transports
+from sipproxy.process import Stop
 from sipproxy.sip.flow import Flow, Hop
 from sipproxy.systemd import Notifier
 from tests.net.waiting import until
