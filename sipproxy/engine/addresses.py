@@ -68,6 +68,7 @@ class Addresses:
         dead = self._dead.get(_key(to)) if status != 503 and self._dead else None
         if dead is not None and (dead.why != "503" or status >= 200):
             del self._dead[_key(to)]
+            self._desk.note("info", "address_alive", address=_shown(_key(to)))
 
     def failed(self, to: Flow | Hop, why: str, *, hold_s: float | None = None) -> None:
         """What was sent there had no answer, could not be sent, or was answered 503 with a Retry-After of `hold_s`."""

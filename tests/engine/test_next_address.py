@@ -395,6 +395,8 @@ def test_pings_ask_every_address_and_the_route_is_up_while_one_answers() -> None
     town.world.run(20.0)
     assert town.world.engine.desk.trunks.view()[0]["state"] == "up"
     assert states(town) == ["no_ping", "no_ping", ""]
+    told = [(note.event, note.fields["address"]) for note in town.world.notes if note.event.startswith("address_")]
+    assert told[-2:] == [("address_dead", "udp:198.51.100.22:5060"), ("address_alive", "udp:198.51.100.23:5060")]
 
 
 def test_a_name_that_was_not_looked_up_yet_is_sent_to_and_its_addresses_are_used_when_that_fails() -> None:

@@ -27,6 +27,7 @@ LOSS = """table inet loss {{ chain input {{
   type filter hook input priority 0; iifname "{device}" numgen inc mod 20 < 1 counter drop;
 }}; }}
 """
+FLOATS = "203.0.113.9"  # not there when the node starts
 WAIT_S = 20.0
 FIXED = "03023125001"
 MORE = 4  # calls over the link while the address is away
@@ -106,3 +107,28 @@ async def test_calls_elsewhere_survive_an_address_that_goes_and_those_there_end_
         with host.entered():
             lost = rules("list", "table", "inet", "loss")
         assert "counter packets 0 " not in lost + rules("list", "table", "inet", "loss"), "the link loses what it carries"
+
+
+async def test_a_node_starts_without_an_address_and_serves_there_when_it_comes(
+    start_network: Callable[..., Any],
+) -> None:
+    ip("link", "set", "lo", "up")
+    network: Network = await start_network(many_lines(2), addresses=(FLOATS,))
+    await network.followed(network.node, "sipproxy_listeners_away", 2.0, timeout_s=WAIT_S)
+    near = await network.router("u000000")
+    for number in ("112", FIXED):
+        call, _ = await talking(network, near, number)
+        assert await call.hang_up() == 200
+    ip("addr", "add", f"{FLOATS}/32", "dev", "lo")
+    await network.followed(network.node, "sipproxy_listeners_away", 0.0, timeout_s=WAIT_S)
+    account = RouterAccount("u000001", network.lines["u000001"].password, DOMAIN)
+    for tcp in (False, True):
+        there = Router(f"there-{tcp}", network.ledger, account, (FLOATS, network.node.port), tcp=tcp)
+        await there.open()
+        network.routers.append(there)
+        assert (await there.register(timeout_s=WAIT_S)).status == 200
+        call, _ = await talking(network, there)
+        assert await call.hang_up() == 200
+    changes = [line for line in network.node.log(tail=1_000_000).splitlines() if f"udp {FLOATS}" in line and '"change"' in line]
+    assert ['"absent"' in line or '"opened"' in line for line in changes] == [True, True]
+    ip("addr", "del", f"{FLOATS}/32", "dev", "lo")
