@@ -13,13 +13,17 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from sipproxy.engine.forward import hop_of
 from sipproxy.sip.flow import Flow, source_of
+from sipproxy.sip.headers import parse_name_addr
 from sipproxy.sip.uri import parse_uri
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["MAX_LEFT", "STATIC", "Binding", "Location", "supersedes"]
+    from sipproxy.sip.flow import Hop
+
+__all__ = ["MAX_LEFT", "STATIC", "Binding", "Location", "first_proxy", "supersedes"]
 
 STATIC = "static "  # begins the key of a binding that the configuration made, and no REGISTER may touch
 
@@ -61,6 +65,11 @@ def request_uri(contact: str) -> bytes:
     return raw[: -len(headers) - 1] if headers else raw
 
 
+def first_proxy(binding: Binding) -> Hop:
+    """Where requests for a binding with a Path go first (RFC 3327 §5.3). Raises ParseError, not for one that was taken in."""
+    return hop_of(parse_name_addr(binding.path[0].encode("latin-1")).uri)
+
+
 def supersedes(new: Binding, old: Binding) -> bool:
     """Whether a binding of any node takes the place of another: within one Call-ID the CSeq decides (RFC 3261 §10.3 step 7),
     else the later REGISTER, and at the same instant the node's name, so that all nodes agree. `store.bindings` has the same
@@ -85,6 +94,7 @@ class Location:
         self._flows_at: Counter[str] = Counter()  # flows by source
         # By account and flow, key and instance of the binding that was there last.
         self._left: OrderedDict[tuple[str, Flow], tuple[str, str]] = OrderedDict()
+        self.proxies: Counter[Hop] = Counter()  # first proxies of Path values, by how many bindings
         self._bindings_at: Counter[str] = Counter()  # all bindings by source, those of other nodes' connections too
         self._expiries: list[tuple[int, str, str]] = []  # heap; stale entries are skipped when due
         self.unheard_ms: int | None = (
@@ -211,6 +221,8 @@ class Location:
         self.elsewhere += not self.is_own(binding)
         of_user[binding.key] = binding
         self._bindings_at[source_of(binding.flow.host)] += 1
+        if binding.path:
+            self.proxies[first_proxy(binding)] += 1
         if old is not None:
             self._leave_source(old)
         if old is not None and old.flow != binding.flow:
@@ -245,6 +257,11 @@ class Location:
         self._bindings_at[source] -= 1
         if not self._bindings_at[source]:
             del self._bindings_at[source]
+        if old.path:
+            proxy = first_proxy(old)
+            self.proxies[proxy] -= 1
+            if not self.proxies[proxy]:
+                del self.proxies[proxy]
 
     def _forget_flow(self, user: str, flow: Flow) -> None:
         if any(b.flow == flow for b in self._by_user.get(user, {}).values()):

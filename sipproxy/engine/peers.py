@@ -51,6 +51,11 @@ class Peers:
             return None
         return next((hop for hop in peer.hops if self._settings.listener_for(hop) is not None), None)
 
+    def hops(self) -> Iterator[Hop]:
+        """Where other nodes are reached."""
+        for peer in self._known.values():
+            yield from peer.hops
+
     def hosts(self) -> Iterator[str]:
         """The IP addresses that messages of other nodes come from."""
         for peer in self._known.values():

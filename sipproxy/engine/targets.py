@@ -8,15 +8,16 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from policy.model import Decision, Verdict
 from sipproxy.engine.edge import target_at
-from sipproxy.engine.forward import Target, hop_of, parse_hop, strip_trust, uri_at
+from sipproxy.engine.forward import Target, parse_hop, strip_trust, uri_at
+from sipproxy.engine.location import first_proxy
 from sipproxy.engine.paths import called_at
 from sipproxy.engine.privacy import set_privacy, strip_for_customer
 from sipproxy.sip.errors import ParseError
-from sipproxy.sip.headers import parse_name_addr
 
 if TYPE_CHECKING:
     from sipproxy.engine.privacy import Faces, Said
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["binding_groups", "emergency_groups", "incoming_edit", "outgoing_edit", "route_hops", "trunk_groups"]
 
+MAX_PROXIES = 200  # of customers that are looked up ahead: what is left of the resolver's places is for the routes
 Groups = list[list[Target]]
 Edit = Callable[["Editor", Target], None]
 
@@ -71,8 +73,11 @@ def emergency_groups(desk: Desk, decision: Decision) -> Groups:
 
 
 def route_hops(desk: Desk) -> set[Hop]:
-    """The next hops of all trunk and PSAP routes; a PSAP's URI that cannot be read is told with the calls that it fails."""
-    hops = {route.hop for route in desk.settings.trunks}
+    """The next hops of all trunk and PSAP routes, customers' proxies and other nodes. A PSAP's URI that cannot be read is told
+    with the calls that it fails."""
+    hops = (
+        {route.hop for route in desk.settings.trunks} | set(islice(desk.location.proxies, MAX_PROXIES)) | set(desk.peers.hops())
+    )
     for route in (route for routes in desk.snapshot.psap.values() for route in routes):
         with contextlib.suppress(ParseError):
             hops.add(parse_hop(route.uri.encode()))
@@ -86,9 +91,8 @@ def binding_groups(desk: Desk, user: str, number: str) -> Groups:
     for binding in sorted(desk.location.reachable(user, desk.now.utc_ms), key=lambda b: (-b.q, -b.at_ms)):
         uri = called_at(binding, number)
         if binding.path:  # RFC 3327 §5.3: by those proxies, which every node reaches
-            path = [value.encode("latin-1") for value in binding.path]
-            to = hop_of(parse_name_addr(path[0]).uri)
-            target: Target | None = Target(uri, to, "binding", user, path=b", ".join(path))
+            path = b", ".join(value.encode("latin-1") for value in binding.path)
+            target: Target | None = Target(uri, first_proxy(binding), "binding", user, path=path)
         elif desk.statics.is_dead(user, binding):
             desk.count("pbx_passed_over", user)
             target = None

@@ -13,6 +13,7 @@ from sipproxy.engine.actions import SaveBinding, SendTo, TakeSlot
 from sipproxy.engine.core import Engine
 from sipproxy.engine.location import STATIC
 from sipproxy.engine.paths import MAX_PATHS
+from sipproxy.engine.targets import MAX_PROXIES, route_hops
 from sipproxy.sip.flow import Flow, Hop
 from sipproxy.sip.message import Request, parse_message
 from tests.engine.desk import Desk
@@ -141,6 +142,22 @@ def test_binding_with_a_path_outlives_its_connection_and_a_restart(desk: Desk) -
     after.engine.bindings_read([("alice", saved)], after.now, own_too=True)
     [(target, _)] = call_in(after, b"+4960323001")
     assert target == Hop("UDP", "198.51.100.40", 5070)
+
+
+def test_proxies_that_are_names_are_looked_up_ahead_while_a_binding_needs_them(desk: Desk) -> None:
+    named = Hop("UDP", "proxy.example", is_open=True)
+    for user, contact in (("alice", b"<sip:alice@192.168.1.9>"), ("pbx", b"<sip:pbx@192.168.1.8>")):
+        assert register(desk, contact, user=user, headers=paths(b"<sip:proxy.example;lr>")).status == 200
+    assert named in route_hops(desk.engine.desk)
+    assert register(desk, b"<sip:alice@192.168.1.9>", headers=paths(*PATHS)).status == 200  # by others now
+    assert named in route_hops(desk.engine.desk)
+    gone = (*paths(b"<sip:proxy.example;lr>"), (b"Expires", b"0"))
+    assert register(desk, b"<sip:pbx@192.168.1.8>", user="pbx", headers=gone).status == 200
+    assert named not in route_hops(desk.engine.desk)
+    assert desk.engine.desk.location.proxies == {Hop("UDP", "198.51.100.40", 5070): 1}
+    for number in range(MAX_PROXIES + 2):
+        desk.engine.desk.location.proxies[Hop("UDP", f"p{number}.example")] += 1
+    assert len(route_hops(desk.engine.desk)) < MAX_PROXIES + 10, "routes have places left at the resolver"
 
 
 def test_options_that_cannot_be_read_change_nothing(desk: Desk) -> None:

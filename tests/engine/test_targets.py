@@ -7,6 +7,7 @@ import random
 from collections import Counter
 from dataclasses import replace
 
+from sipproxy.engine.peers import Peer
 from sipproxy.engine.settings import TrunkRoute
 from sipproxy.engine.targets import route_hops, trunk_groups
 from sipproxy.sip.flow import Hop
@@ -38,3 +39,6 @@ def test_route_hops_are_those_of_all_trunks_and_of_all_psaps_that_can_be_read() 
     world = World(replace(snapshot, psap=psap), trunks=(by_name, route("a", 0, 1)))
     expected = {Hop("TLS", "carrier.example"), Hop("UDP", "198.51.100.1", 5060), Hop("UDP", "psap.example", is_open=True)}
     assert route_hops(world.engine.desk) == expected
+    other = Hop("UDP", "n2.example", 5060)
+    world.engine.peers_seen([Peer("n2", (other,), frozenset(["192.0.2.2"]))])
+    assert route_hops(world.engine.desk) == expected | {other}, "nodes that advertise a name too"
