@@ -15,7 +15,7 @@ from cdr.groups import positions
 from cdr.wire import Link
 from sipproxy.commands.accesses import recorded
 from sipproxy.commands.backend import with_store
-from sipproxy.commands.output import USAGE, CommandError, Output
+from sipproxy.commands.output import USAGE, CommandError, Output, many
 from sipproxy.config import load
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def remove_group(path: Path, output: Output, group: str, *, why: str) -> int:
 
     pending = with_store(config, work)
     output.value({"removed": group, "pending": pending, "why": why})
-    output.line(f"{group} is removed, with {pending} records that it was given and had not acknowledged")
+    output.line(f"{group} is removed, with {many(pending, 'record')} that it was given and had not acknowledged")
     return 0
 
 

@@ -22,7 +22,7 @@ from cdr.wire import Link
 from policy.stamp import parse_stamp
 from sipproxy.commands.accesses import recorded
 from sipproxy.commands.backend import with_store
-from sipproxy.commands.output import USAGE, CommandError
+from sipproxy.commands.output import USAGE, CommandError, many
 from sipproxy.config import load
 
 if TYPE_CHECKING:
@@ -105,9 +105,9 @@ def export(
     progress.end()
     output.value(totals.__dict__)
     output.line(
-        f"{totals.records} records in {totals.files} files ({totals.bytes} bytes) in {folder}"
-        + (f"; {totals.finished} files of an earlier export finished" if totals.finished else "")
-        + (f"; {totals.rejected} records could not be written" if totals.rejected else "")
+        f"{many(totals.records, 'record')} in {many(totals.files, 'file')} ({many(totals.bytes, 'byte')}) in {folder}"
+        + (f"; {many(totals.finished, 'file')} of an earlier export finished" if totals.finished else "")
+        + (f"; {many(totals.rejected, 'record')} could not be written" if totals.rejected else "")
     )
     return 1 if totals.rejected else 0
 
@@ -205,7 +205,7 @@ class _Progress:
         read = totals.records + totals.skipped + totals.rejected
         rate = read / (now - self._began)
         left = f", about {max(0, self.expected - read)} left" if self.expected else ""
-        text = f"{totals.records} records, {totals.files} files, {rate:.0f} a second{left}"
+        text = f"{many(totals.records, 'record')}, {many(totals.files, 'file')}, {rate:.0f} a second{left}"
         terminal = sys.stderr.isatty()
         sys.stderr.write(f"\r{text}\x1b[K" if terminal else f"{text}\n")
         sys.stderr.flush()

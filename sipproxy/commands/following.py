@@ -16,7 +16,7 @@ from policy.windows import ZONE
 from sipproxy.admin import control
 from sipproxy.commands import accesses
 from sipproxy.commands.changing import operator
-from sipproxy.commands.output import USAGE, CommandError
+from sipproxy.commands.output import USAGE, CommandError, many
 from sipproxy.config import load
 from sipproxy.pcap import HEADER, write_packet
 
@@ -77,10 +77,10 @@ def _show(output: Output, event: dict[str, Any], *, whole: bool) -> None:
     output.value(event)
     kind = event["kind"]
     if kind == "begins":
-        output.line(f"following for {event['minutes']:g} minutes; Ctrl-C ends it")
+        output.line(f"following for {event['minutes']:g} min; Ctrl-C ends it")
     elif kind == "over":
         left_out = f", {event['left_out']} left out: too fast for this terminal" if event["left_out"] else ""
-        output.line(f"over: {event['told']} events{left_out}")
+        output.line(f"over: {many(event['told'], 'event')}{left_out}")
     elif kind == "message":
         first, _, _ = event["data"].partition("\r\n")
         arrow = "->" if event["direction"] == "out" else "<-"

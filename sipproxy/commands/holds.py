@@ -15,7 +15,7 @@ from policy import store as policy_store
 from sipproxy.commands.accesses import recorded
 from sipproxy.commands.backend import with_store
 from sipproxy.commands.exports import period_of
-from sipproxy.commands.output import USAGE, CommandError, stamp
+from sipproxy.commands.output import USAGE, CommandError, many, stamp
 from sipproxy.commands.purge import rules_of
 from sipproxy.config import load
 
@@ -56,7 +56,7 @@ def hold(path: Path, output: Output, line: str, *, start: str, end: str, reason:
     rows = [{"hold": key, **one._asdict()} for key, one in found.items()]
     output.value({**rows[0], "records": records} if name else rows)
     if name:
-        output.line(f"{name}: {records} records of {line} stay until `sipproxy cdr release {name}`")
+        output.line(f"{name}: {many(records, 'record')} of {line} kept until `sipproxy cdr release {name}`")
         return 0
     cells = (
         (key, one.line, stamp(one.from_ms), stamp(one.to_ms), one.reason, stamp(one.placed_ms)) for key, one in found.items()

@@ -5,6 +5,7 @@ Without the store it is said so, and what the node itself holds is shown.
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 from sipproxy.admin import control
@@ -14,7 +15,7 @@ from sipproxy.config import load
 from sipproxy.store.live_slots import owners, slots_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
     from pathlib import Path
 
     from redis.asyncio import Redis
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from sipproxy.config import Config
     from sipproxy.store.live_slots import LiveSlot
 
-__all__ = ["calls_of_node", "show_calls", "show_slots", "slots_of_line"]
+__all__ = ["calls_of_node", "mark_silent", "show_calls", "show_slots", "slots_of_line"]
 
 Row = dict[str, Any]
 SLOT_COLUMNS = ("call", "node", "since", "direction", "account", "other party", "state")
@@ -83,10 +84,27 @@ def _seen_here(line: str, call: Row | None) -> Row:
     return {"state": call["state"], "other": call["dialled"] if calls_out else call["calling"]}
 
 
+def mark_silent(rows: Sequence[Row], silent: Collection[str], *, lease_ms: int) -> None:
+    """Add to each row since when nothing was heard of its node, None where it shows signs of life: since it renewed the lease
+    of one of these slots. The calls of such a node may go on, or be over; their slots stay until their leases end."""
+    now_ms = time.time_ns() // 1_000_000
+    heard: dict[str, int] = {}
+    for row in rows:
+        if row["node"] in silent and row["lease_ms"] is not None:
+            heard[row["node"]] = max(heard.get(row["node"], 0), now_ms + min(0, row["lease_ms"] - lease_ms))
+    for row in rows:
+        row["silent_since_ms"] = heard.get(row["node"])
+
+
+def _node_of(row: Row) -> str:
+    since_ms = row["silent_since_ms"]
+    return f"{row['node']} (silent since {clock(since_ms)})" if since_ms is not None else str(row["node"])
+
+
 def show_slots(rows: Sequence[Row], output: Output) -> None:
     """The table of a line's slots."""
     cells = (
-        (row["call"], row["node"], clock(row["since_ms"]), row["direction"], row["account"], row["other"], row["state"])
+        (row["call"], _node_of(row), clock(row["since_ms"]), row["direction"], row["account"], row["other"], row["state"])
         for row in rows
     )
     output.table(SLOT_COLUMNS, cells, empty="no channel in use")

@@ -16,7 +16,7 @@ from typing import Any
 
 from policy.windows import ZONE
 
-__all__ = ["AWAY", "REFUSED", "USAGE", "CommandError", "Output", "clock", "repeat", "run", "stamp"]
+__all__ = ["AWAY", "REFUSED", "USAGE", "CommandError", "Output", "clock", "many", "repeat", "run", "stamp"]
 
 REFUSED = 1
 USAGE = 2
@@ -78,6 +78,11 @@ class Output:
             wide = console.options.update(max_width=MAX_WIDTH)
             console = Console(width=max(80, console.measure(table, options=wide).maximum))
         console.print(table)
+
+
+def many(count: int, word: str) -> str:
+    """A count with its noun: "1 file", "2 files"."""
+    return f"{count} {word}" if count == 1 else f"{count} {word}s"
 
 
 def clock(at_ms: int) -> str:

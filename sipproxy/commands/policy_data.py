@@ -16,7 +16,7 @@ from sipproxy.commands import live_slots
 from sipproxy.commands.backend import with_store
 from sipproxy.commands.output import AWAY, REFUSED, CommandError, Output
 from sipproxy.config import Config, load
-from sipproxy.store.live_slots import slots_of
+from sipproxy.store.live_slots import silent_nodes, slots_of
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -116,12 +116,14 @@ def e164(text: str) -> str:
     return ""
 
 
-def _line_data(config: Config, text: str) -> tuple[Snapshot, list[LiveSlot] | None, str]:
-    """The policy data and the slots of a line that the store has; without it the node's last snapshot, None, and why."""
+def _line_data(config: Config, text: str) -> tuple[Snapshot, list[LiveSlot] | None, set[str], str]:
+    """The policy data, the slots of a line that the store has, and which of their nodes are silent; without the store the
+    node's last snapshot, None, none, and why."""
 
-    async def read(client: Redis) -> tuple[Snapshot, list[LiveSlot]]:
+    async def read(client: Redis) -> tuple[Snapshot, list[LiveSlot], set[str]]:
         snapshot = await store.load(client)
-        return snapshot, await slots_of(client, "line", [find_line(snapshot, text)[0].id])
+        slots = await slots_of(client, "line", [find_line(snapshot, text)[0].id])
+        return snapshot, slots, await silent_nodes(client, slots)
 
     try:
         return *with_store(config, read), ""
@@ -129,16 +131,17 @@ def _line_data(config: Config, text: str) -> tuple[Snapshot, list[LiveSlot] | No
         last = policy_cache.load(Path(config.node.data_dir) / "policy.snapshot") if error.code == AWAY else None
         if last is None:
             raise
-        return last, None, str(error)
+        return last, None, set(), str(error)
 
 
 def show_line(text: str, path: Path, output: Output) -> int:
     """A line, its accounts and its slots; without the store what this machine's node knows of them."""
     config = load(path)
-    snapshot, stored, away = _line_data(config, text)
+    snapshot, stored, silent, away = _line_data(config, text)
     line, _ = find_line(snapshot, text)
     calls, no_node = live_slots.calls_of_node(config)
     slots = live_slots.slots_of_line(line.id, stored, calls)
+    live_slots.mark_silent(slots, silent, lease_ms=1000 * config.store.lease_s)
     if away:
         calls_of = f"nothing is known of calls: {no_node}" if no_node else "the calls are those of this node alone"
         output.line(f"{away}\nthe line is as of version {snapshot.version}, which the node saw last; {calls_of}\n")

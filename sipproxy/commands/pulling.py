@@ -33,7 +33,7 @@ from cdr.storage import sync_directory
 from cdr.wire import Link
 from sipproxy.commands.accesses import recorded, user_name
 from sipproxy.commands.backend import with_store
-from sipproxy.commands.output import USAGE, CommandError, Output
+from sipproxy.commands.output import USAGE, CommandError, Output, many
 from sipproxy.config import load
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def acknowledge(path: Path, output: Output, *, group: str) -> int:
 
     count = with_store(config, work)
     output.value({"group": group, "acknowledged": count})
-    output.line(f"{group}: {count} records acknowledged")
+    output.line(f"{group}: {many(count, 'record')} acknowledged")
     return 0
 
 

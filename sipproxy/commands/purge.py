@@ -20,7 +20,7 @@ from policy.model import LineStatus
 from policy.stamp import parse_stamp
 from sipproxy.admin import control
 from sipproxy.commands.backend import with_store
-from sipproxy.commands.output import REFUSED, USAGE, CommandError, stamp
+from sipproxy.commands.output import REFUSED, USAGE, CommandError, many, stamp
 from sipproxy.config import load
 from sipproxy.crewing import folders
 from sipproxy.store import traces
@@ -195,10 +195,10 @@ def _print(report: Report, output: Output, *, dry_run: bool, unacknowledged: boo
     if report.not_invoiced.count:
         first, count = stamp(report.not_invoiced.first_ms), report.not_invoiced.count
         output.line(
-            f"{count} billed records are in no invoice yet, the oldest of {first}: `sipproxy cdr invoiced` tells of one"
+            f"in no invoice yet: {many(count, 'billed record')}, the oldest of {first}; `sipproxy cdr invoiced` tells of one"
         )
     if report.on_hold.count:
-        output.line(f"{report.on_hold.count} records stay because of `sipproxy cdr hold`")
+        output.line(f"{many(report.on_hold.count, 'record')} kept because of `sipproxy cdr hold`")
     if report.oldest_ms is not None:
         output.line(f"the oldest record that stays is of {stamp(report.oldest_ms)}: `block replay` sees no further back")
     for node, at_ms in report.journals.items():

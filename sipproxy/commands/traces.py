@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from sipproxy.commands.backend import with_store
-from sipproxy.commands.output import CommandError, stamp
+from sipproxy.commands.output import USAGE, CommandError, stamp
 from sipproxy.config import load
 from sipproxy.store import traces
 from sipproxy.store.traces import Access
@@ -31,9 +31,9 @@ COLUMNS = ("time", "line", "order", "called", "network number", "from", "asserte
 def list_records(path: Path, output: Output, *, line: str, reference: str, why: str) -> int:
     """Print the records of a line or order; `why` is kept."""
     if not why.strip():
-        raise CommandError("--why is needed: who reads hidden numbers says what for, and it is written down")
+        raise CommandError("--why is needed: who reads hidden numbers says what for, and it is written down", code=USAGE)
     if not line and not reference:
-        raise CommandError("name a line or an order; nobody reads all records at once")
+        raise CommandError("name a line or an order; nobody reads all records at once", code=USAGE)
     access = Access(time.time_ns() // 1_000_000, _reader(), why.strip()[:500], line, reference)
     try:
         records = with_store(load(path), lambda client: traces.read(client, access))

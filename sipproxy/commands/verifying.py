@@ -20,7 +20,7 @@ from cdr.stream import mark_key, marked_nodes
 from cdr.verify import Claim, Finding, Held, Holding, Result, read_journal, resolve, verify
 from cdr.wire import Link
 from sipproxy.commands.backend import with_store
-from sipproxy.commands.output import USAGE, CommandError, Output
+from sipproxy.commands.output import USAGE, CommandError, Output, many
 from sipproxy.config import Config, load
 from sipproxy.config_file import ConfigError
 from sipproxy.crewing import folders
@@ -195,7 +195,7 @@ def _lines(result: Result) -> Iterator[str]:
     for claim in result.gone:
         yield f"{claim.file}:{claim.line}: no record {claim.name} is here any more; as many have gone lawfully"
     for where, node, count in result.behind:
-        yield f"{node}: {where} is {count} records behind"
+        yield f"{node}: {where} is {many(count, 'record')} behind"
 
 
 def _at(at_ms: int | None) -> str:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from redis.asyncio import Redis
 
-__all__ = ["LiveSlot", "owners", "slots_of", "write_holder"]
+__all__ = ["LiveSlot", "owners", "silent_nodes", "slots_of", "write_holder"]
 
 SCAN_COUNT = 1000  # keys that the server looks at for one step
 AT_ONCE = 500  # owners read in one round trip
@@ -62,6 +62,15 @@ async def slots_of(client: Redis, kind: str, names: Sequence[str]) -> list[LiveS
             ]
             found += sorted(live, key=lambda slot: slot.holder.since_ms)
     return found
+
+
+async def silent_nodes(client: Redis, slots: Sequence[LiveSlot]) -> set[str]:
+    """The nodes that hold some of these slots and show no sign of life. Raises what the client raises."""
+    nodes = sorted({slot.holder.node for slot in slots if slot.holder.node})
+    pipeline = client.pipeline(transaction=False)
+    for node in nodes:
+        pipeline.exists(keys.node(node))
+    return {node for node, shown in zip(nodes, await pipeline.execute(), strict=True) if not shown}
 
 
 async def owners(client: Redis, kind: str) -> list[str]:

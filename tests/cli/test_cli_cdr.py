@@ -156,7 +156,7 @@ def test_purge_reports_and_spares_what_nobody_has_fetched(client: redis.Redis, c
     ]
     assert (done["left"], done["not_invoiced"]["count"], client.xlen("sp:cdr")) == ([], 30, 55)
     assert answer(config, "quality", "--by", "route") == before
-    assert "30 billed records are in no invoice yet" in run_process(config, "purge").stdout
+    assert "in no invoice yet: 30 billed records" in run_process(config, "purge").stdout
 
 
 def test_invoiced_is_noted_and_wrong_dates_are_told(client: redis.Redis, config: Path) -> None:

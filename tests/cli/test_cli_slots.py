@@ -6,6 +6,7 @@ import asyncio
 import datetime as dt
 import json
 import re
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -63,6 +64,8 @@ def config(tmp_path: Path) -> Iterator[Path]:
             names = keys.slots("V1001"), keys.holders("V1001")
             client.eval(_SCRIPT, 2, *names, member, 9, 600_000, write_holder(holder), "")  # type: ignore[no-untyped-call]
         client.zadd(keys.slots("V1001"), {"lapsed": 1.0})
+        client.zadd(keys.slots("V1001"), {"c2": time.time() * 1000 + 50_000})  # of the 90 s that its node last took it for
+        client.hset(keys.node("n1"), "beat", 1)  # the sign of life of one of the two
         client.close()
         yield config
         runner.run(valkey.__aexit__())
@@ -96,7 +99,11 @@ def test_line_show_lists_the_slots_of_all_nodes_and_what_this_one_knows(config: 
     assert (first["since_ms"], first["other"], first["state"]) == (SINCE_MS, "+493012345", "answered")
     assert 0 < first["lease_ms"] <= 600_000
     assert (second["call"], second["node"], second["other"]) == ("c2", "n2", "")
-    assert re.search(r"^c2 +n2 ", table, re.MULTILINE)
+    assert first["silent_since_ms"] is None
+    silent_s = time.time() - second["silent_since_ms"] / 1000
+    assert 40.0 <= silent_s < 90.0, "since its node took the lease"
+    assert re.search(r"^c2 +n2 \(silent since [0-9:]+\) ", table, re.MULTILINE)
+    assert re.search(r"^c1 +n1 +", table, re.MULTILINE)
     assert "lapsed" not in table
     assert dt.datetime.fromtimestamp(SINCE_MS / 1000, ZONE).strftime("%Y-%m-%d %H:%M:%S") in table
 
@@ -156,3 +163,11 @@ def test_calls_all_without_the_store_shows_this_nodes_and_without_both_fails(con
         assert [call["id"] for call in answer(config, "calls", "--all")["calls"]] == ["c1"]
     assert "only the calls of this node are shown" in words
     assert "no store answers" in sipproxy(config, "calls", "--all", code=3)
+
+
+def test_reading_hidden_numbers_without_a_reason_or_a_line_is_a_wrong_use_as_following_is(config: Path) -> None:
+    """And an empty list is no fault."""
+    sipproxy(config, "trace", "follow", "V1001", "--why", " ", code=2)
+    for words in (("--why", "x"), ("--line", "V1001", "--why", " ")):
+        sipproxy(config, "trace", "list", *words, code=2)
+    assert "no calls were recorded" in sipproxy(config, "trace", "list", "--line", "V1001", "--why", "x")
