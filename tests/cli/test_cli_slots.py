@@ -122,7 +122,7 @@ def test_line_show_without_the_store_says_so_and_shows_this_nodes_calls(config: 
 def test_trunks_shows_the_calls_here_those_of_all_nodes_and_the_limit(config: Path) -> None:
     route = {
         "trunk": "carrier", "state": "up", "since_ms": SINCE_MS, "calls": 1, "limit": 7, "ping_ms": None, "last_failure": "",
-        "last_failure_at_ms": None, "registration": "", "expires_at_ms": None,
+        "last_failure_at_ms": None, "registration": "", "expires_at_ms": None, "addresses": [],
     }  # fmt: skip
     client = redis.Redis.from_url(config.read_text().split('"')[1])
     names = keys.slots("carrier", "trunk"), keys.holders("carrier", "trunk")
