@@ -281,6 +281,8 @@ def _trunk_metrics(metrics: Metrics, engine: Engine) -> None:
     metrics.gauge(
         "sipproxy_trunk_addresses_dead", "those that failed lately", lambda: of(lambda h: addresses(h, dead=True)), label
     )
+    proxies = "proxies in the Path of bindings, of which 200 are looked up ahead"
+    metrics.gauge("sipproxy_path_proxies", proxies, lambda: len(engine.desk.location.proxies))
     metrics.gauge("sipproxy_addresses_dead", "addresses of any next hop that failed lately", lambda: engine.desk.addresses.dead)
 
     def pbxs() -> dict[tuple[str, ...], float]:
