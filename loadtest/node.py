@@ -138,7 +138,9 @@ class Node:
         self._certificate, self._transports, self._addresses = certificate, transports, addresses
         self.metrics_port = free_tcp_port()
         self.domain = domain
-        self.node_id, self.workers = node_id, workers
+        self.node_id = node_id
+        own: Mapping[str, object] = (settings or {}).get("node", {})
+        self.workers = int(str(own.get("workers", workers)))
         self.config = self.directory / "config.toml"
         self.log_path = self.directory / "log"
         self.process: asyncio.subprocess.Process | None = None

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from loadtest.agents import Answering, next_call
@@ -105,3 +106,52 @@ async def test_worker_killed_under_calls_loses_none_and_help_is_answered_meanwhi
     _, result = await network.reconciled()
     assert result.ok, result
     assert await network.slots_of_all(0) == 0
+
+
+async def test_customers_on_tcp_are_reached_by_whichever_worker_has_the_call(start_network: Callable[..., Any]) -> None:
+    """A connection belongs to who accepted it; calls come to all workers, and so do requests within them."""
+    network = await started(start_network)
+    routers = [await network.router(line.user, tcp=True) for line in LINES]
+    for line, router in zip(LINES, routers, strict=True):
+        call = await (await network.trunk.call(line.number, network.node.address)).answered()
+        at_router = await next_call(router)
+        assert await at_router.hang_up() == 200
+        await call.wait_ended()
+    outgoing = await both_ends(network, routers)
+    assert [await refreshed(router, call) for router, (call, _) in zip(routers, outgoing, strict=True)] == [200] * 8
+    for call, at_trunk in outgoing:
+        assert await at_trunk.hang_up() == 200
+        await call.wait_ended()
+    _, result = await network.reconciled()
+    assert result.ok, result
+    metrics = await network.node.metrics()
+    assert metrics['sipproxy_worker_passed_total{what="sends"}'] > 0
+    assert metrics['sipproxy_worker_passed_total{what="lost"}'] == 0
+
+
+async def test_worker_that_hangs_is_ended_and_its_callers_are_served_meanwhile(start_network: Callable[..., Any]) -> None:
+    """Stopped, it is no longer heard of; who has its sockets then answers what waited there."""
+    network = await started(start_network)
+    pids = network.node.worker_pids()
+    routers = [await network.router(line.user) for line in LINES]
+    os.kill(pids[2], signal.SIGSTOP)
+    calls = await asyncio.gather(*(router.call("112") for router in routers))
+    for call in calls:
+        await call.answered(30.0)
+    await network.followed(network.node, "sipproxy_worker_up", 2.0, timeout_s=60.0)
+    assert network.node.worker_pids()[1] == pids[1]
+    assert network.node.worker_pids()[2] != pids[2]
+    for call in calls:
+        assert await call.hang_up() == 200
+
+
+async def test_wrong_passwords_count_whichever_worker_they_come_to(start_network: Callable[..., Any]) -> None:
+    """Each router has a port of its own, by which the kernel spreads them; each of them guesses twice."""
+    network = await started(start_network, settings={"limits": {"guesses_pair": 6}})
+    network.lines["u000001"] = replace(network.lines["u000001"], password="no")
+    for _ in range(12):
+        router = await network.router("u000001", register=False)
+        assert (await router.register()).status == 401
+    metrics = await network.node.metrics()
+    looked_at = 24 - metrics['sipproxy_guesses_limited_total{budget="pair"}']
+    assert 6 <= looked_at <= 8  # one or two may have been on their way; each worker for itself would look at twelve
