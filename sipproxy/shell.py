@@ -103,12 +103,14 @@ class Shell:
         # Is told what the other workers of the node have to know of this one's bindings.
         self.on_binding: Callable[[SaveBinding | RemoveBinding], None] = lambda action: None  # noqa: ARG005
         self.watchers: list[Callable[[Fact], None]] = []  # are told each fact before it is journalled
+        self._started_at = 0.0  # when messages began to be read, monotonic seconds
         self._drops = 0  # datagrams that the kernel has dropped so far
         self.quality = RunningFigures()
         self.disk: Literal["ok", "filling", "full"] = "ok"  # where the journal lies
 
     def start(self) -> None:
         """Have the engine do what it does unasked, such as pings; messages may be sent from now on."""
+        self._started_at = time.monotonic()
         self._arm()
 
     # Events
@@ -137,7 +139,10 @@ class Shell:
         """The event loop ran a timer so many seconds late."""
         assert self.transports is not None
         drops = self.transports.kernel_drops
-        self._perform(self.engine.observe(Signals(lag_s, drops - self._drops, self.transports.take_wait_s()), instant()))
+        now, waited_s = instant(), self.transports.take_wait_s()
+        if waited_s > now.mono - self._started_at:
+            waited_s = 0.0  # since before this process served: it says nothing about how fast it is
+        self._perform(self.engine.observe(Signals(lag_s, drops - self._drops, waited_s), now))
         self._drops = drops
 
     def _slot_result(self, action: TakeSlot, result: SlotResult) -> None:

@@ -243,6 +243,34 @@ class _Wire:
         self.sent.append((data, len(self.disk.taken)))
 
 
+@pytest.mark.parametrize(("served_s", "waited_s", "told_s"), [(2.0, 1.0, 1.0), (0.5, 1.0, 0.0)])
+async def test_what_waited_since_before_the_node_served_says_nothing_about_it(
+    monkeypatch: pytest.MonkeyPatch, served_s: float, waited_s: float, told_s: float
+) -> None:
+    """A worker's sockets are bound before it is there; what waited in them is old and has to be taken."""
+    shell, _, engine = build()
+    shell.transports = _Waited(waited_s)  # type: ignore[assignment]
+    monkeypatch.setattr(shell_module.time, "monotonic", lambda: 1000.0)
+    shell.start()
+    monkeypatch.setattr(shell_module.time, "monotonic", lambda: 1000.0 + served_s)
+    told: list[float] = []
+    monkeypatch.setattr(engine, "observe", lambda signals, _: told.append(signals.wait_s) or [])
+    shell.late(0.0)
+    assert told == [told_s]
+
+
+class _Waited:
+    """Transports of which a datagram had waited so long."""
+
+    kernel_drops = 0
+
+    def __init__(self, waited_s: float) -> None:
+        self._waited_s = waited_s
+
+    def take_wait_s(self) -> float:
+        return self._waited_s
+
+
 async def test_how_long_a_connection_may_be_silent_is_told_to_the_transports() -> None:
     shell, disk, _ = build()
     wire, flow = _Wire(disk), Flow("TCP", 1, "192.0.2.1", 40_000, 7)

@@ -63,18 +63,15 @@ class Post:
         self._loop.remove_reader(self._inbox.fileno())
         for outbox in self._outboxes.values():
             self._loop.remove_writer(outbox.fileno())
+            outbox.close()
+        self._inbox.close()
         self._loop = None
-
-    def drain(self) -> list[bytes]:
-        """All that lies in the inbox: what came before this process was there."""
-        found = []
-        while (size := self._read()) is not None:
-            found.append(bytes(self._buffer[:size]))
-        return found
 
     def send(self, worker: int, data: bytes) -> bool:
         """Pass `data` to a worker; False when there is no room for it."""
         queue = self._queues[worker]
+        if self._loop is None:
+            return False
         if not queue:
             try:
                 self._outboxes[worker].send(data)
@@ -86,7 +83,7 @@ class Post:
             else:
                 self.counters["passed"] += 1
                 return True
-        if len(queue) >= MAX_QUEUED or self._loop is None:
+        if len(queue) >= MAX_QUEUED:
             self.counters["queue_full"] += 1
             return False
         queue.append(data)
