@@ -98,7 +98,7 @@ class Shell:
         self._owed: deque[Fact] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
-        self._log = structlog.get_logger("engine")
+        self._log = structlog.get_logger("engine").bind()  # once: most of what is noted is below the level that is logged
         self.facts_lost = 0
         # Is told what the other workers of the node have to know of this one's bindings.
         self.on_binding: Callable[[SaveBinding | RemoveBinding], None] = lambda action: None  # noqa: ARG005

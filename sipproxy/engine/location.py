@@ -19,7 +19,7 @@ from sipproxy.sip.headers import parse_name_addr
 from sipproxy.sip.uri import parse_uri
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
     from sipproxy.sip.flow import Hop
 
@@ -90,7 +90,7 @@ class Location:
         self._node = node
         self._near = siblings | {node, ""}
         self._by_user: dict[str, dict[str, Binding]] = {}
-        self._by_flow: dict[Flow, set[str]] = {}
+        self._by_flow: dict[Flow, str | set[str]] = {}  # an account, or several behind one proxy of theirs
         self._flows_at: Counter[str] = Counter()  # flows by source
         # By account and flow, key and instance of the binding that was there last.
         self._left: OrderedDict[tuple[str, Flow], tuple[str, str]] = OrderedDict()
@@ -140,7 +140,7 @@ class Location:
         """The accounts with an unexpired binding over this very flow; over UDP also one that another node holds."""
         return [
             user
-            for user in self._by_flow.get(flow, ())
+            for user in self._users(flow)
             if any(
                 b.flow == flow and b.expires_at_ms > now_ms and self._is_indexed(b)
                 for b in self._by_user.get(user, {}).values()
@@ -149,20 +149,23 @@ class Location:
 
     def accounts_at(self, flow: Flow, now_ms: int) -> tuple[str, int]:
         """One account with an unexpired binding over this very flow, "" for none, and how many accounts share the flow."""
-        users = self._by_flow.get(flow)
-        if users is None:
-            return "", 0
+        users = self._users(flow)
         for user in users:
             for binding in self._by_user.get(user, {}).values():
                 if binding.flow == flow and binding.expires_at_ms > now_ms:
                     return user, len(users)
         return "", 0
 
+    def _users(self, flow: Flow) -> Collection[str]:
+        """The accounts that have, or had until lately, a binding over this very flow."""
+        users = self._by_flow.get(flow, ())
+        return (users,) if isinstance(users, str) else users
+
     def at(self, flow: Flow) -> list[tuple[str, Binding]]:
         """This node's bindings over this very flow."""
         return [
             (user, b)
-            for user in self._by_flow.get(flow, ())
+            for user in self._users(flow)
             for b in self._by_user.get(user, {}).values()
             if b.flow == flow and self.is_own(b)
         ]
@@ -229,10 +232,7 @@ class Location:
             self._forget_flow(user, old.flow)
             self._note_left(user, old)
         if self._is_indexed(binding):
-            if binding.flow not in self._by_flow:
-                self._by_flow[binding.flow] = set()
-                self._flows_at[source_of(binding.flow.host)] += 1
-            self._by_flow[binding.flow].add(user)
+            self._note_flow(user, binding.flow)
         heapq.heappush(self._expiries, (binding.expires_at_ms, user, binding.key))
         if len(self._expiries) > 2 * self.count + 1024:
             self._expiries = [(b.expires_at_ms, u, b.key) for u, b in self.items()]
@@ -263,18 +263,29 @@ class Location:
             if not self.proxies[proxy]:
                 del self.proxies[proxy]
 
+    def _note_flow(self, user: str, flow: Flow) -> None:
+        users = self._by_flow.get(flow)
+        if users is None:
+            self._by_flow[flow] = user
+            self._flows_at[source_of(flow.host)] += 1
+        elif isinstance(users, set):
+            users.add(user)
+        elif users != user:
+            self._by_flow[flow] = {users, user}
+
     def _forget_flow(self, user: str, flow: Flow) -> None:
         if any(b.flow == flow for b in self._by_user.get(user, {}).values()):
             return
         users = self._by_flow.get(flow)
-        if users is not None:
+        if isinstance(users, set):
             users.discard(user)
-            if not users:
-                del self._by_flow[flow]
-                source = source_of(flow.host)
-                self._flows_at[source] -= 1
-                if not self._flows_at[source]:
-                    del self._flows_at[source]
+        if not users or users == user:
+            if self._by_flow.pop(flow, None) is None:
+                return
+            source = source_of(flow.host)
+            self._flows_at[source] -= 1
+            if not self._flows_at[source]:
+                del self._flows_at[source]
 
     def expire(self, now_ms: int) -> list[tuple[str, Binding]]:
         """Remove and return what has expired. Other nodes' bindings stay while nothing is heard of them."""

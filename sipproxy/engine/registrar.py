@@ -6,6 +6,7 @@ device may have several flows, each with a `reg-id` of its own (RFC 5626 §6). W
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import re
 from typing import TYPE_CHECKING
@@ -167,18 +168,19 @@ class Registrar:
         if expires and (place := place_of(contact, flow, self._desk.settings)):
             self._desk.count("contacts_refused", place)
             raise _RefusedError(403, b"Contact Not Allowed")
-        new_key = f"{instance};reg-id={reg_id}" if reg_id else raw.decode("latin-1")
+        written = raw.decode("latin-1")
+        new_key = f"{instance};reg-id={reg_id}" if reg_id else written
         key = old.key if old is not None else new_key
         expires_at_ms = self._desk.now.utc_ms + expires * 1000
         return Binding(
             key=key,
-            contact=raw.decode("latin-1"),
+            contact=key if key == written else written,  # one text in memory, not two
             flow=flow,
             path=(),
             call_id=request.call_id.decode("utf-8", "replace"),
             cseq=request.cseq.number,
             expires_at_ms=expires_at_ms,
-            user_agent=(request.first(b"user-agent") or b"").decode("utf-8", "replace")[:200],
+            user_agent=_agent(request.first(b"user-agent") or b""),
             q=_q(contact.param(b"q")),
             instance=instance,
             reg_id=reg_id,
@@ -234,6 +236,11 @@ class Registrar:
     def _contacts(self, user: str) -> Headers:
         now_ms = self._desk.now.utc_ms
         return [(b"Contact", _shown(b, now_ms)) for b in self._desk.location.registered(user, now_ms)]
+
+
+@functools.lru_cache(maxsize=1024)  # models and versions of routers: one text for all bindings of one kind
+def _agent(value: bytes) -> str:
+    return value.decode("utf-8", "replace")[:200]
 
 
 def _instance(contact: NameAddr) -> str:

@@ -14,7 +14,7 @@ import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from dataclasses import dataclass
 from enum import Enum
-from functools import partial
+from functools import lru_cache, partial
 
 from sipproxy.sip.errors import ParseError
 from sipproxy.sip.grammar import QUOTED, TOKEN_CHARS, quote, unquote
@@ -162,6 +162,7 @@ def _algorithm(params: dict[bytes, bytes]) -> str:
     return next((known for known in ALGORITHMS if known == name.upper()), name)
 
 
+@lru_cache(maxsize=64)  # an INVITE's are read to prove who it is of, and again to take them out of its copy
 def parse_credentials(value: bytes) -> Credentials:
     """Digest credentials (RFC 7616 §3.4). Raises ParseError, also for a scheme other than Digest."""
     section = "RFC 7616 §3.4"
