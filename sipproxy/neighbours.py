@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterable, Mapping, Sequence
 
     from cdr.journal import Journal
-    from sipproxy.engine.location import Binding
     from sipproxy.engine.settings import Settings
+    from sipproxy.engine.structs import Binding
     from sipproxy.shell import Shell
     from sipproxy.store.bindings import Bindings
     from sipproxy.store.connection import Store

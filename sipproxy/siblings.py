@@ -19,7 +19,6 @@ import structlog
 
 from sipproxy.engine.actions import SaveBinding
 from sipproxy.engine.crew import Gone, Guessed, Started
-from sipproxy.engine.location import Binding  # noqa: TC001  msgspec needs it to decode
 from sipproxy.engine.steering import Steering
 from sipproxy.net.handover import MAX_MESSAGE, Post
 from sipproxy.net.udp import UdpListener
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
     from sipproxy.engine.actions import RemoveBinding
+    from sipproxy.engine.structs import Binding
     from sipproxy.metrics import Metrics
     from sipproxy.net.transports import Transports
     from sipproxy.orders import Spec

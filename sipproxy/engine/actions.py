@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-import msgspec
-
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
     from cdr.facts import Fact
-    from sipproxy.engine.location import Binding
+    from sipproxy.engine.structs import Binding, MaliciousCall
     from sipproxy.sip.flow import Flow, Hop
 
 __all__ = [
@@ -20,7 +18,6 @@ __all__ = [
     "Holder",
     "Journal",
     "KeepTrace",
-    "MaliciousCall",
     "Note",
     "Now",
     "ReleaseSlot",
@@ -118,29 +115,6 @@ class RemoveBinding(NamedTuple):
     user: str
     key: str
     at_ms: int
-
-
-class MaliciousCall(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A call or attempt to a line with an order to trace malicious calls (TDDDG § 14): the one place that keeps a hidden
-    caller's number. Texts are what the peer sent; `network` is the number that the trunk, or we, vouch for."""
-
-    call: str  # our call id, as in the CDR
-    node: str
-    line: str  # the called one
-    reference: str  # of the order
-    at_ms: int  # UTC
-    called: str
-    network: str
-    given: str  # From
-    asserted: list[str] = []  # P-Asserted-Identity, whole lines
-    privacy: str = ""
-    trunk: str = ""
-    caller_line: str = ""  # when the caller is a customer of ours
-    caller_account: str = ""
-    source: str = ""
-    call_id: str = ""
-    verdict: str = ""
-    rule: str = ""
 
 
 class KeepTrace(NamedTuple):

@@ -43,11 +43,11 @@ if TYPE_CHECKING:
 
     from policy.model import Snapshot
     from sipproxy.engine.actions import Action, Now, Slot
-    from sipproxy.engine.location import Binding
     from sipproxy.engine.peers import Peer
     from sipproxy.engine.recover import Ended, Unfinished
     from sipproxy.engine.settings import Settings
     from sipproxy.engine.shed import Signals, Verdict
+    from sipproxy.engine.structs import Binding
     from sipproxy.sip.places import Place
 
 __all__ = ["Engine"]

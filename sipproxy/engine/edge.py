@@ -16,17 +16,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from sipproxy.engine.forward import EDGE_PARAM, Target, forward_request, hop_uri, is_ours
+from sipproxy.engine.structs import Reach, Way
 from sipproxy.sip.build import Editor
 from sipproxy.sip.flow import Flow, Hop
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
-    from sipproxy.engine.location import Binding
     from sipproxy.engine.state import Desk
+    from sipproxy.engine.structs import Binding
     from sipproxy.engine.transactions import Server
     from sipproxy.sip.message import Request, Response
 
@@ -38,23 +37,6 @@ SILENT_S = 4.0
 # What another node says when it cannot reach the customer: his flow is gone (RFC 5626 §5.3.1), it takes no more, or it does not
 # know the token, as its secret is another one now.
 ABSENT = frozenset([430, 503, 407])
-
-
-class Reach(msgspec.Struct, frozen=True, array_like=True):
-    """Token of a binding: the flow, and until when it may be used for new calls (UTC seconds)."""
-
-    user: str
-    flow: Flow
-    until_s: int
-
-
-class Way(msgspec.Struct, frozen=True, array_like=True):
-    """Token of a dialog: the customer's side, and the node on the other: the address it sends from, and where it is reached."""
-
-    user: str
-    flow: Flow
-    peer: str
-    hop: Hop
 
 
 def flow_token(desk: Desk, user: str, flow: Flow, expires_at_ms: int) -> str:

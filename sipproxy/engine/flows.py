@@ -24,9 +24,9 @@ from sipproxy.sip.uri import parse_uri
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from sipproxy.engine.location import Binding
     from sipproxy.engine.shed import Shedder
     from sipproxy.engine.state import Desk
+    from sipproxy.engine.structs import Binding
     from sipproxy.engine.transactions import Server
     from sipproxy.sip.flow import Flow
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import msgspec
 from msgspec.structs import replace
 
 from cdr.facts import Admit, Alive, Answer, Confirmed, LineSlot, PartySide, Place
 from sipproxy.engine.actions import Journal
+from sipproxy.engine.structs import Mask
 from sipproxy.sip.build import via_values
 from sipproxy.sip.flow import Flow, Hop
 from sipproxy.sip.sdp import media_kinds
@@ -24,20 +24,9 @@ if TYPE_CHECKING:
     from sipproxy.engine.privacy import Face
     from sipproxy.sip.message import Response
 
-__all__ = ["Mask", "admission", "admit", "answer", "proof_of_life", "refreshed"]
+__all__ = ["admission", "admit", "answer", "proof_of_life", "refreshed"]
 
 MAX_MASK = 700  # bytes that are sealed: the longest token that is opened again holds some more
-
-
-class Mask(msgspec.Struct, frozen=True, array_like=True):
-    """Who a hidden caller is, as the process needs it that goes on with his call: what he said of himself in From, Contact and,
-    where these were taken out too, Via; and the digits that no line to the callee may hold."""
-
-    own_from: bytes
-    target: bytes
-    secrets: tuple[bytes, ...]
-    veiled: bool
-    vias: tuple[bytes, ...] = ()
 
 
 def admission(call: Call) -> Admit:

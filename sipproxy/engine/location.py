@@ -11,8 +11,6 @@ import heapq
 from collections import Counter, OrderedDict
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from sipproxy.engine.forward import hop_of
 from sipproxy.sip.flow import Flow, source_of
 from sipproxy.sip.headers import parse_name_addr
@@ -21,40 +19,15 @@ from sipproxy.sip.uri import parse_uri
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
+    from sipproxy.engine.structs import Binding
     from sipproxy.sip.flow import Hop
 
-__all__ = ["MAX_LEFT", "STATIC", "Binding", "Location", "first_proxy", "supersedes"]
+__all__ = ["MAX_LEFT", "STATIC", "Location", "first_proxy", "supersedes"]
 
 STATIC = "static "  # begins the key of a binding that the configuration made, and no REGISTER may touch
 
 MAX_LEFT = 65_536  # flows that bindings left, remembered for calls that still know them
 LOOKED_AT_MS = 10_000  # how often an expired binding of another node is looked at while nothing is heard of them
-
-
-class Binding(msgspec.Struct, frozen=True):
-    """One contact of an account.
-
-    `contact` is the URI's bytes as Latin-1, which loses none of them; `q` is in thousandths; `key` identifies the binding
-    within its account. `instance` is the device as its parameter says it, `reg_id` which of the device's flows this is, 0 for a
-    device that has but one (RFC 5626 §4.2).
-    `node` is whose flow it is; `token` is what that node knows the flow by when another one brings a call
-    for it; `at_ms` is when the REGISTER came.
-    """
-
-    key: str
-    contact: str
-    flow: Flow
-    path: tuple[str, ...]
-    call_id: str
-    cseq: int
-    expires_at_ms: int
-    user_agent: str = ""
-    q: int = 1000
-    instance: str = ""
-    reg_id: int = 0
-    node: str = ""
-    token: str = ""
-    at_ms: int = 0
 
 
 def request_uri(contact: str) -> bytes:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sipproxy.engine.actions import KeepTrace, MaliciousCall
+from sipproxy.engine.actions import KeepTrace
+from sipproxy.engine.structs import MaliciousCall
 from sipproxy.sip.text import text
 
 if TYPE_CHECKING:

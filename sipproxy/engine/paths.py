@@ -10,12 +10,13 @@ import re
 from typing import TYPE_CHECKING
 
 from policy.model import AccountKind
-from sipproxy.engine.location import Binding, request_uri
+from sipproxy.engine.location import request_uri
 from sipproxy.sip.errors import ParseError
 from sipproxy.sip.headers import parse_name_addr
 
 if TYPE_CHECKING:
     from policy.model import Account
+    from sipproxy.engine.structs import Binding
     from sipproxy.sip.headers import NameAddr
     from sipproxy.sip.message import Request
 

@@ -24,6 +24,7 @@ from sipproxy.engine.dialogs import Side
 from sipproxy.engine.forward import Target, own_routes
 from sipproxy.engine.privacy import ANONYMOUS, PLAIN, Face, KnownFaces
 from sipproxy.engine.response_context import ResponseContext
+from sipproxy.engine.structs import Mask
 from sipproxy.sip.build import Editor
 from sipproxy.sip.dialog import from_invite_2xx
 from sipproxy.sip.errors import ParseError
@@ -346,11 +347,11 @@ def _dialog(desk: Desk, call: str, fact: Confirmed, alive: Alive | None) -> Dial
     return dialog
 
 
-def _mask(desk: Desk, call: str, fact: Confirmed) -> keep.Mask | None:
+def _mask(desk: Desk, call: str, fact: Confirmed) -> Mask | None:
     """Who the caller is, where that was hidden from the callee. Raises ValueError when it was sealed with another secret."""
     if not fact.mask:
         return None
-    mask = desk.tokens.open(keep.Mask, fact.mask, call.encode())
+    mask = desk.tokens.open(Mask, fact.mask, call.encode())
     if mask is None:
         raise ValueError("sealed with another secret")
     return mask

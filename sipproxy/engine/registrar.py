@@ -16,8 +16,8 @@ from msgspec.structs import replace
 from sipproxy.engine.actions import EndSilent, RemoveBinding, SaveBinding
 from sipproxy.engine.contacts import fault_of, place_of
 from sipproxy.engine.edge import flow_token
-from sipproxy.engine.location import Binding
 from sipproxy.engine.paths import bulk_fault, has_option, paths_of
+from sipproxy.engine.structs import Binding
 from sipproxy.sip.errors import ParseError
 from sipproxy.sip.grammar import parse_number
 from sipproxy.sip.text import text

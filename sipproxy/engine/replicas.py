@@ -21,8 +21,8 @@ from sipproxy.sip.uri import parse_uri
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from sipproxy.engine.location import Binding
     from sipproxy.engine.state import Desk
+    from sipproxy.engine.structs import Binding
 
 __all__ = ["Replicas"]
 

@@ -10,8 +10,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from policy.emergency import service_of
 from sipproxy.engine.actions import Action, Note, Now, SendTo
 from sipproxy.engine.addresses import Addresses
@@ -23,6 +21,7 @@ from sipproxy.engine.long_requests import LongRequests
 from sipproxy.engine.peers import Peers
 from sipproxy.engine.statics import Statics
 from sipproxy.engine.steering import mark_of
+from sipproxy.engine.structs import CallMark
 from sipproxy.engine.tokens import Tokens
 from sipproxy.engine.transactions import Server, Transactions
 from sipproxy.engine.trunks import Trunks
@@ -46,12 +45,6 @@ OPTIONAL = frozenset([b"Allow", b"Accept", b"Reason"])  # what a stranger's answ
 def reason_header(cause: int) -> Headers:
     """The Reason line of a refusal (RFC 3326, in responses RFC 6432); none for cause 0."""
     return ((b"Reason", b"Q.850;cause=%d" % cause),) if cause else ()
-
-
-class CallMark(msgspec.Struct, frozen=True, array_like=True):
-    """Content of the token in Record-Route: our call id."""
-
-    call: str
 
 
 class Desk:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from sipproxy.engine.forward import hop_of
 from sipproxy.engine.health import Health, HealthState
-from sipproxy.engine.location import STATIC, Binding
+from sipproxy.engine.location import STATIC
+from sipproxy.engine.structs import Binding
 from sipproxy.sip.flow import Flow
 from sipproxy.sip.uri import parse_uri
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from sipproxy.engine.location import Binding
+from sipproxy.engine.structs import Binding
 from sipproxy.store import keys
 from sipproxy.store.backlog import Backlog
 from sipproxy.store.connection import State

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
-from sipproxy.engine.location import Binding
+from sipproxy.engine.structs import Binding
 from sipproxy.store import keys
 from sipproxy.store.errors import StoreError
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from sipproxy.engine.actions import MaliciousCall
+from sipproxy.engine.structs import MaliciousCall
 from sipproxy.store import keys
 from sipproxy.store.backlog import Backlog
 

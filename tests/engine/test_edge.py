@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sipproxy.engine.core import Engine
-from sipproxy.engine.edge import Reach, flow_token
+from sipproxy.engine.edge import flow_token
 from sipproxy.engine.peers import Peer, Peers
 from sipproxy.engine.settings import Listener
+from sipproxy.engine.structs import Reach
 from sipproxy.sip.flow import Flow, Hop
 from sipproxy.sip.message import Request, Response
 from tests.engine.desk import Desk
@@ -18,7 +19,7 @@ from tests.sim.conftest import make_town
 from tests.sim.world import REALM
 
 if TYPE_CHECKING:
-    from sipproxy.engine.location import Binding
+    from sipproxy.engine.structs import Binding
 
 PEER = Flow("UDP", 0, "192.0.2.2", 5060)
 TCP = Flow("TCP", 1, "203.0.113.3", 40_000, 17)

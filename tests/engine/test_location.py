@@ -7,7 +7,8 @@ import random
 import msgspec
 import pytest
 
-from sipproxy.engine.location import LOOKED_AT_MS, Binding, Location
+from sipproxy.engine.location import LOOKED_AT_MS, Location
+from sipproxy.engine.structs import Binding
 from sipproxy.sip.flow import Flow
 
 FLOWS = [Flow("UDP", 0, "203.0.113.1", port) for port in (5060, 5062, 5064)]

@@ -9,9 +9,8 @@ import msgspec
 import pytest
 
 from sipproxy.engine.actions import Action, Now, RemoveBinding, SaveBinding
-from sipproxy.engine.edge import Reach
-from sipproxy.engine.location import Binding
 from sipproxy.engine.replicas import LACKING_S
+from sipproxy.engine.structs import Binding, Reach
 from sipproxy.sip.flow import Flow
 from tests.engine.desk import Desk
 

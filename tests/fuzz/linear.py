@@ -22,7 +22,7 @@ from cdr import codec as cdr_codec
 from cdr.facts import Admit, End, Record
 from cdr.segment import Header, write_frame, write_header
 from policy import codec
-from sipproxy.engine.location import Binding
+from sipproxy.engine.structs import Binding
 from sipproxy.sip.errors import ParseError
 from sipproxy.sip.flow import Flow
 from sipproxy.sip.framing import StreamFramer

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from policy import codec
-from sipproxy.engine.location import Binding
+from sipproxy.engine.structs import Binding
 from sipproxy.sip.flow import Flow
 
 if TYPE_CHECKING:

@@ -31,8 +31,8 @@ from policy.table import PolicyError
 from sipproxy.config_file import ConfigError
 from sipproxy.config_file import load as load_config
 from sipproxy.engine.actions import Action, SendTo, TakeSlot
-from sipproxy.engine.location import Binding
 from sipproxy.engine.settings import Rates
+from sipproxy.engine.structs import Binding
 from sipproxy.engine.targets import binding_groups
 from sipproxy.neighbours import _peer, _row
 from sipproxy.net.hep import write_hep

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from cdr.facts import Fact
     from sipproxy.engine.actions import Action
-    from sipproxy.engine.location import Binding
+    from sipproxy.engine.structs import Binding
 
 SECOND = ("192.0.2.2", 5060)
 LAG_S = 0.05  # of replication

@@ -21,7 +21,6 @@ from sipproxy.engine.actions import (
     HoldSlot,
     Journal,
     KeepTrace,
-    MaliciousCall,
     Note,
     Now,
     ReleaseSlot,
@@ -39,7 +38,7 @@ from sipproxy.sip.flow import Flow, Hop
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from sipproxy.engine.location import Binding
+    from sipproxy.engine.structs import Binding, MaliciousCall
 
 REALM = "sip.test"
 PROXY = ("192.0.2.1", 5060)

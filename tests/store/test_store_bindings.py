@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from store_server import Connect, Relay, Server, eventually
 
-from sipproxy.engine.location import Binding
+from sipproxy.engine.structs import Binding
 from sipproxy.sip.flow import Flow
 from sipproxy.store import keys
 from sipproxy.store.bindings import Bindings

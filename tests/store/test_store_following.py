@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 from store_server import Connect, Relay, Server, eventually
 
-from sipproxy.engine.location import Binding
+from sipproxy.engine.structs import Binding
 from sipproxy.sip.flow import Flow
 from sipproxy.store import following, keys
 from sipproxy.store.bindings import Bindings

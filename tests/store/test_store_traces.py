@@ -6,7 +6,7 @@ import pytest
 from redis.exceptions import RedisError, ResponseError
 from store_server import Connect, Server, eventually
 
-from sipproxy.engine.actions import MaliciousCall
+from sipproxy.engine.structs import MaliciousCall
 from sipproxy.store import keys
 from sipproxy.store.traces import Access, Traces, accesses, read
 
