@@ -19,7 +19,7 @@ RUNTIME := $(VENV)/.installed-runtime
 DEVELOPMENT := $(VENV)/.installed-development
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test mix load load-compare soak faults crashes damage fuzz linear transparency torture loops lint format types needs requirements clean audit
+.PHONY: help run demo test mix load load-compare soak faults crashes damage fuzz linear transparency torture loops compiled plain test-compiled lint format types needs requirements clean audit
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
@@ -93,6 +93,15 @@ format: $(DEVELOPMENT)  ## let ruff write its format
 
 types: $(DEVELOPMENT)  ## mypy, strict
 	$(BIN)/mypy
+
+compiled: $(DEVELOPMENT)  ## compile the SIP stack and the engine with mypyc, for more calls a second; needs a C compiler
+	$(BIN)/python tools/compile_core.py
+
+plain: | $(VENV)/bin/python  ## take compiled modules away again
+	$(BIN)/python tools/compile_core.py --remove
+
+test-compiled: compiled  ## the tests of the SIP stack and the engine, on compiled modules
+	$(BIN)/python -m pytest tests/sip tests/torture tests/engine tests/sim tests/test_compiled.py
 
 audit:  ## compare the pinned requirements with published advisories (asks the package index)
 	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --target build/audit pip-audit

@@ -26,7 +26,7 @@ from policy import profiles
 from policy import store as policy_store
 from policy.build import snapshot_of
 from policy.table import PolicyError
-from sipproxy import policy_cache, policy_files
+from sipproxy import compiled, policy_cache, policy_files
 from sipproxy.admin.control import ControlServer, socket_path
 from sipproxy.certificates import renew, tls_of
 from sipproxy.config_file import name_server, split_address
@@ -102,6 +102,8 @@ def settle_memory() -> None:
 
 
 async def _run(config: Config, config_path: Path, *, embedded: bool, greet: bool, spec: Spec | None) -> int:
+    if fault := compiled.fault():
+        raise StartError(fault)
     stop = Stop()
     stop.listen()
     if not await an_address_is_here([listen.address for listen in config.listen], stop, Notifier()):
@@ -252,6 +254,7 @@ class Node:
         self.log.info(
             "ready",
             node=config.node.id,
+            engine=compiled.kind(),
             listen=shown(bound),
             metrics=self._metrics_address,
             lines=len(snapshot.lines),

@@ -35,6 +35,24 @@ calls_app = typer.Typer(help="Calls that the running node holds; `end` ends one.
 app.add_typer(calls_app, name="calls")
 
 
+def _version(wanted: bool) -> None:  # noqa: FBT001  as typer calls it
+    if wanted:
+        from sipproxy import __version__, compiled
+
+        typer.echo(f"sipproxy {__version__}, engine {compiled.kind()}")
+        raise typer.Exit
+
+
+@app.callback()
+def program(
+    _: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Which version, and whether its engine is compiled."),
+    ] = False,
+) -> None:
+    """SIP registrar, policy proxy and call-detail recorder for small carriers."""
+
+
 @app.command()
 def up(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
     """Start all that one machine needs.

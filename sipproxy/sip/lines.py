@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MAX_BODY",
+    "call_id_of",
     "contacts_of",
     "cseq_of",
     "expires_of",
@@ -93,6 +94,14 @@ def contacts_of(line: bytes) -> tuple[NameAddr, ...]:
 @lru_cache(maxsize=CACHED)
 def routes_of(line: bytes) -> tuple[NameAddr, ...]:
     return tuple(map(_route, split_commas(value_of(line))))
+
+
+@lru_cache(maxsize=CACHED)
+def call_id_of(line: bytes) -> bytes:
+    value = value_of(line)
+    if not value or b" " in value or b"\t" in value:
+        raise ParseError(f"not a Call-ID: {shown(value)}", section="RFC 3261 §20.8")
+    return value
 
 
 @lru_cache(maxsize=CACHED)

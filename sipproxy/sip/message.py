@@ -16,6 +16,7 @@ from sipproxy.sip.errors import ParseError
 from sipproxy.sip.grammar import QUOTED, TOKEN, shown
 from sipproxy.sip.headers import MAX_ELEMENTS, CSeq, NameAddr, Via, parse_via, split_commas
 from sipproxy.sip.lines import (
+    call_id_of,
     contacts_of,
     cseq_of,
     expires_of,
@@ -28,7 +29,7 @@ from sipproxy.sip.lines import (
     value_of,
     vias_of,
 )
-from sipproxy.sip.shape import Shape, key_of, read_shape, shape_of
+from sipproxy.sip.shape import Shape, key_of, names_of, read_shape, remembered, shape_of
 from sipproxy.sip.uri import CACHED, Uri, parse_uri
 
 if TYPE_CHECKING:
@@ -150,8 +151,8 @@ class Message:
     @property
     def vias(self) -> list[Via]:
         if self._vias is None:
-            _ = self.via
-            self._vias = self._all(vias_of, b"via")
+            via = self.via
+            self._vias = [via, *self._all(vias_of, b"via")[1:]]
         return self._vias
 
     @property
@@ -169,10 +170,7 @@ class Message:
     @property
     def call_id(self) -> bytes:
         if self._call_id is None:
-            value = value_of(self._needed(b"call-id"))
-            if not value or b" " in value or b"\t" in value:
-                raise ParseError(f"not a Call-ID: {shown(value)}", section="RFC 3261 §20.8")
-            self._call_id = value
+            self._call_id = read(call_id_of, self._needed(b"call-id"))
         return self._call_id
 
     @property
@@ -302,11 +300,17 @@ def parse_message(data: bytes, *, max_headers: int = MAX_HEADERS) -> Request | R
         status = _start_status(data[begin:].partition(_CRLF)[0])
         raise ParseError(detail, offset=len(data), section="RFC 3261 §7", status=status)
     head = data[begin:end]
-    lines = check_head(head)
+    lines = head.split(_CRLF)
+    names = names_of(head)
+    shape = remembered.get(names)
+    # A row of names that is remembered has no folds in it: each is then the name of one line.
+    if shape is None or len(lines) != len(shape.keys) or _has_controls(head, lines):
+        lines, shape = check_head(head), None
     if len(lines) - 1 > max_headers:
         raise ParseError(f"more than {max_headers} header lines", offset=begin, section="RFC 3261 §7.3")
     start = read(_parse_start, lines[0])
-    shape = read_shape(head, lines)
+    if shape is None:
+        shape = read_shape(names, lines, folds=head.count(_CRLF) + 1 != len(lines))
     body_at = end + 4 - begin
     length = _claimed_length(shape, lines)
     available = len(data) - begin - body_at
@@ -327,7 +331,7 @@ def message_of(lines: list[bytes], keys: list[bytes], body: bytes, *, max_header
     """
     head = _CRLF.join(lines)
     raw = b"\r\n\r\n".join((head, body))
-    if len(head) - len(head.translate(None, _CONTROLS)) != 2 * len(lines) - 2 or len(lines) - 1 > max_headers:
+    if _has_controls(head, lines) or len(lines) - 1 > max_headers:
         return parse_message(raw, max_headers=max_headers)  # it has folds, or is not sound
     start, shape = read(_parse_start, lines[0]), shape_of(keys)
     length = _claimed_length(shape, lines)
@@ -341,10 +345,14 @@ def message_of(lines: list[bytes], keys: list[bytes], body: bytes, *, max_header
 def check_head(head: bytes) -> list[bytes]:
     """The start line and the header lines, folds kept. Raises ParseError for any line end but CRLF and any stray control."""
     lines = head.split(_CRLF)
-    # One equation for all of them: what `translate` deletes must be exactly the CR and LF of the CRLFs.
-    if len(head) - len(head.translate(None, _CONTROLS)) != 2 * len(lines) - 2:
+    if _has_controls(head, lines):
         _check_controls(head)
     return _LINE_END.split(head) if b"\r\n " in head or b"\r\n\t" in head else lines
+
+
+def _has_controls(head: bytes, lines: list[bytes]) -> bool:
+    """Whether there are others than the CR and LF of the CRLFs between the lines: `translate` has to delete exactly those."""
+    return len(head) - len(head.translate(None, _CONTROLS)) != 2 * len(lines) - 2
 
 
 def _check_controls(head: bytes) -> None:

@@ -19,6 +19,7 @@ __all__ = [
     "SINGLE",
     "Shape",
     "key_of",
+    "names_of",
     "read_shape",
     "remembered",
     "shape_of",
@@ -48,7 +49,6 @@ _KNOWN = {
     for name in (*_SPELLINGS, *(bytes((letter,)) for letter in b"abcdefijklmnorstuvxy"))
     for spelling in (name, name.lower(), name.upper())
 }
-_CRLF = b"\r\n"
 _NAME = re.compile(rb"\n([^:\r\n]*+:)")  # to the end of its line at most: many folds without a colon would take their square
 
 
@@ -74,22 +74,26 @@ def shape_of(keys: list[bytes]) -> Shape:
 
 
 remembered: dict[tuple[bytes, ...], Shape] = {}
-"""Shapes by the names as written; emptied when it is full."""
+"""Shapes of heads without folds by the names as written; emptied when it is full."""
 
 
-def read_shape(head: bytes, lines: list[bytes]) -> Shape:
-    """The shape of a head and of its lines. Raises ParseError for a line that has no sound name."""
-    # As many names as lines: each line has a colon. Without folds each name is what its line begins with.
-    names = tuple(_NAME.findall(head))
-    if len(names) + 1 != len(lines) or head.count(_CRLF) + 1 != len(lines):
-        return shape_of([b"", *map(key_of, lines[1:])])
-    shape = remembered.get(names)
-    if shape is None:
-        shape = shape_of([b"", *map(key_of, lines[1:])])
-        if len(names) <= MAX_SHAPE_NAMES and sum(map(len, names)) <= MAX_SHAPE_BYTES:
-            if len(remembered) >= MAX_SHAPES:
-                remembered.clear()
-            remembered[names] = shape
+def names_of(head: bytes) -> tuple[bytes, ...]:
+    """What stands before the first colon of each line of a head, colon and spaces included.
+
+    A line without a colon has none; a fold with one has what stands before it, white space first.
+    """
+    return tuple(_NAME.findall(head))
+
+
+def read_shape(names: tuple[bytes, ...], lines: list[bytes], *, folds: bool) -> Shape:
+    """The shape of these lines, the start line first, whose head has the names. Raises ParseError for a line without a sound
+    name."""
+    shape = shape_of([b"", *map(key_of, lines[1:])])
+    # With as many names as lines, and no folds, each is what its line begins with.
+    if not folds and len(names) + 1 == len(lines) <= MAX_SHAPE_NAMES and sum(map(len, names)) <= MAX_SHAPE_BYTES:
+        if len(remembered) >= MAX_SHAPES:
+            remembered.clear()
+        remembered[names] = shape
     return shape
 
 

@@ -1,0 +1,130 @@
+"""Compile the SIP stack and the engine with mypyc, next to their sources: `compile_core.py` builds, `--remove` takes it away.
+
+The sources stay plain Python and are all that is needed to run. Needs mypy, setuptools and a C compiler. The build goes on in
+build/core; modules and stamp are put in place at its end, so that one that fails changes nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import hashlib
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+STAMP = ROOT / "sipproxy" / "compiled.stamp"  # sipproxy/compiled.py reads it
+BUILD = ROOT / "build" / "core"
+FOLDERS = ("sipproxy/sip", "sipproxy/engine")
+PLAIN = {
+    "sipproxy/engine/structs.py",  # msgspec makes its classes
+    "sipproxy/engine/crew.py",  # and some of these
+    "sipproxy/engine/response_context.py",  # generic dataclasses
+}
+GROUP = "sipproxy_core"
+SETUP = """
+import sys
+from mypyc.build import mypycify
+from setuptools import setup
+
+flags = ["--config-file=mypy.ini", *sys.argv.pop().split(",")]
+modules = mypycify(flags, opt_level="2", debug_level="0", multi_file=True, group_name={group!r})
+setup(name={group!r}, packages=[], py_modules=[], ext_modules=modules)
+"""
+
+
+def digest(source: Path) -> str:
+    """What tells one version of a source from another; as in sipproxy/compiled.py, which may not be importable now."""
+    return hashlib.sha256(source.read_bytes()).hexdigest()
+
+
+def sources() -> list[str]:
+    """What is compiled, as paths below the root."""
+    found = (path.relative_to(ROOT).as_posix() for folder in FOLDERS for path in sorted((ROOT / folder).glob("*.py")))
+    return [name for name in found if name not in PLAIN and not name.endswith("__init__.py")]
+
+
+def built(root: Path) -> list[Path]:
+    """The compiled modules below `root`, as paths below it."""
+    found = [*root.glob(f"{GROUP}__mypyc*.so"), *(path for folder in FOLDERS for path in (root / folder).glob("*.so"))]
+    return [path.relative_to(root) for path in found]
+
+
+def adapted(source: str) -> str:
+    """The source with what mypyc 2 needs and plain Python does not: it evaluates the annotations of fields.
+
+    Those of named tuples are put into quotes. Those of dataclasses become unions with themselves, which are the same types and
+    are not evaluated. Lines stay where they are, so that tracebacks are right.
+    """
+    lines = source.split("\n")
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.ClassDef):
+            continue
+        if any(ast.unparse(base) == "NamedTuple" for base in node.bases):
+            form = '"{}"'
+        elif any(ast.unparse(decorator).startswith("dataclass") for decorator in node.decorator_list):
+            form = "{0} | {0}"
+        else:
+            continue
+        for field in node.body:
+            if isinstance(field, ast.AnnAssign) and not isinstance(field.annotation, ast.Constant):
+                _replace(lines, field.annotation, form)
+    return "\n".join(lines)
+
+
+def _replace(lines: list[str], note: ast.expr, form: str) -> None:
+    """Write an annotation in another form where it stands; its columns are bytes."""
+    if note.lineno != note.end_lineno:
+        raise ValueError(f"an annotation of several lines: {ast.unparse(note)}")
+    line = lines[note.lineno - 1].encode()
+    start, end = line[: note.col_offset].decode(), line[note.end_col_offset :].decode()
+    lines[note.lineno - 1] = start + form.format(ast.unparse(note).replace('"', "'")) + end
+
+
+def remove() -> None:
+    """Run plain Python from now on."""
+    for path in built(ROOT):
+        (ROOT / path).unlink()
+    STAMP.unlink(missing_ok=True)
+
+
+def build() -> None:
+    """Compile; raises CalledProcessError when that fails."""
+    names = sources()
+    shutil.rmtree(BUILD, ignore_errors=True)
+    for package in ("sipproxy", "policy", "cdr"):
+        shutil.copytree(ROOT / package, BUILD / package, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    for name in names:
+        (BUILD / name).write_text(adapted((ROOT / name).read_text()))
+    (BUILD / "setup.py").write_text(SETUP.format(group=GROUP))
+    (BUILD / "mypy.ini").write_text("[mypy]\nignore_missing_imports = True\n")
+    command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace", ",".join(names)]
+    subprocess.run(command, cwd=BUILD, check=True)
+    subprocess.run([sys.executable, "-c", "import sipproxy.engine.core"], cwd=BUILD, check=True)
+    remove()
+    for path in built(BUILD):
+        shutil.copy2(BUILD / path, ROOT / path)
+    STAMP.write_text("".join(f"{digest(ROOT / name)} {name}\n" for name in names))
+
+
+def main() -> int:
+    """The command line. Returns the exit status."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
+    parser.add_argument("--remove", action="store_true", help="go back to plain Python")
+    if parser.parse_args().remove:
+        remove()
+        print("the engine is plain Python")
+        return 0
+    try:
+        build()
+    except (ImportError, subprocess.CalledProcessError) as error:
+        print(f"compile_core: {error}; the engine stays as it was", file=sys.stderr)
+        return 1
+    print(f"the engine is compiled: {len(built(ROOT))} modules")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
