@@ -20,6 +20,7 @@ import structlog
 from sipproxy.engine.actions import SaveBinding
 from sipproxy.engine.crew import Gone, Guessed, Started
 from sipproxy.engine.steering import Steering
+from sipproxy.engine.structs import Binding  # noqa: TC001  msgspec reads the annotations
 from sipproxy.net.handover import MAX_MESSAGE, Post
 from sipproxy.net.udp import UdpListener
 from sipproxy.orders import State
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
     from sipproxy.engine.actions import RemoveBinding
-    from sipproxy.engine.structs import Binding
     from sipproxy.metrics import Metrics
     from sipproxy.net.transports import Transports
     from sipproxy.orders import Spec
