@@ -24,7 +24,8 @@ LINE = LineSpec("P1", "pbx1", "secret-p", "+496032988*", kind="trunk", channels=
 
 async def test_pbx_with_a_fixed_address_is_called_and_calls_without_a_registration(start_network: Callable[..., Any]) -> None:
     port = free_udp_port()
-    settings = {"registrar": {"static": [f"pbx1 sip:127.0.0.1:{port}"]}}
+    # It comes after the node here, and nobody asks whether it is there.
+    settings = {"registrar": {"static": [f"pbx1 sip:127.0.0.1:{port}"], "static_ping_s": 0}}
     network: Network = await start_network([LINE], settings=settings)
     account = RouterAccount("pbx1", LINE.password, DOMAIN)
     pbx = Router("pbx1", network.ledger, account, network.node.address)
