@@ -67,6 +67,7 @@ class Attempt:
     tries: int = 0  # challenges answered
     provisional: bool = False  # the last INVITE was taken by the node
     invite: bytes = field(default=b"", repr=False)  # the lines that CANCEL and ACK of a refusal repeat
+    ack: bytes = field(default=b"", repr=False)
     first_ns: int = 0
     invite_ns: int = 0  # the INVITE with credentials, or the only one
     ok_ns: int = 0  # the callee's 200
@@ -98,6 +99,11 @@ class Attempt:
         ) % (
             method, self.uri, side.wire.place, self.number, side.cseq, self.invite, receiver, self.call_id, side.cseq, method,
         )  # fmt: skip
+
+    def write_ack(self) -> bytes:
+        """The ACK of the 200; one that is repeated is the same (§13.2.2.4)."""
+        self.ack = self.ack or self.in_dialog(self.caller, b"ACK")
+        return self.ack
 
     def in_dialog(self, side: Side, method: bytes) -> bytes:
         """A request of one side within the dialog; an ACK has the CSeq of the INVITE (§13.2.2.4)."""

@@ -322,8 +322,14 @@ class _Runs:
             sipp_cpu_s=answering + _children_cpu_s() - own,
             delays_ms=(percentile(result.response_ms, 0.5), percentile(result.response_ms, 0.99)),
             repeats=result.retransmissions,
-            fault="" if result.successful < count else fault,
+            fault=_first_error(result.errors) if result.successful < count else fault,
         )
+
+
+def _first_error(errors: str) -> str:
+    """SIPp's first complaint about a call, without its time stamp."""
+    line = next((line for line in errors.splitlines() if "call" in line.lower() or "timeout" in line.lower()), "")
+    return line.rpartition("\t")[2][:200]
 
 
 def _children_cpu_s() -> float:

@@ -257,7 +257,7 @@ class Generator:
             return
         if attempt.stage in ("calling", "lost"):
             self._answered(attempt, head, stamp)
-        side.wire.send(attempt.in_dialog(side, b"ACK"), side.hop)
+        side.wire.send(attempt.write_ack(), side.hop)
 
     def _refused(self, attempt: Attempt, status: int, data: bytes, stamp: int) -> None:
         attempt.caller.step += 1

@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from sipproxy.config import Section
-from sipproxy.config_file import Reader, read_tables
+from sipproxy.config_file import ConfigError, Fault, Reader, read_tables
 
 __all__ = [
     "KINDS",
@@ -146,6 +146,11 @@ def read(path: Path, instead: Mapping[tuple[str, str], object] | None = None) ->
     and key, None for a key that is left out. Raises ConfigError with every fault."""
     if not path.exists() and (MIXES / f"{path.name}.toml").is_file():
         path = MIXES / f"{path.name}.toml"
+    if not path.exists():
+        known = ", ".join(sorted(found.stem for found in MIXES.glob("*.toml")))
+        raise ConfigError(
+            [Fault(str(path), 0, "", f"there is no such file, and no mix of that name is shipped; those are {known}")]
+        )
     data, reader = read_tables(path)
     for (section, key), value in (instead or {}).items():
         table = data.setdefault(section, {}) if section else data

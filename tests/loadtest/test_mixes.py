@@ -66,6 +66,11 @@ def test_read_of_a_faulty_mix_names_file_line_key_and_what_to_do(tmp_path: Path,
     assert f"{tmp_path / 'small.toml'}{told}" in str(raised.value)
 
 
+def test_read_of_a_mix_that_is_not_there_names_those_that_are(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none.toml: there is no such file.*; those are busy-hour, evening, .*yardstick"):
+        read(tmp_path / "none.toml")
+
+
 def test_read_with_values_of_the_command_line_takes_them_and_checks_them(tmp_path: Path) -> None:
     path = written(tmp_path, SMALL)
     mix = read(path, {("load", "steps"): [[0, 3], [2, 4]], ("load", "rate"): None, ("", "seed"): 9})
