@@ -8,7 +8,7 @@ Leaves out: routers that try again after a refusal.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,7 +37,7 @@ AT_TWICE, AT_TEN_TIMES = 0.9, 0.7  # of the peak, what the node should keep
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One rate, as a factor of the capacity, and what became of it."""
+    """One rate, as a factor of the capacity (0: on the way up), and what became of it."""
 
     factor: float
     ran: Ran
@@ -80,34 +80,33 @@ async def _run(options: argparse.Namespace) -> list[Report]:
             named: Mix = msgspec.structs.replace(mix, load=load, name=f"{rate:.0f} a second")
             return await run_mix(named, _saying(tell, named.name), settings=settings)
 
-        capacity = options.capacity or await _capacity(at, options.start)
+        way_up = [] if options.capacity else await _way_up(at, options.start)
+        capacity = options.capacity or max(point.goodput for point in way_up)
         points = [Point(factor, await at(factor * capacity)) for factor in options.factor or FACTORS]
     if options.plot is not None:
         draw(points, options.plot)
-    return [report_of(point, points) for point in points]
+    return [report_of(point, points) for point in [*way_up, *points]]
 
 
 def _saying(tell: Callable[[Progress], None], name: str) -> Callable[[Progress], None]:
     return lambda stage: tell(Progress(f"{name}, {stage.stage}", stage.done, stage.total, stage.text))
 
 
-async def _capacity(at: Callable[[float], Any], start: float) -> float:
-    """The highest goodput on the way up."""
-    best, rate = 0.0, start
-    for _ in range(MOST):
-        point = Point(0.0, await at(rate))
-        best = max(best, point.goodput)
-        if point.goodput < ENOUGH * point.offered:
+async def _way_up(at: Callable[[float], Awaitable[Ran]], start: float) -> list[Point]:
+    """Rates from `start` up to the first that is too high."""
+    points: list[Point] = []
+    for number in range(MOST):
+        points.append(Point(0.0, await at(start * STEP**number)))
+        if points[-1].goodput < ENOUGH * points[-1].offered:
             break
-        rate *= STEP
-    return best
+    return points
 
 
 def report_of(point: Point, points: Sequence[Point]) -> Report:
     """One rate; faults are what does not reconcile, calls for help that were not answered, and a goodput that breaks down."""
     ran, seen = point.ran, point.ran.seen
     peak = max((one.goodput for one in points), default=0.0)
-    report = Report(f"{point.factor:g} times")
+    report = Report(f"{point.factor:g} times" if point.factor else f"way up, {point.ran.mix.load.rate:.0f}/s")
     report.add("offered", "calls a second that arrived", point.offered)
     report.add("goodput", f"of them went well, answered within {PATIENCE_S:g} s", point.goodput)
     report.add("share_of_peak", "of the highest goodput", 100 * point.goodput / max(peak, 0.001), "%")
