@@ -373,12 +373,28 @@ def test_trunks_of_a_running_node_are_shown_once_or_again_and_again(config: Path
         "last_failure_at_ms": 1_790_000_000_000,
         "registration": "refused 403",
         "expires_at_ms": None,
+        "addresses": [
+            {
+                "address": "192.0.2.10:5060",
+                "transport": "udp",
+                "record": "SRV _sip._udp.carrier.example, A a.carrier.example",
+                "reachable": True,
+                "dead": True,
+                "dead_since_ms": 1_790_000_000_000,
+                "dead_for_s": 40,
+                "why": "timeout",
+            }
+        ],
     }
     node["trunks"] = lambda _: {"trunks": [row]}
     known = {**row, "calls_all_nodes": None}
     assert answer("trunks", "-c", config) == [known]
-    cells = re.split(r"\s{2,}", run("trunks", "-c", config).stdout.splitlines()[1].strip())
+    _, first, *_, last = run("trunks", "-c", config).stdout.splitlines()
+    cells = re.split(r"\s{2,}", first.strip())
     assert (cells[0], cells[1], *cells[3:6], cells[7]) == ("carrier", "down", "3", "30", "12 ms", "refused 403")
+    cells = re.split(r"\s{2,}", last.strip())
+    assert (*cells[:4], *cells[5:7]) == ("carrier", "192.0.2.10:5060", "udp", "dead", "timeout", "40 s")
+    assert cells[7] == "SRV _sip._udp.carrier.example, A a.carrier.example"
     command = [sys.executable, "-m", "sipproxy", "trunks", "--watch", "--json", "-c", str(config)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as watching:
         assert watching.stdout is not None
