@@ -34,8 +34,7 @@ class OwnLateness:
     ) -> None:
         assert self._task is not None
         self._task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._task
+        await asyncio.gather(self._task, return_exceptions=True)  # who is cancelled meanwhile is: only the sampling is not told
 
     @property
     def worst_ms(self) -> float:
