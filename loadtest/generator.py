@@ -357,7 +357,7 @@ class Generator:
         if method == b"INVITE" and attempt is not None:
             self._on_invite(attempt, data, source, stamp)
         elif method == b"ACK":
-            if attempt is not None:
+            if attempt is not None and not (attempt.by_callee and attempt.stage == "ending"):  # that would stop its BYE
                 attempt.callee.step += 1
         elif method:
             self._on_request(wire, method, attempt, data, source)
