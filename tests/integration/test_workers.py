@@ -9,8 +9,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from loadtest.agents import Answering, next_call
-from loadtest.network import many_lines
+from loadtest.agents import Answering, Trunk, next_call
+from loadtest.net import free_udp_port
+from loadtest.network import TRUNK_HOST, many_lines
+from loadtest.node import TrunkSpec
+from loadtest.truth import Ledger
 from loadtest.ua import SDP_TYPE, sdp_of
 from sipproxy.admin.control import ask, socket_path
 
@@ -155,3 +158,39 @@ async def test_wrong_passwords_count_whichever_worker_they_come_to(start_network
     metrics = await network.node.metrics()
     looked_at = 24 - metrics['sipproxy_guesses_limited_total{budget="pair"}']
     assert 6 <= looked_at <= 8  # one or two may have been on their way; each worker for itself would look at twelve
+
+
+async def test_route_that_icmp_says_is_gone_fails_at_once_whichever_worker_hears_it(start_network: Callable[..., Any]) -> None:
+    """RFC 3261 §18.4. The kernel tells one socket of the address, mostly not that of the worker that sent."""
+    gone = TrunkSpec("gone", (TRUNK_HOST, free_udp_port(TRUNK_HOST)), settings={"ping_s": 0})
+    carrier = Trunk("carrier", Ledger(), host=TRUNK_HOST)
+    await carrier.open()
+    try:
+        trunks = [gone, TrunkSpec("carrier", (carrier.host, carrier.port), priority=1, settings={"ping_s": 0})]
+        network = await started(start_network, trunks=trunks, settings={"calls": {"route_s": 60}})
+        routers = [await network.router(line.user) for line in LINES]
+        calls = [await router.call(FIXED) for router in routers]
+        for call in calls:
+            await call.answered(20.0)
+            assert await call.hang_up() == 200
+        records, _ = await network.reconciled()
+        assert {record.node for record in records} == {"node1", "node1-2"}
+    finally:
+        carrier.close()
+
+
+async def test_registration_is_known_to_all_workers_also_while_the_store_is_away(start_network: Callable[..., Any]) -> None:
+    """Design: invariant 5. Who registers at one worker is called by whichever has the call, store or not."""
+    network = await started(start_network)
+    network.store.stop()
+    try:
+        for line in LINES:
+            router = await network.router(line.user)
+            call = await (await network.trunk.call(line.number, network.node.address)).answered()
+            await next_call(router)
+            assert await call.hang_up() == 200
+    finally:
+        network.store.resume()
+    records, result = await network.reconciled()
+    assert result.ok, result
+    assert {record.node for record in records} == {"node1", "node1-2"}
