@@ -386,7 +386,8 @@ def test_node_that_is_behind_catches_up_by_looking_at_calls_alone() -> None:
         assert desk.receive(desk.request(b"INVITE", b"sip:112@sip.example", call_id=b"help-%d" % flow.port), flow)
         assert desk.receive(desk.request(b"BYE", CALL, to_tag=b"t"), flow)
     assert messages(desk, b"INVITE", 1, ROUTER, CALL) == [[407]]
-    assert desk.engine.shedder.counts == {("behind", "register"): 2, ("behind", "options"): 2}
+    assert messages(desk, b"INVITE", 1, STRANGER, CALL) == [[]]
+    assert desk.engine.shedder.counts == {("behind", "register"): 2, ("behind", "options"): 2, ("behind", "invite"): 1}
     desk.tick(0.1)
     desk.engine.observe(Signals(0.0, 0, 0.1), desk.now)
     assert messages(desk, b"REGISTER", 1, ROUTER) == [[401]]
