@@ -162,7 +162,8 @@ class Shedder:
         user, sharing = desk.location.accounts_at(flow, desk.now.utc_ms)
         verdict = self._again(data, flow) if kind is Kind.INVITE else None
         if self._is_behind and kind <= (Kind.REGISTER if user else Kind.INVITE):
-            verdict = _BEHIND
+            # A customer is told when to come again, or he would repeat it every four seconds, which keeps the node behind.
+            verdict = Verdict("behind", self._retry(kind)) if user and kind is Kind.REGISTER else _BEHIND
         elif verdict is None and user:
             verdict = self._customer(kind, data, flow, user, sharing)
         elif verdict is None:

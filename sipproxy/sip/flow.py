@@ -75,7 +75,7 @@ def is_literal(host: str) -> bool:
     return True
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=32_768)
 def source_of(host: str) -> str:
     """What limits count a peer by: its IPv4 address, or an IPv6 address's /64, which one customer has whole."""
     try:

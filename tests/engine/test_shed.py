@@ -382,7 +382,8 @@ def test_node_that_is_behind_catches_up_by_looking_at_calls_alone() -> None:
     assert desk.register(CONTACT).status == 200
     desk.engine.observe(Signals(0.0, 0, BEHIND_S), desk.now)
     for flow in (ROUTER, STRANGER):
-        assert messages(desk, b"REGISTER", 1, flow) == messages(desk, b"OPTIONS", 1, flow) == [[]]
+        assert messages(desk, b"REGISTER", 1, flow) == [[503] if flow == ROUTER else []], "a customer would repeat it otherwise"
+        assert messages(desk, b"OPTIONS", 1, flow) == [[]]
         assert desk.receive(desk.request(b"INVITE", b"sip:112@sip.example", call_id=b"help-%d" % flow.port), flow)
         assert desk.receive(desk.request(b"BYE", CALL, to_tag=b"t"), flow)
     assert messages(desk, b"INVITE", 1, ROUTER, CALL) == [[407]]
