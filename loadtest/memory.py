@@ -130,10 +130,10 @@ async def hold(plan: Plan, tell: Callable[[str], None]) -> Held:
         found.ended = run.growth()
         await run.pause()
         tell(f"{plan.calls} calls that are held")
-        set_up_s = plan.calls / plan.call_rate + plan.pause_s
-        task = asyncio.create_task(run.call(users, plan.calls, set_up_s + plan.pause_s))
-        await asyncio.sleep(set_up_s)
-        found.failed += plan.calls - await network.slots_of_all(plan.calls)
+        set_up_s = 2 * plan.calls / plan.call_rate  # a machine that is busy with other things may take twice as long
+        task = asyncio.create_task(run.call(users, plan.calls, set_up_s + 2 * plan.pause_s))
+        found.failed += plan.calls - await network.slots_of_all(plan.calls, timeout_s=set_up_s)
+        await asyncio.sleep(plan.pause_s)
         found.live = run.growth()
         tell("hanging up")
         await task
