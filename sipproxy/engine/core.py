@@ -315,7 +315,7 @@ class Engine:
             self._refuse_malformed(request, flow, fault)
 
     def _turn_away(self, data: bytes, flow: Flow, verdict: Verdict) -> None:
-        """503 for a customer's request that comes at the wrong time. The repetition of one that was taken is none."""
+        """503 for a customer's request that comes at the wrong time. A copy of one that was taken or challenged is none."""
         if self.refusals.briefly(data, flow, verdict):
             return
         request = salvage(data)
@@ -323,7 +323,8 @@ class Engine:
             return
         request.stamp(flow.host, flow.port)
         try:
-            if self.desk.transactions.find_server(request) is None and self.refusals.shed(request, flow, verdict):
+            known = self.desk.transactions.find_server(request) is not None or self.refusals.was_challenged(request)
+            if not known and self.refusals.shed(request, flow, verdict):
                 return
         except ParseError:
             self.desk.count("malformed", "unanswerable")

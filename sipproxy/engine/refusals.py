@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_HELD", "MAX_KNOWN", "Refusals", "incoming_attempt", "internal_attempt", "outgoing_attempt"]
 
-MAX_KNOWN = 20_000  # refused INVITEs of which a repetition is told: 64*T1 at 600 a second
+MAX_KNOWN = 20_000  # refused INVITEs, and challenged ones, of which a repetition is told: 64*T1 at 600 a second
 MAX_HELD = 10_000  # records that wait for the disk, some 10 MB
 
 
@@ -87,7 +87,7 @@ def internal_attempt(number: str, caller: Decision) -> CallAttempt:
 
 
 class _Known(NamedTuple):
-    """A refused INVITE: until when it may be repeated (monotonic seconds), and what it was told."""
+    """An INVITE without a transaction: until when it may be repeated (monotonic seconds), and when it was to come again."""
 
     until: float
     retry_s: int
@@ -99,6 +99,7 @@ class Refusals:
     def __init__(self, desk: Desk, calls: Calls) -> None:
         self._desk, self._calls = desk, calls
         self._known: OrderedDict[Hashable, _Known] = OrderedDict()
+        self._challenged: OrderedDict[Hashable, _Known] = OrderedDict()
         self._held: deque[Record] = deque()
         self.holding = False
 
@@ -115,6 +116,17 @@ class Refusals:
         self._reply(request, flow, known.retry_s)
         return True
 
+    def challenged(self, request: Request, flow: Flow) -> None:
+        """The INVITE is asked for its credentials, which leaves no transaction: the attempt is the next one, that has them.
+        Only what comes by the flow of a live binding could be taken for another attempt (`shed`)."""
+        if self._desk.location.accounts_at(flow, self._desk.now.utc_ms)[1]:
+            self._remember(self._challenged, request)
+
+    def was_challenged(self, request: Request) -> bool:
+        """Whether the request is the repetition of an INVITE that was asked for its credentials. Raises ParseError."""
+        known = self._challenged.get(server_key(request))
+        return known is not None and known.until > self._desk.now.mono
+
     def turn_away(self, request: Request, flow: Flow, by: Account | TrunkRoute, rule: str, *, retry_s: int) -> bool:
         """Refuse an attempt, with a record before the answer; False for a call for help, which is left to others.
 
@@ -125,7 +137,7 @@ class Refusals:
         record = self._record(request, flow, by, rule)
         if record is None:
             return False
-        self._remember(server_key(request), retry_s)
+        self._remember(self._known, request, retry_s)
         if self.holding:
             self._hold(record)
         else:
@@ -224,11 +236,13 @@ class Refusals:
         else:
             self._desk.count("records_dropped", record.rule)
 
-    def _remember(self, key: Hashable, retry_s: int) -> None:
-        now, known = self._desk.now.mono, self._known
+    def _remember(self, known: OrderedDict[Hashable, _Known], request: Request, retry_s: int = 0) -> None:
+        now = self._desk.now.mono
         while known and next(iter(known.values())).until <= now:
             known.popitem(last=False)
         if len(known) >= MAX_KNOWN:
             known.popitem(last=False)
-            self._desk.count("refusals_forgotten", "full")
+            self._desk.count("refusals_forgotten", "full" if known is self._known else "challenged")
+        key = server_key(request)
+        known.pop(key, None)  # the latest last
         known[key] = _Known(now + 64 * self._desk.settings.timers.t1, retry_s)

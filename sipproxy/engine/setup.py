@@ -88,6 +88,7 @@ class Setup:
                 if service:
                     desk.note("warning", "emergency_challenged", source=str(flow), service=service)
                 if outcome.status:
+                    self._refusals.challenged(request, flow)
                     desk.reply(request, flow, outcome.status, headers=outcome.headers)
                 return
             account = outcome.account

@@ -91,6 +91,20 @@ def test_overloaded_node_records_the_calls_of_its_customers_alone() -> None:
     assert (503 in statuses, found) == (False, [])
 
 
+def test_copy_of_an_invite_that_was_challenged_is_no_other_attempt() -> None:
+    """The challenge leaves no transaction; the copy waited in the socket while the node came under load."""
+    desk = a_desk()
+    plain = desk.request(b"INVITE", CALL, user=b"alice", call_id=b"c1", headers=((b"Contact", CONTACT),))
+    assert asked(desk, plain) == ([407], [])
+    proven = invite(desk)
+    at_load(desk, Load.INVITE)
+    assert asked(desk, plain) == ([407], [])
+    statuses, (record,) = asked(desk, proven)
+    assert (statuses, record.rule, record.call_id) == ([503], "node.overload", "c1")
+    desk.tick(33.0)
+    assert asked(desk, plain)[0] == [503], "by now it is an attempt of its own"
+
+
 def test_line_over_its_budget_of_messages_has_records_of_its_calls() -> None:
     desk = Desk(make_town(rates=OFTEN).world.engine)
     assert desk.register(CONTACT).status == 200
