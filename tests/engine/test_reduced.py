@@ -1,0 +1,52 @@
+"""engine.reduced: what is kept of a message is what its dialog and transaction are made of (RFC 3261 §12.1, §17.1.3)."""
+
+from __future__ import annotations
+
+from sipproxy.engine.reduced import reduced, request_of
+from sipproxy.sip.dialog import from_invite_2xx
+from sipproxy.sip.matching import server_key
+from sipproxy.sip.message import Request, Response, parse_message
+
+ROUTES = b"".join(b"Record-Route: <sip:%b.example;lr>\r\n" % name for name in (b"down2", b"down1", b"we", b"up1"))
+INVITE = b"".join((
+    b"INVITE sip:bob@biloxi.example SIP/2.0\r\n",
+    b"Via: SIP/2.0/UDP we.example;branch=z9hG4bKours\r\n",
+    b"v: SIP/2.0/UDP 192.0.2.9;branch=z9hG4bKtheirs;rport, SIP/2.0/TCP pc33.example;branch=z9hG4bKfirst\r\n",
+    b"Max-Forwards: 68\r\nSubject: no dialog needs this\r\n",
+    b"f: Alice <sip:alice@atlanta.example>;tag=1928301774\r\n",
+    b"To: Bob\r\n <sip:bob@biloxi.example>\r\n",
+    b"i: a84b4c76e66710\r\nCSeq: 314159 INVITE\r\n",
+    b"m: <sip:alice@pc33.atlanta.example>\r\n",
+    b"Record-Route: <sip:we.example;lr>, <sip:up1.example;lr>\r\n",
+    b"Content-Type: application/sdp\r\nContent-Length: 5\r\n\r\nv=0\r\n",
+))  # fmt: skip
+ANSWER = b"".join((
+    b"SIP/2.0 200 OK\r\n",
+    b"Via: SIP/2.0/UDP we.example;branch=z9hG4bKours\r\n",
+    ROUTES,
+    b"From: Alice <sip:alice@atlanta.example>;tag=1928301774\r\n",
+    b"t: Bob <sip:bob@biloxi.example>;tag=a6c85cf\r\n",
+    b"Call-ID: a84b4c76e66710\r\nCSeq: 314159 INVITE\r\n",
+    b"Contact: <sip:bob@192.0.2.4:5070>\r\nServer: x\r\nContent-Length: 0\r\n\r\n",
+))  # fmt: skip
+
+
+def test_dialog_of_the_reduced_messages_is_that_of_the_whole_ones() -> None:
+    invite, answer = parse_message(INVITE), parse_message(ANSWER)
+    assert isinstance(invite, Request)
+    assert isinstance(answer, Response)
+    again = parse_message(reduced(answer))
+    assert isinstance(again, Response)
+    whole = from_invite_2xx(invite, answer)
+    assert from_invite_2xx(request_of(reduced(invite)), again) == whole
+    assert [len(side.route_set) for side in whole] == [1, 2]
+
+
+def test_transaction_of_the_reduced_request_is_that_of_the_whole_one() -> None:
+    invite = parse_message(INVITE)
+    assert isinstance(invite, Request)
+    kept = reduced(invite)
+    assert server_key(request_of(kept)) == server_key(invite)
+    assert request_of(kept).values(b"via") == invite.values(b"via")
+    assert b"no dialog" not in kept
+    assert len(kept) < len(INVITE)
