@@ -117,6 +117,14 @@ class BaresipParty:
                     return
                 await asyncio.sleep(0.01)
 
+    async def traces(self, text: str, *, timeout_s: float = 10.0) -> str:
+        """The SIP trace, once it holds the text: it is written behind the events that it tells of."""
+        until = asyncio.get_running_loop().time() + timeout_s
+        while text not in (log := self.log()):
+            assert asyncio.get_running_loop().time() < until, f"{self.user}: no {text!r} in the trace:\n{log[-8000:]}"
+            await asyncio.sleep(0.01)
+        return log
+
     def log(self) -> str:
         self._trace.flush()
         return Path(f"/proc/self/fd/{self._trace.fileno()}").read_text("utf-8", "replace")
