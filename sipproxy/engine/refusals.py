@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 __all__ = ["MAX_HELD", "MAX_KNOWN", "Refusals", "incoming_attempt", "internal_attempt", "outgoing_attempt"]
 
 MAX_KNOWN = 20_000  # refused INVITEs, and challenged ones, of which a repetition is told: 64*T1 at 600 a second
+TIMER = ("refusals",)
 MAX_HELD = 10_000  # records that wait for the disk, some 10 MB
 
 
@@ -100,6 +101,7 @@ class Refusals:
         self._desk, self._calls = desk, calls
         self._known: OrderedDict[Hashable, _Known] = OrderedDict()
         self._challenged: OrderedDict[Hashable, _Known] = OrderedDict()
+        desk.timers[TIMER[0]] = self.fire
         self._held: deque[Record] = deque()
         self.holding = False
 
@@ -237,12 +239,20 @@ class Refusals:
             self._desk.count("records_dropped", record.rule)
 
     def _remember(self, known: OrderedDict[Hashable, _Known], request: Request, retry_s: int = 0) -> None:
-        now = self._desk.now.mono
-        while known and next(iter(known.values())).until <= now:
-            known.popitem(last=False)
         if len(known) >= MAX_KNOWN:
             known.popitem(last=False)
             self._desk.count("refusals_forgotten", "full" if known is self._known else "challenged")
         key = server_key(request)
         known.pop(key, None)  # the latest last
-        known[key] = _Known(now + 64 * self._desk.settings.timers.t1, retry_s)
+        known[key] = _Known(self._desk.now.mono + 64 * self._desk.settings.timers.t1, retry_s)
+        if TIMER not in self._desk.queue:
+            self._desk.queue.set(TIMER, known[key].until)
+
+    def fire(self) -> None:
+        """Forget what is not repeated any more."""
+        for known in (self._known, self._challenged):
+            while known and next(iter(known.values())).until <= self._desk.now.mono:
+                known.popitem(last=False)
+        left = [next(iter(known.values())).until for known in (self._known, self._challenged) if known]
+        if left:
+            self._desk.queue.set(TIMER, min(left))
