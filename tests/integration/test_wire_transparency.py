@@ -26,7 +26,10 @@ if TYPE_CHECKING:
     from loadtest.dialog import Address, Call
 
 CALLS = int(os.environ.get("SIPPROXY_ODD_CALLS", "25"))
-LINES = [LineSpec("B2001", "b2001", "secret-b", "+49603255501"), LineSpec("B2002", "b2002", "secret-c", "+49603255502")]
+LINES = [  # with channels enough for all the calls that they start within a minute
+    LineSpec("B2001", "b2001", "secret-b", "+49603255501", channels=200),
+    LineSpec("B2002", "b2002", "secret-c", "+49603255502", channels=200),
+]
 DIALLED = "03023125001"
 # §16.6: Via, Max-Forwards, Record-Route, Route. The proxy takes what is addressed to it, and says who the caller is.
 CHANGED = frozenset(b"via max-forwards record-route route proxy-authorization p-asserted-identity".split())
