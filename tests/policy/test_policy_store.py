@@ -68,8 +68,9 @@ async def watching(client: redis.asyncio.Redis) -> AsyncIterator[tuple[list[Snap
         yield found, problems
         assert not task.done(), task
     finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        while not task.done():  # redis-py sends within wait_for, which before Python 3.12 may swallow a cancellation
+            task.cancel()
+            await asyncio.wait([task], timeout=0.2)
 
 
 async def test_load_of_empty_store_is_an_empty_snapshot(client: redis.asyncio.Redis) -> None:
