@@ -278,8 +278,9 @@ async def test_watch_waits_for_a_value_that_it_can_read(client: redis.asyncio.Re
     await client.hset(store.TABLES["lines"], "L1", good)
     await until(lambda: bool(found))
     assert "L1" in found[0].lines
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
+    while not task.done():  # redis-py may swallow a cancellation
+        task.cancel()
+        await asyncio.wait([task], timeout=0.2)
 
 
 async def test_watch_reads_only_what_was_changed(client: redis.asyncio.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
