@@ -1,7 +1,8 @@
-"""A Valkey that tests can stop and start."""
+"""A Valkey that tests can stop and start, and the end of who watches it."""
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import subprocess
 import time
@@ -12,7 +13,7 @@ import redis
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["Server"]
+__all__ = ["Server", "ended"]
 
 
 class Server:
@@ -66,3 +67,10 @@ class Server:
             self.process.kill()
             self.process.wait(10)
             self.process = None
+
+
+async def ended(task: asyncio.Task[None]) -> None:
+    """Cancel a watcher until it is gone: redis-py sends in wait_for, which before Python 3.12 may swallow a cancellation."""
+    while not task.done():
+        task.cancel()
+        await asyncio.wait([task], timeout=0.2)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from policy_samples import PROFILES
+from policy_valkey import ended
 
 from policy import diff, history, store
 from policy.change import Change
@@ -250,9 +251,7 @@ async def test_reseed_fills_an_emptied_store_and_every_node_follows(client: redi
     await until(lambda: found[-1].version == 5)
     assert found[-1].blocks == (FIRST.blocks[1],)
     assert history.broken_links(await store.log_of(client)) == []
-    while not task.done():  # redis-py may swallow a cancellation
-        task.cancel()
-        await asyncio.wait([task], timeout=0.2)
+    await ended(task)
 
 
 async def test_watch_with_a_floor_does_not_take_an_emptied_store_for_new(client: redis.asyncio.Redis) -> None:
@@ -267,6 +266,4 @@ async def test_watch_with_a_floor_does_not_take_an_emptied_store_for_new(client:
     await store.reseed(client, last, who="operator", why="flushed")
     await until(lambda: bool(found))
     assert found[0] == replace(last, version=3)
-    while not task.done():  # redis-py may swallow a cancellation
-        task.cancel()
-        await asyncio.wait([task], timeout=0.2)
+    await ended(task)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 import redis.asyncio
 from policy_samples import PROFILES
+from policy_valkey import ended
 from redis.exceptions import ResponseError
 
 from policy import store
@@ -68,9 +69,7 @@ async def watching(client: redis.asyncio.Redis) -> AsyncIterator[tuple[list[Snap
         yield found, problems
         assert not task.done(), task
     finally:
-        while not task.done():  # redis-py sends within wait_for, which before Python 3.12 may swallow a cancellation
-            task.cancel()
-            await asyncio.wait([task], timeout=0.2)
+        await ended(task)
 
 
 async def test_load_of_empty_store_is_an_empty_snapshot(client: redis.asyncio.Redis) -> None:
@@ -278,9 +277,7 @@ async def test_watch_waits_for_a_value_that_it_can_read(client: redis.asyncio.Re
     await client.hset(store.TABLES["lines"], "L1", good)
     await until(lambda: bool(found))
     assert "L1" in found[0].lines
-    while not task.done():  # redis-py may swallow a cancellation
-        task.cancel()
-        await asyncio.wait([task], timeout=0.2)
+    await ended(task)
 
 
 async def test_watch_reads_only_what_was_changed(client: redis.asyncio.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
