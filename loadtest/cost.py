@@ -80,7 +80,7 @@ class Spent:
     sent: int = 0
     sampler: Sampler | None = None
     counter: Instructions = field(default_factory=Instructions)
-    instructions: int = 0
+    instructions: dict[str, int] = field(default_factory=lambda: defaultdict(int))  # outside the kernel, by step
 
     @contextlib.contextmanager
     def on(self, step: str) -> Iterator[None]:
@@ -89,7 +89,7 @@ class Spent:
             before, began = self.counter.count(), time.process_time()
             yield
             self.by_step[step] += time.process_time() - began
-            self.instructions += self.counter.count() - before
+            self.instructions[step] += self.counter.count() - before
 
     @property
     def us(self) -> float:
@@ -315,8 +315,11 @@ def _call_reports(call: Spent, register: Spent) -> list[Report]:
             report.add(step, step, 1e6 * seconds / spent.calls, "us")
         report.add("all", "all in all", spent.us, "us")
         report.add("median", "median of the rounds, without what follows them", 1e6 * statistics.median(spent.rounds), "us")
-        if spent.instructions:
-            report.add("instructions", "instructions outside the kernel, thousands", spent.instructions / spent.calls / 1000)
+        counted = sum(spent.instructions.values())
+        if counted:
+            report.add("instructions", "instructions outside the kernel, thousands", counted / spent.calls / 1000)
+            for step, count in spent.instructions.items():
+                report.add(f"instructions {step}", f"of them {step}", count / spent.calls / 1000)
         report.add("sent", "datagrams sent", spent.sent / spent.calls)
         reports.append(report)
     return reports
