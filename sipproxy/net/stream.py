@@ -11,14 +11,14 @@ message means.
 from __future__ import annotations
 
 import asyncio
-import errno
+import functools
 import ipaddress
 import socket
 from typing import TYPE_CHECKING
 
 from sipproxy.net.connection import Connection, StreamLimits
 from sipproxy.net.tls import name_matches
-from sipproxy.net.udp import bind_ahead
+from sipproxy.net.udp import bind_ahead, bound_or_away
 from sipproxy.sip.flow import CONNECTION_STEP, is_literal, source_of
 
 if TYPE_CHECKING:
@@ -90,19 +90,12 @@ class StreamListener:
         self._connecting: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
         self._accepting: asyncio.Task[None] | None = None
-        self._closing = False
         self._all_closed = asyncio.Event()
         self._take_socket = take
         self._local = (address, 0)  # A trunk knows us by the address we listen on.
-        try:
-            self._socket = take() if take is not None else bind_stream(address, port)
-            self.address: tuple[str, int] = self._socket.getsockname()[:2]
-        except OSError as error:
-            if not (may_wait and port and error.errno == errno.EADDRNOTAVAIL):
-                raise
-            self._socket, self.address = socket.socket(), (address, port)
-            self._socket.close()
-            self._closing = True
+        bind = take or functools.partial(bind_stream, address, port)
+        self._socket, self.address = bound_or_away(bind, address, port, may_wait=may_wait)
+        self._closing = self._socket.fileno() < 0
 
     def __len__(self) -> int:
         return len(self._connections)

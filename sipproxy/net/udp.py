@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import functools
 import ipaddress
 import select
 import socket
@@ -92,14 +93,8 @@ class UdpListener:
         # Is told what ICMP says about a datagram that is not remembered here: another worker of the node sent it.
         self.on_stray: Callable[[bytes, str, int], None] = lambda quoted, host, port: None  # noqa: ARG005
         self._take = take
-        try:
-            self._socket = take() if take is not None else bind_udp(address, port)
-            self.address: tuple[str, int] = self._socket.getsockname()[:2]
-        except OSError as error:
-            if not (may_wait and port and error.errno == errno.EADDRNOTAVAIL):
-                raise
-            self._socket, self.address = socket.socket(socket.AF_INET, socket.SOCK_DGRAM), (address, port)
-            self._socket.close()
+        bind = take or functools.partial(bind_udp, address, port)
+        self._socket, self.address = bound_or_away(bind, address, port, may_wait=may_wait)
 
     @property
     def queued(self) -> int:
@@ -298,6 +293,21 @@ class UdpListener:
         # INVARIANT: never from within `send`: who sends is in the middle of handling another event.
         if self._on_failed is not None and self._loop is not None and key is not None:
             self._loop.call_soon(self._on_failed, key, reason)
+
+
+def bound_or_away(
+    bind: Callable[[], socket.socket], address: str, port: int, *, may_wait: bool
+) -> tuple[socket.socket, tuple[str, int]]:
+    """A listener's socket and address; a closed socket where the address is not there and `may_wait`. Raises OSError."""
+    try:
+        sock = bind()
+    except OSError as error:
+        if not (may_wait and port and error.errno == errno.EADDRNOTAVAIL):
+            raise
+        sock = socket.socket()
+        sock.close()
+        return sock, (address, port)
+    return sock, sock.getsockname()[:2]
 
 
 def bind_ahead(sock: socket.socket) -> None:
