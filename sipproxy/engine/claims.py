@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from sipproxy.sip.grammar import GREATER, PERCENT
 from sipproxy.sip.uri import unescape
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ _NESTED = 4  # escapes within escapes that are looked through: nobody honest has
 
 def has_claims(address: NameAddr) -> bool:
     """Whether the address claims something, in its URI or behind it."""
-    rest = address.raw.rpartition(b">")[2] if b">" in address.raw else b""
+    rest = address.raw.rpartition(b">")[2] if GREATER in address.raw else b""
     return _claims(address.uri.raw) or _claims(rest)
 
 
@@ -48,7 +49,7 @@ def _claims(text: bytes) -> bool:
     for _ in range(_NESTED):
         if _CLAIM.search(text):
             return True
-        if b"%" not in text:
+        if PERCENT not in text:
             return False
         text = unescape(text)
     return _CLAIM.search(text) is not None

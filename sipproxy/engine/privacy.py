@@ -31,6 +31,7 @@ from sipproxy.engine.cseq import restore
 from sipproxy.engine.forward import TRUSTED_ONLY, is_ours, listener_of, strip_trust
 from sipproxy.sip.build import Editor, via_values
 from sipproxy.sip.errors import ParseError
+from sipproxy.sip.grammar import PERCENT
 from sipproxy.sip.headers import parse_name_addr
 from sipproxy.sip.text import text
 from sipproxy.sip.uri import parse_uri
@@ -147,7 +148,7 @@ class Face:
         """Whether a header line holds one of the caller's numbers, in any of the ways to write it."""
         if not self.secrets:
             return False
-        plain = _ESCAPE.sub(lambda found: bytes((int(found[1], 16),)), line) if b"%" in line else line
+        plain = _ESCAPE.sub(lambda found: bytes((int(found[1], 16),)), line) if PERCENT in line else line
         plain = plain.translate(None, _SEPARATORS)
         return any(secret in plain for secret in self.secrets)
 

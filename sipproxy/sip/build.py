@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from sipproxy.sip.errors import ParseError
-from sipproxy.sip.grammar import unfold
+from sipproxy.sip.grammar import COMMA, CR, LF, unfold
 from sipproxy.sip.headers import COMPACT, element_end
 from sipproxy.sip.message import MAX_HEADERS, Message, Request, Response, message_of
 
@@ -54,7 +54,7 @@ _NOT_IN_URI = re.compile(rb"[\x00-\x20\x7f-\xff]")
 
 
 def _line(name: bytes, value: bytes) -> bytes:
-    if b"\r" in value or b"\n" in value or b"\r" in name or b"\n" in name:
+    if CR in value or LF in value or CR in name or LF in name:
         raise ValueError(f"line end in a header to be written: {name!r}")
     return name + b": " + value
 
@@ -81,7 +81,7 @@ def _stamped(request: Request, line: bytes, source: tuple[str, int]) -> bytes:
     it goes to the source address anyway."""
     try:
         via = request.via
-        name, rest = (line.partition(b":")[0] + b": ", b"") if b"," not in line else _split_first(line)[::2]
+        name, rest = (line.partition(b":")[0] + b": ", b"") if COMMA not in line else _split_first(line)[::2]
     except ParseError:
         return line
     host, port = source
@@ -257,7 +257,7 @@ def write_response(
     without a tag. Content-Length is always added.
     """
     reason = reason or REASONS.get(status) or _CLASS_REASONS[status // 100]
-    if b"\r" in reason or b"\n" in reason:
+    if CR in reason or LF in reason:
         raise ValueError("line end in a reason phrase")
     lines = [b"SIP/2.0 %d %b" % (status, reason)]
     lines += _via_lines(request)

@@ -11,7 +11,11 @@ from typing import NamedTuple
 
 from sipproxy.sip.errors import ParseError
 from sipproxy.sip.grammar import (
+    COMMA,
     HOST,
+    LESS,
+    PAREN,
+    QUOTE,
     QUOTED,
     TOKEN,
     TOKEN_CHARS,
@@ -152,10 +156,10 @@ def element_end(value: bytes, position: int = 0) -> int:
 
 def split_commas(value: bytes) -> list[bytes]:
     """The comma-separated elements of a value, stripped; [] for an empty value. Raises ParseError, so for an empty element."""
-    if b"," not in value:
+    if COMMA not in value:
         value = value.strip(_LWS)
         return [value] if value else []
-    if b'"' not in value and b"<" not in value and b"(" not in value:
+    if QUOTE not in value and LESS not in value and PAREN not in value:
         elements = value.split(b",", MAX_ELEMENTS)
     else:
         elements = []

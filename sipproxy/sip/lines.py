@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from sipproxy.sip.errors import ParseError
-from sipproxy.sip.grammar import parse_number, shown, unfold
+from sipproxy.sip.grammar import CR, LESS, SPACE, TAB, parse_number, shown, unfold
 from sipproxy.sip.headers import CSeq, NameAddr, Via, parse_cseq, parse_name_addr, parse_via, split_commas
 from sipproxy.sip.uri import CACHED, CACHED_LENGTH
 
@@ -50,7 +50,7 @@ def read(reader: Callable[[bytes], T], line: bytes) -> T:
 def value_of(line: bytes) -> bytes:
     """What stands behind the colon, unfolded and stripped."""
     value = line[line.find(b":") + 1 :]
-    return (unfold(value) if b"\r" in value else value).strip(b" \t")
+    return (unfold(value) if CR in value else value).strip(b" \t")
 
 
 def _person(value: bytes, name: bytes) -> NameAddr:
@@ -66,7 +66,7 @@ def _person(value: bytes, name: bytes) -> NameAddr:
 
 def _route(value: bytes) -> NameAddr:
     address = parse_name_addr(value)
-    if address.is_star or b"<" not in value:
+    if address.is_star or LESS not in value:
         raise ParseError(f"not a route: {shown(value)}", section="RFC 3261 §20.34")  # name-addr only
     return address
 
@@ -99,7 +99,7 @@ def routes_of(line: bytes) -> tuple[NameAddr, ...]:
 @lru_cache(maxsize=CACHED)
 def call_id_of(line: bytes) -> bytes:
     value = value_of(line)
-    if not value or b" " in value or b"\t" in value:
+    if not value or SPACE in value or TAB in value:
         raise ParseError(f"not a Call-ID: {shown(value)}", section="RFC 3261 §20.8")
     return value
 

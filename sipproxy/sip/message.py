@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, TypeVar
 
 from sipproxy.sip.errors import ParseError
-from sipproxy.sip.grammar import QUOTED, TOKEN, shown
+from sipproxy.sip.grammar import COMMA, CR, QUOTED, SPACE, TAB, TOKEN, shown
 from sipproxy.sip.headers import MAX_ELEMENTS, CSeq, NameAddr, Via, parse_via, split_commas
 from sipproxy.sip.lines import (
     call_id_of,
@@ -144,7 +144,7 @@ class Message:
         if self._via is None:
             line = self._needed(b"via")
             # What stands behind the first element need not be sound to know it.
-            found = read(vias_of, line) if b"," not in line else (parse_via(split_commas(value_of(line))[0]),)
+            found = read(vias_of, line) if COMMA not in line else (parse_via(split_commas(value_of(line))[0]),)
             self._via = found[0] if found else parse_via(b"")
         return self._via
 
@@ -372,11 +372,11 @@ def _parse_start(line: bytes) -> tuple[bytes, bytes, bytes] | tuple[int, bytes]:
     parts = line.split(b" ", 2)
     if len(parts) == 3 and _VERSION.match(parts[0]):
         status = parts[1]
-        if len(status) != 3 or not status.isdigit() or not 100 <= int(status) <= 699 or b"\r" in line:
+        if len(status) != 3 or not status.isdigit() or not 100 <= int(status) <= 699 or CR in line:
             raise ParseError(f"not a status line: {shown(line)}", section="RFC 3261 §7.2", status=0)
         return int(status), parts[2]
     # §7.1: single spaces, no other white space; <> around the Request-URI is judged by check_message.
-    if len(parts) != 3 or not parts[1] or b" " in parts[2] or b"\t" in line or b"\r" in line or not TOKEN.match(parts[0]):
+    if len(parts) != 3 or not parts[1] or SPACE in parts[2] or TAB in line or CR in line or not TOKEN.match(parts[0]):
         raise ParseError(f"not a start line: {shown(line)}", section="RFC 3261 §7.1", status=_start_status(line))
     if parts[2][:4].upper() != b"SIP/" or len(parts[0]) > MAX_METHOD:
         raise ParseError(f"not a request line: {shown(line)}", section="RFC 3261 §7.1", status=_start_status(line))

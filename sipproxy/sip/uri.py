@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from sipproxy.sip.errors import ParseError
-from sipproxy.sip.grammar import HOST, MAX_PARAMS, Params, find_param, shown
+from sipproxy.sip.grammar import EQUALS, HOST, MAX_PARAMS, PERCENT, Params, find_param, shown
 
 __all__ = ["CACHED", "CACHED_LENGTH", "STAR", "Uri", "parse_uri", "unescape", "uris_equal"]
 
@@ -110,7 +110,7 @@ def _split_params(text: bytes, offset: int) -> Params:
         raise ParseError("too many URI parameters", offset=offset, section="RFC 3261 §19.1.1")
     for part in text[1:].split(b";"):
         name, equals, value = part.partition(b"=")
-        if not name or (equals and not value) or b"=" in value:
+        if not name or (equals and not value) or EQUALS in value:
             raise ParseError(f"not a URI parameter: {shown(part)}", offset=offset, section="RFC 3261 §19.1.1")
         params.append((name.lower(), value if equals else None))
     if len(params) > 1 and len({name for name, _ in params}) != len(params):
@@ -121,12 +121,12 @@ def _split_params(text: bytes, offset: int) -> Params:
 
 def unescape(data: bytes) -> bytes:
     """`data` with %HH turned into bytes, once; a % without two hex digits stays."""
-    return _ESCAPE.sub(lambda found: bytes.fromhex(found[1].decode("ascii")), data) if b"%" in data else data
+    return _ESCAPE.sub(lambda found: bytes.fromhex(found[1].decode("ascii")), data) if PERCENT in data else data
 
 
 def _normal(data: bytes) -> bytes:
     """§19.1.4: characters outside the reserved set equal their escape; the others keep theirs, in upper case."""
-    return _ESCAPE.sub(_normal_escape, data) if b"%" in data else data
+    return _ESCAPE.sub(_normal_escape, data) if PERCENT in data else data
 
 
 _UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_.!~*'()")
