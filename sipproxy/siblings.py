@@ -100,7 +100,7 @@ class Kept(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """Exceptions of the steering, for a worker that comes back."""
 
     worker: int
-    exceptions: list[tuple[int, int]]
+    exceptions: list[tuple[bytes, int]]
     last: bool
 
 

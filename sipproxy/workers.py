@@ -25,10 +25,12 @@ import structlog
 from sipproxy.admin.control import ControlServer, socket_path
 from sipproxy.config_file import split_address
 from sipproxy.crewing import folder_of, name_of, worker_config
+from sipproxy.engine.steering import HASHED, modulus_of
 from sipproxy.gathering import Gathering
 from sipproxy.log import configure
 from sipproxy.metrics import MetricsServer
 from sipproxy.net.handover import pair
+from sipproxy.net.spread import spread
 from sipproxy.net.stream import BACKLOG, bind_stream
 from sipproxy.net.udp import bind_udp
 from sipproxy.orders import Orders, Spec, State
@@ -150,6 +152,7 @@ class Supervisor:
         self.log = structlog.get_logger("node")
         self._lock = lock
         self._count = config.node.workers
+        self._modulus = modulus_of(kept_secret(Path(config.node.data_dir) / "secret.key"))
         self._workers = [Worker(number) for number in range(1, self._count + 1)]
         self._notifier = Notifier()
         self._udp: list[list[socket.socket]] = []
@@ -230,7 +233,10 @@ class Supervisor:
         alone = bind_udp(host, port, ahead=True)  # fails while anybody has the address, whom SO_REUSEPORT would let share it
         port = alone.getsockname()[1]
         alone.close()
-        self._udp.append([bind_udp(host, port, ahead=True, shared=True) for _ in range(self._count)])
+        shared = [bind_udp(host, port, ahead=True, shared=True) for _ in range(self._count)]
+        if not spread(shared[0], self._count, self._modulus, HASHED):
+            self.log.warning("datagrams_not_spread", listen=f"{host}:{port}", consequence="workers pass more on to each other")
+        self._udp.append(shared)
         self._streams.append(None)
         return port
 

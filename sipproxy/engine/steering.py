@@ -4,7 +4,8 @@ The workers of a node share one address, and the kernel gives a datagram to whic
 its owner's number in what we wrote into it: a response in our branch, a request within a dialog in the token of our Route value
 (`engine.tokens`). A made-up number leads to a worker that refuses the mark as any other would, so it is not checked here.
 Requests without a mark (INVITE, its repetitions, its CANCEL and the ACK of its refusal) go by a keyed hash of their Call-ID, so
-that they meet whatever port they come from, and one trunk's calls are spread over all workers.
+that they meet whatever port they come from, and one trunk's calls are spread over all workers. The hash is one that the kernel
+can compute as well (`net.spread`): it gives most datagrams to the worker that they are for.
 
 Exceptions are remembered by Call-ID: a call for help is taken by the worker that reads it, and depends on no other; so is a new
 call whose worker is not there; a call that names another one (Replaces, Join) goes where that one is. REGISTER, and what is
@@ -18,6 +19,7 @@ from __future__ import annotations
 import re
 from collections import OrderedDict
 from hashlib import blake2b
+from math import isqrt
 from typing import TYPE_CHECKING
 
 from sipproxy.engine.shed import may_be_emergency
@@ -25,10 +27,12 @@ from sipproxy.engine.shed import may_be_emergency
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["MAX_KEPT", "MAX_WORKERS", "Steering", "mark_of"]
+__all__ = ["HASHED", "MAX_KEPT", "MAX_WORKERS", "Steering", "mark_of", "modulus_of"]
 
 MAX_WORKERS = 64
 MAX_KEPT = 65_536  # exceptions; the oldest goes first, and what still comes for it then goes by its hash
+HASHED = 64  # bytes of a Call-ID that tell its worker
+MAX_MODULUS = 1 << 24  # the kernel's program reckons with 32 bits, eight of which are the next byte's
 
 _HEADER = rb"[ \t]*:(?:[^\r\n,]|\r?\n[ \t])*?"
 _BRANCH = re.compile(rb"\n(?:via|v)" + _HEADER + rb";\s*branch\s*=\s*z9hG4bK([0-9a-f]{2})", re.IGNORECASE)
@@ -46,13 +50,22 @@ def mark_of(worker: int) -> bytes:
     return b"%02x" % worker if worker else b""
 
 
+def modulus_of(key: bytes) -> int:
+    """The prime by which Call-IDs are hashed, drawn by the node's secret: who does not know it cannot tell a call's worker."""
+    drawn = int.from_bytes(blake2b(key, digest_size=3, person=b"steering").digest(), "big")
+    found = MAX_MODULUS // 2 + drawn // 2 | 1
+    while any(found % divisor == 0 for divisor in range(3, isqrt(found) + 1, 2)):
+        found -= 2
+    return found
+
+
 class Steering:
     """See the module. `worker` is this one, of `count`; `key` is the node's secret."""
 
     def __init__(self, worker: int, count: int, key: bytes) -> None:
         self.worker, self._count = worker, count
-        self._key = blake2b(b"steering" + key, digest_size=32).digest()
-        self._kept: OrderedDict[int, int] = OrderedDict()  # Call-ID's hash -> its worker, where that is not the hash's
+        self._modulus = modulus_of(key)
+        self._kept: OrderedDict[bytes, int] = OrderedDict()  # Call-ID's digest -> its worker, where that is not the hash's
         self.alive: frozenset[int] = frozenset([worker])
         self.forgotten = 0
 
@@ -76,7 +89,7 @@ class Steering:
         found = _CALL_ID.search(data, 0, end)
         if not data.startswith(_OF_CALLS) or found is None:
             return self.worker
-        return self._by_call(data, end, self._hash(found[1]), is_new=is_new)
+        return self._by_call(data, end, found[1], is_new=is_new)
 
     def take(self, data: bytes) -> bool:
         """Take a new call here after all, since its owner cannot; False for what belongs to one that began before."""
@@ -84,44 +97,48 @@ class Steering:
         found = _CALL_ID.search(data, 0, end)
         if not data.startswith(b"INVITE ") or _TO_TAG.search(data, 0, end) is not None or found is None:
             return False
-        self._remember(self._hash(found[1]), self.worker)
+        self._remember(_digest(found[1]), self.worker)
         return True
 
-    def kept(self) -> list[tuple[int, int]]:
+    def kept(self) -> list[tuple[bytes, int]]:
         """Every exception, for a worker that comes back and has to know them."""
         return list(self._kept.items())
 
-    def learn(self, exceptions: Iterable[tuple[int, int]]) -> None:
+    def learn(self, exceptions: Iterable[tuple[bytes, int]]) -> None:
         """Take over exceptions of another worker; what is known here already stays as it is."""
         for key, worker in exceptions:
             if key not in self._kept:
                 self._remember(key, worker)
 
-    def _by_call(self, data: bytes, end: int, key: int, *, is_new: bool) -> int:
-        kept = self._kept.get(key)
-        wanted = kept or key % self._count + 1
+    def _by_call(self, data: bytes, end: int, call_id: bytes, *, is_new: bool) -> int:
+        hashed = self._hashed(call_id)
+        kept = self._kept.get(_digest(call_id)) if self._kept else None
+        wanted = kept or hashed
         if not is_new:
             return wanted
         if kept is None and may_be_emergency(data):
             wanted = self.worker  # design: invariant 1, nobody else has to be there for it
         elif kept is None and (other := _OTHER_CALL.search(data, 0, end)) is not None:
-            named = self._hash(other[1])
-            wanted = self._kept.get(named) or named % self._count + 1
+            wanted = self._kept.get(_digest(other[1])) or self._hashed(other[1])
         if wanted not in self.alive:
             wanted = self.worker
-        if wanted != (kept or key % self._count + 1):
-            self._remember(key, wanted)
+        if wanted != (kept or hashed):
+            self._remember(_digest(call_id), wanted)
         return wanted
 
     def _marked(self, found: re.Match[bytes] | None) -> int:
         worker = int(found[1], 16) if found is not None else 0
         return worker if worker <= self._count else 0
 
-    def _hash(self, call_id: bytes) -> int:
-        return int.from_bytes(blake2b(call_id, digest_size=7, key=self._key).digest(), "big")
+    def _hashed(self, call_id: bytes) -> int:
+        return int.from_bytes(call_id[:HASHED], "big") % self._modulus % self._count + 1
 
-    def _remember(self, key: int, worker: int) -> None:
+    def _remember(self, key: bytes, worker: int) -> None:
         self._kept[key] = worker
         if len(self._kept) > MAX_KEPT:
             self._kept.popitem(last=False)
             self.forgotten += 1
+
+
+def _digest(call_id: bytes) -> bytes:
+    return blake2b(call_id, digest_size=8).digest()
