@@ -54,7 +54,7 @@ LIVE_BATCH = 50  # start and interim records made in one go: 3 ms in which the e
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 5.0
 COUNTED_AT_ONCE = 100  # records counted in one go: 2 ms in which the event loop does nothing else
-LINGER_S = 0.05  # records are gathered for so long: one at a time costs ten times the processor time
+LINGER_S = 0.1  # records are gathered for so long: one at a time costs ten times the processor time
 LOOK_S = 1.0  # how often the journal is looked at without being woken, and the store for what the sinks acknowledged
 TRIM_S = 10.0  # how often the store is looked at where there are no sinks
 MAX_POINTS = 1024  # remembered places of the stream that are not acknowledged; beyond it every second one is forgotten
@@ -243,6 +243,9 @@ class Publisher:
                 await self._make_durable()
                 await self._send_interims()
                 await self._look_if_due()
+            if batch.position >= end:
+                self._work.set()  # What has come since is gathered first.
+                break
         await self._send_interims()
         await self._make_durable()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,10 +15,14 @@ from cdr.stats import figures
 from cdr.wire import Link
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     import redis.asyncio
     from valkey_process import Valkey
+
+    from cdr.reading import Entry
+    from cdr.stream import Mark
 
 
 async def test_publisher_moves_records_in_order_with_their_fields(node: Node, client: redis.asyncio.Redis) -> None:
@@ -64,6 +70,28 @@ async def test_publisher_backlog_is_read_from_disk_in_bounded_batches(tmp_path: 
     assert await published(client) == list(range(1, 1201))
     assert node.journal.stats.segments == 1
     await node.stop()
+
+
+async def test_publisher_gathers_what_comes_while_it_sends(
+    node: Node, client: redis.asyncio.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though there is a further record on the disk whenever one has been sent."""
+    monkeypatch.setattr("cdr.publisher.LINGER_S", 0.1)
+    real, sent = node.publisher._stream.append, []
+
+    async def append(entries: Sequence[Entry], **options: int) -> Mark:
+        sent.append(time.monotonic())
+        if len(sent) < 6:
+            node.call()
+            await node.journal.wait_synced(node.journal.position)
+        return await real(entries, **options)
+
+    monkeypatch.setattr(node.publisher._stream, "append", append)
+    node.call()
+    await until(lambda: node.publisher.stats.published == 6)
+    await node.drained()
+    assert min(later - earlier for earlier, later in pairwise(sent)) >= 0.09
+    assert await published(client) == list(range(1, 7))
 
 
 async def test_publisher_disk_that_refuses_to_sync_does_not_hold_records_back(node: Node, client: redis.asyncio.Redis) -> None:

@@ -89,7 +89,7 @@ async def test_segment_goes_only_when_the_sink_has_what_it_holds(tmp_path: Path,
 
 async def test_emptied_store_gets_again_what_the_sink_has_not_acknowledged(tmp_path: Path, client: redis.asyncio.Redis) -> None:
     """Also while no new record comes: the loss is seen, not met by chance."""
-    node = Node(tmp_path / "journal", client, sinks=("billing",), batch=5).start()
+    node = Node(tmp_path / "journal", client, sinks=("billing",), batch=1).start()
     await client.xgroup_create(STREAM, "billing", "0", mkstream=True)
     node.call(40)
     await node.drained()
@@ -108,7 +108,7 @@ async def test_emptied_store_gets_again_what_the_sink_has_not_acknowledged(tmp_p
 async def test_deleted_stream_whose_mark_is_left_gets_again_what_is_not_acknowledged(
     tmp_path: Path, client: redis.asyncio.Redis
 ) -> None:
-    node = Node(tmp_path / "journal", client, sinks=("billing",), batch=5).start()
+    node = Node(tmp_path / "journal", client, sinks=("billing",), batch=1).start()
     node.call(20)
     await node.drained()
     await client.delete(STREAM)
@@ -127,7 +127,7 @@ async def test_deleted_stream_whose_mark_is_left_gets_again_what_is_not_acknowle
 async def test_old_copy_of_the_store_gets_again_what_it_has_not(
     tmp_path: Path, client: redis.asyncio.Redis, valkey: Valkey
 ) -> None:
-    node = Node(tmp_path / "journal", client, sinks=("billing",), batch=5).start()
+    node = Node(tmp_path / "journal", client, sinks=("billing",), batch=1).start()
     await client.xgroup_create(STREAM, "billing", "0", mkstream=True)
     node.call(20)
     await node.drained()
