@@ -31,6 +31,7 @@ from sipproxy.admin.control import ControlServer, socket_path
 from sipproxy.certificates import renew, tls_of
 from sipproxy.config_file import name_server, split_address
 from sipproxy.engine.core import Engine
+from sipproxy.engine.edge import with_token
 from sipproxy.lifecycle import an_address_is_here, boot_id, drain, is_healthy, resume, run_look_ahead, run_pruning, settle
 from sipproxy.log import configure
 from sipproxy.metrics import LoopLag, Metrics, MetricsServer
@@ -161,7 +162,12 @@ class Node:
         )
         self._slots = Slots(self.store)
         self._traces = Traces(self.store)
-        self._bindings = Bindings(self.store, node=config.node.id, limit=config.limits.bindings)
+        self._bindings = Bindings(
+            self.store,
+            node=config.node.id,
+            limit=config.limits.bindings,
+            finish=lambda user, binding: with_token(self.engine.desk.tokens, user, binding),
+        )
         self._publisher = Publisher(
             self.store.client,
             journal,

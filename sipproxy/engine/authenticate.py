@@ -147,8 +147,8 @@ class Authenticator:
         state = self._nonces.use(credentials.nonce, credentials.nc, utc_s)
         if state is not NonceState.OK:
             return state.name.lower(), user
-        self.guesses.right(user, source, now)
         assert account is not None
+        self.guesses.right(account.user, source, now)  # the account's own text: what is kept for a day is there already
         return Proven(account)
 
     def _known_as(self, request: Request, user: str, flow: Flow) -> str:

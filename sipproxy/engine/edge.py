@@ -16,6 +16,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from sipproxy.engine.forward import EDGE_PARAM, Target, forward_request, hop_uri, is_ours
 from sipproxy.engine.structs import Reach, Way
 from sipproxy.sip.build import Editor
@@ -26,10 +28,11 @@ if TYPE_CHECKING:
 
     from sipproxy.engine.state import Desk
     from sipproxy.engine.structs import Binding
+    from sipproxy.engine.tokens import Tokens
     from sipproxy.engine.transactions import Server
     from sipproxy.sip.message import Request, Response
 
-__all__ = ["ABSENT", "SILENT_S", "Edges", "Passage", "flow_token", "target_at"]
+__all__ = ["ABSENT", "SILENT_S", "Edges", "Passage", "target_at", "with_token"]
 
 # The node with the flow answers 100 at once. Four INVITEs without it, at 0, 0.5, 1.5 and 3.5 s (RFC 3261 §17.1.1.2), tell that
 # it is not there.
@@ -39,9 +42,11 @@ SILENT_S = 4.0
 ABSENT = frozenset([430, 503, 407])
 
 
-def flow_token(desk: Desk, user: str, flow: Flow, expires_at_ms: int) -> str:
-    """What other nodes have to present with a call for this binding."""
-    return desk.tokens.seal(Reach(user, flow, expires_at_ms // 1000)).decode()
+def with_token(tokens: Tokens, user: str, binding: Binding) -> Binding:
+    """A binding of this node as others get it: with what they have to present with a call for it. The same binding has the same
+    token each time."""
+    token = tokens.seal(Reach(user, binding.flow, binding.expires_at_ms // 1000))
+    return replace(binding, token=token.decode())
 
 
 def target_at(desk: Desk, user: str, binding: Binding, uri: bytes) -> Target | None:

@@ -13,7 +13,6 @@ from msgspec.structs import replace
 
 from sipproxy.engine.actions import RemoveBinding, SaveBinding, SendTo
 from sipproxy.engine.call import Call
-from sipproxy.engine.edge import flow_token
 from sipproxy.engine.relay import Relay
 from sipproxy.engine.shed import Kind
 from sipproxy.engine.sources import account_of
@@ -111,7 +110,7 @@ class Flows:
                 desk.count("flows_lost", flow.transport.lower())
                 desk.out.append(RemoveBinding(user, binding.key, binding.at_ms))
             else:
-                moved = replace(binding, flow=again, token=flow_token(desk, user, again, binding.expires_at_ms))
+                moved = replace(binding, flow=again)
                 desk.location.put(user, moved)
                 desk.out.append(SaveBinding(user, moved))
         desk.transactions.flow_closed(flow, desk.now.mono)

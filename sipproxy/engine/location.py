@@ -28,6 +28,7 @@ STATIC = "static "  # begins the key of a binding that the configuration made, a
 
 MAX_LEFT = 65_536  # flows that bindings left, remembered for calls that still know them
 LOOKED_AT_MS = 10_000  # how often an expired binding of another node is looked at while nothing is heard of them
+EXPIRY_STEP_MS = 1000  # of UTC: accounts whose bindings expire within the same step are looked at together, at its end
 
 
 def request_uri(contact: str) -> bytes:
@@ -62,14 +63,17 @@ class Location:
         self._limit = limit
         self._node = node
         self._near = siblings | {node, ""}
-        self._by_user: dict[str, dict[str, Binding]] = {}
+        self._by_user: dict[str, tuple[Binding, ...]] = {}  # few each: a dict of them would take more than they do
         self._by_flow: dict[Flow, str | set[str]] = {}  # an account, or several behind one proxy of theirs
         self._flows_at: Counter[str] = Counter()  # flows by source
         # By account and flow, key and instance of the binding that was there last.
         self._left: OrderedDict[tuple[str, Flow], tuple[str, str]] = OrderedDict()
         self.proxies: Counter[Hop] = Counter()  # first proxies of Path values, by how many bindings
         self._bindings_at: Counter[str] = Counter()  # all bindings by source, those of other nodes' connections too
-        self._expiries: list[tuple[int, str, str]] = []  # heap; stale entries are skipped when due
+        # Accounts by when (UTC) their bindings are looked at: none expires much before that; and these times, a heap.
+        self._looked_at: dict[int, list[str]] = {}
+        self._looks: list[int] = []
+        self._awaited = 0  # accounts in all of `_looked_at`, each as often as it is there
         self.unheard_ms: int | None = (
             None  # since when (UTC) nothing is heard of other nodes' bindings, which stay as they were
         )
@@ -85,7 +89,10 @@ class Location:
         return binding.node in self._near
 
     def get(self, user: str, key: str) -> Binding | None:
-        return self._by_user.get(user, {}).get(key)
+        for binding in self._by_user.get(user, ()):
+            if binding.key == key:
+                return binding
+        return None
 
     @property
     def left(self) -> int:
@@ -98,13 +105,13 @@ class Location:
 
     def bindings(self, user: str, now_ms: int) -> list[Binding]:
         """The unexpired bindings of the account, best q first."""
-        found = [b for b in self._by_user.get(user, {}).values() if b.expires_at_ms > now_ms]
+        found = [b for b in self._by_user.get(user, ()) if b.expires_at_ms > now_ms]
         return found if len(found) < 2 else sorted(found, key=lambda b: -b.q)
 
     def reachable(self, user: str, now_ms: int) -> list[Binding]:
         """The bindings of the account by which a call may reach it: those that have not expired, and those of other nodes that
         had not when these were heard last. They may have been renewed since, which their nodes know."""
-        found = self._by_user.get(user, {}).values()
+        found = self._by_user.get(user, ())
         return [
             b for b in found if b.expires_at_ms > (now_ms if self.unheard_ms is None or self.is_own(b) else self.unheard_ms)
         ]
@@ -114,17 +121,14 @@ class Location:
         return [
             user
             for user in self._users(flow)
-            if any(
-                b.flow == flow and b.expires_at_ms > now_ms and self._is_indexed(b)
-                for b in self._by_user.get(user, {}).values()
-            )
+            if any(b.flow == flow and b.expires_at_ms > now_ms and self._is_indexed(b) for b in self._by_user.get(user, ()))
         ]
 
     def accounts_at(self, flow: Flow, now_ms: int) -> tuple[str, int]:
         """One account with an unexpired binding over this very flow, "" for none, and how many accounts share the flow."""
         users = self._users(flow)
         for user in users:
-            for binding in self._by_user.get(user, {}).values():
+            for binding in self._by_user.get(user, ()):
                 if binding.flow == flow and binding.expires_at_ms > now_ms:
                     return user, len(users)
         return "", 0
@@ -137,10 +141,7 @@ class Location:
     def at(self, flow: Flow) -> list[tuple[str, Binding]]:
         """This node's bindings over this very flow."""
         return [
-            (user, b)
-            for user in self._users(flow)
-            for b in self._by_user.get(user, {}).values()
-            if b.flow == flow and self.is_own(b)
+            (user, b) for user in self._users(flow) for b in self._by_user.get(user, ()) if b.flow == flow and self.is_own(b)
         ]
 
     def lose(self, user: str, binding: Binding) -> None:
@@ -184,18 +185,17 @@ class Location:
 
     def put(self, user: str, binding: Binding) -> bool:
         """Add or replace the binding. False when the table is full and the binding is new."""
-        of_user = self._by_user.setdefault(user, {})
-        old = of_user.get(binding.key)
+        of_user, old = self._by_user.get(user, ()), self.get(user, binding.key)
         if old is None and self.is_full:
-            if not of_user:
-                del self._by_user[user]
             return False
         if old is None:
             self.count += 1
         elif not self.is_own(old):
             self.elsewhere -= 1
         self.elsewhere += not self.is_own(binding)
-        of_user[binding.key] = binding
+        if all(binding.expires_at_ms < b.expires_at_ms for b in of_user):
+            self._look(user, binding.expires_at_ms)  # else they are looked at early enough
+        self._by_user[user] = (*(b for b in of_user if b is not old), binding)
         self._bindings_at[source_of(binding.flow.host)] += 1
         if binding.path:
             self.proxies[first_proxy(binding)] += 1
@@ -206,21 +206,34 @@ class Location:
             self._note_left(user, old)
         if self._is_indexed(binding):
             self._note_flow(user, binding.flow)
-        heapq.heappush(self._expiries, (binding.expires_at_ms, user, binding.key))
-        if len(self._expiries) > 2 * self.count + 1024:
-            self._expiries = [(b.expires_at_ms, u, b.key) for u, b in self.items()]
-            heapq.heapify(self._expiries)
         return True
 
+    def _look(self, user: str, at_ms: int) -> None:
+        """Have the account looked at when it is so late."""
+        at = -(-at_ms // EXPIRY_STEP_MS) * EXPIRY_STEP_MS
+        users = self._looked_at.get(at)
+        if users is None:
+            heapq.heappush(self._looks, at)
+            self._looked_at[at] = [user]
+        else:
+            users.append(user)
+        self._awaited += 1
+        if self._awaited > 2 * len(self._by_user) + 1024:  # accounts that were removed, or were to be looked at later
+            self._looked_at, self._looks, self._awaited = {}, [], 0
+            for known, of_user in self._by_user.items():
+                self._look(known, min(b.expires_at_ms for b in of_user))
+
     def remove(self, user: str, key: str) -> bool:
-        of_user = self._by_user.get(user)
-        if of_user is None or key not in of_user:
+        old = self.get(user, key)
+        if old is None:
             return False
-        old = of_user.pop(key)
+        kept = tuple(b for b in self._by_user[user] if b is not old)
         self.count -= 1
         self.elsewhere -= not self.is_own(old)
         self._leave_source(old)
-        if not of_user:
+        if kept:
+            self._by_user[user] = kept
+        else:
             del self._by_user[user]
         self._forget_flow(user, old.flow)
         return True
@@ -247,7 +260,7 @@ class Location:
             self._by_flow[flow] = {users, user}
 
     def _forget_flow(self, user: str, flow: Flow) -> None:
-        if any(b.flow == flow for b in self._by_user.get(user, {}).values()):
+        if any(b.flow == flow for b in self._by_user.get(user, ())):
             return
         users = self._by_flow.get(flow)
         if isinstance(users, set):
@@ -261,18 +274,30 @@ class Location:
                 del self._flows_at[source]
 
     def expire(self, now_ms: int) -> list[tuple[str, Binding]]:
-        """Remove and return what has expired. Other nodes' bindings stay while nothing is heard of them."""
-        gone = []
-        while self._expiries and self._expiries[0][0] <= now_ms:
-            _, user, key = heapq.heappop(self._expiries)
-            binding = self._by_user.get(user, {}).get(key)
-            if binding is None or binding.expires_at_ms > now_ms:
-                continue
-            if self.unheard_ms is not None and self.unheard_ms < binding.expires_at_ms and not self.is_own(binding):
-                heapq.heappush(self._expiries, (now_ms + LOOKED_AT_MS, user, key))
+        """Remove and return what has expired, to the end of the last whole step. Other nodes' bindings stay while nothing is
+        heard of them."""
+        gone: list[tuple[str, Binding]] = []
+        while self._looks and self._looks[0] <= now_ms:
+            users = self._looked_at.pop(heapq.heappop(self._looks))
+            self._awaited -= len(users)
+            for user in users:
+                gone += [(user, binding) for binding in self._expire(user, now_ms)]
+        return gone
+
+    def _expire(self, user: str, now_ms: int) -> list[Binding]:
+        """Remove and return what has expired of the account, and look at the others when the first of them will have."""
+        gone, again = [], []
+        for binding in self._by_user.get(user, ()):
+            if binding.expires_at_ms > now_ms:
+                again.append(binding.expires_at_ms)
+            elif self.unheard_ms is not None and self.unheard_ms < binding.expires_at_ms and not self.is_own(binding):
+                again.append(now_ms + LOOKED_AT_MS)
             else:
-                self.remove(user, key)
-                gone.append((user, binding))
+                gone.append(binding)
+        for binding in gone:
+            self.remove(user, binding.key)
+        if again:
+            self._look(user, min(again))
         return gone
 
     def registered(self, user: str, now_ms: int) -> list[Binding]:
@@ -285,5 +310,5 @@ class Location:
 
     def items(self) -> Iterator[tuple[str, Binding]]:
         for user, of_user in self._by_user.items():
-            for binding in of_user.values():
+            for binding in of_user:
                 yield user, binding

@@ -15,7 +15,6 @@ from msgspec.structs import replace
 
 from sipproxy.engine.actions import EndSilent, RemoveBinding, SaveBinding
 from sipproxy.engine.contacts import fault_of, place_of
-from sipproxy.engine.edge import flow_token
 from sipproxy.engine.paths import bulk_fault, has_option, paths_of
 from sipproxy.engine.structs import Binding
 from sipproxy.sip.errors import ParseError
@@ -149,7 +148,7 @@ class Registrar:
         return tuple(path.raw.decode("latin-1") for path in paths)
 
     def _binding(self, request: Request, contact: NameAddr, held: list[Binding], account: Account, flow: Flow) -> Binding:
-        raw, user = contact.uri.raw, account.user
+        raw = contact.uri.raw
         status, reason = bulk_fault(request, contact, account)
         if status:
             self._desk.count("registers_refused", "bulk")
@@ -171,21 +170,19 @@ class Registrar:
         written = raw.decode("latin-1")
         new_key = f"{instance};reg-id={reg_id}" if reg_id else written
         key = old.key if old is not None else new_key
-        expires_at_ms = self._desk.now.utc_ms + expires * 1000
         return Binding(
             key=key,
             contact=key if key == written else written,  # one text in memory, not two
-            flow=flow,
+            flow=old.flow if old is not None and old.flow == flow else flow,  # one in memory, which the location service knows
             path=(),
             call_id=request.call_id.decode("utf-8", "replace"),
             cseq=request.cseq.number,
-            expires_at_ms=expires_at_ms,
+            expires_at_ms=self._desk.now.utc_ms + expires * 1000,
             user_agent=_agent(request.first(b"user-agent") or b""),
             q=_q(contact.param(b"q")),
             instance=instance,
             reg_id=reg_id,
             node=self._desk.settings.node,
-            token=flow_token(self._desk, user, flow, expires_at_ms),
             at_ms=self._desk.now.utc_ms,
         )
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from sipproxy.engine.actions import RemoveBinding, SaveBinding
-from sipproxy.engine.edge import flow_token
+from sipproxy.engine.edge import with_token
 from sipproxy.engine.flows import reopened
 from sipproxy.engine.location import supersedes
 from sipproxy.sip.headers import parse_name_addr
@@ -99,8 +99,8 @@ class Replicas:
                 self._restored(user, binding)
 
     def _restored(self, user: str, binding: Binding) -> None:
-        """A binding of this node, of before its restart. Its token is made anew where the secret is another one by now, or none
-        was made by an earlier version; nobody could bring a call for it otherwise."""
+        """A binding of this node, of before its restart. It is written again where its flow has changed, or its token, because
+        the secret is another one by now: nobody could bring a call for it otherwise."""
         desk = self._desk
         if desk.location.get(user, binding.key) is not None:
             return  # registered again since
@@ -111,10 +111,9 @@ class Replicas:
         if flow is None:  # its connection ended with the process
             desk.out.append(RemoveBinding(user, binding.key, binding.at_ms))
             return
-        token = flow_token(desk, user, flow, binding.expires_at_ms)
-        renewed = replace(binding, flow=flow, token=token, node=desk.settings.node)
+        renewed = replace(binding, flow=flow, token="", node=desk.settings.node)
         self.seen(user, renewed)
-        if renewed != binding:
+        if with_token(desk.tokens, user, renewed) != binding:
             desk.out.append(SaveBinding(user, renewed))
 
     def elsewhere(self) -> list[tuple[str, str]]:

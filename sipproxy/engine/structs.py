@@ -13,14 +13,16 @@ from sipproxy.sip.flow import Flow, Hop  # noqa: TC001  msgspec reads the annota
 __all__ = ["Binding", "CallMark", "MaliciousCall", "Mask", "Reach", "Way"]
 
 
-class Binding(msgspec.Struct, frozen=True):
+class Binding(msgspec.Struct, frozen=True, gc=False):
     """One contact of an account.
 
     `contact` is the URI's bytes as Latin-1, which loses none of them; `q` is in thousandths; `key` identifies the binding
     within its account. `instance` is the device as its parameter says it, `reg_id` which of the device's flows this is, 0 for a
     device that has but one (RFC 5626 §4.2).
-    `node` is whose flow it is; `token` is what that node knows the flow by when another one brings a call
-    for it; `at_ms` is when the REGISTER came.
+    `node` is whose flow it is; `token` is what that node knows the flow by when another one brings a call for it: it makes
+    it for the store and keeps none in memory (`edge.with_token`). `at_ms` is when the REGISTER came.
+
+    The garbage collector does not look at bindings: they hold nothing that could refer back to them.
     """
 
     key: str

@@ -251,13 +251,6 @@ class NonceState(Enum):
     FORGED = "forged"
 
 
-@dataclass(slots=True)
-class _Seen:
-    highest: int
-    window: int
-    """Bit n: the count `highest - n` was used."""
-
-
 class NonceSource:
     """Nonces that carry their own proof, and a bounded table of the counts used with them.
 
@@ -280,7 +273,7 @@ class NonceSource:
         self._keys = [(key, Mac(key))]  # the one that issues first
         self._lifetime_s = lifetime_s
         self._max_tracked = max_tracked
-        self._seen: dict[bytes, _Seen] = {}
+        self._seen: dict[bytes, int] = {}  # the highest count that was used, and below it bit n for "n less was used, too"
         self._forgotten_until = -1
 
     def __len__(self) -> int:
@@ -337,19 +330,20 @@ class NonceSource:
             if count < 1:
                 return NonceState.REPLAYED  # RFC 7616 §3.4: the first count is 1.
             self._make_room(now)
-            self._seen[text] = _Seen(count, 1)
+            self._seen[text] = _FIRST if count == 1 else count << NONCE_WINDOW | 1
             return NonceState.OK
         if nc is None or count < 1:
             return NonceState.REPLAYED
-        ahead = count - seen.highest
+        highest, window = seen >> NONCE_WINDOW, seen & _WINDOW_MASK
+        ahead = count - highest
         if ahead > 0:
-            seen.window = (seen.window << ahead if ahead < NONCE_WINDOW else 0) & _WINDOW_MASK | 1
-            seen.highest = count
+            window = (window << ahead if ahead < NONCE_WINDOW else 0) & _WINDOW_MASK | 1
+            self._seen[text] = count << NONCE_WINDOW | window
             return NonceState.OK
         bit = 1 << -ahead if -ahead < NONCE_WINDOW else 0
-        if not bit or seen.window & bit:
+        if not bit or window & bit:
             return NonceState.REPLAYED
-        seen.window |= bit
+        self._seen[text] = seen | bit
         return NonceState.OK
 
     def _make_room(self, now: int) -> None:
@@ -370,3 +364,4 @@ _NONCE_LENGTH = 48  # base64 of 18 bytes of time and random and 18 of MAC
 _CLOCK_SKEW_S = 60  # between nodes that share the key
 _EVERY_COUNT = 2**32
 _WINDOW_MASK = 2**NONCE_WINDOW - 1
+_FIRST = 1 << NONCE_WINDOW | 1  # one number for all nonces that were used once: most are

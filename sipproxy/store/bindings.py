@@ -81,13 +81,16 @@ class Bindings:
         node: str = "",
         limit: int = 200_000,
         logged: int = _LOGGED,
+        finish: Callable[[str, Binding], Binding] | None = None,
         utc_ms: Callable[[], int] | None = None,
     ) -> None:
-        """`node` is who writes. `limit` bounds the bindings that wait for the store, `logged` the entries of the log; `utc_ms`
-        is the clock that expiries are compared with."""
+        """`node` is who writes. `limit` bounds the bindings that wait for the store, `logged` the entries of the log; `finish`
+        makes of an account's binding what the other nodes are to read, when it is sent; `utc_ms` is the clock that expiries are
+        compared with."""
         self._store = store
         self._node = keys.encoded(node)
         self._logged = logged
+        self._finish = finish or (lambda _, binding: binding)
         self._utc_ms = utc_ms or (lambda: time.time_ns() // 1_000_000)
         self._script_known = False
         self._backlog: Backlog[tuple[str, str], Binding | int] = Backlog(
@@ -163,7 +166,8 @@ class Bindings:
         left_ms = wish.expires_at_ms - self._utc_ms()
         if left_ms <= 0:  # it died while it waited
             return (*head, wish.at_ms)
-        return (*head, wish.at_ms, _encode(wish), keys.encoded(wish.call_id), wish.cseq, left_ms + _GRACE_MS)
+        written = _encode(self._finish(ident[0], wish))
+        return (*head, wish.at_ms, written, keys.encoded(wish.call_id), wish.cseq, left_ms + _GRACE_MS)
 
     def _observe(self, _: Binding | int, reply: object) -> None:
         if isinstance(reply, StoreError):

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sipproxy.engine.core import Engine
-from sipproxy.engine.edge import flow_token
+from sipproxy.engine.edge import with_token
 from sipproxy.engine.peers import Peer, Peers
 from sipproxy.engine.settings import Listener
 from sipproxy.engine.structs import Reach
+from sipproxy.engine.tokens import Tokens
 from sipproxy.sip.flow import Flow, Hop
 from sipproxy.sip.message import Request, Response
 from tests.engine.desk import Desk
@@ -42,7 +43,8 @@ def desk() -> Desk:
 
 def held(desk: Desk) -> Binding:
     [one] = desk.engine.desk.location.bindings("bob", desk.now.utc_ms)
-    return one
+    assert not one.token, "it is made for the store and not kept"
+    return with_token(desk.engine.desk.tokens, "bob", one)
 
 
 def invite(desk: Desk, token: bytes = b"", **options: object) -> bytes:
@@ -162,9 +164,11 @@ def _core(sent: Request) -> list[bytes]:
     return [line for line in sent.raw.split(b"\r\n") if line.partition(b":")[0] in names]
 
 
-def test_flow_token_of_this_node_opens_here_alone(desk: Desk) -> None:
-    token = flow_token(desk.engine.desk, "bob", TCP, 5000).encode()
-    assert desk.engine.desk.tokens.open(Reach, token) == Reach("bob", TCP, 5)
+def test_token_of_a_binding_names_its_flow_and_opens_here_alone(desk: Desk) -> None:
+    one, tokens = held(desk), desk.engine.desk.tokens
+    assert tokens.open(Reach, one.token.encode()) == Reach("bob", TCP, one.expires_at_ms // 1000)
+    assert Tokens(b"n2" * 16).open(Reach, one.token.encode()) is None
+    assert with_token(tokens, "bob", one) == one, "the same each time, so that nothing is written that the store has"
 
 
 def test_peers_are_bounded_and_the_transport_is_one_that_both_have(desk: Desk) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from sipproxy.engine.actions import EndSilent, RemoveBinding, SaveBinding, SendTo, TakeSlot
 from sipproxy.engine.core import Engine
+from sipproxy.engine.edge import with_token
 from sipproxy.engine.location import MAX_LEFT, Location
 from sipproxy.engine.peers import Peer
 from sipproxy.engine.registrar import FLOW_GRACE_S
@@ -244,7 +245,8 @@ def test_flow_of_another_node_that_has_failed_there_is_followed_by_the_one_here(
     held = desk.engine.desk.location.bindings("bob", desk.utc_ms)[0]
     desk.tick(1)
     desk.engine.peers_seen([Peer("n2", (Hop("UDP", "192.0.2.2", 5060),), frozenset(["192.0.2.2"]))])
-    there = msgspec.structs.replace(held, key=held.key[:-1] + "2", reg_id=2, node="n2", at_ms=desk.utc_ms, call_id="other")
+    told = with_token(desk.engine.desk.tokens, "bob", held)
+    there = msgspec.structs.replace(told, key=held.key[:-1] + "2", reg_id=2, node="n2", at_ms=desk.utc_ms, call_id="other")
     desk.engine.binding_seen("bob", there, desk.now)
     [sent] = invite(desk)
     assert to(desk) == [Hop("UDP", "192.0.2.2", 5060)]

@@ -7,7 +7,7 @@ import random
 import msgspec
 import pytest
 
-from sipproxy.engine.location import LOOKED_AT_MS, Location
+from sipproxy.engine.location import EXPIRY_STEP_MS, LOOKED_AT_MS, Location
 from sipproxy.engine.structs import Binding
 from sipproxy.sip.flow import Flow
 
@@ -44,13 +44,13 @@ def test_random_changes_agree_with_a_plain_dict(seed: int) -> None:
         user, key = choose.choice("xyz"), choose.choice("abcd")
         roll = choose.random()
         if roll < 0.6:
-            new = binding(key, choose.choice(FLOWS), now + choose.randint(1, 60), choose.randint(0, 1000))
+            new = binding(key, choose.choice(FLOWS), now + choose.randint(1, 60) * EXPIRY_STEP_MS, choose.randint(0, 1000))
             location.put(user, new)
             model[user, key] = new
         elif roll < 0.8:
             assert location.remove(user, key) == (model.pop((user, key), None) is not None)
         else:
-            now += choose.randint(1, 30)
+            now += choose.randint(1, 30) * EXPIRY_STEP_MS
             gone = {(u, b.key) for u, b in location.expire(now)}
             expected = {name for name, b in model.items() if b.expires_at_ms <= now}
             assert gone == expected
@@ -69,14 +69,39 @@ def test_random_changes_agree_with_a_plain_dict(seed: int) -> None:
 def test_bindings_of_other_nodes_stay_as_they_were_while_nothing_is_heard_of_them() -> None:
     """Design §8, store away: they may have been renewed. What had expired before, and what is ours, goes all the same."""
     location = Location(10, "n1")
-    for key, node, until in (("own", "n1", 200), ("theirs", "n2", 200), ("older", "n2", 90)):
+    for key, node, until in (("own", "n1", 200_000), ("theirs", "n2", 200_000), ("older", "n2", 90_000)):
         location.put("alice", msgspec.structs.replace(binding(key, FLOWS[0], until), node=node))
-    location.unheard_ms = 100
-    assert [b.key for b in location.reachable("alice", 300)] == ["theirs"]
-    assert location.bindings("alice", 300) == [], "whoever is asked for otherwise has expired"
-    assert {b.key for _, b in location.expire(300)} == {"own", "older"}
-    assert location.expire(301) == []
+    location.unheard_ms = 100_000
+    assert [b.key for b in location.reachable("alice", 300_000)] == ["theirs"]
+    assert location.bindings("alice", 300_000) == [], "whoever is asked for otherwise has expired"
+    assert {b.key for _, b in location.expire(300_000)} == {"own", "older"}
+    assert location.expire(301_000) == []
     location.unheard_ms = None
-    assert location.reachable("alice", 302) == []
-    assert {b.key for _, b in location.expire(300 + LOOKED_AT_MS)} == {"theirs"}
+    assert location.reachable("alice", 302_000) == []
+    assert {b.key for _, b in location.expire(300_000 + LOOKED_AT_MS)} == {"theirs"}
     assert location.count == 0
+
+
+def test_binding_is_removed_at_the_end_of_the_step_in_which_it_expires_and_not_before() -> None:
+    location = Location(10)
+    location.put("alice", binding("a", FLOWS[0], 5 * EXPIRY_STEP_MS + 1))
+    location.put("alice", binding("b", FLOWS[0], 6 * EXPIRY_STEP_MS + 1))
+    assert location.expire(6 * EXPIRY_STEP_MS - 1) == []
+    assert location.bindings("alice", 5 * EXPIRY_STEP_MS + 1) == [location.get("alice", "b")], (
+        "no call is routed by it meanwhile"
+    )
+    assert [b.key for _, b in location.expire(6 * EXPIRY_STEP_MS)] == ["a"]
+    assert [b.key for _, b in location.expire(7 * EXPIRY_STEP_MS)] == ["b"]
+
+
+def test_refreshes_and_removals_leave_nothing_behind() -> None:
+    """An account is awaited about once, however often it registers, and whether its bindings are refreshed or replaced."""
+    location = Location(10_000)
+    for number in range(20_000):
+        location.put("alice", binding("a", FLOWS[0], (100 + number) * EXPIRY_STEP_MS))
+        location.put("bob", binding(f"k{number}", FLOWS[1], (50_000 - number) * EXPIRY_STEP_MS))
+        location.remove("bob", f"k{number}")
+    assert sum(len(users) for users in location._looked_at.values()) == location._awaited <= 2 * 2 + 1024
+    assert set(location._looked_at) == set(location._looks)
+    assert [b.key for _, b in location.expire(200_000 * EXPIRY_STEP_MS)] == ["a"]
+    assert (location.count, location._awaited, location._looks) == (0, 0, [])

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from sipproxy.engine.actions import Action, Now, RemoveBinding, SaveBinding
+from sipproxy.engine.edge import with_token
 from sipproxy.engine.replicas import LACKING_S
 from sipproxy.engine.structs import Binding, Reach
 from sipproxy.sip.flow import Flow
@@ -116,9 +117,10 @@ def test_own_binding_from_the_store_has_a_token_of_todays_secret(node: Node) -> 
     told = engine.bindings_read([("alice", binding(node="", token="old"))], node.now, own_too=True)
     [saved] = [action.binding for action in told if isinstance(action, SaveBinding)]
     assert saved.node == "n1"
-    assert engine.desk.tokens.open(Reach, saved.token.encode()) is not None
+    written = with_token(engine.desk.tokens, "alice", saved)
+    assert engine.desk.tokens.open(Reach, written.token.encode()) is not None
     other = Node()
-    assert list(other.desk.engine.bindings_read([("alice", saved)], node.now, own_too=True)) == []  # nothing to renew
+    assert list(other.desk.engine.bindings_read([("alice", written)], node.now, own_too=True)) == []  # nothing to renew
 
 
 def test_binding_beyond_the_limit_is_counted(node: Node) -> None:

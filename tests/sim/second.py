@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from sipproxy.engine.actions import HoldSlot, Journal, ReleaseSlot, RemoveBinding, SaveBinding, SendTo, TakeSlot
 from sipproxy.engine.core import Engine
+from sipproxy.engine.edge import with_token
 from sipproxy.engine.peers import Peer
 from sipproxy.engine.settings import Listener
 from sipproxy.sip.flow import Flow, Hop
@@ -79,12 +80,15 @@ class Second:
     def _perform_first(self, actions: Iterable[Action]) -> None:
         told = list(actions)
         self._first(told)
-        self._replicate(told, lambda: self if self.alive else None)
+        self._replicate(told, self.world.engine, lambda: self if self.alive else None)
 
-    def _replicate(self, actions: list[Action], to: Callable[[], Second | World | None]) -> None:
+    def _replicate(self, actions: list[Action], by: Engine, to: Callable[[], Second | World | None]) -> None:
         if self.replicates:
             for action in actions:
-                if isinstance(action, SaveBinding | RemoveBinding):
+                if isinstance(action, SaveBinding):
+                    told = SaveBinding(action.user, with_token(by.desk.tokens, *action))
+                    self.world.after(LAG_S, lambda action=told: self._apply(action, to()))  # type: ignore[misc]
+                elif isinstance(action, RemoveBinding):
                     self.world.after(LAG_S, lambda action=action: self._apply(action, to()))  # type: ignore[misc]
 
     def _apply(self, action: SaveBinding | RemoveBinding, to: Second | World | None) -> None:
@@ -115,11 +119,11 @@ class Second:
                 self._save(action.user, action.binding)
             elif isinstance(action, RemoveBinding):
                 world.bindings.pop((action.user, action.key), None)
-        self._replicate(told, lambda: world)
+        self._replicate(told, self.engine, lambda: world)
         self._arm()
 
     def _save(self, user: str, binding: Binding) -> None:
-        self.world.bindings[user, binding.key] = binding
+        self.world.bindings[user, binding.key] = with_token(self.engine.desk.tokens, user, binding)
 
     def _take(self, action: TakeSlot) -> None:
         world = self.world

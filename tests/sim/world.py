@@ -31,6 +31,7 @@ from sipproxy.engine.actions import (
     TakeSlot,
 )
 from sipproxy.engine.core import Engine
+from sipproxy.engine.edge import with_token
 from sipproxy.engine.settings import Listener, Rates, Settings, TrunkRoute
 from sipproxy.sip.digest import ha1
 from sipproxy.sip.flow import Flow, Hop
@@ -211,7 +212,8 @@ class World:
             elif isinstance(action, Journal):
                 self.facts.append(action.fact)
             elif isinstance(action, SaveBinding):
-                self.bindings[action.user, action.binding.key] = action.binding
+                tokens = self.engine.desk.tokens
+                self.bindings[action.user, action.binding.key] = with_token(tokens, action.user, action.binding)
             elif isinstance(action, RemoveBinding):
                 self.bindings.pop((action.user, action.key), None)
             elif isinstance(action, KeepTrace):

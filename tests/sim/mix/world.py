@@ -16,6 +16,7 @@ from cdr.journal import Journal as CallJournal
 from sipproxy import lifecycle
 from sipproxy.engine.actions import HoldSlot, Journal, ReleaseSlot, RemoveBinding, SaveBinding, SendTo, TakeSlot
 from sipproxy.engine.core import Engine
+from sipproxy.engine.edge import with_token
 from sipproxy.sip.flow import Flow, Hop
 from tests.sim.mix.endpoint import call_id_of
 from tests.sim.mix.truth import Ledger
@@ -264,7 +265,7 @@ class MixWorld(World):
                 self.call_ids[fact.record.id] = fact.record.call_id.encode()
             self.journal.append(fact)
         elif isinstance(action, SaveBinding):
-            self.bindings[action.user, action.binding.key] = action.binding
+            self.bindings[action.user, action.binding.key] = with_token(self.engine.desk.tokens, action.user, action.binding)
         elif isinstance(action, RemoveBinding):
             self.bindings.pop((action.user, action.key), None)
 
