@@ -1,26 +1,37 @@
-"""`python -m loadtest compare`: its options, and its report, a column for each of the two and one for their ratio."""
+"""`python -m loadtest compare`: its options, and its report, a column for each that was measured and for each ratio.
+
+Interrupted (Ctrl-C, SIGTERM), it reports what it has.
+"""
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import shutil
+import signal
+import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+from loadtest.bracket import Bracket
 from loadtest.comparison import Compared, Plan, Round, compare_peers, median
 from loadtest.mix_command import add_node_settings, node_settings
 from loadtest.node import NodeError
 from loadtest.peer import missing
-from loadtest.report import Report, progress_of
+from loadtest.report import Report
 
 __all__ = ["add_compare", "reports_of"]
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+NOT_MEASURED = "not measured"
 
 
 def add_compare(commands: Any, common: argparse.ArgumentParser) -> None:
     """Add the command to the parsers of `python -m loadtest`."""
     plan = Plan()
     compare = commands.add_parser(
-        "compare", parents=[common], help="the same calls by SIPp against a node and Kamailio, in turn"
+        "compare", parents=[common], help="the same calls by SIPp against nodes and Kamailio, in turn"
     )
     compare.add_argument("--rate", type=float, action="append", help="calls a second; again for several (default: 50, 200)")
     compare.add_argument("--seconds", type=float, default=plan.seconds, help="of each round (default %(default)s)")
@@ -29,9 +40,15 @@ def add_compare(commands: Any, common: argparse.ArgumentParser) -> None:
     compare.add_argument("--registers", type=int, default=plan.registers, help="of a round, 0 for none (default %(default)s)")
     compare.add_argument("--register-rate", type=float, default=plan.register_rate, help="a second (default %(default)s)")
     compare.add_argument("--children", type=int, default=plan.children, help="of Kamailio (default %(default)s)")
-    text = "where the highest rate is looked for from, 0 for not at all (default %(default)s)"
+    text = "minutes for all searches of the highest rate, 0 for none (default %(default)s)"
+    compare.add_argument("--search-minutes", type=float, default=plan.search_minutes, help=text)
+    text = "calls a second where it is looked for from (default: by what calls cost before)"
     compare.add_argument("--search-from", type=float, default=plan.search_from, help=text)
     compare.add_argument("--search-seconds", type=float, default=plan.search_s, help="of each trial (default %(default)s)")
+    text = "processes of a node; again for several nodes (default: 1 and 2)"
+    compare.add_argument("--workers", type=int, action="append", help=text)
+    text = "another checkout, such as a compiled one, whose nodes are measured as well; again for several"
+    compare.add_argument("--beside", type=Path, action="append", default=[], metavar="DIRECTORY", help=text)
     compare.add_argument("--node-alone", action="store_true", help="without Kamailio")
     add_node_settings(compare)
     compare.set_defaults(run=_run)
@@ -42,6 +59,9 @@ async def _run(options: argparse.Namespace) -> list[Report]:
         raise NodeError("nothing was compared: sipp is not installed (Debian: apt-get install sip-tester)")
     if not options.node_alone and (what := missing()):
         raise NodeError(f"nothing was compared: {what}; --node-alone measures the node alone")
+    for directory in options.beside:
+        if not (directory / "sipproxy" / "app.py").exists():
+            raise NodeError(f"--beside {directory}: holds no checkout of this project")
     plan = Plan(
         rates=options.rate or Plan().rates,
         seconds=options.seconds,
@@ -52,52 +72,68 @@ async def _run(options: argparse.Namespace) -> list[Report]:
         children=options.children,
         search_from=options.search_from,
         search_s=options.search_seconds,
-        peers=("node",) if options.node_alone else Plan().peers,
+        search_minutes=options.search_minutes,
+        workers=options.workers or Plan().workers,
+        beside=[directory.resolve() for directory in options.beside],
+        kamailio=not options.node_alone,
         settings=node_settings(options.set),
     )
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+    for sign in SIGNALS:
+        loop.add_signal_handler(sign, stop.set)
     try:
-        return reports_of(await compare_peers(plan, progress_of("compare")), plan)
+        reports = reports_of(await compare_peers(plan, _tell, stop), plan)
     except RuntimeError as error:
         raise NodeError(str(error)) from error
+    finally:
+        for sign in SIGNALS:
+            loop.remove_signal_handler(sign)
+    reports[0].expect(not stop.is_set(), "interrupted: figures are of what was measured until then")
+    return reports
+
+
+def _tell(text: str) -> None:
+    sys.stderr.write(f"compare: {text}\n")
+    sys.stderr.flush()
 
 
 Figures = list[tuple[str, str, float | str, str]]  # key, text, value, unit
 
 
 def reports_of(found: Sequence[Compared], plan: Plan) -> list[Report]:
-    """A report of each, and of the first divided by the second; they have the same figures."""
+    """A report of each, and of each divided by the last, which is Kamailio where it takes part; they have the same figures."""
     figures = [_figures_of(one, plan) for one in found]
     reports = [Report(one.title) for one in found]
     for report, values, one in zip(reports, figures, found, strict=True):
         for figure in values:
             report.add(*figure)
-        report.add("highest_why", "and not higher, as", one.highest_why or "not looked for")
         report.faults += one.faults
-    if len(found) == 2:
-        ratio = Report("ratio")
-        for (key, text, first, unit), (_, _, second, _) in zip(*figures, strict=True):
-            if isinstance(first, str) or isinstance(second, str):
-                ratio.add(key, text, "", unit)
-            else:
-                ratio.add(key, text, first / second if second else 0.0, unit)
-        ratio.add("highest_why", "and not higher, as", "")
+    for one, values in list(zip(found, figures, strict=True))[:-1]:
+        ratio = Report(f"{one.title} / {found[-1].title.partition(' ')[0]}")
+        for (key, text, first, unit), (_, _, second, _) in zip(values, figures[-1], strict=True):
+            comparable = not isinstance(first, str) and not isinstance(second, str) and second
+            ratio.add(key, text, first / second if comparable else "", unit)  # type: ignore[operator]
         reports.append(ratio)
     return reports
 
 
 def _figures_of(one: Compared, plan: Plan) -> Figures:
     figures: Figures = [("idle_share", "CPU before the first message", 100 * one.idle_share, "% of a core")]
-    for rate, rounds in one.calls.items():
-        name, text = f"calls_{rate:g}", f"at {rate:g} calls a second"
+    for rate in plan.rates:
+        name, text, rounds = f"calls_{rate:g}", f"at {rate:g} calls a second", one.calls.get(rate, [])
         figures += _costs(name, text, "calls", rounds)
         figures.append((f"{name}_setup_p50_ms", f"{text}: INVITE until 200, p50", _of(rounds, lambda r: r.delays_ms[0]), "ms"))
         figures.append((f"{name}_setup_p99_ms", f"{text}: INVITE until 200, p99", _of(rounds, lambda r: r.delays_ms[1]), "ms"))
-    if one.registers:
+    if plan.registers:
         text = f"at {plan.register_rate:g} REGISTERs a second"
         figures += _costs("registers", text, "REGISTERs", one.registers)
         figures.append(("binding_bytes", "memory for a binding", one.binding_bytes, "bytes"))
-    figures.append(("highest", "highest rate with 0.1 % failed calls at most", one.highest, "calls a second"))
-    return figures
+    search = one.search or Bracket(0.0)
+    text = "highest rate with 0.1 % failed calls at most"
+    figures.append(("highest", text, search.good if one.search is not None else NOT_MEASURED, "calls a second"))
+    tried = ", ".join(f"{trial.rate:.0f}{' failed' if trial.why else ''}" for trial in search.trials)
+    figures.append(("trials", "rates that were tried", tried or NOT_MEASURED, "calls a second"))
+    return [*figures, ("highest_why", "and not higher, as", search.why or ("not seen" if tried else NOT_MEASURED), "")]
 
 
 def _costs(name: str, text: str, what: str, rounds: Sequence[Round]) -> Figures:
@@ -115,5 +151,5 @@ def _costs(name: str, text: str, what: str, rounds: Sequence[Round]) -> Figures:
     ]
 
 
-def _of(rounds: Sequence[Round], value: Callable[[Round], float]) -> float:
-    return median([value(one) for one in rounds])
+def _of(rounds: Sequence[Round], value: Callable[[Round], float]) -> float | str:
+    return median([value(one) for one in rounds]) if rounds else NOT_MEASURED

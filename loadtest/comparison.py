@@ -1,24 +1,27 @@
-"""The same calls and registrations by SIPp against a node and against Kamailio, in turn: CPU, delay, highest rate, memory.
+"""The same calls and registrations by SIPp against nodes and against Kamailio, in turn: CPU, delay, highest rate, memory.
 
-Both have the same accounts, blocked prefixes and limits and each a store of its own; the same SIPp answers behind both. Each
-round of one is followed by the same round of the other, so that what else the machine does hits both; figures are medians.
-Leaves out: what only one of them does.
+Nodes differ in how many workers they have, and in the code that they run (another checkout, such as a compiled one). All have
+the same accounts, blocked prefixes and limits and each a store of its own; the same SIPp answers behind all. Each round of one
+is followed by the same round of the next, so that what else the machine does hits all; figures are medians. Leaves out: what
+only one of them does.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
+import contextlib
+import os
 import resource
 import statistics
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Protocol
 
+from loadtest.bracket import Bracket
 from loadtest.generate import percentile
 from loadtest.mixed import LOAD_SETTINGS
 from loadtest.network import DOMAIN, TRUNK_HOST, Network, many_lines, md5_only
@@ -43,16 +46,18 @@ SETTLE_S = 60.0
 LIMIT = 20_000  # calls at once
 FAILED_AT_MOST = 0.001
 KEPT_RATE = 0.9  # of the rate that was asked for: with less, SIPp itself was the limit
-STEP = 1.6  # from one rate to the next, until one is too high
-CLOSE = 1.15  # between the lowest rate that failed and the highest that did not
-TRIALS = 9
+GUESSED = 0.7  # of the rate at which a core would be full by what a call cost at the rates before
+NO_GUESS = 100.0
 STARTS_S = 1.0  # that SIPp takes to start and to leave
 IDLE_S = 3.0
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """`rates` are calls a second, each for `seconds`; `children` are Kamailio's; `settings` further tables of the node's."""
+    """`rates` are calls a second, each for `seconds`; `children` are Kamailio's; `settings` further tables of the nodes'.
+
+    There is a node for each number of `workers`, and as many for each directory of `beside`, which has other code.
+    """
 
     rates: Sequence[float] = (50.0, 200.0)
     seconds: float = 10.0
@@ -62,9 +67,12 @@ class Plan:
     registers: int = 5_000
     register_rate: float = 300.0
     children: int = 2
-    search_from: float = 100.0  # 0: the highest rate is not looked for
-    search_s: float = 8.0
-    peers: Sequence[str] = ("node", "kamailio")
+    search_from: float = 0.0  # 0: by what calls cost before
+    search_s: float = 8.0  # of each trial
+    search_minutes: float = 12.0  # for all of them together; 0: the highest rate is not looked for
+    workers: Sequence[int] = (1, 2)
+    beside: Sequence[Path] = ()
+    kamailio: bool = True
     settings: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
 
 
@@ -90,22 +98,23 @@ class Round:
 
 @dataclass(slots=True)
 class Compared:
-    """All rounds of one of them."""
+    """All rounds of one of them, which has so many processes for messages."""
 
     title: str
+    processes: int = 1
     calls: dict[float, list[Round]] = field(default_factory=dict)
     registers: list[Round] = field(default_factory=list)
     idle_share: float = 0.0  # CPU of a core before the first message
     binding_bytes: float = 0.0
-    highest: float = 0.0
-    highest_why: str = ""
+    search: Bracket | None = None
     faults: list[str] = field(default_factory=list)
 
 
 class Peer(Protocol):
-    """One of the two."""
+    """One of them."""
 
     title: str
+    processes: int
     pid: int
     store: Valkey
     address: Address
@@ -119,7 +128,7 @@ class Peer(Protocol):
 
 class _NodePeer:
     def __init__(self, network: Network, title: str) -> None:
-        self._network, self.title = network, title
+        self._network, self.title, self.processes = network, title, network.node.workers
         self.store = network.store
         self.pid, self.address = network.node.pid, network.node.address
         self._last = b""
@@ -148,8 +157,9 @@ class _NodePeer:
 
 
 class _KamailioPeer:
-    def __init__(self, proxy: KamailioProxy, store: Valkey, title: str) -> None:
-        self._proxy, self.store, self.title = proxy, store, title
+    def __init__(self, proxy: KamailioProxy, store: Valkey, children: int) -> None:
+        self._proxy, self.store, self.processes = proxy, store, children
+        self.title = f"kamailio -x tlsf, {children} children"
         self.pid, self.address = proxy.pid, proxy.address
         self._last = b""
 
@@ -171,17 +181,31 @@ class _KamailioPeer:
         return ""
 
 
-async def compare_peers(plan: Plan, tell: Callable[[str], None]) -> list[Compared]:
-    """All rounds of the plan, in turn. Raises NodeError, FileNotFoundError and RuntimeError when something does not start."""
+async def compare_peers(plan: Plan, tell: Callable[[str], None], stop: asyncio.Event | None = None) -> list[Compared]:
+    """All rounds of the plan, in turn, or what there is of them once `stop` is set. Raises NodeError, FileNotFoundError and
+    RuntimeError when something does not start."""
     callers = [md5_only(line) for line in many_lines(plan.accounts, channels=CHANNELS)]
     answering = await start_sipp("answer", calls=None, host=TRUNK_HOST, trace=False, extra=["-l", str(LIMIT)])
     try:
         async with _started(plan, callers, (answering.host, answering.port)) as peers:
-            runs = [_Runs(peer, plan, answering, Compared(peer.title), tell) for peer in peers]
-            await _in_turn(plan, runs)
+            runs = [_Runs(peer, plan, answering, Compared(peer.title, peer.processes), tell) for peer in peers]
+            await _until(_in_turn(plan, runs), stop or asyncio.Event())
             return [run.found for run in runs]
     finally:
         await answering.stop()
+
+
+async def _until(work: Coroutine[object, object, None], stop: asyncio.Event) -> None:
+    """Work until it is done or `stop` is set."""
+    working, stopping = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in (working, stopping):
+            task.cancel()
+        await asyncio.wait({working, stopping})
+    with contextlib.suppress(asyncio.CancelledError):
+        working.result()
 
 
 async def _in_turn(plan: Plan, runs: Sequence[_Runs]) -> None:
@@ -194,44 +218,50 @@ async def _in_turn(plan: Plan, runs: Sequence[_Runs]) -> None:
         for _ in range(plan.rounds):
             for run in runs:
                 await run.call(rate)
-    if plan.search_from:
-        for run in runs:
-            await run.search()
+    until = time.monotonic() + 60 * plan.search_minutes
+    for number, run in enumerate(runs if plan.search_minutes else ()):
+        left_s = until - time.monotonic()
+        await run.search(left_s / (len(runs) - number))
 
 
 @asynccontextmanager
 async def _started(plan: Plan, callers: Sequence[LineSpec], trunk: Address) -> AsyncIterator[list[Peer]]:
-    rows = ["id,prefix,reason", *(f"none-{prefix},+{prefix},no such network" for prefix in PREFIXES)]
-    policy = {"lines": ["lines.csv"], "psap": ["psap.csv"], "blocks": ["blocks.csv"]}
-    settings: dict[str, Mapping[str, object]] = {**LOAD_SETTINGS, "policy": policy}
-    for name, keys in plan.settings.items():
-        settings[name] = {**settings.get(name, {}), **keys}
-    with TemporaryDirectory(prefix="sipproxy-") as folder:
-        (Path(folder) / "blocks.csv").write_text("\n".join([*rows, ""]))
-        async with (
-            Network(
-                callers, settings=settings, directory=Path(folder), trunks=[TrunkSpec("carrier", trunk, (TRUNK_HOST,))]
-            ) as network,
-            Valkey() as store,
-        ):
-            peers: list[Peer] = []
-            if "node" in plan.peers:
-                workers = plan.settings.get("node", {}).get("workers", 1)
-                peers.append(_NodePeer(network, f"node, {workers} worker{'' if workers == 1 else 's'}"))
-            if "kamailio" not in plan.peers:
-                yield peers
-                return
-            prefixes = [f"00{prefix}" for prefix in PREFIXES]
-            kamailio = KamailioProxy(
+    async with AsyncExitStack() as stack:
+        peers: list[Peer] = []
+        for code in (None, *plan.beside):
+            for workers in plan.workers:
+                folder = stack.enter_context(TemporaryDirectory(prefix="sipproxy-"))
+                network = await stack.enter_async_context(
+                    _network(plan, callers, trunk, Path(folder), workers=workers, code=code)
+                )
+                name = f"{code.name}, " if code is not None else "node, "
+                peers.append(_NodePeer(network, f"{name}{workers} worker{'' if workers == 1 else 's'}"))
+        if plan.kamailio:
+            store = await stack.enter_async_context(Valkey())
+            proxy = KamailioProxy(
                 many_lines(plan.accounts, channels=CHANNELS),
-                prefixes,
+                [f"00{prefix}" for prefix in PREFIXES],
                 realm=DOMAIN,
                 trunk=trunk,
                 store=store,
                 children=plan.children,
             )
-            async with kamailio:
-                yield [*peers, _KamailioPeer(kamailio, store, f"kamailio -x tlsf, {plan.children} children")]
+            await stack.enter_async_context(proxy)
+            peers.append(_KamailioPeer(proxy, store, plan.children))
+        yield peers
+
+
+def _network(
+    plan: Plan, callers: Sequence[LineSpec], trunk: Address, folder: Path, *, workers: int, code: Path | None
+) -> Network:
+    rows = ["id,prefix,reason", *(f"none-{prefix},+{prefix},no such network" for prefix in PREFIXES)]
+    (folder / "blocks.csv").write_text("\n".join([*rows, ""]))
+    policy = {"lines": ["lines.csv"], "psap": ["psap.csv"], "blocks": ["blocks.csv"]}
+    settings: dict[str, Mapping[str, object]] = {**LOAD_SETTINGS, "policy": policy}
+    for name, keys in plan.settings.items():
+        settings[name] = {**settings.get(name, {}), **keys}
+    route = TrunkSpec("carrier", trunk, (TRUNK_HOST,))
+    return Network(callers, settings=settings, directory=folder, trunks=[route], workers=workers, code=code)
 
 
 class _Runs:
@@ -242,19 +272,19 @@ class _Runs:
 
     async def idle(self) -> None:
         """What it uses while nothing is asked of it."""
-        used = tree_cpu_seconds(self.peer.pid)
-        await asyncio.sleep(IDLE_S)
-        self.found.idle_share = (tree_cpu_seconds(self.peer.pid) - used) / IDLE_S
+        used, seconds = tree_cpu_seconds(self.peer.pid), min(IDLE_S, self.plan.seconds)
+        await asyncio.sleep(seconds)
+        self.found.idle_share = (tree_cpu_seconds(self.peer.pid) - used) / seconds
 
     async def register(self, *, first: bool) -> None:
         """REGISTERs of so many accounts; the first time they are new."""
         plan = self.plan
         memory = tree_memory_bytes(self.peer.pid)
-        self._tell(f"{self.peer.title}: registers")
         result = await self._run(
             "register", plan.registers, plan.register_rate, keys={"expires": "3600", "contact_port": "5099"}
         )
         self.found.registers.append(result)
+        self._tell(f"{self.peer.title}: {result.wanted} REGISTERs, {_cost(result)} each")
         if first:
             self.found.binding_bytes = (tree_memory_bytes(self.peer.pid) - memory) / plan.registers
         if result.failed or (fault := await self.peer.unbound(plan.registers)):
@@ -262,37 +292,41 @@ class _Runs:
 
     async def call(self, rate: float) -> None:
         """One round of calls at this rate."""
-        self._tell(f"{self.peer.title}: {rate:g} calls a second")
         result = await self._calls(rate, self.plan.seconds)
+        self._tell(f"{self.peer.title}: {rate:g} calls a second, {_cost(result)} each")
         self.found.calls.setdefault(rate, []).append(result)
         if not result.clean:
             self.found.faults.append(f"at {rate:g} calls a second: {result.failed} failed; {result.fault}")
 
-    async def search(self) -> None:
-        """The highest rate with no more failed calls than allowed, within the factor CLOSE."""
-        rate, good, bad = self.plan.search_from, 0.0, math.inf
-        for _ in range(TRIALS):
-            why = await self._too_high(rate)
-            if why:
-                bad, self.found.highest_why = rate, why
-            else:
-                good = rate
-            if bad <= good * CLOSE or (not good and bad < self.plan.search_from / 4):
-                break
-            rate = good * STEP if bad == math.inf else math.sqrt(good * bad) if good else bad / 2
-        self.found.highest = good
+    async def search(self, within_s: float) -> None:
+        """The highest rate with no more failed calls than allowed, as closely as it is found within so many seconds."""
+        search = self.found.search = Bracket(self.plan.search_from or self._guess())
+        until = time.monotonic() + within_s
+        while (rate := search.next_rate()) is not None and time.monotonic() < until - self.plan.search_s:
+            search.tried(rate, await self._too_high(rate))
+
+    def _guess(self) -> float:
+        """By what a call cost at the highest rate that was measured: of its processes, and of all that run on the machine."""
+        rounds = self.found.calls.get(max(self.found.calls, default=0.0), [])
+        cost = median([one.cpu_s / one.wanted for one in rounds])
+        others = median([(one.store_cpu_s + one.sipp_cpu_s) / one.wanted for one in rounds])
+        if not cost:
+            return NO_GUESS
+        return GUESSED * min(self.found.processes / cost, (os.cpu_count() or 1) / (cost + others))
 
     async def _too_high(self, rate: float) -> str:
         """Why a rate is too high, "" where it is not; it has to fail twice, as once may be the machine's doing."""
         why = ""
         for _ in range(2):
-            self._tell(f"{self.peer.title}: are {rate:.0f} calls a second too many?")
             result = await self._calls(rate, self.plan.search_s)
             if result.clean and result.kept >= KEPT_RATE:
-                return ""
+                why = ""
+                self._tell(f"{self.peer.title}: {rate:.0f} calls a second go well, {result.failed} of {result.wanted} failed")
+                break
             why = f"at {rate:.0f}: {result.failed} of {result.wanted} failed"
             if result.clean:
                 why = f"at {rate:.0f} SIPp placed {100 * result.kept:.0f} % of them in time"
+            self._tell(f"{self.peer.title}: too many, {why}")
         return why
 
     async def _calls(self, rate: float, seconds: float) -> Round:
@@ -332,6 +366,10 @@ class _Runs:
             repeats=result.retransmissions,
             fault=_first_error(result.errors) if result.successful < count else fault,
         )
+
+
+def _cost(one: Round) -> str:
+    return f"{1e6 * one.cpu_s / one.wanted:.0f} µs CPU"
 
 
 def _first_error(errors: str) -> str:

@@ -46,7 +46,7 @@ HANDLED = 10  # turns of the event loop that what was read takes through queues 
 class Network:
     """An async context manager. `trunks` and `psap` say who else than the simulated parties stands there; `route` are further
     keys of the simulated trunk's route, `certificate`, `ipv6` and `addresses` further listeners of the node's, `transports`
-    their order; `workers` how many processes share them."""
+    their order; `workers` how many processes share them; `code` is where its program lies, if not here."""
 
     def __init__(
         self,
@@ -64,6 +64,7 @@ class Network:
         ipv6: bool = False,
         addresses: Sequence[str] = (),
         workers: int = 1,
+        code: Path | None = None,
     ) -> None:
         self.lines = {line.user: line for line in lines}
         self.ledger = Ledger()
@@ -78,7 +79,7 @@ class Network:
         self._psap = psap
         self._embedded = embedded
         self._certificate, self._ipv6, self._addresses = certificate, ipv6, addresses
-        self._transports, self._workers = transports, workers
+        self._transports, self._workers, self._code = transports, workers, code
         self._node: Node | None = None
         self._stack = AsyncExitStack()
 
@@ -112,6 +113,7 @@ class Network:
                 ipv6=self._ipv6,
                 addresses=self._addresses,
                 workers=self._workers,
+                code=self._code,
             )
             await stack.enter_async_context(self._node)
             self._stack = stack.pop_all()

@@ -109,7 +109,8 @@ class Node:
 
     `settings` are tables of the configuration that replace or add keys: `{"calls": {"route_s": 2}}`. With `certificate`, a PEM
     file with its key, it listens for TLS as well, with `ipv6` on ::1, and on further IPv4 `addresses`. `transports` is the
-    order of its listeners: other nodes come by the first. `workers` are its processes.
+    order of its listeners: other nodes come by the first. `workers` are its processes. `code` is a directory with another
+    version of the program, run by its own environment (.venv) where it has one.
     """
 
     def __init__(
@@ -128,6 +129,7 @@ class Node:
         ipv6: bool = False,
         addresses: Sequence[str] = (),
         workers: int = 1,
+        code: Path | None = None,
     ) -> None:
         self.directory = directory if directory is not None else Path(tempfile.mkdtemp(prefix="sipproxy-"))
         self._own_directory = directory is None
@@ -144,6 +146,9 @@ class Node:
         self.config = self.directory / "config.toml"
         self.log_path = self.directory / "log"
         self.process: asyncio.subprocess.Process | None = None
+        self._code = code or Path(__file__).parents[1]
+        own_python = self._code / ".venv" / "bin" / "python"
+        self._python = str(own_python) if code is not None and own_python.exists() else sys.executable
         self.program: Sequence[str] = PROGRAM  # of the next start; tests of crashes put one in that kills itself
         self._command = "serve" if store_url else "up"  # `up` brings the embedded store with it
         self._write(list(lines), list(psap), trunks, store_url, settings or {})
@@ -183,12 +188,12 @@ class Node:
         with self.log_path.open("ab") as output:
             written = output.tell()
             self.process = await asyncio.create_subprocess_exec(
-                sys.executable,
+                self._python,
                 *self.program,
                 self._command,
                 "-c",
                 str(self.config),
-                cwd=Path(__file__).parents[1],
+                cwd=self._code,
                 env={**os.environ, "PYTHONFAULTHANDLER": "1"},
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,

@@ -120,6 +120,12 @@ class SippRun:
         result = self._collect()
         return SippResult(**{**{name: getattr(result, name) for name in SippResult.__slots__}, "exit_status": 0})
 
+    def kill(self) -> None:
+        """End it at once, with what it wrote; harmless when it has ended."""
+        if self.process.returncode is None:
+            self.process.kill()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
     def _successful(self) -> int:
         return int(_last_row(self._directory / "stat.csv").get("SuccessfulCall(C)", 0))
 
@@ -214,9 +220,12 @@ async def start_sipp(
 
 
 async def run_sipp(name: str, *, timeout_s: float = 30.0, **options: object) -> SippResult:
-    """Start a scenario and wait for its end; options are those of `start_sipp`."""
+    """Start a scenario and wait for its end, which cancelling brings about; options are those of `start_sipp`."""
     run = await start_sipp(name, **options)  # type: ignore[arg-type]  # passed on as they are
-    return await run.wait(timeout_s)
+    try:
+        return await run.wait(timeout_s)
+    finally:
+        run.kill()
 
 
 def _text(path: Path, *, only_if: bool = True) -> str:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import shutil
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 
 from loadtest.peer import missing
 
+ROOT = Path(__file__).resolve().parents[2]
 needs_sipp = pytest.mark.skipif(shutil.which("sipp") is None, reason="sipp is not installed: apt-get install sip-tester")
 
 
@@ -104,9 +106,10 @@ async def test_a_mix_whose_calls_fail_ends_with_status_1_and_still_reconciles() 
 @needs_sipp
 @pytest.mark.skipif(bool(missing()), reason=missing())
 async def test_node_and_kamailio_carry_the_same_calls_and_registrations_and_both_reconcile() -> None:
-    options = ("--rate", "10", "--seconds", "2", "--rounds", "1", "--accounts", "100", "--search-from", "0")
-    node, kamailio, ratio = await measure("compare", *options, "--registers", "40", "--register-rate", "40")
-    assert (node["title"], ratio["title"]) == ("node, 1 worker", "ratio")
+    options = ("--rate", "10", "--seconds", "2", "--rounds", "1", "--accounts", "100", "--search-minutes", "0")
+    registers = ("--registers", "40", "--register-rate", "40")
+    node, kamailio, ratio = await measure("compare", *options, *registers, "--workers", "1")
+    assert (node["title"], ratio["title"]) == ("node, 1 worker", "node, 1 worker / kamailio")
     for key in ("calls_10_cpu_s_per_1000", "calls_10_setup_p50_ms", "registers_cpu_s_per_1000"):
         assert node[key] > 0, key
         assert kamailio[key] >= 0, key  # of so few it may be nothing in clock ticks
@@ -115,9 +118,35 @@ async def test_node_and_kamailio_carry_the_same_calls_and_registrations_and_both
 
 @needs_sipp
 async def test_comparison_whose_calls_the_node_refuses_names_them_and_ends_with_status_1() -> None:
-    options = ("--node-alone", "--rate", "10", "--seconds", "1", "--rounds", "1", "--accounts", "100", "--search-from", "0")
-    (node,) = await measure("compare", *options, "--registers", "0", "--set", "limits.calls=1", status=1)
+    options = ("--node-alone", "--rate", "10", "--seconds", "1", "--rounds", "1", "--accounts", "100", "--workers", "1")
+    less = ("--registers", "0", "--set", "limits.calls=1", "--search-minutes", "0")
+    (node,) = await measure("compare", *options, *less, status=1)
     assert re.fullmatch(r"at 10 calls a second: [1-9] failed; .*", node["faults"][0], re.DOTALL)
+
+
+@needs_sipp
+async def test_interrupted_comparison_of_two_checkouts_tells_what_it_has() -> None:
+    """Here both are the same one. The search goes on until it is interrupted, behind its first trial."""
+    options = ("--node-alone", "--workers", "1", "--accounts", "100", "--registers", "0", "--rate", "10", "--seconds", "1")
+    search = ("--rounds", "1", "--search-from", "5", "--search-seconds", "1", "--search-minutes", "60")
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "loadtest", "compare", *options, *search, "--beside", str(ROOT), "--json"),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stderr is not None
+    assert process.stdout is not None
+    async with asyncio.timeout(100):
+        while b"5 calls a second go well" not in await process.stderr.readline():
+            assert process.returncode is None
+        process.send_signal(signal.SIGINT)
+        _, output = await asyncio.gather(process.stderr.read(), process.stdout.read())
+        assert await process.wait() == 1
+    node, beside, ratio = json.loads(output)
+    assert (node["title"], beside["title"]) == ("node, 1 worker", f"{ROOT.name}, 1 worker")
+    assert node["faults"] == ["interrupted: figures are of what was measured until then"]
+    assert (node["highest"], beside["highest"], ratio["highest"]) == (5, "not measured", "")
+    assert ratio["calls_10_cpu_s_per_1000"] > 0
 
 
 async def test_calls_of_every_kind_have_records_whose_every_field_is_the_truth() -> None:
