@@ -266,8 +266,7 @@ class Call:
         agreed = session.agreed(response, self.asked)
         data = self.upstream(response, branch.target, edit=partial(session.tell, response, agreed))
         if dialog is not None and dialog.watch is None and dialog.sides is not None:
-            liveness.watch(self, dialog)
-            liveness.refreshed(self, dialog, agreed)
+            liveness.watch(self, dialog, agreed)
         desk.transactions.respond(self.server, response.status, data, desk.now.mono)
 
     def _answered(self, branch: Branch[Target], response: Response) -> None:

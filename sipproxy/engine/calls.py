@@ -6,7 +6,7 @@ Pure. A call stays findable for 64*T1 after its end, so that retransmissions mee
 from __future__ import annotations
 
 import hmac
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from sipproxy.engine.call import Call, Dialog, Phase
 from sipproxy.engine.ending import let_go
@@ -22,20 +22,15 @@ if TYPE_CHECKING:
 __all__ = ["Calls", "Found"]
 
 
-class Found(NamedTuple):
-    """Where an in-dialog request belongs."""
+class Found:
+    """Where an in-dialog request belongs, and whether who sends it, and who gets it, is a customer."""
 
-    call: Call
-    dialog: Dialog
-    from_caller: bool
+    __slots__ = ("call", "dialog", "from_caller", "from_customer", "to_customer")
 
-    @property
-    def to_customer(self) -> bool:
-        return self.dialog.target.is_customer if self.from_caller else self.call.from_customer
-
-    @property
-    def from_customer(self) -> bool:
-        return self.call.from_customer if self.from_caller else self.dialog.target.is_customer
+    def __init__(self, call: Call, dialog: Dialog, *, from_caller: bool) -> None:
+        self.call, self.dialog, self.from_caller = call, dialog, from_caller
+        caller, callee = call.from_customer, dialog.target.kind == "binding"
+        self.from_customer, self.to_customer = (caller, callee) if from_caller else (callee, caller)
 
 
 class Calls:
@@ -101,8 +96,10 @@ class Calls:
 
     def marked(self, token: bytes, call_id: bytes) -> Call | None:
         """The call whose Record-Route has this token; None where none has, or it was not written yet."""
-        calls = self._by_call_id.get(call_id, ())
-        return next((call for call in calls if call.token and hmac.compare_digest(call.token, token)), None)
+        for call in self._by_call_id.get(call_id, ()):
+            if call.token and hmac.compare_digest(call.token, token):
+                return call
+        return None
 
     def of(self, call_id: bytes) -> list[Call]:
         """The calls with this Call-ID, those included that ended less than 64*T1 ago."""
@@ -134,16 +131,16 @@ class Calls:
         `call` is the one that the token of our Record-Route URI names; without one (a peer that drops parameters) Call-ID and
         tags decide, and `flow` between a forwarded call and its part.
         """
-        from_tag, to_tag = message.from_.tag, message.to.tag
-        candidates = [call] if call is not None else self._by_call_id.get(message.call_id, [])
-        for found in candidates:
-            if found.call_id != message.call_id:
+        from_tag, to_tag, call_id = message.from_.tag, message.to.tag, message.call_id
+        for found in (call,) if call is not None else self._by_call_id.get(call_id, ()):
+            if found.call_id != call_id:
                 continue
-            caller_tag = found.caller_tag
-            if from_tag == caller_tag and to_tag in found.dialogs and (call or _comes_to(found.flow, flow)):
-                return Found(found, found.dialogs[to_tag], from_caller=True)
-            if to_tag == caller_tag and from_tag in found.dialogs and (call or _comes_to(found.dialogs[from_tag].to, flow)):
-                return Found(found, found.dialogs[from_tag], from_caller=False)
+            dialog = found.dialogs.get(to_tag or b"") if from_tag == found.caller_tag else None
+            if dialog is not None and (call is not None or _comes_to(found.flow, flow)):
+                return Found(found, dialog, from_caller=True)
+            dialog = found.dialogs.get(from_tag or b"") if to_tag == found.caller_tag else None
+            if dialog is not None and (call is not None or _comes_to(dialog.to, flow)):
+                return Found(found, dialog, from_caller=False)
         return None
 
     def view(self, now: Now) -> list[dict[str, object]]:

@@ -5,12 +5,13 @@ Pure. Deciding whether and where to is done elsewhere.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from sipproxy.sip.digest import parse_credentials
 from sipproxy.sip.errors import ParseError
-from sipproxy.sip.flow import Flow, Hop
+from sipproxy.sip.flow import Flow, Hop, version_of
 from sipproxy.sip.uri import Uri, parse_uri
 
 if TYPE_CHECKING:
@@ -117,10 +118,12 @@ def own_routes(desk: Desk, request: Request, call: str) -> int:
 
 def hop_of(uri: Uri) -> Hop:
     """The next hop that a SIP URI names (RFC 3263 §4 without look-ups)."""
-    named = uri.param(b"transport")
-    transport = "TLS" if uri.scheme == b"sips" else (named or b"udp").decode("ascii", "replace").upper()
-    hop = Hop(transport, uri.host_text, uri.port or 0)
-    return hop._replace(is_open=named is None and not hop.port and not hop.version)  # RFC 3263 §4.1
+    named, host, port = uri.param(b"transport"), uri.host_text, uri.port or 0
+    transport = (
+        "TLS" if uri.scheme == b"sips" else "UDP" if named is None else (named or b"udp").decode("ascii", "replace").upper()
+    )
+    is_open = named is None and not port and not version_of(host)  # RFC 3263 §4.1
+    return Hop(transport, host, port, -1, "", is_open)
 
 
 def listener_of(settings: Settings, to: Flow | Hop) -> Listener | None:
@@ -138,10 +141,15 @@ def record_route_uri(listener: Listener, mark: bytes) -> bytes:
 
 def strip_trust(editor: Editor, message: Request | Response, settings: Settings) -> None:
     """Take from a customer's message what only a trusted peer may say, the carrier's own headers included."""
-    beginnings = TRUSTED_BEGINNINGS + settings.carrier_headers
-    for name in set(message.keys):
-        if name in _TRUSTED_ONLY or name.startswith(beginnings):
+    for name in message.first_line:
+        if _is_claim(name, settings.carrier_headers):
             editor.remove(name)
+
+
+@functools.lru_cache(maxsize=1024)
+def _is_claim(name: bytes, carriers: tuple[bytes, ...]) -> bool:
+    """Whether only a trusted peer may send a header of this name."""
+    return name in _TRUSTED_ONLY or name.startswith(TRUSTED_BEGINNINGS + carriers)
 
 
 def consume_credentials(editor: Editor, request: Request, realm: str) -> None:
@@ -172,7 +180,7 @@ def loosen(request: Request, editor: Editor, settings: Settings) -> tuple[list[N
     routes = list(request.routes)
     uri, call = request.uri, b""
     own = request.parsed_uri
-    if routes and is_ours(own, settings) and own.param(CALL_PARAM) is not None:
+    if routes and own.param(CALL_PARAM) is not None and is_ours(own, settings):
         # §16.4: a strict router put our Record-Route URI into the Request-URI and the target at the end of the Route.
         call = own.param(CALL_PARAM) or b""
         last = routes.pop()
@@ -265,8 +273,9 @@ def next_hop(settings: Settings, uri: bytes | Uri, known: Flow | Hop) -> Flow | 
     if not parsed.is_sip or not parsed.host or is_ours(parsed, settings):
         return known
     hop = hop_of(parsed)
-    same = isinstance(known, Hop) and known.transport == hop.transport
-    return hop._replace(listener=known.listener) if same else hop
+    if not isinstance(known, Hop) or known.transport != hop.transport or known.listener == hop.listener:
+        return hop
+    return hop._replace(listener=known.listener)
 
 
 def strict_next(editor: Editor, routes: list[NameAddr], uri: bytes) -> Uri | None:

@@ -50,15 +50,14 @@ class Watch:
     @classmethod
     def start(cls, now: Now, *, probe_s: float, longest_s: float) -> Watch:
         """A dialog that is confirmed now, or found again after a restart."""
-        watch = cls(probe_s, longest_s, [now, now])
-        for side in Side:
-            watch.heard(side, now)
-        return watch
+        at = now.mono + probe_s if probe_s else inf
+        return cls(probe_s, longest_s, [now, now], _probe_at=[at, at])
 
     @property
     def proof(self) -> Now:
         """The last instant at which both parties are known to have been there."""
-        return min(self.proofs)
+        caller, callee = self.proofs
+        return callee if callee < caller else caller
 
     @property
     def next_at(self) -> float:
@@ -68,7 +67,8 @@ class Watch:
     def heard(self, side: Side, now: Now) -> None:
         """A message of that side arrived."""
         self.proofs[side] = now
-        self.gone -= {side}
+        if self.gone:
+            self.gone -= {side}
         self._failures[side] = 0
         self._probe_at[side] = now.mono + self.probe_s if self.probe_s else inf
 
@@ -119,8 +119,8 @@ class Probe:
         _lost(self, again_s=0 if timed_out else 64 * self.call.desk.settings.timers.t1)
 
 
-def watch(call: Call, dialog: Dialog) -> None:
-    """Begin to watch over a dialog with known sides."""
+def watch(call: Call, dialog: Dialog, agreed: Agreed | None) -> None:
+    """Begin to watch over a dialog with known sides, whose 2xx told the caller of this interval."""
     settings = call.desk.settings
     now = call.desk.now
     if call.head is None:
@@ -128,14 +128,16 @@ def watch(call: Call, dialog: Dialog) -> None:
     else:
         dialog.watch = Watch.start(now, probe_s=0, longest_s=0)  # the call that it is a part of asks, and ends both
     call.proof = now if call.proof is None else max(call.proof, now)
-    _arm(call, dialog)
+    refreshed(call, dialog, agreed)
 
 
 def refreshed(call: Call, dialog: Dialog, agreed: Agreed | None) -> None:
     """A 2xx to INVITE or UPDATE went upstream: its interval replaces what held before (RFC 4028 §8.2)."""
-    if dialog.watch is not None and not call.is_emergency:
+    if dialog.watch is None:
+        return
+    if not call.is_emergency:
         dialog.watch.refreshed(agreed.interval_s if agreed is not None else None, call.desk.now)
-        _arm(call, dialog)
+    _arm(call, dialog)
 
 
 def heard(call: Call, dialog: Dialog, side: Side, *, sent: Now | None = None) -> None:

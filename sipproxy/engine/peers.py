@@ -63,7 +63,7 @@ class Peers:
 
     def has_host(self, host: str) -> bool:
         """Whether a message from this IP address can be another node's."""
-        return any(host in peer.hosts for peer in self._known.values())
+        return bool(self._known) and any(host in peer.hosts for peer in self._known.values())
 
     def is_node(self, flow: Flow) -> bool:
         """Whether who sends by this flow is another node: from its address, and where TLS proves who that is, by its name."""

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import functools
 
-from sipproxy.sip.build import via_values
+from sipproxy.sip.build import top_via
 from sipproxy.sip.message import Request, Response, parse_message
 
 __all__ = ["reduced", "request_of"]
 
-# RFC 3261 §12.1: what a dialog is made of; b"" stands for the start line.
-KEPT = frozenset([b"", *b"from to call-id cseq contact record-route".split()])
+# RFC 3261 §12.1: what a dialog is made of, and may stand on several lines.
+KEPT = (b"record-route", b"from", b"to", b"call-id", b"cseq", b"contact")
 CACHED = 64  # requests that were read anew lately: one message asks several times
 
 
@@ -23,10 +23,14 @@ def reduced(message: Request | Response) -> bytes:
 
     A request keeps its Via values, the top one stamped: its transactions are matched by them (§17.1.3, §17.2.3).
     """
-    lines = [line for key, line in zip(message.keys, message.lines_raw, strict=True) if key in KEPT]
-    if isinstance(message, Request):
-        lines[1:1] = [b"Via: " + value for value in via_values(message)]
-    return b"\r\n".join((*lines, b"", b""))
+    kept = [message.start_line]
+    if isinstance(message, Request) and (top := top_via(message)) is not None:
+        kept += message.lines_of(b"via")
+        kept[1] = top
+    for name in KEPT:
+        kept += message.lines_of(name)
+    kept += (b"", b"")
+    return b"\r\n".join(kept)
 
 
 @functools.lru_cache(maxsize=CACHED)

@@ -44,7 +44,7 @@ __all__ = ["IN_DIALOG", "Relays"]
 IN_DIALOG = frozenset([b"ACK", b"BYE", b"INVITE", b"UPDATE", b"PRACK", b"INFO", b"OPTIONS"])
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Relay:
     """User of the two transactions that carry one in-dialog request through."""
 
@@ -204,8 +204,10 @@ class Relays:
             desk.reply(request, flow, 403)
             return
         self._present(editor, request, found, to)
-        self._observe(found, request)
-        if carrier.route_of(found.call, found.dialog, to_caller=not found.from_caller):
+        route = carrier.route_of(found.call, found.dialog, to_caller=not found.from_caller)
+        shifted = bool(route and found.dialog.shift.steps)
+        self._observe(found, request, shifted=shifted)
+        if shifted:
             found.dialog.shift.apply(editor, request)
         if request.method == b"ACK":
             to = desk.addresses.first(to)
@@ -258,13 +260,14 @@ class Relays:
             to, *others = desk.addresses.choose(to)
         relay = Relay(desk, server, found, desk.now, route=route, others=others)
         server.user = relay
-        if found.call.phase is Phase.ANSWERED and not found.call.is_emergency:
+        refreshes = request.method in session.REFRESHES
+        if refreshes and found.call.phase is Phase.ANSWERED and not found.call.is_emergency:
             terms = desk.settings.session_terms
             if session.is_too_short(request, terms):
                 desk.answer(server, 422, headers=[session.refusal(terms)])
                 return
             relay.asked = session.ask(request, editor, terms)
-        record_route = flow if request.method in (b"INVITE", b"UPDATE") else None
+        record_route = flow if refreshes else None  # target refresh requests are the same ones
         built = forward_request(desk, request, to, editor=editor, mark=found.call.mark, received_on=record_route)
         if built is None:
             desk.answer(server, 500)
@@ -274,8 +277,6 @@ class Relays:
             desk.answer(server, 100)
             desk.queue.set(("relay", (branch, b"INVITE")), desk.now.mono + desk.settings.ring_s)  # Timer C
         relay.key = (branch, request.method)
-        if found.dialog.sides is not None:
-            found.dialog.sides = after_request(found.dialog.sides, sent)  # with the number that the peer sees
         desk.transactions.new_client(sent, branch, to, relay, desk.now.mono)
 
     def _unmask(self, editor: Editor, found: Found, uri: bytes) -> bytes:
@@ -307,23 +308,26 @@ class Relays:
             return reach(found.call, found.dialog, liveness.Side.CALLEE if found.from_caller else liveness.Side.CALLER)
         return next_hop(self._desk.settings, next_uri if next_uri is not None else uri, known)
 
-    def _observe(self, found: Found, request: Request) -> None:
-        """What the request says about the call: proof of life, or its end."""
+    def _observe(self, found: Found, request: Request, *, shifted: bool) -> None:
+        """What the request says about the call: proof of life, or its end. `shifted` is whether its peer sees another CSeq."""
         call, dialog = found.call, found.dialog
         if found.from_caller:
             call.heard()
         side = liveness.Side.CALLER if found.from_caller else liveness.Side.CALLEE
-        now, repeated_s = self._desk.now, 64 * self._desk.settings.timers.t1
-        if request.method == b"BYE" and call.resumed is not None and dialog.watch is not None:
-            proof, others = (liveness.known(call, dialog, of) for of in (side, liveness.Side(1 - side)))
-            call.resumed.leaving(proof, others, now, repeated_s=repeated_s)
+        resumed, sent = call.resumed, None
+        if resumed is not None and request.method != b"ACK":
+            now, repeated_s = self._desk.now, 64 * self._desk.settings.timers.t1
+            if request.method == b"BYE" and dialog.watch is not None:
+                proof, others = (liveness.known(call, dialog, of) for of in (side, liveness.Side(1 - side)))
+                resumed.leaving(proof, others, now, repeated_s=repeated_s)
+            sent = resumed.sent(now, repeated_s=repeated_s)
         if request.method == b"ACK":
             call.seen()  # no proof: who has hung up still repeats it for each 2xx that comes (RFC 3261 §13.2.2.4)
         else:
-            sent = call.resumed.sent(now, repeated_s=repeated_s) if call.resumed is not None else None
             liveness.heard(call, dialog, side, sent=sent)
-        if dialog.sides is not None:
-            dialog.sides = after_request(dialog.sides, request)
+        if dialog.sides is not None and request.method != b"ACK":
+            seen = dialog.shift.of(request.cseq.number) if shifted else None
+            dialog.sides = after_request(dialog.sides, request, seen=seen)
 
     @staticmethod
     def _leave(found: Found, request: Request) -> None:

@@ -143,14 +143,16 @@ class Settings:
     timers: Timers = field(default_factory=Timers)
     worker: int = 0  # which of the node's workers this is, counted from 1; 0: the node is one process
     siblings: frozenset[str] = frozenset()  # the names of all of them in the store
+    session_terms: Terms = field(init=False)
+    own_hosts: frozenset[tuple[str, int]] = field(init=False)  # (host, port) pairs in a URI that mean one of our listeners
 
-    @property
-    def session_terms(self) -> Terms:
-        return Terms(self.session_expires_s, self.min_se_s)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "session_terms", Terms(self.session_expires_s, self.min_se_s))
+        object.__setattr__(self, "own_hosts", frozenset().union(*(listener.hosts for listener in self.listeners)))
 
     def is_ours(self, host: str, port: int | None) -> bool:
         """Whether host and port of a URI name one of our listeners."""
-        return any((host, port if port is not None else 5060) in listener.hosts for listener in self.listeners)
+        return (host, 5060 if port is None else port) in self.own_hosts
 
     def in_access_network(self, host: str) -> bool:
         """Whether an IP address is inside a network from which 110 and 112 need no challenge."""
@@ -166,5 +168,7 @@ class Settings:
         if 0 <= to.listener < len(self.listeners):
             return self.listeners[to.listener]
         version = to.version
-        fitting = (found for found in self.listeners if found.transport == to.transport and version in (0, found.version))
-        return next(fitting, None)
+        for found in self.listeners:
+            if found.transport == to.transport and version in (0, found.version):
+                return found
+        return None

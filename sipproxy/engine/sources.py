@@ -56,10 +56,10 @@ class Standing(Enum):
 def standing(desk: Desk, found: Found, request: Request, flow: Flow, *, marked: bool) -> Standing:
     """What the flow that the request came by is to its dialog. `marked` is whether it bears the token of this call."""
     known = found.call.flow if found.from_caller else found.dialog.to
-    if LOOP in (known.transport, flow.transport):
-        return Standing.PARTY if known.transport == flow.transport and known.host == flow.host else Standing.STRANGER
     if flow == known:
         return Standing.PARTY
+    if LOOP in (known.transport, flow.transport):
+        return Standing.PARTY if known.transport == flow.transport and known.host == flow.host else Standing.STRANGER
     if not found.from_customer:
         return Standing.PARTY if _is_carriers(desk, found, known, flow, marked=marked) else Standing.STRANGER
     if account_of(found) in desk.location.users_at(flow, desk.now.utc_ms):
@@ -140,6 +140,8 @@ def may_answer(desk: Desk, target: Flow | Hop, flow: Flow) -> bool:
         return _same_host(target.host, flow.host)
     if desk.peers.has_host(target.host):
         return desk.peers.is_node(flow)
+    if target.host == flow.host:
+        return True
     name = _name_of(target)
     places = (target.host,) if not name else (*desk.addresses.hosts_of(name), *((target.host,) if target.version else ()))
     if not places or any(_same_host(host, flow.host) for host in places):

@@ -21,7 +21,7 @@ from sipproxy.sip.message import MAX_HEADERS, Message, Request, Response, messag
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["REASONS", "Editor", "via_values", "write_ack", "write_cancel", "write_request", "write_response"]
+__all__ = ["REASONS", "Editor", "top_via", "via_values", "write_ack", "write_cancel", "write_request", "write_response"]
 
 REASONS: dict[int, bytes] = {
     100: b"Trying", 180: b"Ringing", 181: b"Call Is Being Forwarded", 182: b"Queued", 183: b"Session Progress",
@@ -115,7 +115,7 @@ def _same_host(sent_by: bytes, host: str) -> bool:
         return False
 
 
-def _top_via(message: Message) -> bytes | None:
+def top_via(message: Message) -> bytes | None:
     """The first Via line, stamped when the message is a request that was stamped; None when there is no Via."""
     number = message.first_line.get(b"via")
     if number is None:
@@ -142,7 +142,7 @@ class Editor:
         self._body = message.body
         if message.version != b"SIP/2.0":
             self._write_version(message)
-        via = _top_via(message)
+        via = top_via(message)
         if via is not None:
             self._lines[message.first_line[b"via"]] = via
 
@@ -274,7 +274,7 @@ def write_response(
 
 
 def _via_lines(request: Request) -> list[bytes]:
-    top = _top_via(request)
+    top = top_via(request)
     if top is None:
         return []
     lines = [line for key, line in zip(request.keys, request.lines_raw, strict=True) if key == b"via"]

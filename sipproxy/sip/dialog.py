@@ -117,21 +117,35 @@ def callee_of(response: Response, is_own: Callable[[NameAddr], bool]) -> DialogS
     )
 
 
-def after_request(sides: tuple[DialogSide, DialogSide], request: Request) -> tuple[DialogSide, DialogSide]:
+def after_request(
+    sides: tuple[DialogSide, DialogSide], request: Request, *, seen: int | None = None
+) -> tuple[DialogSide, DialogSide]:
     """The sides after one party sent `request` in the dialog: what we write in its place later comes after it (§12.2.1.1).
 
-    ACK and CANCEL bear the number of their INVITE and change nothing. Raises ParseError.
+    `seen` is the number that the other one sees, where that is not the request's own. ACK and CANCEL bear the number of their INVITE and change nothing. Raises ParseError.
     """
-    from_tag = request.from_.tag or b""
-    number = request.cseq.number
     if request.method in {b"ACK", b"CANCEL"}:
         return sides
     caller, callee = sides
+    from_tag, number = request.from_.tag or b"", request.cseq.number if seen is None else seen
     if from_tag == callee.local_tag:
-        return caller, replace(callee, cseq=max(callee.cseq, number))
+        return (caller, _numbered(callee, number)) if number > callee.cseq else sides
     if from_tag == caller.local_tag:
-        return replace(caller, cseq=max(caller.cseq, number)), callee
+        return (_numbered(caller, number), callee) if number > caller.cseq else sides
     return sides
+
+
+def _numbered(side: DialogSide, cseq: int) -> DialogSide:
+    return DialogSide(
+        side.call_id,
+        side.local,
+        side.local_tag,
+        side.remote,
+        side.remote_tag,
+        side.remote_target,
+        side.route_set,
+        cseq,
+    )
 
 
 def after_2xx(sides: tuple[DialogSide, DialogSide], request: Request, response: Response) -> tuple[DialogSide, DialogSide]:

@@ -6,7 +6,7 @@ import functools
 import ipaddress
 from typing import NamedTuple
 
-__all__ = ["CONNECTION_STEP", "LOOP", "Flow", "Hop", "is_literal", "source_of"]
+__all__ = ["CONNECTION_STEP", "LOOP", "Flow", "Hop", "is_literal", "source_of", "version_of"]
 
 CONNECTION_STEP = 256  # between the numbers of two connections of one worker of a node
 
@@ -60,9 +60,15 @@ class Hop(NamedTuple):
     @property
     def version(self) -> int:
         """The IP version of a literal `host`; 0 for a name."""
-        if ":" in self.host:
-            return 6
-        return 4 if self.host.replace(".", "").isdecimal() else 0
+        return version_of(self.host)
+
+
+@functools.lru_cache(maxsize=4096)
+def version_of(host: str) -> int:
+    """The IP version of a literal without brackets; 0 for a name."""
+    if ":" in host:
+        return 6
+    return 4 if host.replace(".", "").isdecimal() else 0
 
 
 @functools.lru_cache(maxsize=4096)

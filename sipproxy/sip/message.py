@@ -118,16 +118,20 @@ class Message:
 
     def lines(self, name: bytes) -> list[bytes]:
         """The values of all lines of that name, in order."""
-        return [value_of(line) for line in self._lines_of(name)]
+        return [value_of(line) for line in self.lines_of(name)]
 
-    def _lines_of(self, name: bytes) -> list[bytes]:
+    def lines_of(self, name: bytes) -> list[bytes]:
         """The lines of that name as they came."""
         number = self.first_line.get(name)
         if number is None:
             return []
-        if len(self.first_line) == len(self.keys):
-            return [self.lines_raw[number]]  # no name comes twice
-        return [line for key, line in zip(self.keys, self.lines_raw, strict=True) if key == name]
+        found = [self.lines_raw[number]]
+        keys = self.keys
+        if len(self.first_line) != len(keys):  # some name comes twice
+            for _ in range(keys.count(name) - 1):
+                number = keys.index(name, number + 1)
+                found.append(self.lines_raw[number])
+        return found
 
     def values(self, name: bytes) -> list[bytes]:
         """The comma-separated elements over all lines of that name. Raises ParseError."""
@@ -226,7 +230,7 @@ class Message:
         if name not in self.first_line:
             return []
         found: list[T] = []
-        for line in self._lines_of(name):
+        for line in self.lines_of(name):
             found += read(reader, line)
             if len(found) > MAX_ELEMENTS:
                 raise _too_many(name)

@@ -13,7 +13,8 @@ KINDS = ("audio", "video", "image", "text")
 """The kinds that are told apart; `image` is T.38 fax, `text` T.140."""
 
 # Line ends of both kinds are seen. A port of 0 refuses or removes the stream (RFC 3264 §6, §8.2).
-_MEDIA = re.compile(rb"(?:\A|[\r\n])m=(audio|video|image|text)[ \t]+0*+[1-9]")
+_MEDIA = re.compile(rb"m=(audio|video|image|text)[ \t]+0*+[1-9]")
+_ENDS = frozenset(b"\r\n")
 _SCANNED = 65536  # bytes; a datagram's worth
 
 
@@ -25,5 +26,9 @@ def media_kinds(body: bytes, content_type: bytes) -> list[str]:
     kind = content_type.partition(b";")[0].strip(b" \t").lower()
     if kind != b"application/sdp" and not kind.startswith(b"multipart/"):
         return []
-    found = _MEDIA.findall(body[:_SCANNED])
-    return list(dict.fromkeys(name.decode("ascii") for name in found))
+    names: list[str] = []
+    for found in _MEDIA.finditer(body, 0, _SCANNED):
+        at, name = found.start(), found[1].decode("ascii")
+        if name not in names and (at == 0 or body[at - 1] in _ENDS):
+            names.append(name)
+    return names
