@@ -119,9 +119,7 @@ def own_routes(desk: Desk, request: Request, call: str) -> int:
 def hop_of(uri: Uri) -> Hop:
     """The next hop that a SIP URI names (RFC 3263 §4 without look-ups)."""
     named, host, port = uri.param(b"transport"), uri.host_text, uri.port or 0
-    transport = (
-        "TLS" if uri.scheme == b"sips" else "UDP" if named is None else (named or b"udp").decode("ascii", "replace").upper()
-    )
+    transport = (named or b"udp").decode("ascii", "replace").upper() if uri.scheme != b"sips" else "TLS"
     is_open = named is None and not port and not version_of(host)  # RFC 3263 §4.1
     return Hop(transport, host, port, -1, "", is_open)
 

@@ -122,7 +122,8 @@ def after_request(
 ) -> tuple[DialogSide, DialogSide]:
     """The sides after one party sent `request` in the dialog: what we write in its place later comes after it (§12.2.1.1).
 
-    `seen` is the number that the other one sees, where that is not the request's own. ACK and CANCEL bear the number of their INVITE and change nothing. Raises ParseError.
+    `seen` is the number that the other one sees, where that is not the request's own. ACK and CANCEL bear the number of their
+    INVITE and change nothing. Raises ParseError.
     """
     if request.method in {b"ACK", b"CANCEL"}:
         return sides
