@@ -11,14 +11,12 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
-from base64 import urlsafe_b64decode, urlsafe_b64encode
 from dataclasses import dataclass
 from enum import Enum
-from functools import lru_cache, partial
+from functools import lru_cache
 
 from sipproxy.sip.errors import ParseError
-from sipproxy.sip.grammar import QUOTED, TOKEN_CHARS, quote, unquote
-from sipproxy.sip.mac import Mac
+from sipproxy.sip.grammar import BACKSLASH, SPACE, TOKEN, quote
 
 __all__ = [
     "ALGORITHMS",
@@ -37,29 +35,33 @@ __all__ = [
 
 ALGORITHMS = ("SHA-512-256", "SHA-256", "MD5")
 """Best first, as RFC 8760 §2.3 wants the challenges ordered."""
-_HASHES = {
-    "SHA-512-256": partial(hashlib.new, "sha512_256", usedforsecurity=False),
-    "SHA-256": partial(hashlib.sha256, usedforsecurity=False),
-    "MD5": partial(hashlib.md5, usedforsecurity=False),
+_HASHES = {  # to be copied: to look an algorithm up takes longer than to hash what a digest is made of
+    "SHA-512-256": hashlib.new("sha512_256", usedforsecurity=False),
+    "SHA-256": hashlib.sha256(usedforsecurity=False),
+    "MD5": hashlib.md5(usedforsecurity=False),
 }
 
 MAX_VALUE = 8192
 """Bytes of one Authorization value; a real one stays below 1,000."""
 MAX_AUTH_PARAMS = 32
+MAX_OUTSIDE = 128
+"""Bytes outside quotes, between two values in quotes, whose reading is kept."""
 NONCE_WINDOW = 32
 """How far below the highest count of a nonce an unused one is still taken: requests overtake one another over UDP."""
 
-_AUTH_PARAM = re.compile(
-    rb"[ \t]*+([" + TOKEN_CHARS + rb"]++)[ \t]*+=[ \t]*+(" + QUOTED + rb'|[^\x00-\x20\x7f",]++)[ \t]*+(?:,|\Z)', re.DOTALL
-)
+_PAIR = re.compile(rb"\\(.)", re.DOTALL)
+_CONTROLS = bytes([*range(32), 127])
+_QUOTE_INSIDE = b"\x01"  # stands for a quote within quotes while values are told apart; no value holds one
 _NC = re.compile(rb"[0-9a-fA-F]{8}\Z")
 _HEX = re.compile(rb"[0-9a-fA-F]{1,128}\Z")
-_CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Credentials:
-    """An Authorization or Proxy-Authorization value. `algorithm` is as in ALGORITHMS when it is one of them."""
+    """An Authorization or Proxy-Authorization value. `algorithm` is as in ALGORITHMS when it is one of them.
+
+    Not to be changed, although nothing keeps it from that: to make a frozen one takes five times as long.
+    """
 
     username: str
     realm: str
@@ -88,7 +90,9 @@ class Challenge:
 
 
 def _digest(algorithm: str, data: bytes) -> str:
-    return _HASHES[algorithm](data).hexdigest()
+    found = _HASHES[algorithm].copy()
+    found.update(data)
+    return found.hexdigest()
 
 
 def ha1(algorithm: str, user: str, realm: str, password: str) -> str:
@@ -118,30 +122,59 @@ def verify(credentials: Credentials, method: bytes, ha1: str) -> bool:
 
 
 def _auth_params(value: bytes, section: str) -> dict[bytes, bytes]:
-    """The auth-params behind the scheme `Digest`, by name in lower case; quotes kept. Raises ParseError."""
+    """The auth-params behind the scheme `Digest`, by name in lower case, without their quotes. Raises ParseError."""
     scheme, _, rest = value.strip(b" \t").partition(b" ")
     if scheme.lower() != b"digest" or len(value) > MAX_VALUE:
         raise ParseError("not a Digest value", section=section)  # not shown: a Basic value holds a password
+    has_pairs = BACKSLASH in rest
+    pieces = (b"," + (_PAIR.sub(_unpaired, rest) if has_pairs else rest)).split(b'"')  # outside quotes and inside, in turn
     params: dict[bytes, bytes] = {}
-    position = 0
-    while position < len(rest):
-        found = _AUTH_PARAM.match(rest, position)
-        if found is None or len(params) == MAX_AUTH_PARAMS:
-            # Not shown either: what stands here may be a credential.
-            raise ParseError("malformed Digest value", offset=position, section=section)
-        name = found[1].lower()
-        if name in params:
-            raise ParseError("a Digest parameter comes twice", offset=position, section=section)  # §3.4: MUST NOT
-        params[name] = found[2]
-        position = found.end()
-    if rest.rstrip(b" \t").endswith(b","):
-        raise ParseError("malformed Digest value", offset=len(rest), section=section)
+    count, name = 0, b""
+    is_inside = True
+    for piece in pieces:
+        is_inside = not is_inside
+        if is_inside:
+            if not name:
+                break
+            params[name] = piece.replace(_QUOTE_INSIDE, b'"') if has_pairs else piece
+            count += 1
+            continue
+        found, name = _outside(piece) if len(piece) <= MAX_OUTSIDE else _outside.__wrapped__(piece)
+        for key, bare in found:
+            params[key] = bare
+            count += 1
+    if is_inside or name or count > MAX_AUTH_PARAMS or len(rest.translate(None, _CONTROLS)) != len(rest):
+        raise ParseError("malformed Digest value", section=section)  # not shown either: it may hold a credential
+    if len(params) != count:
+        raise ParseError("a Digest parameter comes twice", section=section)  # §3.4: MUST NOT
     return params
+
+
+def _unpaired(found: re.Match[bytes]) -> bytes:
+    """What a quoted pair means, and a quote by another sign, as long as the quotes around it tell where values end."""
+    return found[1] if found[1] != b'"' else _QUOTE_INSIDE
+
+
+@lru_cache(maxsize=1024)  # clients of one kind write the same between their values, counts and all
+def _outside(piece: bytes) -> tuple[tuple[tuple[bytes, bytes], ...], bytes]:
+    """What stands before, between and behind values in quotes, the comma in front included: the parameters without quotes,
+    and the name of the one whose value follows, b"" when none does. Raises ParseError."""
+    before, *elements = piece.split(b",")
+    found, name = [], b""
+    sound = not before.strip(b" \t")
+    for element in elements:
+        name, equals, value = (part.strip(b" \t") for part in element.partition(b"="))
+        sound = sound and bool(equals) and TOKEN.match(name) is not None and SPACE not in value and _QUOTE_INSIDE not in value
+        found.append((name.lower(), value))
+    if not sound or any(not value for _, value in found[:-1]):
+        raise ParseError("malformed Digest value", section="RFC 7616 §3.3")
+    name, value = found[-1] if found else (b"", b"")
+    return (tuple(found), b"") if value else (tuple(found[:-1]), name)
 
 
 def _text(params: dict[bytes, bytes], name: bytes, section: str) -> str:
     try:
-        return _needed(params, name, section).decode("utf-8")
+        return _needed(params, name, section).decode()
     except UnicodeDecodeError:
         raise ParseError(f"{name.decode('ascii')} is not UTF-8", section=section) from None
 
@@ -150,16 +183,13 @@ def _needed(params: dict[bytes, bytes], name: bytes, section: str) -> bytes:
     value = params.get(name)
     if value is None:
         raise ParseError(f"no {name.decode('ascii')} in a Digest value", section=section)
-    value = unquote(value)
-    if _CONTROL.search(value) is not None:
-        raise ParseError(f"control character in {name.decode('ascii')}", section=section)
     return value
 
 
 def _algorithm(params: dict[bytes, bytes]) -> str:
     # §3.3: MD5 when absent. Quotes around it are a common mistake and harmless.
-    name = unquote(params.get(b"algorithm", b"MD5")).decode("latin-1")
-    return next((known for known in ALGORITHMS if known == name.upper()), name)
+    name = params.get(b"algorithm", b"MD5").decode("latin-1")
+    return name if name in _HASHES or (upper := name.upper()) not in _HASHES else upper
 
 
 @lru_cache(maxsize=64)  # an INVITE's are read to prove who it is of, and again to take them out of its copy
@@ -170,50 +200,54 @@ def parse_credentials(value: bytes) -> Credentials:
     response = _needed(params, b"response", section)
     if not _HEX.match(response):
         raise ParseError("response is not hexadecimal", section=section)
-    qop = None
-    nc = None
-    nc_text = unquote(params.get(b"nc", b""))
+    qop = nc = None
+    nc_text = b""
     if b"qop" in params:
-        qop = _text(params, b"qop", section).lower()
+        qop, nc_text = _text(params, b"qop", section).lower(), params.get(b"nc", b"")
         if not _NC.match(nc_text) or b"cnonce" not in params:
             raise ParseError("qop without a sound nc and cnonce", section=section)
         nc = int(nc_text, 16)
     return Credentials(
-        username=_text(params, b"username", section),
-        realm=_text(params, b"realm", section),
-        nonce=_needed(params, b"nonce", section),
-        uri=_needed(params, b"uri", section),
-        response=response.decode("ascii").lower(),
-        algorithm=_algorithm(params),
-        qop=qop,
-        nc=nc,
-        nc_text=nc_text if qop is not None else b"",
-        cnonce=_needed(params, b"cnonce", section) if b"cnonce" in params else b"",
-        opaque=_needed(params, b"opaque", section) if b"opaque" in params else b"",
+        _text(params, b"username", section),
+        _text(params, b"realm", section),
+        _needed(params, b"nonce", section),
+        _needed(params, b"uri", section),
+        response.decode("ascii").lower(),
+        _algorithm(params),
+        qop,
+        nc,
+        nc_text,
+        params.get(b"cnonce", b""),
+        params.get(b"opaque", b""),
     )
 
 
-def write_challenge(realm: str, nonce: bytes, algorithm: str, *, stale: bool) -> bytes:
-    """A challenge value (RFC 7616 §3.3) with qop "auth"."""
+@lru_cache(maxsize=16)  # realms and algorithms of the configuration
+def _challenge_of(realm: str, algorithm: str) -> tuple[bytes, bytes]:
+    """A challenge's beginning and end, with the nonce between them."""
     if algorithm not in _HASHES:
         raise ValueError(f"no such algorithm: {algorithm!r}")
-    value = b"Digest realm=%b, nonce=%b, algorithm=%b, qop=%b"
-    value %= quote(realm.encode()), quote(nonce), algorithm.encode("ascii"), quote(b"auth")
-    return value + b", stale=true" if stale else value
+    return b'Digest realm=%b, nonce="' % quote(realm.encode()), b'", algorithm=%b, qop="auth"' % algorithm.encode("ascii")
+
+
+def write_challenge(realm: str, nonce: bytes, algorithm: str, *, stale: bool) -> bytes:
+    """A challenge value (RFC 7616 §3.3) with qop "auth" and a nonce of `NonceSource`."""
+    before, behind = _challenge_of(realm, algorithm)
+    return before + nonce + behind + (b", stale=true" if stale else b"")
 
 
 def parse_challenge(value: bytes) -> Challenge:
     """A Digest challenge. Raises ParseError, also for a scheme other than Digest."""
     section = "RFC 7616 §3.3"
     params = _auth_params(value, section)
-    qop = unquote(params.get(b"qop", b"")).decode("latin-1").lower()
+    qop = params.get(b"qop", b"").decode("latin-1").lower()
     return Challenge(
         realm=_text(params, b"realm", section),
         nonce=_needed(params, b"nonce", section),
         algorithm=_algorithm(params),
         qop=tuple(option.strip(" \t") for option in qop.split(",") if option.strip(" \t")),
-        opaque=_needed(params, b"opaque", section) if b"opaque" in params else b"",
-        stale=unquote(params.get(b"stale", b"")).lower() == b"true",
+        opaque=params.get(b"opaque", b""),
+        stale=params.get(b"stale", b"").lower() == b"true",
     )
 
 
@@ -270,7 +304,8 @@ class NonceSource:
     def __init__(self, key: bytes, *, lifetime_s: int, max_tracked: int) -> None:
         if len(key) < 16 or lifetime_s < 1 or max_tracked < 1:
             raise ValueError("nonces need a key of 16 bytes or more, a lifetime and a table")
-        self._keys = [(key, Mac(key))]  # the one that issues first
+        self._key = key
+        self._marks = [_mark_of(key)]  # the one that issues first
         self._lifetime_s = lifetime_s
         self._max_tracked = max_tracked
         self._seen: dict[bytes, int] = {}  # the highest count that was used, and below it bit n for "n less was used, too"
@@ -283,31 +318,27 @@ class NonceSource:
         """Issue with this key from now on; what was issued with the one before stays good."""
         if len(key) < 16:
             raise ValueError("nonces need a key of 16 bytes or more")
-        if key != self._keys[0][0]:
-            self._keys = [(key, Mac(key)), self._keys[0]]
+        if key != self._key:
+            self._key, self._marks = key, [_mark_of(key), self._marks[0]]
 
     def issue(self, now: int, random: bytes, owner: bytes) -> bytes:
-        """A new nonce for `owner` alone. `now` is UTC in seconds, `random` at least 8 unpredictable bytes, of which 12 are
-        used."""
-        if len(random) < 8:
-            raise ValueError("a nonce needs 8 random bytes or more")
-        text = now.to_bytes(6, "big") + random[:12].ljust(12, b"\0")
-        return urlsafe_b64encode(text + self._keys[0][1].digest(text + owner)[:_MAC_LENGTH])
+        """A new nonce for `owner` alone. `now` is UTC in seconds, `random` 8 unpredictable bytes."""
+        if len(random) != 8:
+            raise ValueError("a nonce needs 8 random bytes")
+        text = b"%08x%b" % (now & 0xFFFFFFFF, random.hex().encode())
+        return text + _proof(self._marks[0], text + owner)
 
     def inspect(self, nonce: bytes, now: int, owner: bytes) -> NonceState:
         """Whether the nonce was issued to `owner` and has not expired: OK, STALE or FORGED. Uses nothing up."""
         if len(nonce) != _NONCE_LENGTH:
             return NonceState.FORGED
-        try:
-            data = urlsafe_b64decode(nonce)
-        except ValueError:
+        text, proof = nonce[:_TEXT_LENGTH], nonce[_TEXT_LENGTH:]
+        for mark in self._marks:
+            if hmac.compare_digest(_proof(mark, text + owner), proof):
+                break
+        else:
             return NonceState.FORGED
-        text, mac = data[:_TEXT_LENGTH], data[_TEXT_LENGTH:]
-        proven = any(hmac.compare_digest(own.digest(text + owner)[:_MAC_LENGTH], mac) for _, own in self._keys)
-        # Compared as written too: base64 has several spellings of the same bytes.
-        if not proven or urlsafe_b64encode(data) != nonce:
-            return NonceState.FORGED
-        issued = int.from_bytes(text[:6], "big")
+        issued = int(text[:8], 16)
         if not now - self._lifetime_s <= issued <= now + _CLOCK_SKEW_S:
             self._seen.pop(text, None)
             return NonceState.STALE
@@ -318,8 +349,8 @@ class NonceSource:
 
         Call it after `verify` said yes: a stranger must not use up the counts, or the table, of others.
         """
-        text = urlsafe_b64decode(nonce)[:_TEXT_LENGTH]
-        return self._use(text, int.from_bytes(text[:6], "big"), nc, now)
+        text = nonce[:_TEXT_LENGTH]
+        return self._use(text, int(text[:8], 16), nc, now)
 
     def _use(self, text: bytes, issued: int, nc: int | None, now: int) -> NonceState:
         count = _EVERY_COUNT if nc is None else nc
@@ -350,7 +381,7 @@ class NonceSource:
         """Drop entries from the front: those whose nonce has expired, and one more when that is not enough."""
         while self._seen:
             text = next(iter(self._seen))
-            issued = int.from_bytes(text[:6], "big")
+            issued = int(text[:8], 16)
             if issued >= now - self._lifetime_s:
                 if len(self._seen) < self._max_tracked:
                     return
@@ -358,9 +389,22 @@ class NonceSource:
             del self._seen[text]
 
 
-_TEXT_LENGTH = 18
-_MAC_LENGTH = 18
-_NONCE_LENGTH = 48  # base64 of 18 bytes of time and random and 18 of MAC
+def _mark_of(key: bytes) -> hashlib.blake2b:
+    """Keyed BLAKE2b (RFC 7693) with its key taken in, to be copied for each nonce."""
+    mark = hashlib.blake2b(digest_size=_PROOF_BYTES, key=hashlib.sha256(b"nonce" + key).digest())
+    mark.update(b"\0")  # the key's block is hashed when something follows it
+    return mark
+
+
+def _proof(mark: hashlib.blake2b, text: bytes) -> bytes:
+    proof = mark.copy()
+    proof.update(text)
+    return proof.hexdigest().encode()
+
+
+_TEXT_LENGTH = 24  # 8 hexadecimal digits of time, 16 of chance
+_PROOF_BYTES = 12  # 96 bits: RFC 2104 §5 asks for no fewer than 80
+_NONCE_LENGTH = _TEXT_LENGTH + 2 * _PROOF_BYTES
 _CLOCK_SKEW_S = 60  # between nodes that share the key
 _EVERY_COUNT = 2**32
 _WINDOW_MASK = 2**NONCE_WINDOW - 1
