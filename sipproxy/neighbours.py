@@ -68,16 +68,19 @@ class Neighbours:
 
     # Bindings of the other nodes
 
-    def bindings_read(self, bindings: Sequence[tuple[str, Binding]], /) -> None:
+    def bindings_read(self, bindings: Sequence[tuple[str, Binding]], /) -> list[tuple[str, str]]:
         """Some bindings that the store has; the first time those of this node, of before its start, among them."""
         self._shell.bindings_read(bindings, own_too=self._first)
+        location = self._shell.engine.desk.location
+        held = [(user, location.get(user, binding.key)) for user, binding in bindings]
+        return [(user, one.key) for user, one in held if one is not None and not location.is_own(one)]
 
-    def all_read(self, found: set[tuple[str, str]], /) -> bool:
+    def all_read(self, count: int, elsewhere: set[tuple[str, str]], /) -> bool:
         """The store has no others. True when it lacks some that are known here."""
-        self._log.info("bindings_loaded", count=len(found), first=self._first)
+        self._log.info("bindings_loaded", count=count, first=self._first)
         self._first = False
         engine = self._shell.engine
-        return engine.bindings_lacking([ident for ident in engine.bindings_elsewhere() if ident not in found], instant())
+        return engine.bindings_lacking([ident for ident in engine.bindings_elsewhere() if ident not in elsewhere], instant())
 
     def binding_seen(self, user: str, binding: Binding, /) -> None:
         self._shell.binding_seen(user, binding)

@@ -25,7 +25,7 @@ from sipproxy.store.connection import State
 from sipproxy.store.errors import StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import AsyncIterator, Callable, Iterable
 
     from sipproxy.store.connection import Command, Store
 
@@ -123,22 +123,23 @@ class Bindings:
         """Remove what was registered until `at_ms` (UTC) from the store when it allows."""
         self._backlog.put((user, binding_key), at_ms)
 
-    async def load_all(self) -> list[tuple[str, Binding]]:
-        """Return all unexpired bindings of all accounts and clean up the others. Raises StoreError."""
-        found: dict[tuple[str, str], Binding] = {}
+    async def pages(self) -> AsyncIterator[list[tuple[str, Binding]]]:
+        """All unexpired bindings of all accounts, some at a time, so that never all of them are in memory twice; the others are
+        cleaned up. One may come twice. Raises StoreError."""
         cursor: bytes = b"0"
         while True:
             page = await self._store.execute("SCAN", cursor, "MATCH", keys.BINDINGS_PATTERN, "COUNT", _PAGE)
             assert isinstance(page, list)
             cursor, names = page
+            found: list[tuple[str, Binding]] = []
             for key, fields in zip(names, await self._store.execute_all([("HGETALL", name) for name in names]), strict=True):
                 if isinstance(fields, StoreError):
                     raise fields
                 user = keys.bindings_user(key)
-                for binding in self._alive(key, fields):
-                    found[user, binding.key] = binding  # SCAN may return a key twice
-            if cursor == b"0":
-                return [(user, binding) for (user, _), binding in found.items()]
+                found += [(user, binding) for binding in self._alive(key, fields)]
+            yield found
+            if cursor == b"0":  # SCAN may return a key twice
+                return
 
     def _alive(self, key: bytes, fields: object) -> list[Binding]:
         assert isinstance(fields, list)

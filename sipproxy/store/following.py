@@ -21,7 +21,7 @@ from sipproxy.store import keys
 from sipproxy.store.errors import StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from sipproxy.store.bindings import Bindings
     from sipproxy.store.connection import Command, Store
@@ -41,11 +41,12 @@ _decode = msgspec.msgpack.Decoder(Binding).decode
 class Taker(Protocol):
     """Who is told of the bindings; called on the event loop."""
 
-    def bindings_read(self, bindings: Sequence[tuple[str, Binding]], /) -> None:
-        """Some of the bindings of the store, of all of them."""
+    def bindings_read(self, bindings: Sequence[tuple[str, Binding]], /) -> Iterable[tuple[str, str]]:
+        """Some of the bindings of the store, of all of them. Returns account and key of those that are another node's here."""
 
-    def all_read(self, found: set[tuple[str, str]], /) -> bool:
-        """There are no others than these accounts and keys. True when known ones are lacking, so that all is read again."""
+    def all_read(self, count: int, elsewhere: set[tuple[str, str]], /) -> bool:
+        """There were so many, and no others of other nodes than these accounts and keys. True when known ones are lacking, so
+        that all is read again."""
 
     def binding_seen(self, user: str, binding: Binding, /) -> None: ...
 
@@ -120,14 +121,13 @@ class Follower:
     async def _read_all(self) -> None:
         reason = self._wanted
         [newest] = await self._ask([("XREVRANGE", keys.BINDINGS_LOG, "+", "-", "COUNT", 1)])
-        bindings = await self._bindings.load_all()
-        found: set[tuple[str, str]] = set()
-        for start in range(0, len(bindings), CHUNK):
-            chunk = bindings[start : start + CHUNK]
-            self._taker.bindings_read(chunk)
-            found.update((user, binding.key) for user, binding in chunk)
-            await asyncio.sleep(0)  # messages come first
-        lacking = self._taker.all_read(found)
+        count, elsewhere = 0, set[tuple[str, str]]()
+        async for page in self._bindings.pages():
+            for start in range(0, len(page), CHUNK):
+                elsewhere.update(self._taker.bindings_read(page[start : start + CHUNK]))
+                await asyncio.sleep(0)  # messages come first
+            count += len(page)
+        lacking = self._taker.all_read(count, elsewhere)
         self._last = newest[0][0] if newest else START
         self._confirm_at = time.monotonic() + CONFIRM_S if lacking else None
         self.rereads[reason] += 1

@@ -13,11 +13,16 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import redis
 
 from sipproxy.store.connection import Store
 from sipproxy.store.embedded import _LAUNCH, find_server
+
+if TYPE_CHECKING:
+    from sipproxy.engine.structs import Binding
+    from sipproxy.store.bindings import Bindings
 
 BOUND_S = 10.0
 Connect = Callable[..., Awaitable[Store]]  # the fixture of that name
@@ -187,6 +192,12 @@ async def eventually_async(condition: Callable[[], Awaitable[object]], what: str
     while not await condition():
         assert time.monotonic() < until, f"not within {seconds} s: {what}"
         await asyncio.sleep(0.005)
+
+
+async def load_all(bindings: Bindings) -> list[tuple[str, Binding]]:
+    """All bindings that the store has, each once."""
+    found = {(user, one.key): one async for page in bindings.pages() for user, one in page}
+    return [(user, one) for (user, _), one in found.items()]
 
 
 def is_running(pid: int) -> bool:

@@ -7,7 +7,7 @@ import time
 import msgpack
 import msgspec
 import pytest
-from store_server import Connect, Relay, Server, eventually
+from store_server import Connect, Relay, Server, eventually, load_all
 
 from sipproxy.engine.structs import Binding
 from sipproxy.sip.flow import Flow
@@ -35,7 +35,7 @@ async def test_save_then_load_returns_the_same_bindings(server: Server, connect:
     for user, one in wanted:
         bindings.save(user, one)
     await written(bindings)
-    assert sorted(await Bindings(store).load_all(), key=repr) == sorted(wanted, key=repr)
+    assert sorted(await load_all(Bindings(store)), key=repr) == sorted(wanted, key=repr)
 
 
 async def test_save_again_replaces_and_remove_removes(server: Server, connect: Connect) -> None:
@@ -47,7 +47,7 @@ async def test_save_again_replaces_and_remove_removes(server: Server, connect: C
     bindings.remove("u", "b", time.time_ns() // 1_000_000)
     bindings.remove("u", "never", time.time_ns() // 1_000_000)
     await written(bindings)
-    assert await bindings.load_all() == [("u", newer)]
+    assert await load_all(bindings) == [("u", newer)]
     assert server.ask("HKEYS", keys.bindings("u")) == [b"a"]
 
 
@@ -77,7 +77,7 @@ async def test_load_leaves_expired_bindings_out_and_cleans_them_up(server: Serve
     bindings.save("u", binding("long", lives_ms=50_000))
     await written(bindings)
     clock[0] += 20_000
-    assert [one.key for _, one in await bindings.load_all()] == ["long"]
+    assert [one.key for _, one in await load_all(bindings)] == ["long"]
     await eventually(lambda: server.ask("HKEYS", keys.bindings("u")) == [b"long"])
 
 
@@ -88,7 +88,7 @@ async def test_load_skips_and_keeps_what_it_cannot_read(server: Server, connect:
     server.ask("HSET", keys.bindings("u"), "odd", b"\xc1", "other", msgspec.msgpack.encode({"key": 1}))
     good = server.ask("HGET", keys.bindings("u"), "a")
     server.ask("HSET", keys.bindings("u"), "no UTF-8", good.replace(b"sip:", b"\xffip:"))
-    assert [one.key for _, one in await bindings.load_all()] == ["a"]
+    assert [one.key for _, one in await load_all(bindings)] == ["a"]
     assert bindings.undecodable == 3
     assert server.ask("HLEN", keys.bindings("u")) == 4
 
@@ -97,7 +97,7 @@ async def test_load_reads_a_binding_with_fields_of_a_later_version(server: Serve
     bindings = Bindings(await connect(server.url))
     one = binding("a")
     server.ask("HSET", keys.bindings("u"), "a", msgspec.msgpack.encode({**msgspec.to_builtins(one), "later": 1}))
-    assert await bindings.load_all() == [("u", one)]
+    assert await load_all(bindings) == [("u", one)]
 
 
 async def test_away_keeps_the_latest_state_and_writes_it_when_back(relay: Relay, connect: Connect, server: Server) -> None:
@@ -120,7 +120,7 @@ async def test_away_keeps_the_latest_state_and_writes_it_when_back(relay: Relay,
     relay.refusing = False
     await eventually(lambda: store.state is State.UP)
     await written(bindings)
-    loaded = {one.key: one for _, one in await bindings.load_all()}
+    loaded = {one.key: one for _, one in await load_all(bindings)}
     assert set(loaded) == {"kept", "changed"}
     assert loaded["changed"] == changed
 
@@ -137,7 +137,7 @@ async def test_away_beyond_the_bound_is_dropped_and_counted(doomed: Server, conn
     assert bindings.dropped == {"FULL": 3}
     doomed.start()
     await written(bindings)
-    assert len(await bindings.load_all()) == 5
+    assert len(await load_all(bindings)) == 5
 
 
 async def test_away_binding_that_dies_while_it_waits_is_not_written(doomed: Server, connect: Connect) -> None:
@@ -175,7 +175,7 @@ async def test_refusing_server_gets_the_bindings_when_it_recovers(
     assert bindings.unwritten == 1000
     doomed.ask(*mend)
     await written(bindings)
-    assert len(await bindings.load_all()) == 1000
+    assert len(await load_all(bindings)) == 1000
     assert bindings.dropped == {}
 
 
@@ -189,7 +189,9 @@ async def test_connection_cut_while_writing_loses_no_binding(relay: Relay, serve
         await eventually(lambda: store.stats.replied > before + 300 or not bindings.unwritten)  # noqa: B023
         relay.cut()
         await eventually(lambda: store.state is State.UP)
-    assert len(await Bindings(await connect(server.url)).load_all()) == 3000
+    kept = Bindings(await connect(server.url))
+    assert len(await load_all(kept)) == 3000
+    assert max([len(page) async for page in kept.pages()]) < 2000, "never all at once: memory has them already"
     assert store.stats.connects > 2
 
 
@@ -199,12 +201,12 @@ async def test_save_all_after_flush_writes_from_memory_without_overtaking(server
     bindings.save("u", new)  # still waiting for its reply
     bindings.save_all([("u", old), ("v", binding("b"))])
     await written(bindings)
-    assert dict(await bindings.load_all())["u"] == new
+    assert dict(await load_all(bindings))["u"] == new
     server.ask("FLUSHALL")
     server.ask("SCRIPT", "FLUSH")
     bindings.save_all([("u", new), ("v", binding("b"))])
     await written(bindings)
-    assert {user for user, _ in await bindings.load_all()} == {"u", "v"}
+    assert {user for user, _ in await load_all(bindings)} == {"u", "v"}
 
 
 @pytest.mark.asyncio(loop_factories=["uvloop"])
@@ -215,7 +217,7 @@ async def test_hundred_thousand_bindings_are_loaded_whole(server: Server, connec
         bindings.save(f"u{number}", binding())
     await eventually(lambda: bindings.unwritten == 0, seconds=60)
     started = time.monotonic()
-    loaded = await bindings.load_all()
+    loaded = await load_all(bindings)
     print(f"loaded in {time.monotonic() - started:.2f} s")
     assert {user for user, _ in loaded} == {f"u{number}" for number in range(100_000)}
     assert len(loaded) == 100_000

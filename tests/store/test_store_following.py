@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import pytest_asyncio
-from store_server import Connect, Relay, Server, eventually
+from store_server import Connect, Relay, Server, eventually, load_all
 
 from sipproxy.engine.structs import Binding
 from sipproxy.sip.flow import Flow
@@ -38,14 +38,17 @@ class Memory:
     gone: list[tuple[str, str]] = field(default_factory=list)
     heard: list[int | None] = field(default_factory=list)
     reads: int = 0
+    count: int = 0  # in the store, when all was read
     lacking: bool = False
 
-    def bindings_read(self, bindings: Sequence[tuple[str, Binding]], /) -> None:
+    def bindings_read(self, bindings: Sequence[tuple[str, Binding]], /) -> list[tuple[str, str]]:
         self.held |= {(user, one.key): one for user, one in bindings}
+        return [(user, one.key) for user, one in bindings]
 
-    def all_read(self, found: set[tuple[str, str]], /) -> bool:
+    def all_read(self, count: int, elsewhere: set[tuple[str, str]], /) -> bool:
         self.reads += 1
-        self.held = {ident: one for ident, one in self.held.items() if ident in found}
+        self.held = {ident: one for ident, one in self.held.items() if ident in elsewhere}
+        self.count = count
         return self.lacking
 
     def binding_seen(self, user: str, one: Binding, /) -> None:
@@ -95,7 +98,7 @@ async def test_change_at_one_node_reaches_the_other(writer: Bindings, reader: Re
     assert reader.memory.held["u", "a"] == binding("a")
     writer.remove("u", "a", time.time_ns() // 1_000_000)
     await eventually(lambda: ("u", "a") not in reader.memory.held)
-    assert reader.memory.reads == 1
+    assert (reader.memory.reads, reader.memory.count) == (1, 0)
     assert reader.follower.applied == 3
     assert reader.follower.lag_ms < 60_000
 
@@ -122,6 +125,7 @@ async def test_outage_is_followed_by_a_whole_read(writer: Bindings, reader: Read
     relay.refusing = False
     await eventually(lambda: set(reader.memory.held) == {("u", "meanwhile")})
     assert reader.follower.rereads["outage"] == 1
+    assert reader.memory.count == 1
 
 
 async def test_flush_is_noticed_and_later_changes_are_seen(writer: Bindings, reader: Reader, server: Server) -> None:
@@ -212,7 +216,7 @@ async def test_write_of_an_older_binding_changes_nothing(
         bindings = Bindings(await connect(server.url), node=one.node)
         bindings.save("u", one)
         await eventually(lambda: bindings.unwritten == 0)  # noqa: B023
-    [(_, held)] = await bindings.load_all()
+    [(_, held)] = await load_all(bindings)
     assert held.node == stays
     assert supersedes(second, first) is (stays == second.node)  # the same rule in memory
     told = server.ask("XLEN", keys.BINDINGS_LOG)
@@ -225,7 +229,7 @@ async def test_removal_of_an_older_registration_leaves_the_newer_one(server: Ser
     moved.save("u", binding(at_ms=NOW_MS + 5, node="n2"))
     late.remove("u", "k", NOW_MS)
     await eventually(lambda: not moved.unwritten and not late.unwritten)
-    assert [one.node for _, one in await moved.load_all()] == ["n2"]
+    assert [one.node for _, one in await load_all(moved)] == ["n2"]
 
 
 async def test_same_binding_again_is_no_change(server: Server, connect: Connect) -> None:
