@@ -222,11 +222,12 @@ def _load_metrics(metrics: Metrics, engine: Engine) -> None:
     )
     metrics.counter(
         "sipproxy_buckets_forgotten",
-        "sources, lines and calls that were turned away, forgotten for lack of room",
+        "sources, lines, calls that were turned away and what other workers are to be told, forgotten for lack of room",
         lambda: {
             "source": shedder.sources.evicted,
             "line": shedder.lines.evicted,
             "turned_away": shedder.turned_away.evicted,
+            "untold": shedder.spending.forgotten,
         },
         ("of",),
     )

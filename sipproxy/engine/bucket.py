@@ -28,6 +28,12 @@ class Bucket:
         self.tokens -= 1.0
         return True
 
+    def owe(self, now: float, rate: float, burst: float, count: int) -> None:
+        """Others took so many of the tokens. What is taken beyond them is owed, as many as there can be at most."""
+        if now > self.at:
+            self.tokens, self.at = min(max(burst, self.tokens), self.tokens + (now - self.at) * rate), now
+        self.tokens = max(-burst, self.tokens - count)
+
 
 class Buckets:
     """Buckets by key, at most `limit`: the one that was used least recently goes first, which is counted."""

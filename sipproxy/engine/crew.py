@@ -1,8 +1,8 @@
 """What the workers of a node tell each other so that they judge as one: wrong passwords, starts of calls, and who is gone.
 
-Limits that hold off fraud count what all workers see: the budgets of guesses, and the set-up guard of a line. A guess that is
-heard of some milliseconds late lets through as many more as came meanwhile. Budgets that keep one process from being flooded
-(`engine.shed`) are each worker's own. Pure.
+Limits count what all workers see: the budgets of guesses, the set-up guard of a line, and what a source, a line and all strangers
+may send (`engine.spending`). What is heard of some milliseconds late lets through as much more as came meanwhile. How many
+REGISTERs there is time for (`engine.pace`) is each worker's own. Pure.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from sipproxy.engine.flows import Flows
     from sipproxy.engine.guesses import Guesses
     from sipproxy.engine.setup import Setup
+    from sipproxy.engine.shed import Shedder
     from sipproxy.engine.state import Desk
 
-__all__ = ["Crew", "Gone", "Guessed", "Started", "Word"]
+__all__ = ["Crew", "Gone", "Guessed", "Started", "Took", "Word"]
 
 
 class Guessed(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -38,22 +39,35 @@ class Started(msgspec.Struct, frozen=True, array_like=True, tag=True):
     line: str
 
 
+class Took(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """So many messages were taken off the budget of a source, of a line, or of all strangers."""
+
+    kind: str
+    whose: str
+    count: int
+
+
 class Gone(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """A worker has died, and its connections with it."""
 
     worker: int
 
 
-Word = Guessed | Started | Gone
+Word = Guessed | Started | Took | Gone
 
 
 class Crew:
     """See the module. `tell` is what brings a word to the other workers; alone there is nobody to tell."""
 
-    def __init__(self, desk: Desk, guesses: Guesses, setup: Setup, flows: Flows, act: Callable[[], list[Action]]) -> None:
+    def __init__(
+        self, desk: Desk, guesses: Guesses, setup: Setup, flows: Flows, shedder: Shedder, *, act: Callable[[], list[Action]]
+    ) -> None:
         """`act` gives the actions that an event caused."""
         self.tell: Callable[[Word], None] = lambda word: None  # noqa: ARG005
         self._desk, self._guesses, self._setup, self._flows, self._act = desk, guesses, setup, flows, act
+        self._shedder = shedder
+        if desk.settings.worker:
+            shedder.spending.tell = lambda kind, whose, count: self.tell(Took(kind, whose, count))
         guesses.tell_wrong = lambda user, source, known: self.tell(Guessed(user, source, known, right=False))
         guesses.tell_right = lambda user, source: self.tell(Guessed(user, source, "", right=True))
         setup.tell_started = lambda line: self.tell(Started(line))
@@ -64,6 +78,8 @@ class Crew:
         desk.now = now
         if isinstance(word, Started):
             self._setup.started_elsewhere(word.line)
+        elif isinstance(word, Took):
+            self._shedder.spent_elsewhere(word.kind, word.whose, word.count)
         elif isinstance(word, Gone):
             for flow in desk.transactions.connections():
                 if flow.worker == word.worker:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from policy.emergency import service_of
 from sipproxy.engine.bucket import Bucket, Buckets
 from sipproxy.engine.pace import MIN_RETRY_S, Pace
+from sipproxy.engine.spending import Spending
 from sipproxy.sip.flow import LOOP, source_of
 
 if TYPE_CHECKING:
@@ -139,6 +140,7 @@ class Shedder:
         self.lines = Buckets(rates.sources)
         self.turned_away = Buckets(rates.sources)  # INVITEs that got a 503, by source and branch
         self._strangers = Bucket(rates.strangers_burst, 0.0)
+        self.spending = Spending()
         self.pace = Pace(rates)
         self._most = max(MAX_CREDIT, rates.credit_bytes)
         self._high = 0
@@ -206,9 +208,13 @@ class Shedder:
         found = self.sources.find(key)
         if found is not None:
             return found
+        new = self._new_source(key)
+        new.trusted = self._is_trusted(flow)
+        return new
+
+    def _new_source(self, key: Hashable) -> Bucket:
         new = self.sources.add(key, Bucket(self._rates.source_burst, self._desk.now.mono))
         new.credit = self._rates.credit_bytes
-        new.trusted = self._is_trusted(flow)
         return new
 
     def _is_trusted(self, flow: Flow) -> bool:
@@ -227,6 +233,7 @@ class Shedder:
         bucket = self.lines.find(line) or self.lines.add(line, Bucket(rates.line_burst, now))
         if not bucket.take(now, sharing * rates.line_per_s, sharing * rates.line_burst):
             return Verdict("line", self._retry(kind) if kind >= Kind.REGISTER else 0, user)
+        self.spending.took("line", line, sharing * rates.line_burst)
         if kind is Kind.REGISTER and not (
             self.pace.take(now) or (self._answers(data, flow) and self.pace.take(now, answers=True))
         ):
@@ -249,9 +256,11 @@ class Shedder:
             kind = Kind.INVITE  # so much has been done for it; it goes on when others begin
         if self.load >= kind and (is_stranger or kind >= Kind.REGISTER):
             return Verdict("load", 0 if is_stranger else self._retry(kind))
-        if not source.take(now, rates.source_per_s + lines * rates.line_per_s, rates.source_burst + lines * rates.line_per_s):
+        burst = rates.source_burst + lines * rates.line_per_s
+        if not source.take(now, rates.source_per_s + lines * rates.line_per_s, burst):
             source.trusted = desk.peers.has_host(flow.host)  # another node may have shown itself since
             return None if source.trusted else Verdict("source")
+        self.spending.took("source", source_of(flow.host), burst)
         if not is_stranger:
             return None
         if self._take_as(kind) or (kind is Kind.REGISTER and self._answers(data, flow) and self._take_as(Kind.INVITE)):
@@ -262,7 +271,23 @@ class Shedder:
         """Take a message off the rate of all strangers, as far down as its kind may."""
         rates, share = self._rates, self.pace.ease
         burst = share * rates.strangers_burst
-        return self._strangers.take(self._desk.now.mono, share * rates.strangers_per_s, burst, _FLOORS[kind] * burst)
+        taken = self._strangers.take(self._desk.now.mono, share * rates.strangers_per_s, burst, _FLOORS[kind] * burst)
+        if taken:
+            self.spending.took("strangers", "", burst)
+        return taken
+
+    def spent_elsewhere(self, kind: str, whose: str, count: int) -> None:
+        """Another worker of this node took so many messages off a budget."""
+        rates, now = self._rates, self._desk.now.mono
+        if kind == "strangers":
+            self._strangers.owe(now, rates.strangers_per_s, rates.strangers_burst, count)
+        elif kind == "source":
+            lines = self._desk.location.flows_at(whose)
+            bucket = self.sources.find(whose) or self._new_source(whose)
+            bucket.owe(now, rates.source_per_s + lines * rates.line_per_s, rates.source_burst, count)
+        else:
+            bucket = self.lines.find(whose) or self.lines.add(whose, Bucket(rates.line_burst, now))
+            bucket.owe(now, rates.line_per_s, rates.line_burst, count)
 
     def _is_live(self, data: bytes) -> bool:
         found = _CALL_ID.search(data)
