@@ -1,8 +1,8 @@
 """What the workers of a node tell each other so that they judge as one: wrong passwords, starts of calls, and who is gone.
 
 Limits count what all workers see: the budgets of guesses, the set-up guard of a line, and what a source, a line and all
-strangers may send (`engine.spending`). What is heard of some milliseconds late lets through as much more as came meanwhile. How many
-REGISTERs there is time for (`engine.pace`) is each worker's own. Pure.
+strangers may send (`engine.spending`). What is heard of some milliseconds late lets through as much more as came meanwhile.
+How many REGISTERs there is time for (`engine.pace`) is each worker's own. Pure.
 """
 
 from __future__ import annotations
