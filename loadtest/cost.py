@@ -30,6 +30,7 @@ from loadtest.report import Report
 from loadtest.stages import Sampler
 from loadtest.valkey import Valkey
 from sipproxy import app
+from sipproxy.collecting import settle_memory
 from sipproxy.config import load
 from sipproxy.engine.actions import Now
 from sipproxy.log import configure
@@ -182,7 +183,7 @@ async def _desk(lines: Sequence[LineSpec], *, keep: int = 0) -> AsyncIterator[tu
         node = app.Node(config, files.config, journal, None)
         await node.start(stack, found)
         desk, stop = _Desk(node, lines, keep=keep), Stop()
-        app.settle_memory()
+        settle_memory()
         async with asyncio.TaskGroup() as group:
             group.create_task(node.run(stop))
             await asyncio.sleep(0.5)  # what a node does at its start is none of a call's cost
@@ -248,7 +249,7 @@ async def socket_cost(*, datagrams: int, size: int = 900) -> tuple[float, float]
     """Microseconds that a datagram costs on its way in, up to the node's shell, and on its way out."""
     got = 0
 
-    def take(_: bytes, __: Flow) -> None:
+    def take(_: bytes, __: Flow, ___: float) -> None:
         nonlocal got
         got += 1
 

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import json
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +27,7 @@ from policy.table import PolicyError
 from sipproxy import compiled, policy_cache, policy_files
 from sipproxy.admin.control import ControlServer, socket_path
 from sipproxy.certificates import renew, tls_of
+from sipproxy.collecting import run_sweeps, settle_memory
 from sipproxy.config_file import name_server, split_address
 from sipproxy.engine.core import Engine
 from sipproxy.engine.edge import with_token
@@ -43,6 +42,7 @@ from sipproxy.net.tls import TlsError
 from sipproxy.net.transports import Transports
 from sipproxy.observe import handlers, register
 from sipproxy.process import LEAVE_S, StartError, Stop, loop_factory
+from sipproxy.randomness import RandomBytes
 from sipproxy.settings import engine_settings
 from sipproxy.shell import Shell, instant
 from sipproxy.siblings import Siblings
@@ -68,7 +68,7 @@ if TYPE_CHECKING:
     from sipproxy.sip.errors import ParseError
     from sipproxy.sip.flow import Flow
 
-__all__ = ["Node", "main", "settle_memory"]
+__all__ = ["Node", "main"]
 
 EXPIRE_S = 1.0  # between two looks at expired bindings
 FLUSH_S = 2.0  # for the last records to reach the store before the node leaves
@@ -89,17 +89,6 @@ def main(config: Config, *, config_path: Path, embedded: bool, greet: bool = Fal
         return 1
     finally:
         writer.close()
-
-
-def settle_memory() -> None:
-    """Take what lives as long as the node out of the garbage collector's sight, and have it look less often.
-
-    A full collection goes through every line, account and binding, which took a quarter of a second with 10,000 of them while
-    calls waited. What a call leaves behind is young and found by the collections that remain.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(10_000, 10, 10)
 
 
 async def _run(config: Config, config_path: Path, *, embedded: bool, greet: bool, spec: Spec | None) -> int:
@@ -211,7 +200,7 @@ class Node:
         self.engine = Engine(
             engine_settings(config, bound, boot=boot_id(), siblings=self._spec),
             snapshot,
-            new_token=os.urandom,
+            new_token=RandomBytes(),
             key=self._key,
             next_seq=found.next_seq,
             nonce_lifetime_s=config.registrar.nonce_lifetime_s,
@@ -295,11 +284,11 @@ class Node:
         stack.push_async_callback(drops.close)
         self.shell.kernel = drops
 
-    def _on_message(self, data: bytes, flow: Flow) -> None:
+    def _on_message(self, data: bytes, flow: Flow, waited_s: float) -> None:
         if self.siblings is None:
-            self.shell.message(data, flow)
+            self.shell.message(data, flow, waited_s)
         else:
-            self.siblings.message(data, flow)
+            self.siblings.message(data, flow, waited_s)
 
     def _on_failed(self, key: Hashable) -> None:
         if self.siblings is None or not self.siblings.is_failure_of_another(key):
@@ -406,6 +395,7 @@ class Node:
                 self.shell.run_journal_watch(),
                 run_pruning(self._journal, self.config.cdr.keep_unbilled_h * HOUR_MS),
                 self._lag.run(),
+                run_sweeps(lambda: self.engine.calls.live),
                 self._notifier.run(lambda: is_healthy(self.engine), self._status),
             ]
             if self._server is not None:

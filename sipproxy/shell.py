@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import structlog
 
@@ -59,6 +60,7 @@ __all__ = ["Shell"]
 
 MAX_OWED_FACTS = 100_000  # facts that the disk would not take, kept in memory until it does
 RETRY_S = 1.0
+GRAIN_S = 0.01  # deadlines within one of these run together: a wake-up for each costs more than what most of them do
 FILLING_PERCENT = 20.0  # free; design §8: an alarm at 80 % full
 FULL_PERCENT = 5.0  # design §8: at 95 % full no new calls, so that live ones can still be recorded
 ROOM_PERCENT = 1.0  # by which there has to be more again, so that a level does not come and go
@@ -97,7 +99,21 @@ class Shell:
         self._waiting: asyncio.Task[None] | None = None
         self._owed: deque[Fact] = deque()
         self._timer: asyncio.TimerHandle | None = None
-        self._timer_at = 0.0
+        self._timer_at = math.inf  # when it runs, monotonic seconds; never when there is none
+        self._performers: dict[type, Callable[[Any], None]] = {
+            SendTo: self._send,
+            JournalFact: self._journal_fact,
+            TakeSlot: self._take_slot,
+            ReleaseSlot: self._release_slot,
+            HoldSlot: self._hold_slot,
+            SaveBinding: self._save_binding,
+            RemoveBinding: self._remove_binding,
+            EndSilent: self._end_silent,
+            KeepTrace: self._keep_trace,
+            DropSource: self._drop_source,
+            SpareSource: self._spare_source,
+            Note: self._note,
+        }
         self._log = structlog.get_logger("engine").bind()  # once: most of what is noted is below the level that is logged
         self.facts_lost = 0
         # Is told what the other workers of the node have to know of this one's bindings.
@@ -105,6 +121,7 @@ class Shell:
         self.watchers: list[Callable[[Fact], None]] = []  # are told each fact before it is journalled
         self._started_at = 0.0  # when messages began to be read, monotonic seconds
         self._drops = 0  # datagrams that the kernel has dropped so far
+        self._waited_s = 0.0  # that the first datagram since the last look at it had waited to be read
         self.quality = RunningFigures()
         self.disk: Literal["ok", "filling", "full"] = "ok"  # where the journal lies
 
@@ -115,8 +132,10 @@ class Shell:
 
     # Events
 
-    def message(self, data: bytes, flow: Flow) -> None:
-        """A message came in."""
+    def message(self, data: bytes, flow: Flow, waited_s: float = 0.0) -> None:
+        """A message came in, and had waited for so many seconds to be read."""
+        if waited_s and not self._waited_s:
+            self._waited_s = waited_s
         self._perform(self.engine.receive(data, flow, instant()))
 
     def send_failed(self, key: Hashable) -> None:
@@ -139,7 +158,7 @@ class Shell:
         """The event loop ran a timer so many seconds late."""
         assert self.transports is not None
         drops = self.transports.kernel_drops
-        now, waited_s = instant(), self.transports.take_wait_s()
+        now, waited_s, self._waited_s = instant(), self._waited_s, 0.0
         if waited_s > now.mono - self._started_at:
             waited_s = 0.0  # since before this process served: it says nothing about how fast it is
         self._perform(self.engine.observe(Signals(lag_s, drops - self._drops, waited_s), now))
@@ -157,7 +176,7 @@ class Shell:
         self._perform(actions)
 
     def _fire(self) -> None:
-        self._timer = None
+        self._timer, self._timer_at = None, math.inf
         self._perform(self.engine.fire(instant()))
 
     def swap_snapshot(self, snapshot: Snapshot) -> None:
@@ -213,45 +232,56 @@ class Shell:
         self._arm()
 
     def _drain(self) -> None:
+        line, performers = self._line, self._performers
         self._draining = True
         try:
-            while self._line:
-                action = self._line.popleft()
-                if isinstance(action, SendTo):
-                    assert self.transports is not None
-                    self.transports.send(action.target, action.data, action.key, connect_s=action.connect_s)
-                elif isinstance(action, JournalFact):
-                    self._append(action.fact)
-                    if self._waiting is not None:
-                        return
-                else:
-                    self._other(action)
+            while line and self._waiting is None:
+                action = line.popleft()
+                performers[type(action)](action)
         finally:
             self._draining = False
 
-    def _other(self, action: Action) -> None:
-        if isinstance(action, TakeSlot):
-            self._slots.take(action, self.lease_ms, lambda result: self._slot_result(action, result))
-        elif isinstance(action, ReleaseSlot):
-            self._slots.release(action.slot)
-        elif isinstance(action, HoldSlot):
-            self._slots.refresh([(action.slot, action.holder)], self.lease_ms)
-        elif isinstance(action, SaveBinding):
-            self._bindings.save(action.user, action.binding)
-            self.on_binding(action)
-        elif isinstance(action, RemoveBinding):
-            self._bindings.remove(action.user, action.key, action.at_ms)
-            self.on_binding(action)
-        elif isinstance(action, EndSilent):
-            assert self.transports is not None
-            self.transports.end_silent(action.flow, action.silent_s)
-        elif isinstance(action, KeepTrace):
-            self._traces.keep(action.record)
-        elif isinstance(action, DropSource | SpareSource):
-            if self.kernel is not None:
-                self.kernel.put(action.source, action.for_s if isinstance(action, DropSource) else 0)
-        elif isinstance(action, Note):
-            getattr(self._log, action.level)(action.event, **action.fields)
+    def _send(self, action: SendTo) -> None:
+        assert self.transports is not None
+        self.transports.send(action.target, action.data, action.key, connect_s=action.connect_s)
+
+    def _journal_fact(self, action: JournalFact) -> None:
+        self._append(action.fact)
+
+    def _take_slot(self, action: TakeSlot) -> None:
+        self._slots.take(action, self.lease_ms, lambda result: self._slot_result(action, result))
+
+    def _release_slot(self, action: ReleaseSlot) -> None:
+        self._slots.release(action.slot)
+
+    def _hold_slot(self, action: HoldSlot) -> None:
+        self._slots.refresh([(action.slot, action.holder)], self.lease_ms)
+
+    def _save_binding(self, action: SaveBinding) -> None:
+        self._bindings.save(action.user, action.binding)
+        self.on_binding(action)
+
+    def _remove_binding(self, action: RemoveBinding) -> None:
+        self._bindings.remove(action.user, action.key, action.at_ms)
+        self.on_binding(action)
+
+    def _end_silent(self, action: EndSilent) -> None:
+        assert self.transports is not None
+        self.transports.end_silent(action.flow, action.silent_s)
+
+    def _keep_trace(self, action: KeepTrace) -> None:
+        self._traces.keep(action.record)
+
+    def _drop_source(self, action: DropSource) -> None:
+        if self.kernel is not None:
+            self.kernel.put(action.source, action.for_s)
+
+    def _spare_source(self, action: SpareSource) -> None:
+        if self.kernel is not None:
+            self.kernel.put(action.source, 0)
+
+    def _note(self, action: Note) -> None:
+        getattr(self._log, action.level)(action.event, **action.fields)
 
     def _append(self, fact: Fact) -> None:
         for watcher in self.watchers:
@@ -346,8 +376,13 @@ class Shell:
     # The engine's timer
 
     def _arm(self) -> None:
+        """Run what is due at the end of the grain that the earliest deadline lies in. An armed timer that turns out to be early
+        is left to run."""
         at = self.engine.next_at
-        if at is None or (self._timer is not None and self._timer_at <= at):
+        if at is None or at > self._timer_at:
+            return
+        at = (at // GRAIN_S + 1) * GRAIN_S
+        if at >= self._timer_at:
             return
         if self._timer is not None:
             self._timer.cancel()

@@ -45,10 +45,11 @@ LINK_BYTES = 4096
 
 
 class Passed(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """A message that is yours, as it came by this flow."""
+    """A message that is yours, as it came by this flow, after so many seconds in the kernel's buffer."""
 
     flow: Flow
     data: bytes
+    waited_s: float
 
 
 class Send(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -186,7 +187,7 @@ class Siblings:
         held, self._held = self._held or [], None
         for word in held:
             if isinstance(word, Passed) and self.steering.owner(word.data) != self.me:
-                self.message(word.data, word.flow)  # somebody took it meanwhile
+                self.message(word.data, word.flow, word.waited_s)  # somebody took it meanwhile
             else:
                 self._perform(word)
         self._say("ready")
@@ -274,7 +275,7 @@ class Siblings:
         def take() -> socket.socket:
             return _socket(os.dup(descriptor))
 
-        reader = UdpListener(host, port, lambda data, *source: transports.datagram(index, data, *source), take=take)
+        reader = UdpListener(host, port, transports.take, index=index, take=take)
         reader.on_stray = lambda quoted, to, to_port: self._unreachable(index, quoted, to, to_port)
         reader.start()
         return reader
@@ -286,16 +287,16 @@ class Siblings:
 
     # Messages
 
-    def message(self, data: bytes, flow: Flow) -> None:
+    def message(self, data: bytes, flow: Flow, waited_s: float) -> None:
         """A message that this worker's sockets brought: handled here, or by the worker whose it is."""
         assert self._shell is not None
         owner = self.steering.owner(data)
         if owner == self.me:
-            self._shell.message(data, flow)
-        elif self._pass(owner, Passed(flow, data)):
+            self._shell.message(data, flow, waited_s)
+        elif self._pass(owner, Passed(flow, data, waited_s)):
             self.counters["responses" if data.startswith(b"SIP/2.0 ") else "requests"] += 1
         elif self._take_here(data):
-            self._shell.message(data, flow)
+            self._shell.message(data, flow, waited_s)
 
     def _take_here(self, data: bytes) -> bool:
         """Whether a message that its owner has no room for begins something that this worker can do as well."""
@@ -372,7 +373,7 @@ class Siblings:
         assert shell is not None
         assert transports is not None
         if isinstance(word, Passed):
-            shell.message(word.data, word.flow)
+            shell.message(word.data, word.flow, word.waited_s)
         elif isinstance(word, Send):
             transports.send(word.flow, word.data, Handed(word.worker, word.ident) if word.ident else None)
         elif isinstance(word, Failed):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -231,6 +232,8 @@ async def test_nearly_full_disk_closes_the_node_for_new_calls_until_there_is_roo
 class _Wire:
     """Notes what is sent, and what the disk had by then."""
 
+    kernel_drops = 0
+
     def __init__(self, disk: _Disk) -> None:
         self.disk = disk
         self.sent: list[tuple[bytes, int]] = []
@@ -248,27 +251,59 @@ async def test_what_waited_since_before_the_node_served_says_nothing_about_it(
     monkeypatch: pytest.MonkeyPatch, served_s: float, waited_s: float, told_s: float
 ) -> None:
     """A worker's sockets are bound before it is there; what waited in them is old and has to be taken."""
-    shell, _, engine = build()
-    shell.transports = _Waited(waited_s)  # type: ignore[assignment]
+    shell, disk, engine = build()
+    shell.transports = _Wire(disk)  # type: ignore[assignment]
     monkeypatch.setattr(shell_module.time, "monotonic", lambda: 1000.0)
     shell.start()
     monkeypatch.setattr(shell_module.time, "monotonic", lambda: 1000.0 + served_s)
     told: list[float] = []
     monkeypatch.setattr(engine, "observe", lambda signals, _: told.append(signals.wait_s) or [])
+    for for_s in (0.0, waited_s, waited_s / 2, 0.0):  # by a connection, the first datagram, and what came behind it
+        shell.message(b"", Flow("UDP", 0, "192.0.2.1", 5060), for_s)
     shell.late(0.0)
-    assert told == [told_s]
+    shell.late(0.0)
+    assert told == [told_s, 0.0], "and nothing once it was told"
 
 
-class _Waited:
-    """Transports of which a datagram had waited so long."""
+async def test_deadlines_near_each_other_run_together_and_none_runs_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    shell, _, engine = build()
+    ran: list[tuple[float, list[object]]] = []
 
-    kernel_drops = 0
+    def fire(now: Now) -> list[object]:
+        ran.append((now.mono, engine.desk.queue.due(now.mono)))
+        return []
 
-    def __init__(self, waited_s: float) -> None:
-        self._waited_s = waited_s
+    monkeypatch.setattr(engine, "fire", fire)
+    grain = shell_module.GRAIN_S
+    first = (time.monotonic() // grain + 5) * grain
+    deadlines = {
+        "third": first + 0.6 * grain,
+        "first": first + 0.2 * grain,
+        "second": first + 0.4 * grain,
+        "far": first + 20 * grain,
+    }
+    for key, at in deadlines.items():
+        engine.desk.queue.set(key, at)
+        shell._perform([])
+    async with asyncio.timeout(20.0):
+        while len(engine.desk.queue):  # noqa: ASYNC110  nothing tells when a deadline has run
+            await asyncio.sleep(0.005)
+    assert [keys for _, keys in ran] == [["first", "second", "third"], ["far"]]
+    assert all(at >= deadlines[str(key)] for at, keys in ran for key in keys)
 
-    def take_wait_s(self) -> float:
-        return self._waited_s
+
+async def test_earlier_deadline_does_not_wait_for_one_that_was_there_before() -> None:
+    shell, _, engine = build()
+    start = time.monotonic()
+    engine.desk.queue.set(("pbx", 1), start + 600)
+    shell._perform([])
+    engine.desk.queue.set(("call", "none", "forget"), start + 0.05)
+    shell._perform([])
+    async with asyncio.timeout(20.0):
+        while ("call", "none", "forget") in engine.desk.queue:  # noqa: ASYNC110  as above
+            await asyncio.sleep(0.005)
+    assert shell._timer is not None, "and the other one is still to come"
+    shell._timer.cancel()
 
 
 async def test_how_long_a_connection_may_be_silent_is_told_to_the_transports() -> None:

@@ -131,8 +131,10 @@ class Engine:
     def _actions(self) -> list[Action]:
         """What the event caused. What calls of ours sent to each other is handled here, in order, to its end."""
         done = self.desk.take_actions()
-        todo: deque[Action] = deque(done if self.desk.loops else ())
-        done = [] if self.desk.loops else done
+        if not self.desk.loops:
+            self.calls.let_go()
+            return done
+        todo, done = deque(done), []
         while todo:
             action = todo.popleft()
             if isinstance(action, SendTo) and action.target.transport == LOOP:

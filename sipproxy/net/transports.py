@@ -8,6 +8,7 @@ engine's to choose (engine/addresses.py).
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from typing import TYPE_CHECKING
 
@@ -31,21 +32,23 @@ __all__ = ["Transports"]
 
 MAX_LOOKUPS = 1000  # names being resolved at once; beyond that a send fails as if the transport had
 MAX_PORT_TRIES = 20
+WAYS = 1024  # hops with an address for a host whose flow is kept
 AHEAD_S = 4.0  # before a record's time is over that `look_ahead` asks anew: below the least that the resolver keeps one
 
 
 class Transports:
     """Listeners in the order of the configuration; `Flow.listener` is the index.
 
-    `on_message(data, flow)` gets each message, STUN's on UDP included; `on_failed(key)` the key of what could not be sent, or
-    what ICMP says did not arrive (RFC 3261 §18.4); `on_refused(head, fault, flow)` the head of a message that a stream cannot
-    be read beyond, while it can still be answered; `on_closed(flow)` a connection that has ended.
+    `on_message(data, flow, waited_s)` gets each message, STUN's on UDP included, with the seconds that it waited in the
+    kernel's buffer as far as that is known; `on_failed(key)` the key of what could not be sent, or what ICMP says did not
+    arrive (RFC 3261 §18.4); `on_refused(head, fault, flow)` the head of a message that a stream cannot be read beyond, while it
+    can still be answered; `on_closed(flow)` a connection that has ended.
     """
 
     def __init__(
         self,
         resolver: Resolver,
-        on_message: Callable[[bytes, Flow], None],
+        on_message: Callable[[bytes, Flow, float], None],
         on_failed: Callable[[Hashable], None],
         on_refused: Callable[[bytes, ParseError, Flow], None],
         on_closed: Callable[[Flow], None],
@@ -73,6 +76,7 @@ class Transports:
         self._listeners: list[UdpListener | StreamListener] = []
         self._by_kind: dict[tuple[str, int], int] = {}  # (transport, IP version) -> the first listener
         self._lookups: set[asyncio.Task[None]] = set()
+        self._way_to = functools.lru_cache(maxsize=WAYS)(self._find_way)
         self.failures: dict[str, int] = {}
         self.on_resolved: Callable[[Hop, Sequence[Place]], None] = lambda hop, places: None  # noqa: ARG005  # for each look-up
         self.may_end: Callable[[Flow], bool] = lambda flow: True  # noqa: ARG005  # whether a silent connection may be ended
@@ -101,21 +105,19 @@ class Transports:
             self._by_kind.setdefault((transport, _version(host)), index)
             moved[wanted] = listener.address[1]
             taken.append((transport, *listener.address))
+        self._way_to.cache_clear()
         return taken
 
     def _listener(self, index: int, transport: str, host: str, port: int) -> UdpListener | StreamListener:
-        take = self._take
+        take = self.take
         sockets = self._take_socket
         own = (lambda: sockets(index)) if sockets is not None else None
         if transport == "UDP":
-
-            def datagram(data: bytes, source: str, source_port: int) -> None:
-                take(data, Flow("UDP", index, source, source_port))
-
             udp = UdpListener(
                 host,
                 port,
-                datagram,
+                take,
+                index=index,
                 on_failed=lambda key, _: self._on_failed(key),
                 max_datagram=self._message_bytes,
                 may_wait=True,
@@ -128,7 +130,7 @@ class Transports:
             return Flow(transport, index, source, source_port, connection, stream.names(connection))
 
         def message(data: bytes, source: str, source_port: int, connection: int) -> None:
-            take(data, flow_of(source, source_port, connection))
+            take(data, flow_of(source, source_port, connection), 0.0)
 
         def refused(head: bytes, fault: ParseError, source: str, source_port: int, connection: int) -> None:
             self._on_refused(head, fault, flow_of(source, source_port, connection))
@@ -157,14 +159,11 @@ class Transports:
     def _customers_at(self, host: str) -> int:
         return self.customers_at(host)  # which is set once there is an engine to ask
 
-    def _take(self, data: bytes, flow: Flow) -> None:
+    def take(self, data: bytes, flow: Flow, waited_s: float) -> None:
+        """A message that a listener, or another worker's socket of one, has read."""
         if self.watchers:
             self._show(flow, data, outgoing=False)
-        self._on_message(data, flow)
-
-    def datagram(self, index: int, data: bytes, host: str, port: int) -> None:
-        """A datagram that came by another worker's socket of the listener with this index."""
-        self._take(data, Flow("UDP", index, host, port))
+        self._on_message(data, flow, waited_s)
 
     def failed(self, key: Hashable) -> None:
         """What another worker was to send for this key did not go out."""
@@ -241,9 +240,9 @@ class Transports:
             else:
                 self._transmit(target, data, key)
             return
-        place = self.resolver.literal(target.host, target.port, target.transport)
-        if place is not None:
-            self._reach(target, [place], data, key, connect_s)
+        way = self._way_to(target)
+        if way is not None or self.resolver.literal(target.host, target.port, target.transport) is not None:
+            self._leave(way, target, data, key, connect_s)
         elif len(self._lookups) >= MAX_LOOKUPS:
             self._fail("too_many_lookups", key)
         else:
@@ -274,12 +273,24 @@ class Transports:
     async def _look_up(self, target: Hop, data: bytes, key: Hashable | None, connect_s: float) -> None:
         found = await self._known(target)
         if found:
-            self._reach(target, found, data, key, connect_s)
+            self._leave(self._way(target, found), target, data, key, connect_s)
         else:
             self._fail("unresolved", key)
 
-    def _reach(self, target: Hop, places: Sequence[Place], data: bytes, key: Hashable | None, connect_s: float) -> None:
-        """Send to the first of the places that a listener reaches: the hop's own, else the first of its IP version.
+    def _leave(self, way: Flow | None, target: Hop, data: bytes, key: Hashable | None, connect_s: float) -> None:
+        if way is None:
+            self._fail("no_listener", key)
+        else:
+            self._transmit(way, data, key, target.domain or target.host, connect_s)
+
+    def _find_way(self, target: Hop) -> Flow | None:
+        """The way to a hop that is an address; None for a name, and where no listener reaches it. The same for as long as the
+        listeners are."""
+        place = self.resolver.literal(target.host, target.port, target.transport)
+        return self._way(target, [place]) if place is not None else None
+
+    def _way(self, target: Hop, places: Sequence[Place]) -> Flow | None:
+        """The way to the first of the places that a listener reaches: the hop's own, else the first of its IP version.
 
         Of a name's places those count that its Via speaks the transport of, and those come first whose listener's address
         stands there.
@@ -291,11 +302,7 @@ class Transports:
             if place.transport == target.transport
         ]
         reachable = [flow for flow in found if flow.listener >= 0]
-        if reachable:
-            to = min(reachable, key=lambda flow: flow.listener != first)
-            self._transmit(to, data, key, target.domain or target.host, connect_s)
-        else:
-            self._fail("no_listener", key)
+        return min(reachable, key=lambda flow: flow.listener != first) if reachable else None
 
     def _listener_to(self, target: Hop, host: str) -> int:
         """The index of the listener that a hop's address is reached from, -1 for none."""
@@ -325,10 +332,6 @@ class Transports:
     def kernel_drops(self) -> int:
         """Datagrams that the kernel dropped because a listener's receive buffer was full."""
         return sum(listener.kernel_drops for listener in self._listeners if isinstance(listener, UdpListener))
-
-    def take_wait_s(self) -> float:
-        """For how many seconds datagrams wait in the kernel's buffers, where that is longest; see `UdpListener.take_wait_s`."""
-        return max((listener.take_wait_s() for listener in self._listeners if isinstance(listener, UdpListener)), default=0.0)
 
     def counters(self) -> dict[tuple[str, ...], float]:
         """(transport, what) -> count, over all listeners."""

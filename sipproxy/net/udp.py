@@ -23,7 +23,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING
 
-from sipproxy.sip.flow import is_literal
+from sipproxy.sip.flow import Flow, is_literal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -32,7 +32,10 @@ __all__ = ["UdpListener", "bind_ahead", "bind_udp"]
 
 _Datagram = tuple[bytes, str, int, "Hashable | None"]
 
-DRAIN = 64  # datagrams per wake-up: some 2 ms of work, so that timers and streams are not kept waiting
+DRAIN = 16  # datagrams per wake-up: some 8 ms of work, so that timers, streams and the store's answers are not kept waiting
+FRESH_S = 0.0005  # what has waited for less was alone: to be told that nothing else is there costs more than to be woken again
+FLOWS = 4096  # sources whose `Flow` is kept: one object for all that is known by it, compared by identity
+ERRORS = 64  # ICMP errors read in one go
 RECENT = 512  # datagrams remembered with their keys, for ICMP errors to name them: some seconds' worth of INVITEs
 SEND_QUEUE = 512  # datagrams held while the kernel's buffer is full
 MAX_WAIT_S = 60.0  # a buffer holds no more
@@ -44,6 +47,7 @@ _IP_RECVERR = 11
 _IPV6_RECVERR = 25
 _IP_FREEBIND = 15
 _SO_TIMESTAMPNS = 35
+_STAMP_BYTES = 64  # of ancillary data, more than CMSG_SPACE of a timespec
 _TIMESPEC = struct.Struct("=qq")  # seconds, nanoseconds
 _SO_MEMINFO = 55
 _SK_MEMINFO_DROPS = 8
@@ -54,7 +58,8 @@ _FAILURES = {(_ORIGIN_ICMP, 3), (_ORIGIN_ICMP, 12), (_ORIGIN_ICMP6, 1), (_ORIGIN
 
 
 class UdpListener:
-    """A bound, non-blocking UDP socket. `on_datagram(data, host, port)` is called in order of arrival.
+    """A bound, non-blocking UDP socket. `on_datagram(data, flow, waited_s)` is called in order of arrival; a datagram waited
+    for so many seconds in the kernel's buffer, 0.0 where that does not tell. `index` is the listener's in its flows.
 
     `on_failed(key, reason)` is called, later and never from within `send`, with the key of a datagram that ICMP reports as not
     delivered, or that was queued and could not be sent. `counters` holds plain integers by name; `dropped` counts by reason
@@ -65,8 +70,9 @@ class UdpListener:
         self,
         address: str,
         port: int,
-        on_datagram: Callable[[bytes, str, int], None],
+        on_datagram: Callable[[bytes, Flow, float], None],
         *,
+        index: int = 0,
         on_failed: Callable[[Hashable, str], None] | None = None,
         max_datagram: int = MAX_DATAGRAM,
         may_wait: bool = False,
@@ -80,16 +86,14 @@ class UdpListener:
         self.counters = {"received": 0, "received_bytes": 0, "sent": 0, "sent_bytes": 0, "keepalives": 0, "unreachable": 0}
         self.dropped = {"too_large": 0, "send_queue_full": 0, "no_buffers": 0, "send_failed": 0}
         self._on_datagram = on_datagram
+        self._index = index
         self._on_failed = on_failed
         self._max_datagram = max_datagram
-        self._buffer = memoryview(bytearray(MAX_DATAGRAM))
         self._queue: deque[_Datagram] = deque()
         self._recent: deque[_Datagram] = deque(maxlen=RECENT)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._poll: select.epoll | None = None
         self._former_drops = 0  # of the kernel, on sockets that were closed
-        self._asked = True  # how long the next datagram has waited
-        self._waited_s = 0.0
         # Is told what ICMP says about a datagram that is not remembered here: another worker of the node sent it.
         self.on_stray: Callable[[bytes, str, int], None] = lambda quoted, host, port: None  # noqa: ARG005
         self._take = take
@@ -108,12 +112,6 @@ class UdpListener:
             return self._former_drops
         info = self._socket.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, 4 * (_SK_MEMINFO_DROPS + 1))
         return self._former_drops + int.from_bytes(info[4 * _SK_MEMINFO_DROPS :], sys.byteorder)
-
-    def take_wait_s(self) -> float:
-        """For how many seconds a datagram had waited in the kernel's buffer when it was read, the first one after the last call
-        of this; 0.0 when none was, or where the kernel does not tell."""
-        waited, self._waited_s, self._asked = self._waited_s, 0.0, sys.platform == "linux"
-        return waited
 
     @property
     def is_open(self) -> bool:
@@ -216,36 +214,27 @@ class UdpListener:
             if not self.is_open:
                 return  # Closed by what a datagram brought about.
             try:
-                size, source = self._timed() if self._asked else self._socket.recvfrom_into(self._buffer)
+                data, ancillary, _, source = self._socket.recvmsg(MAX_DATAGRAM, _STAMP_BYTES)
             except BlockingIOError:
                 return
             except OSError:
                 self._drain_errors()  # An ICMP error of an earlier datagram stood before the datagrams to be read.
-            else:
-                self._receive(size, source)
+                continue
+            waited_s = _waited_s(ancillary)
+            self._receive(data, _flow_of(self._index, source), waited_s)
+            if waited_s < FRESH_S:
+                return
 
-    def _timed(self) -> tuple[int, tuple[str, int]]:
-        """Read a datagram, and how long ago it arrived. Raises OSError."""
-        size, ancillary, _, source = self._socket.recvmsg_into([self._buffer], 64)
-        self._asked = False
-        for level, kind, stamp in ancillary:
-            if (level, kind) == (socket.SOL_SOCKET, _SO_TIMESTAMPNS) and len(stamp) == _TIMESPEC.size:
-                seconds, nanoseconds = _TIMESPEC.unpack(stamp)
-                waited = time.time() - seconds - nanoseconds / 1e9
-                self._waited_s = waited if 0.0 < waited < MAX_WAIT_S else 0.0  # else the clock was set meanwhile
-        return size, source
-
-    def _receive(self, size: int, source: tuple[str, int]) -> None:
-        self.counters["received"] += 1
-        self.counters["received_bytes"] += size
+    def _receive(self, data: bytes, flow: Flow, waited_s: float) -> None:
+        size, counters = len(data), self.counters
+        counters["received"] += 1
+        counters["received_bytes"] += size
         if size > self._max_datagram:
             self.dropped["too_large"] += 1
-            return
-        data = bytes(self._buffer[:size])
-        if size <= 4 and not data.strip(b"\r\n\0"):
-            self.counters["keepalives"] += 1  # What routers send to hold their NAT's mapping: nothing to answer.
-            return
-        self._on_datagram(data, source[0], source[1])
+        elif size <= 4 and not data.strip(b"\r\n\0"):
+            counters["keepalives"] += 1  # What routers send to hold their NAT's mapping: nothing to answer.
+        else:
+            self._on_datagram(data, flow, waited_s)
 
     def _flush(self) -> None:
         while self._queue:
@@ -263,7 +252,7 @@ class UdpListener:
         """Report what waits in the socket's error queue; False when nothing did."""
         if sys.platform != "linux":
             return False
-        for count in range(DRAIN):
+        for count in range(ERRORS):
             try:
                 quoted, ancillary, _, destination = self._socket.recvmsg(MAX_DATAGRAM, 512, socket.MSG_ERRQUEUE)
             except OSError:
@@ -293,6 +282,23 @@ class UdpListener:
         # INVARIANT: never from within `send`: who sends is in the middle of handling another event.
         if self._on_failed is not None and self._loop is not None and key is not None:
             self._loop.call_soon(self._on_failed, key, reason)
+
+
+@functools.lru_cache(maxsize=FLOWS)
+def _flow_of(index: int, source: tuple[str, int]) -> Flow:
+    """The flow of a source, an address as the socket tells it (with further parts for IPv6)."""
+    return Flow("UDP", index, source[0], source[1])
+
+
+def _waited_s(ancillary: list[tuple[int, int, bytes]]) -> float:
+    """For how many seconds a datagram had waited when it was read, by what the kernel told with it; 0.0 where it told nothing,
+    or the clock was set meanwhile."""
+    for level, kind, stamp in ancillary:
+        if kind == _SO_TIMESTAMPNS and level == socket.SOL_SOCKET and len(stamp) == _TIMESPEC.size:
+            seconds, nanoseconds = _TIMESPEC.unpack(stamp)
+            waited: float = time.time() - seconds - nanoseconds / 1e9
+            return waited if 0.0 < waited < MAX_WAIT_S else 0.0
+    return 0.0
 
 
 def bound_or_away(

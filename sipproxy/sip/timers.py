@@ -145,12 +145,12 @@ class TimerQueue:
         self._count += 1  # Orders equal deadlines by when they were set, and tells a live entry from a replaced one.
         self._at[key] = (at, self._count)
         heappush(self._heap, (at, self._count, key))
-        if old is not None:
+        if old is not None and len(self._heap) > 2 * len(self._at) + self.GARBAGE:
             self._compact()
 
     def cancel(self, key: Hashable) -> None:
         """Forget the deadline of `key`; harmless when it has none."""
-        if self._at.pop(key, None) is not None:
+        if self._at.pop(key, None) is not None and len(self._heap) > 2 * len(self._at) + self.GARBAGE:
             self._compact()
 
     def due(self, now: float) -> list[Hashable]:
@@ -175,6 +175,5 @@ class TimerQueue:
         return None
 
     def _compact(self) -> None:
-        if len(self._heap) > 2 * len(self._at) + self.GARBAGE:
-            self._heap = [(at, count, key) for key, (at, count) in self._at.items()]
-            heapify(self._heap)
+        self._heap = [(at, count, key) for key, (at, count) in self._at.items()]
+        heapify(self._heap)

@@ -7,6 +7,7 @@ import errno
 import itertools
 import socket
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,6 +15,7 @@ from waiting import until
 
 from sipproxy.net import udp
 from sipproxy.net.udp import UdpListener
+from sipproxy.sip.flow import Flow
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -41,8 +43,8 @@ class Peer:
         self.failed: list[tuple[object, str]] = []
         self.listener = UdpListener(address, 0, self._receive, on_failed=self._report, **limits)
 
-    def _receive(self, data: bytes, host: str, port: int) -> None:
-        self.got.append((data, host, port))
+    def _receive(self, data: bytes, flow: Flow, _waited_s: float) -> None:
+        self.got.append((data, flow.host, flow.port))
 
     def _report(self, key: object, reason: str) -> None:
         self.failed.append((key, reason))
@@ -260,19 +262,33 @@ async def test_udp_kernel_drops_are_read_from_the_socket(peers: Callable[..., Pe
 
 
 @linux_only
-async def test_udp_how_long_a_datagram_waited_to_be_read_is_known(peers: Callable[..., Peer]) -> None:
-    sender, got = peers(), list[bytes]()
-    listener = UdpListener("127.0.0.1", 0, lambda data, _host, _port: got.append(data))
-    sender.listener.send(b"x", *listener.address)
+async def test_udp_how_long_a_datagram_waited_to_be_read_is_told_with_it(peers: Callable[..., Peer]) -> None:
+    sender, got = peers(), list[tuple[bytes, float]]()
+    listener = UdpListener("127.0.0.1", 0, lambda data, _, waited_s: got.append((data, waited_s)))
+    for data in (b"x", b"y" * 1000):
+        sender.listener.send(data, *listener.address)
     await asyncio.sleep(0.2)
     listener.start()
-    await until(lambda: got)
-    assert 0.2 <= listener.take_wait_s() < 60
-    assert listener.take_wait_s() == 0.0, "since then none was read"
-    sender.listener.send(b"y" * 1000, *listener.address)
     await until(lambda: len(got) == 2)
-    assert listener.take_wait_s() > 0.0
-    assert got == [b"x", b"y" * 1000]
+    assert [data for data, _ in got] == [b"x", b"y" * 1000]
+    assert all(0.2 <= waited_s < 60 for _, waited_s in got)
+    before = time.monotonic()
+    sender.listener.send(b"z", *listener.address)
+    await until(lambda: len(got) == 3)
+    assert 0.0 < got[2][1] <= time.monotonic() - before
+    listener.close()
+
+
+async def test_udp_flow_of_a_source_is_one_object_for_all_its_datagrams() -> None:
+    flows: list[Flow] = []
+    listener = UdpListener("127.0.0.1", 0, lambda _, flow, __: flows.append(flow), index=3)
+    listener.start()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as two:
+        for sender in (one, two, one):
+            sender.sendto(b"hello", listener.address)
+        await until(lambda: len(flows) == 3)
+        assert flows == [Flow("UDP", 3, "127.0.0.1", sender.getsockname()[1]) for sender in (one, two, one)]
+    assert flows[2] is flows[0]
     listener.close()
 
 
@@ -280,7 +296,7 @@ async def test_udp_close_from_within_a_delivery_stops_at_once(peers: Callable[..
     sender = peers()
     got: list[bytes] = []
 
-    def receive(data: bytes, _host: str, _port: int) -> None:
+    def receive(data: bytes, _flow: Flow, _waited_s: float) -> None:
         got.append(data)
         listener.close()
 
@@ -300,7 +316,7 @@ async def test_udp_fault_of_the_receiver_does_not_stop_delivery(peers: Callable[
     asyncio.get_running_loop().set_exception_handler(lambda _, context: problems.append(context))
     sender, got = peers(), list[bytes]()
 
-    def receive(data: bytes, _host: str, _port: int) -> None:
+    def receive(data: bytes, _flow: Flow, _waited_s: float) -> None:
         got.append(data)
         if data == b"bad":
             raise RuntimeError("our own fault")
