@@ -94,7 +94,7 @@ def _stamped(request: Request, line: bytes, source: tuple[str, int]) -> bytes:
             wants_port = True
             parts.append(b"rport=%d" % port)
         else:
-            parts.append(key if value is None else key + b"=" + value)
+            parts.append(key + b"=" + value if value else key)
     # RFC 3581 §4: with rport, received MUST be there even when it equals the sent-by.
     if wants_port or not _same_host(via.host, host):
         parts.append(b"received=" + host.encode("ascii"))  # §25.1 via-received: an IPv6 address without brackets
@@ -222,7 +222,7 @@ class Editor:
 
     def to_request(self, *, max_headers: int = MAX_HEADERS) -> Request:
         """The copy of a request as it goes out, parsed; no change may follow. Raises ParseError, as parsing it would."""
-        found = message_of(self._lines, self._keys, self._body, max_headers=max_headers)
+        found = message_of(self._lines, self._body, max_headers=max_headers)
         assert isinstance(found, Request)
         return found
 

@@ -42,7 +42,8 @@ CR, LF, TAB, SPACE, QUOTE, PERCENT, PAREN, COMMA, EQUALS, LESS, GREATER, BACKSLA
 """Bytes as the numbers that they are: `COMMA in value` looks for one at a tenth of the price of `b"," in value`, which Python
 tries as a number first, by way of an exception."""
 
-Params = tuple[tuple[bytes, bytes | None], ...]
+Params = tuple[tuple[bytes, bytes], ...]
+"""Names in lower case and values as written; b"" is no value, as an empty one is none."""
 
 TOKEN_CHARS = rb"A-Za-z0-9\-.!%*_+`'~"
 QUOTED = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'  # §25.1 quoted-string; possessive stars keep it linear and off the backtracking stack.
@@ -62,6 +63,7 @@ _PARAM = re.compile(
     rb"[ \t]*+;[ \t]*+([" + TOKEN_CHARS + rb"]++)[ \t]*+(?:=[ \t]*+(" + QUOTED + rb'|[^\x00-\x20\x7f",;<>\\?]++)[ \t]*+)?',
     re.DOTALL,
 )
+_PLAIN = bytes(byte for byte in range(128) if TOKEN.match(bytes((byte,)))) + b";="  # there is nothing to quote and no space
 
 
 def shown(data: bytes) -> str:
@@ -86,34 +88,47 @@ def parse_number(value: bytes, maximum: int, what: str, section: str) -> int:
 
 
 def parse_params(data: bytes, position: int) -> Params:
-    """The `;name=value` parameters from `position` to the end, names in lower case, values as written (quotes kept).
+    """The `;name=value` parameters from `position` to the end (quotes of values kept).
 
-    A parameter without a value has None. Raises ParseError for anything else, a name that comes twice, or too many.
+    Raises ParseError for anything else, a name that comes twice, or too many.
     """
     if position == len(data):
         return ()
-    params: list[tuple[bytes, bytes | None]] = []
-    end = len(data)
-    match = _PARAM.match
-    while position < end:
-        found = match(data, position)
-        if found is None or len(params) == MAX_PARAMS:
-            raise ParseError(f"not a parameter list: {shown(data[position:])}", offset=position)
-        name, value = found.groups()
-        params.append((name.lower(), value))
-        position = found.end()
-    if len(params) > 1 and len({name for name, _ in params}) != len(params):
-        raise ParseError(f"a parameter comes twice: {shown(data)}", section="RFC 3261 §7.3.1")  # §7.3.1 MUST NOT
+    text = data[position:]
+    params: list[tuple[bytes, bytes]] = []
+    if text[0] == 0x3B and not text.translate(None, _PLAIN):
+        # Nearly all are such: `;` and `=` mean what they are wherever they stand.
+        for part in text[1:].split(b";"):
+            name, equals, value = part.partition(b"=")
+            if not name or (equals and not value):
+                raise _no_params(data, position)
+            params.append((name.lower(), value))
+    else:
+        end = len(data)
+        match = _PARAM.match
+        while position < end:
+            found = match(data, position)
+            if found is None or len(params) > MAX_PARAMS:
+                raise _no_params(data, position)
+            params.append((found[1].lower(), found[2] or b""))
+            position = found.end()
+    if len(params) > 1:
+        if len(params) > MAX_PARAMS:
+            raise _no_params(data, position)
+        if len(dict(params)) != len(params):
+            raise ParseError(f"a parameter comes twice: {shown(data)}", section="RFC 3261 §7.3.1")  # §7.3.1 MUST NOT
     return tuple(params)
 
 
+def _no_params(data: bytes, position: int) -> ParseError:
+    return ParseError(f"not a parameter list: {shown(data[position:])}", offset=position)
+
+
 def find_param(params: Params, name: bytes) -> bytes | None:
-    """The value of a parameter: b"" when it has none, None when it is absent. `name` in any case."""
-    if params:
-        name = name.lower()
-        for key, value in params:
-            if key == name:
-                return b"" if value is None else value
+    """The value of a parameter: b"" when it has none, None when it is absent. `name` in lower case."""
+    for key, value in params:
+        if key == name:
+            return value
     return None
 
 

@@ -6,8 +6,6 @@ A value handed in has been unfolded. Left out: credentials and challenges (diges
 from __future__ import annotations
 
 import re
-from functools import lru_cache
-from typing import NamedTuple
 
 from sipproxy.sip.errors import ParseError
 from sipproxy.sip.grammar import (
@@ -26,7 +24,8 @@ from sipproxy.sip.grammar import (
     shown,
     unquote,
 )
-from sipproxy.sip.uri import CACHED, CACHED_LENGTH, STAR, Uri, parse_uri
+from sipproxy.sip.memo import Remembered
+from sipproxy.sip.uri import STAR, Uri, parse_uri
 
 __all__ = [
     "COMPACT",
@@ -70,52 +69,85 @@ COMPACT = {
 }
 
 
-class NameAddr(NamedTuple):
-    """A From, To, Contact, Route, Record-Route or identity value. `display` is what the display name means, without quotes.
+class NameAddr:
+    """A From, To, Contact, Route, Record-Route or identity value, never changed. `display` is what the display name means,
+    without quotes. Equal ones are those that are written alike.
 
     Parameter values are as written, so a quoted one keeps its quotes (grammar.unquote takes them off).
     """
 
-    display: bytes
-    uri: Uri
-    params: Params
-    raw: bytes
+    __slots__ = ("display", "params", "raw", "tag", "uri")
+
+    def __init__(self, display: bytes, uri: Uri, params: Params, raw: bytes) -> None:
+        self.display = display
+        self.uri = uri
+        self.params = params
+        self.raw = raw
+        self.tag: bytes | None = find_param(params, b"tag") or None
+        """None when there is none, or an empty one."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, NameAddr) and self.raw == other.raw
+
+    def __hash__(self) -> int:
+        return hash(self.raw)
+
+    def __repr__(self) -> str:
+        return f"<NameAddr {shown(self.raw)}>"
 
     def param(self, name: bytes) -> bytes | None:
         """The value of a header parameter: b"" when it has none, None when it is absent."""
         return find_param(self.params, name)
 
     @property
-    def tag(self) -> bytes | None:
-        """The tag; None when there is none, or an empty one."""
-        return find_param(self.params, b"tag") or None
-
-    @property
     def is_star(self) -> bool:
         return self.uri is STAR
 
 
-class Via(NamedTuple):
-    """One Via value (RFC 3261 §20.42). `transport` is in upper case; `host` as written, brackets kept."""
+class Via:
+    """One Via value (RFC 3261 §20.42), never changed. `transport` is in upper case; `host` as written, brackets kept."""
 
-    transport: str
-    host: bytes
-    port: int | None
-    params: Params
-    raw: bytes
+    __slots__ = ("branch", "host", "params", "port", "raw", "transport")
+
+    def __init__(self, transport: str, host: bytes, port: int | None, params: Params, raw: bytes) -> None:
+        self.transport = transport
+        self.host = host
+        self.port = port
+        self.params = params
+        self.raw = raw
+        self.branch: bytes | None = find_param(params, b"branch") or None
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Via) and self.raw == other.raw
+
+    def __hash__(self) -> int:
+        return hash(self.raw)
+
+    def __repr__(self) -> str:
+        return f"<Via {shown(self.raw)}>"
 
     def param(self, name: bytes) -> bytes | None:
         """The value of a parameter: b"" when it has none (`;rport`), None when it is absent."""
         return find_param(self.params, name)
 
-    @property
-    def branch(self) -> bytes | None:
-        return find_param(self.params, b"branch") or None
 
+class CSeq:
+    """A CSeq value, never changed."""
 
-class CSeq(NamedTuple):
-    number: int
-    method: bytes
+    __slots__ = ("method", "number")
+
+    def __init__(self, number: int, method: bytes) -> None:
+        self.number = number
+        self.method = method
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, CSeq) and (self.number, self.method) == (other.number, other.method)
+
+    def __hash__(self) -> int:
+        return hash((self.number, self.method))
+
+    def __repr__(self) -> str:
+        return f"<CSeq {self.number} {shown(self.method)}>"
 
 
 _MAX_CSEQ = 2**31 - 1  # §8.1.1.5: MUST be less than 2**31.
@@ -127,7 +159,7 @@ _NAME_ADDR = re.compile(
 # §20: a URI that holds a comma, question mark or semicolon MUST be in angle brackets: what follows ";" is the header's.
 _ADDR_SPEC = re.compile(rb"([^\x00-\x20\x7f<>\",;?]++)[ \t]*+")
 _VIA = re.compile(
-    rb"[%b]++[ \t]*+/[ \t]*+[%b]++[ \t]*+/[ \t]*+([%b]++)[ \t]++(%b)[ \t]*+(?::[ \t]*+([0-9]{1,5})[ \t]*+)?"
+    rb"[%b]++[ \t]*+/[ \t]*+[%b]++[ \t]*+/[ \t]*+([%b]++)[ \t]++(%b)[ \t]*+(?::[ \t]*+([0-9]{1,5})[ \t]*+)?\Z"
     % (TOKEN_CHARS, TOKEN_CHARS, TOKEN_CHARS, HOST)
 )
 _CSEQ = re.compile(rb"([0-9]++)[ \t]++([" + TOKEN_CHARS + rb"]++)\Z")
@@ -178,7 +210,7 @@ def split_commas(value: bytes) -> list[bytes]:
 
 def parse_name_addr(data: bytes) -> NameAddr:
     """A name-addr or addr-spec with header parameters, or `*`. Raises ParseError."""
-    return _parse_cached(data) if len(data) <= CACHED_LENGTH else _parse_address(data)
+    return _parsed[data]
 
 
 def _parse_address(data: bytes) -> NameAddr:
@@ -196,12 +228,21 @@ def _parse_address(data: bytes) -> NameAddr:
     return NameAddr(b"", parse_uri(found[1]), parse_params(data, found.end()), data)
 
 
-_parse_cached = lru_cache(maxsize=CACHED)(_parse_address)
+_parsed = Remembered(_parse_address)
 
 
 def parse_via(data: bytes) -> Via:
     """One Via value. Raises ParseError."""
     data = data.strip(b" \t")
+    end = data.find(b";")
+    if end < 0:
+        end = len(data)
+    transport, host, port = _sent_by[data[:end]]
+    return Via(transport, host, port, parse_params(data, end), data)
+
+
+def _parse_sent_by(data: bytes) -> tuple[str, bytes, int | None]:
+    """Transport, host and port of a Via value without its parameters."""
     found = _VIA.match(data)
     if found is None:
         raise ParseError(f"not a Via: {shown(data)}", section="RFC 3261 §20.42")
@@ -211,7 +252,10 @@ def parse_via(data: bytes) -> Via:
         port = int(port_text)
         if port > 65535:
             raise ParseError(f"port out of range: {shown(data)}", offset=found.start(3), section="RFC 3261 §20.42")
-    return Via(transport.decode("ascii").upper(), host, port, parse_params(data, found.end()), data)
+    return transport.decode("ascii").upper(), host, port
+
+
+_sent_by = Remembered(_parse_sent_by)
 
 
 def parse_cseq(data: bytes) -> CSeq:

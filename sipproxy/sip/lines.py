@@ -1,22 +1,16 @@
 """What single header lines say, remembered: the readers of the headers that every message is looked at for.
 
-The messages of a call, of a device and of a carrier repeat most of their lines byte for byte. Each reader is a function of the
-line alone, folds inside, whose values are never changed; it raises ParseError, the same way each time. Left out: headers that
+The messages of a call, of a device and of a carrier repeat most of their lines byte for byte. Each reader depends on the
+line alone, folds inside, and its values are never changed; it raises ParseError, the same way each time. Left out: headers that
 may be spread over several lines (message.py puts those together), and all others.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import TYPE_CHECKING, TypeVar, cast
-
 from sipproxy.sip.errors import ParseError
-from sipproxy.sip.grammar import CR, LESS, SPACE, TAB, parse_number, shown, unfold
+from sipproxy.sip.grammar import COMMA, CR, LESS, SPACE, TAB, parse_number, shown, unfold
 from sipproxy.sip.headers import CSeq, NameAddr, Via, parse_cseq, parse_name_addr, parse_via, split_commas
-from sipproxy.sip.uri import CACHED, CACHED_LENGTH
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from sipproxy.sip.memo import Remembered
 
 __all__ = [
     "MAX_BODY",
@@ -27,7 +21,6 @@ __all__ = [
     "from_of",
     "length_of",
     "max_forwards_of",
-    "read",
     "routes_of",
     "to_of",
     "value_of",
@@ -37,17 +30,8 @@ __all__ = [
 MAX_EXPIRES = 2**32 - 1  # §20.19 delta-seconds
 MAX_BODY = 2**31 - 1  # of a claimed Content-Length; nothing is ever allocated by it.
 
-T = TypeVar("T")
 
-
-def read(reader: Callable[[bytes], T], line: bytes) -> T:
-    """What the line says; a long one is read anew each time."""
-    if len(line) <= CACHED_LENGTH:
-        return reader(line)
-    return cast("Callable[[bytes], T]", reader.__wrapped__)(line)  # type: ignore[attr-defined]
-
-
-def value_of(line: bytes) -> bytes:
+def _value(line: bytes) -> bytes:
     """What stands behind the colon, unfolded and stripped."""
     value = line[line.find(b":") + 1 :]
     return (unfold(value) if CR in value else value).strip(b" \t")
@@ -71,54 +55,59 @@ def _route(value: bytes) -> NameAddr:
     return address
 
 
-@lru_cache(maxsize=CACHED)
-def vias_of(line: bytes) -> tuple[Via, ...]:
-    return tuple(map(parse_via, split_commas(value_of(line))))
+def _vias(line: bytes) -> tuple[Via, ...]:
+    value = _value(line)
+    return tuple(map(parse_via, split_commas(value))) if COMMA in value or not value else (parse_via(value),)
 
 
-@lru_cache(maxsize=CACHED)
-def from_of(line: bytes) -> NameAddr:
-    return _person(value_of(line), b"From")
+def _from(line: bytes) -> NameAddr:
+    return _person(_value(line), b"From")
 
 
-@lru_cache(maxsize=CACHED)
-def to_of(line: bytes) -> NameAddr:
-    return _person(value_of(line), b"To")
+def _to(line: bytes) -> NameAddr:
+    return _person(_value(line), b"To")
 
 
-@lru_cache(maxsize=CACHED)
-def contacts_of(line: bytes) -> tuple[NameAddr, ...]:
-    return tuple(map(parse_name_addr, split_commas(value_of(line))))
+def _contacts(line: bytes) -> tuple[NameAddr, ...]:
+    return tuple(map(parse_name_addr, split_commas(_value(line))))
 
 
-@lru_cache(maxsize=CACHED)
-def routes_of(line: bytes) -> tuple[NameAddr, ...]:
-    return tuple(map(_route, split_commas(value_of(line))))
+def _routes(line: bytes) -> tuple[NameAddr, ...]:
+    return tuple(map(_route, split_commas(_value(line))))
 
 
-@lru_cache(maxsize=CACHED)
-def call_id_of(line: bytes) -> bytes:
-    value = value_of(line)
+def _call_id(line: bytes) -> bytes:
+    value = _value(line)
     if not value or SPACE in value or TAB in value:
         raise ParseError(f"not a Call-ID: {shown(value)}", section="RFC 3261 §20.8")
     return value
 
 
-@lru_cache(maxsize=CACHED)
-def cseq_of(line: bytes) -> CSeq:
-    return parse_cseq(value_of(line))
+def _cseq(line: bytes) -> CSeq:
+    return parse_cseq(_value(line))
 
 
-@lru_cache(maxsize=CACHED)
-def max_forwards_of(line: bytes) -> int:
-    return parse_number(value_of(line), 255, "max-forwards", "RFC 3261 §20.22")
+def _max_forwards(line: bytes) -> int:
+    return parse_number(_value(line), 255, "max-forwards", "RFC 3261 §20.22")
 
 
-@lru_cache(maxsize=CACHED)
-def expires_of(line: bytes) -> int:
-    return parse_number(value_of(line), MAX_EXPIRES, "expires", "RFC 3261 §20.19")
+def _expires(line: bytes) -> int:
+    return parse_number(_value(line), MAX_EXPIRES, "expires", "RFC 3261 §20.19")
 
 
-@lru_cache(maxsize=CACHED)
-def length_of(line: bytes) -> int:
-    return parse_number(value_of(line), MAX_BODY, "Content-Length", "RFC 3261 §20.14")
+def _length(line: bytes) -> int:
+    return parse_number(_value(line), MAX_BODY, "Content-Length", "RFC 3261 §20.14")
+
+
+# Each is asked by the line: `cseq_of[line]`.
+value_of = Remembered(_value)
+vias_of = Remembered(_vias)
+from_of = Remembered(_from)
+to_of = Remembered(_to)
+contacts_of = Remembered(_contacts)
+routes_of = Remembered(_routes)
+call_id_of = Remembered(_call_id)
+cseq_of = Remembered(_cseq)
+max_forwards_of = Remembered(_max_forwards)
+expires_of = Remembered(_expires)
+length_of = Remembered(_length)

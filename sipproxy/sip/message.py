@@ -9,8 +9,7 @@ character stands outside a quoted pair, and a header that can come only once doe
 from __future__ import annotations
 
 import re
-from functools import lru_cache
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from sipproxy.sip.errors import ParseError
 from sipproxy.sip.grammar import COMMA, CR, QUOTED, SPACE, TAB, TOKEN, shown
@@ -23,17 +22,14 @@ from sipproxy.sip.lines import (
     from_of,
     length_of,
     max_forwards_of,
-    read,
     routes_of,
     to_of,
     value_of,
     vias_of,
 )
-from sipproxy.sip.shape import Shape, key_of, names_of, read_shape, remembered, shape_of
-from sipproxy.sip.uri import CACHED, Uri, parse_uri
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from sipproxy.sip.memo import CACHED, Remembered
+from sipproxy.sip.shape import Shape, key_of, shape_of
+from sipproxy.sip.uri import Uri, parse_uri
 
 __all__ = [
     "MAX_HEADERS",
@@ -51,7 +47,11 @@ MAX_HEADERS = 200
 """Header lines of one message. Real ones stay below 60."""
 MAX_METHOD = 64
 """Bytes of a method; the registered ones have at most 9, RFC 4475's longest 44."""
+MAX_NAMED = 4 * CACHED
+"""Lines whose header's name is remembered: all lines of a message, of which a call has some twenty of its own."""
+_UNREAD = -1
 T = TypeVar("T")
+Start = tuple[bytes, bytes, bytes, int]  # version, method, Request-URI, 0; or version, b"", reason, status
 _CRLF = b"\r\n"
 _LINE_END = re.compile(rb"\r\n(?![ \t])")
 _CONTROLS = bytes([*range(9), *range(10, 32), 127])  # all but HTAB
@@ -68,6 +68,7 @@ class Message:
         "_contacts",
         "_cseq",
         "_from",
+        "_max_forwards",
         "_record_routes",
         "_routes",
         "_to",
@@ -78,8 +79,8 @@ class Message:
         "keys",
         "lines_raw",
         "raw",
+        "shape",
         "start_line",
-        "twice",
         "version",
     )
 
@@ -90,18 +91,21 @@ class Message:
         self.start_line = lines[0]
         self.lines_raw = lines
         """The start line and the header lines as they came, folds inside, without the CRLF at the end."""
-        self.keys, self.first_line, self.twice = shape
-        """See Shape, which is shared between messages: not to be changed."""
+        self.shape = shape
+        """Shared between messages, with all that is in it: not to be changed."""
+        self.keys = shape.keys
+        self.first_line = shape.first_line
         self.version = version
         self._via: Via | None = None
-        self._vias: list[Via] | None = None
+        self._vias: tuple[Via, ...] | None = None
         self._from: NameAddr | None = None
         self._to: NameAddr | None = None
         self._call_id: bytes | None = None
+        self._max_forwards: int | None = _UNREAD
         self._cseq: CSeq | None = None
-        self._contacts: list[NameAddr] | None = None
-        self._routes: list[NameAddr] | None = None
-        self._record_routes: list[NameAddr] | None = None
+        self._contacts: tuple[NameAddr, ...] | None = None
+        self._routes: tuple[NameAddr, ...] | None = None
+        self._record_routes: tuple[NameAddr, ...] | None = None
 
     @property
     def body(self) -> bytes:
@@ -114,24 +118,15 @@ class Message:
     def first(self, name: bytes) -> bytes | None:
         """The value of the first line of that name, unfolded and stripped; None when there is none."""
         number = self.first_line.get(name)
-        return None if number is None else value_of(self.lines_raw[number])
+        return None if number is None else value_of[self.lines_raw[number]]
 
     def lines(self, name: bytes) -> list[bytes]:
         """The values of all lines of that name, in order."""
-        return [value_of(line) for line in self.lines_of(name)]
+        return [value_of[self.lines_raw[number]] for number in self.shape.places.get(name, ())]
 
     def lines_of(self, name: bytes) -> list[bytes]:
         """The lines of that name as they came."""
-        number = self.first_line.get(name)
-        if number is None:
-            return []
-        found = [self.lines_raw[number]]
-        keys = self.keys
-        if len(self.first_line) != len(keys):  # some name comes twice
-            for _ in range(keys.count(name) - 1):
-                number = keys.index(name, number + 1)
-                found.append(self.lines_raw[number])
-        return found
+        return [self.lines_raw[number] for number in self.shape.places.get(name, ())]
 
     def values(self, name: bytes) -> list[bytes]:
         """The comma-separated elements over all lines of that name. Raises ParseError."""
@@ -148,63 +143,65 @@ class Message:
         if self._via is None:
             line = self._needed(b"via")
             # What stands behind the first element need not be sound to know it.
-            found = read(vias_of, line) if COMMA not in line else (parse_via(split_commas(value_of(line))[0]),)
+            found = vias_of[line] if COMMA not in line else (parse_via(split_commas(value_of[line])[0]),)
             self._via = found[0] if found else parse_via(b"")
         return self._via
 
     @property
-    def vias(self) -> list[Via]:
+    def vias(self) -> tuple[Via, ...]:
         if self._vias is None:
-            via = self.via
-            self._vias = [via, *self._all(vias_of, b"via")[1:]]
+            _ = self.via
+            self._vias = self._all(vias_of, b"via")
         return self._vias
 
     @property
     def from_(self) -> NameAddr:
         if self._from is None:
-            self._from = read(from_of, self._needed(b"from"))
+            self._from = from_of[self._needed(b"from")]
         return self._from
 
     @property
     def to(self) -> NameAddr:
         if self._to is None:
-            self._to = read(to_of, self._needed(b"to"))
+            self._to = to_of[self._needed(b"to")]
         return self._to
 
     @property
     def call_id(self) -> bytes:
         if self._call_id is None:
-            self._call_id = read(call_id_of, self._needed(b"call-id"))
+            self._call_id = call_id_of[self._needed(b"call-id")]
         return self._call_id
 
     @property
     def cseq(self) -> CSeq:
         if self._cseq is None:
-            self._cseq = read(cseq_of, self._needed(b"cseq"))
+            self._cseq = cseq_of[self._needed(b"cseq")]
         return self._cseq
 
     @property
-    def contacts(self) -> list[NameAddr]:
-        """The Contact values; [] when there is none."""
+    def contacts(self) -> tuple[NameAddr, ...]:
+        """The Contact values; () when there is none."""
         if self._contacts is None:
             self._contacts = self._all(contacts_of, b"contact")
         return self._contacts
 
     @property
-    def routes(self) -> list[NameAddr]:
+    def routes(self) -> tuple[NameAddr, ...]:
         if self._routes is None:
             self._routes = self._all(routes_of, b"route")
         return self._routes
 
     @property
-    def record_routes(self) -> list[NameAddr]:
+    def record_routes(self) -> tuple[NameAddr, ...]:
         if self._record_routes is None:
             self._record_routes = self._all(routes_of, b"record-route")
         return self._record_routes
 
     @property
     def max_forwards(self) -> int | None:
-        return self._number(max_forwards_of, b"max-forwards")
+        if self._max_forwards == _UNREAD:
+            self._max_forwards = self._number(max_forwards_of, b"max-forwards")
+        return self._max_forwards
 
     @property
     def expires(self) -> int | None:
@@ -214,9 +211,9 @@ class Message:
     def content_length(self) -> int | None:
         return self._number(length_of, b"content-length")
 
-    def _number(self, reader: Callable[[bytes], int], name: bytes) -> int | None:
+    def _number(self, reader: Remembered[int], name: bytes) -> int | None:
         number = self.first_line.get(name)
-        return None if number is None else read(reader, self.lines_raw[number])
+        return None if number is None else reader[self.lines_raw[number]]
 
     def _needed(self, name: bytes) -> bytes:
         """The first line of that name."""
@@ -225,24 +222,44 @@ class Message:
             raise ParseError(f"no {name.decode('ascii')}", section="RFC 3261 §8.1.1")
         return self.lines_raw[number]
 
-    def _all(self, reader: Callable[[bytes], tuple[T, ...]], name: bytes) -> list[T]:
+    def _all(self, reader: Remembered[tuple[T, ...]], name: bytes) -> tuple[T, ...]:
         """The elements of all lines of that name."""
-        if name not in self.first_line:
-            return []
-        found: list[T] = []
-        for line in self.lines_of(name):
-            found += read(reader, line)
+        numbers = self.shape.places.get(name)
+        if numbers is None:
+            return ()
+        found = reader[self.lines_raw[numbers[0]]]
+        for number in numbers[1:]:
+            found += reader[self.lines_raw[number]]
             if len(found) > MAX_ELEMENTS:
                 raise _too_many(name)
         return found
+
+    def read_needed(self) -> None:
+        """Read what every message needs (§8.1.1), so that these views do not fail later. Raises ParseError for the first of
+        them that does."""
+        lines, at = self.lines_raw, self.first_line
+        if not self.shape.is_complete:
+            _ = self.vias, self.from_, self.to, self.call_id, self.cseq  # one of them is not there
+        else:
+            vias = vias_of[lines[at[b"via"]]]
+            self._via = vias[0] if vias else parse_via(b"")
+            self._vias = vias if len(self.shape.places[b"via"]) == 1 else self._all(vias_of, b"via")
+            self._from = from_of[lines[at[b"from"]]]
+            self._to = to_of[lines[at[b"to"]]]
+            self._call_id = call_id_of[lines[at[b"call-id"]]]
+            self._cseq = cseq_of[lines[at[b"cseq"]]]
+        _ = self.max_forwards
+        if b"expires" in at:
+            _ = self.expires
 
 
 class Request(Message):
     __slots__ = ("_parsed_uri", "key", "method", "source", "stamped_via", "uri")
 
-    def __init__(self, raw: bytes, body_at: int, lines: list[bytes], shape: Shape, start: tuple[bytes, bytes, bytes]) -> None:
-        super().__init__(raw, body_at, lines, shape, start[2])
-        self.method, self.uri = start[0], start[1]
+    def __init__(self, raw: bytes, body_at: int, lines: list[bytes], shape: Shape, start: Start) -> None:
+        Message.__init__(self, raw, body_at, lines, shape, start[0])
+        self.method = start[1]
+        self.uri = start[2]
         self.source: tuple[str, int] | None = None
         self.stamped_via: bytes | None = None
         """build.py keeps the stamped top Via line here once it was needed."""
@@ -269,9 +286,10 @@ class Request(Message):
 class Response(Message):
     __slots__ = ("reason", "status")
 
-    def __init__(self, raw: bytes, body_at: int, lines: list[bytes], shape: Shape, start: tuple[bytes, int, bytes]) -> None:
-        super().__init__(raw, body_at, lines, shape, start[0])
-        self.status, self.reason = start[1], start[2]
+    def __init__(self, raw: bytes, body_at: int, lines: list[bytes], shape: Shape, start: Start) -> None:
+        Message.__init__(self, raw, body_at, lines, shape, start[0])
+        self.reason = start[2]
+        self.status = start[3]
 
     @property
     def is_final(self) -> bool:
@@ -303,18 +321,15 @@ def parse_message(data: bytes, *, max_headers: int = MAX_HEADERS) -> Request | R
         detail = "no message" if begin == len(data) else "no empty line after the headers"
         status = _start_status(data[begin:].partition(_CRLF)[0])
         raise ParseError(detail, offset=len(data), section="RFC 3261 §7", status=status)
-    head = data[begin:end]
-    lines = head.split(_CRLF)
-    names = names_of(head)
-    shape = remembered.get(names)
-    # A row of names that is remembered has no folds in it: each is then the name of one line.
-    if shape is None or len(lines) != len(shape.keys) or _has_controls(head, lines):
-        lines, shape = check_head(head), None
+    lines = data[begin:end].split(_CRLF)
     if len(lines) - 1 > max_headers:
-        raise ParseError(f"more than {max_headers} header lines", offset=begin, section="RFC 3261 §7.3")
-    start = read(_parse_start, lines[0])
-    if shape is None:
-        shape = read_shape(names, lines, folds=head.count(_CRLF) + 1 != len(lines))
+        lines = check_head(data[begin:end])
+        _check_count(lines, max_headers)
+    try:
+        start, shape = _start_of[lines[0]], _shape_of(lines)
+    except ParseError:
+        lines = check_head(data[begin:end])  # there are folds, or a fault
+        start, shape = _start_of[lines[0]], _shape_of(lines)
     body_at = end + 4 - begin
     length = _claimed_length(shape, lines)
     available = len(data) - begin - body_at
@@ -323,40 +338,57 @@ def parse_message(data: bytes, *, max_headers: int = MAX_HEADERS) -> Request | R
     elif length > available:
         raise ParseError(f"Content-Length {length}, but {available} bytes of body", offset=end + 4, section="RFC 3261 §18.3")
     raw = data[begin : begin + body_at + length]
-    if len(start) == 2:
-        return Response(raw, body_at, lines, shape, (lines[0][:7], start[0], start[1]))
+    if start[3]:
+        return Response(raw, body_at, lines, shape, start)
     return Request(raw, body_at, lines, shape, start)
 
 
-def message_of(lines: list[bytes], keys: list[bytes], body: bytes, *, max_headers: int = MAX_HEADERS) -> Request | Response:
-    """What `parse_message` makes of these lines and the body, where the names of the lines are known already.
+def message_of(lines: list[bytes], body: bytes, *, max_headers: int = MAX_HEADERS) -> Request | Response:
+    """What `parse_message` makes of these lines, each with its folds, and the body. The lines are the message's from now on.
 
-    `lines` and `keys` are the message's from now on. Raises ParseError.
+    Raises ParseError.
     """
+    start, shape = _start_of[lines[0]], _shape_of(lines)
+    _check_count(lines, max_headers)
     head = _CRLF.join(lines)
     raw = b"\r\n\r\n".join((head, body))
-    if _has_controls(head, lines) or len(lines) - 1 > max_headers:
-        return parse_message(raw, max_headers=max_headers)  # it has folds, or is not sound
-    start, shape = read(_parse_start, lines[0]), shape_of(keys)
     length = _claimed_length(shape, lines)
     if length is not None and length != len(body):
         return parse_message(raw, max_headers=max_headers)
-    if len(start) == 2:
-        return Response(raw, len(head) + 4, lines, shape, (lines[0][:7], start[0], start[1]))
+    if start[3]:
+        return Response(raw, len(head) + 4, lines, shape, start)
     return Request(raw, len(head) + 4, lines, shape, start)
+
+
+def _shape_of(lines: list[bytes]) -> Shape:
+    """The shape of a message of these lines. Raises ParseError for one that is not sound, or that is the rest of a fold."""
+    return shape_of(tuple(map(_name_of.__getitem__, lines[1:])))
+
+
+def _check_count(lines: list[bytes], max_headers: int) -> None:
+    if len(lines) - 1 > max_headers:
+        raise ParseError(f"more than {max_headers} header lines", section="RFC 3261 §7.3")
 
 
 def check_head(head: bytes) -> list[bytes]:
     """The start line and the header lines, folds kept. Raises ParseError for any line end but CRLF and any stray control."""
-    lines = head.split(_CRLF)
-    if _has_controls(head, lines):
+    if _has_controls(head.replace(_CRLF, b"")):
         _check_controls(head)
-    return _LINE_END.split(head) if b"\r\n " in head or b"\r\n\t" in head else lines
+    return _LINE_END.split(head)
 
 
-def _has_controls(head: bytes, lines: list[bytes]) -> bool:
-    """Whether there are others than the CR and LF of the CRLFs between the lines: `translate` has to delete exactly those."""
-    return len(head) - len(head.translate(None, _CONTROLS)) != 2 * len(lines) - 2
+def _has_controls(text: bytes) -> bool:
+    return len(text.translate(None, _CONTROLS)) != len(text)
+
+
+def _name(line: bytes) -> bytes:
+    """The header's name in its long form and lower case. Raises ParseError for a line that is not sound."""
+    if len(line.translate(None, _CONTROLS)) != len(line):
+        _check_controls(line)
+    return key_of(line)
+
+
+_name_of = Remembered(_name, MAX_NAMED)
 
 
 def _check_controls(head: bytes) -> None:
@@ -371,20 +403,24 @@ def _check_controls(head: bytes) -> None:
             raise ParseError("control character in a header line", section="RFC 3261 §25.1")
 
 
-@lru_cache(maxsize=CACHED)
-def _parse_start(line: bytes) -> tuple[bytes, bytes, bytes] | tuple[int, bytes]:
+def _parse_start(line: bytes) -> Start:
+    if _has_controls(line):
+        _check_controls(line)
     parts = line.split(b" ", 2)
     if len(parts) == 3 and _VERSION.match(parts[0]):
         status = parts[1]
         if len(status) != 3 or not status.isdigit() or not 100 <= int(status) <= 699 or CR in line:
             raise ParseError(f"not a status line: {shown(line)}", section="RFC 3261 §7.2", status=0)
-        return int(status), parts[2]
+        return parts[0], b"", parts[2], int(status)
     # §7.1: single spaces, no other white space; <> around the Request-URI is judged by check_message.
     if len(parts) != 3 or not parts[1] or SPACE in parts[2] or TAB in line or CR in line or not TOKEN.match(parts[0]):
         raise ParseError(f"not a start line: {shown(line)}", section="RFC 3261 §7.1", status=_start_status(line))
     if parts[2][:4].upper() != b"SIP/" or len(parts[0]) > MAX_METHOD:
         raise ParseError(f"not a request line: {shown(line)}", section="RFC 3261 §7.1", status=_start_status(line))
-    return parts[0], parts[1], parts[2]
+    return parts[2], parts[0], parts[1], 0
+
+
+_start_of = Remembered(_parse_start)
 
 
 def _start_status(line: bytes) -> int:
@@ -394,11 +430,11 @@ def _start_status(line: bytes) -> int:
 
 
 def _claimed_length(shape: Shape, lines: list[bytes]) -> int | None:
-    if shape.twice and shape.keys.count(b"content-length") > 1:
+    if shape.twice and len(shape.places.get(b"content-length", ())) > 1:
         # Even when equal: the next hop may read the other one.
         raise ParseError("more than one Content-Length", section="RFC 3261 §20.14")
     number = shape.first_line.get(b"content-length")
-    return None if number is None else read(length_of, lines[number])
+    return None if number is None else length_of[lines[number]]
 
 
 def check_message(message: Request | Response) -> None:
@@ -421,10 +457,9 @@ def _check_common(message: Message) -> None:
     if message.version != b"SIP/2.0" and message.version.upper() != b"SIP/2.0":
         status = 505 if _VERSION.match(message.version) else 400
         raise ParseError(f"version {shown(message.version)}", section="RFC 3261 §21.5.6", status=status)
-    if message.twice:
-        raise ParseError(f"more than one {message.twice.decode('ascii')}", section="RFC 3261 §7.3.1")
-    _ = message.vias, message.from_, message.to, message.call_id
-    _ = message.cseq, message.max_forwards, message.expires
+    if message.shape.twice:
+        raise ParseError(f"more than one {message.shape.twice.decode('ascii')}", section="RFC 3261 §7.3.1")
+    message.read_needed()
 
 
 def _check_request(request: Request) -> None:
@@ -450,8 +485,8 @@ def salvage(data: bytes) -> Request | None:
     method = lines[0].partition(b" ")[0]
     if not TOKEN.match(method) or len(method) > MAX_METHOD or not _start_status(lines[0]):
         return None
-    start = (method, b"sip:unreadable.invalid", b"SIP/2.0")
-    kept, keys = [b" ".join(start)], [b""]
+    start = (b"SIP/2.0", method, b"sip:unreadable.invalid", 0)
+    kept, keys = [method + b" sip:unreadable.invalid SIP/2.0"], list[bytes]()
     for line in lines[1:]:
         key = _copied_key(line)
         if key and (key == b"via" or key not in keys):
@@ -460,14 +495,13 @@ def salvage(data: bytes) -> Request | None:
     if b"via" not in keys:
         return None
     raw = _CRLF.join([*kept, b"", b""])
-    return Request(raw, len(raw), kept, shape_of(keys), start)
+    return Request(raw, len(raw), kept, shape_of(tuple(keys)), start)
 
 
 def _copied_key(line: bytes) -> bytes:
     """The header's name when a response copies it and the line is sound, else b""."""
     try:
-        key = key_of(line)
-        check_head(line)
+        key = _name_of[line]
     except ParseError:
         return b""
     return key if key in {b"via", b"from", b"to", b"call-id", b"cseq", b"timestamp"} else b""

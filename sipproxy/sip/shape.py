@@ -6,9 +6,6 @@ message with that row. Left out: what the lines say (lines.py, message.py).
 
 from __future__ import annotations
 
-import re
-from typing import NamedTuple
-
 from sipproxy.sip.errors import ParseError
 from sipproxy.sip.headers import canonical_name
 
@@ -19,8 +16,6 @@ __all__ = [
     "SINGLE",
     "Shape",
     "key_of",
-    "names_of",
-    "read_shape",
     "remembered",
     "shape_of",
 ]
@@ -49,57 +44,55 @@ _KNOWN = {
     for name in (*_SPELLINGS, *(bytes((letter,)) for letter in b"abcdefijklmnorstuvxy"))
     for spelling in (name, name.lower(), name.upper())
 }
-_NAME = re.compile(rb"\n([^:\r\n]*+:)")  # to the end of its line at most: many folds without a colon would take their square
+NEEDED = (b"via", b"from", b"to", b"call-id", b"cseq")
+"""What every message has (§8.1.1), in the order in which a fault is told."""
 
 
-class Shape(NamedTuple):
-    """What the names of a message's header lines say, which the messages of one device have in common."""
+class Shape:
+    """What the names of a message's header lines say, which the messages of one device have in common; never changed."""
 
-    keys: list[bytes]
-    """For each line the header's name in its long form and lower case; b"" for the start line."""
-    first_line: dict[bytes, int]
-    """Where each name comes first."""
-    twice: bytes
-    """A name of SINGLE that comes more than once; b"" for none."""
+    __slots__ = ("first_line", "is_complete", "keys", "places", "twice")
 
-
-def shape_of(keys: list[bytes]) -> Shape:
-    """What this row of names says, b"" for the start line in front."""
-    first_line = dict(zip(keys, range(len(keys)), strict=True))
-    twice = b""
-    if len(first_line) != len(keys):
-        first_line = dict(zip(reversed(keys), range(len(keys) - 1, -1, -1), strict=True))
-        twice = next((name for name in SINGLE.intersection(keys) if keys.count(name) > 1), b"")
-    return Shape(keys, first_line, twice)
+    def __init__(self, keys: tuple[bytes, ...]) -> None:
+        """`keys` are the names of all lines but the start line, in their long form and lower case."""
+        self.keys = [b"", *keys]
+        """With b"" for the start line."""
+        self.places: dict[bytes, list[int]] = {}
+        """Where each name comes."""
+        for number, key in enumerate(self.keys):
+            self.places.setdefault(key, []).append(number)
+        self.first_line = {key: numbers[0] for key, numbers in self.places.items()}
+        """Where each name comes first."""
+        self.twice = b""
+        """A name of SINGLE that comes more than once; b"" for none."""
+        self.is_complete = True
+        """Whether all of NEEDED are there."""
+        if len(self.places) != len(self.keys):
+            self.twice = next((name for name in SINGLE.intersection(keys) if len(self.places[name]) > 1), b"")
+        for name in NEEDED:
+            if name not in self.places:
+                self.is_complete = False
 
 
 remembered: dict[tuple[bytes, ...], Shape] = {}
-"""Shapes of heads without folds by the names as written; emptied when it is full."""
+"""Shapes by their keys; emptied when it is full."""
 
 
-def names_of(head: bytes) -> tuple[bytes, ...]:
-    """What stands before the first colon of each line of a head, colon and spaces included.
-
-    A line without a colon has none; a fold with one has what stands before it, white space first.
-    """
-    return tuple(_NAME.findall(head))
-
-
-def read_shape(names: tuple[bytes, ...], lines: list[bytes], *, folds: bool) -> Shape:
-    """The shape of these lines, the start line first, whose head has the names. Raises ParseError for a line without a sound
-    name."""
-    shape = shape_of([b"", *map(key_of, lines[1:])])
-    # With as many names as lines, and no folds, each is what its line begins with.
-    if not folds and len(names) + 1 == len(lines) <= MAX_SHAPE_NAMES and sum(map(len, names)) <= MAX_SHAPE_BYTES:
-        if len(remembered) >= MAX_SHAPES:
-            remembered.clear()
-        remembered[names] = shape
+def shape_of(keys: tuple[bytes, ...]) -> Shape:
+    """The shape of lines with these names."""
+    shape = remembered.get(keys)
+    if shape is None:
+        shape = Shape(keys)
+        if len(keys) <= MAX_SHAPE_NAMES and sum(map(len, keys)) <= MAX_SHAPE_BYTES:
+            if len(remembered) >= MAX_SHAPES:
+                remembered.clear()
+            remembered[keys] = shape
     return shape
 
 
 def key_of(line: bytes) -> bytes:
     """The name of a header line in its long form and lower case. Raises ParseError."""
-    name, colon, _ = line.partition(b":")
-    if not colon:
+    end = line.find(b":")
+    if end < 0:
         raise ParseError("header line without a colon", section="RFC 3261 §7.3.1")
-    return _KNOWN.get(name + colon) or canonical_name(name.rstrip(b" \t"))  # §25.1 HCOLON: spaces before the colon
+    return _KNOWN.get(line[: end + 1]) or canonical_name(line[:end].rstrip(b" \t"))  # §25.1 HCOLON: spaces before the colon

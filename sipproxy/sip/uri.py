@@ -8,30 +8,53 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from functools import lru_cache
-from typing import NamedTuple
 
 from sipproxy.sip.errors import ParseError
 from sipproxy.sip.grammar import EQUALS, HOST, MAX_PARAMS, PERCENT, Params, find_param, shown
+from sipproxy.sip.memo import Remembered
 
-__all__ = ["CACHED", "CACHED_LENGTH", "STAR", "Uri", "parse_uri", "unescape", "uris_equal"]
+__all__ = ["STAR", "Uri", "parse_uri", "unescape", "uris_equal"]
 
 
-class Uri(NamedTuple):
-    """One URI. `raw` is what was parsed; `params` have their names in lower case and None for a missing value.
+class Uri:
+    """One URI, never changed. `raw` is what was parsed, and equal URIs are those that are written alike (`uris_equal` compares
+    what they mean); `params` have their names in lower case.
 
-    A tuple and not a dataclass because every message builds several of them: a frozen dataclass costs five times as much.
+    A plain class because messages build several of them: a frozen dataclass costs five times as much.
     """
 
-    scheme: bytes
-    user: bytes | None
-    password: bytes | None
-    host: bytes
-    port: int | None
-    params: Params
-    headers: bytes
-    raw: bytes
-    opaque: bytes = b""
+    __slots__ = ("headers", "host", "opaque", "params", "password", "port", "raw", "scheme", "user")
+
+    def __init__(  # noqa: PLR0917  the parts of a URI in their order
+        self,
+        scheme: bytes,
+        user: bytes | None,
+        password: bytes | None,
+        host: bytes,
+        port: int | None,
+        params: Params,
+        headers: bytes,
+        raw: bytes,
+        opaque: bytes = b"",
+    ) -> None:
+        self.scheme = scheme
+        self.user = user
+        self.password = password
+        self.host = host
+        self.port = port
+        self.params = params
+        self.headers = headers
+        self.raw = raw
+        self.opaque = opaque
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Uri) and self.raw == other.raw
+
+    def __hash__(self) -> int:
+        return hash(self.raw)
+
+    def __repr__(self) -> str:
+        return f"<Uri {shown(self.raw)}>"
 
     def param(self, name: bytes) -> bytes | None:
         """The value of a URI parameter: b"" when it has none, None when it is absent."""
@@ -67,14 +90,9 @@ _VISUAL = re.compile(rb"[\-.()]")
 _NEVER_IGNORED = (b"user", b"ttl", b"method", b"maddr", b"transport")
 
 
-CACHED = 2048
-"""Values kept of each kind, of at most CACHED_LENGTH bytes each: the messages of a call repeat the same few addresses."""
-CACHED_LENGTH = 200
-
-
 def parse_uri(data: bytes) -> Uri:
     """A URI of any scheme. Raises ParseError."""
-    return _parse_cached(data) if len(data) <= CACHED_LENGTH else _parse(data)
+    return _parsed[data]
 
 
 def _parse(data: bytes) -> Uri:
@@ -91,7 +109,7 @@ def _parse(data: bytes) -> Uri:
     return Uri(scheme.lower(), user, password, host, port, params, headers or b"", data)
 
 
-_parse_cached = lru_cache(maxsize=CACHED)(_parse)
+_parsed = Remembered(_parse)
 
 
 def _parse_other(data: bytes) -> Uri:
@@ -105,14 +123,14 @@ def _parse_other(data: bytes) -> Uri:
 
 
 def _split_params(text: bytes, offset: int) -> Params:
-    params: list[tuple[bytes, bytes | None]] = []
+    params: list[tuple[bytes, bytes]] = []
     if text.count(b";") > MAX_PARAMS:
         raise ParseError("too many URI parameters", offset=offset, section="RFC 3261 §19.1.1")
     for part in text[1:].split(b";"):
         name, equals, value = part.partition(b"=")
         if not name or (equals and not value) or EQUALS in value:
             raise ParseError(f"not a URI parameter: {shown(part)}", offset=offset, section="RFC 3261 §19.1.1")
-        params.append((name.lower(), value if equals else None))
+        params.append((name.lower(), value))
     if len(params) > 1 and len({name for name, _ in params}) != len(params):
         # §19.1.1: any given parameter-name MUST NOT appear more than once.
         raise ParseError("a URI parameter comes twice", offset=offset, section="RFC 3261 §19.1.1")
@@ -169,7 +187,7 @@ def _params_equal(a: Uri, b: Uri) -> bool:
     right = {_normal(name): value for name, value in b.params}
     if any((name in left) is not (name in right) for name in _NEVER_IGNORED):
         return False
-    return all(_normal(left[name] or b"").lower() == _normal(right[name] or b"").lower() for name in left.keys() & right.keys())
+    return all(_normal(left[name]).lower() == _normal(right[name]).lower() for name in left.keys() & right.keys())
 
 
 def _headers(headers: bytes) -> list[tuple[bytes, bytes]]:

@@ -118,7 +118,14 @@ def test_editor_any_operations_agree_with_the_model(model: Model, operations: li
 
 def everything(message: Request) -> list[object]:
     """All that a message is made of, and what its common headers say or why they cannot be read."""
-    parts: list[object] = [message.raw, message.body_at, message.lines_raw, message.keys, message.first_line, message.twice]
+    parts: list[object] = [
+        message.raw,
+        message.body_at,
+        message.lines_raw,
+        message.keys,
+        message.first_line,
+        message.shape.twice,
+    ]
     parts += [message.method, message.uri, message.version, message.start_line]
     for view in ("vias", "from_", "to", "call_id", "cseq", "contacts", "routes", "record_routes", "max_forwards", "expires"):
         try:

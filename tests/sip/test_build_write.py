@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from sip_strategies import Model, models
 
 from sipproxy.sip.build import REASONS, write_ack, write_cancel, write_request, write_response
+from sipproxy.sip.headers import CSeq
 from sipproxy.sip.message import Request, Response, check_message, parse_message, salvage
 
 INVITE = (
@@ -129,7 +130,7 @@ def test_write_cancel_is_built_as_section_9_1_says() -> None:
     cancel = parse_message(write_cancel(request()))
     assert isinstance(cancel, Request)
     check_message(cancel)
-    assert (cancel.method, cancel.uri, cancel.cseq) == (b"CANCEL", b"sip:b@192.0.2.3;x=1", (17, b"CANCEL"))
+    assert (cancel.method, cancel.uri, cancel.cseq) == (b"CANCEL", b"sip:b@192.0.2.3;x=1", CSeq(17, b"CANCEL"))
     assert [via.raw for via in cancel.vias] == [b"SIP/2.0/UDP 192.0.2.1;branch=z9hG4bK1"]
     assert (cancel.to.tag, cancel.from_.tag, cancel.call_id) == (None, b"1", b"c@h")
     assert [route.uri.host for route in cancel.routes] == [b"p1", b"p2", b"p3"]

@@ -6,6 +6,7 @@ import pytest
 from transaction_samples import make_request, make_response
 
 from sipproxy.sip.dialog import DialogSide, after_2xx, after_request, dialog_id, from_invite_2xx, write_bye, write_probe
+from sipproxy.sip.headers import CSeq
 from sipproxy.sip.message import Request, Response, check_message, parse_message
 
 VIA = b"SIP/2.0/UDP 192.0.2.1:5060;branch=z9hG4bKours"
@@ -71,7 +72,7 @@ def test_bye_to_the_callee_looks_like_the_callers() -> None:
     request = bye(call()[1])
     assert (request.method, request.uri, request.via.raw) == (b"BYE", b"sip:b@192.0.2.4:5070", VIA)
     assert (request.from_.raw, request.to.raw) == (ALICE, BOB)
-    assert (request.cseq, request.max_forwards, request.call_id) == ((314160, b"BYE"), 70, make_request().call_id)
+    assert (request.cseq, request.max_forwards, request.call_id) == (CSeq(314160, b"BYE"), 70, make_request().call_id)
     assert routes(request) == [b"<sip:down1.example;lr>", b"<sip:down2.example;lr>"]
 
 
@@ -79,7 +80,7 @@ def test_bye_to_the_caller_looks_like_the_callees() -> None:
     """§12.1.1: the UAS has the values in order; its sequence numbers are its own."""
     request = bye(call()[0])
     assert (request.uri, request.from_.raw, request.to.raw) == (b"sip:a@pc33", BOB, ALICE)
-    assert request.cseq == (1, b"BYE")
+    assert request.cseq == CSeq(1, b"BYE")
     assert routes(request) == [b"<sip:up1.example;lr>", b"<sip:up2.example;lr>"]
 
 
@@ -192,5 +193,5 @@ def test_probe_goes_the_way_of_a_bye_and_uses_up_no_number() -> None:
             last.first(b"to"),
             last.call_id,
         )
-        assert found.cseq == (side.cseq, b"OPTIONS")
+        assert found.cseq == CSeq(side.cseq, b"OPTIONS")
         assert last.cseq.number == side.cseq + 1

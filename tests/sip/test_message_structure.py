@@ -12,6 +12,7 @@ from sip_strategies import Model, models
 from sipproxy.sip import shape
 from sipproxy.sip.build import Editor
 from sipproxy.sip.errors import ParseError
+from sipproxy.sip.headers import CSeq
 from sipproxy.sip.message import MAX_HEADERS, Request, Response, check_message, parse_message, salvage
 from sipproxy.sip.shape import SINGLE
 
@@ -48,9 +49,14 @@ def test_request_views_are_read() -> None:
         None,
     )
     assert (message.max_forwards, message.expires, message.content_length, message.body) == (70, 3600, 4, b"body")
-    assert (message.call_id, message.cseq, message.from_.tag, message.to.tag) == (b"c@192.0.2.9", (1, b"REGISTER"), b"f1", None)
+    assert (message.call_id, message.cseq, message.from_.tag, message.to.tag) == (
+        b"c@192.0.2.9",
+        CSeq(1, b"REGISTER"),
+        b"f1",
+        None,
+    )
     assert [contact.is_star for contact in message.contacts] == [False, True]
-    assert (message.routes, message.record_routes, message.lines(b"x"), message.first(b"x")) == ([], [], [], None)
+    assert (message.routes, message.record_routes, message.lines(b"x"), message.first(b"x")) == ((), (), [], None)
     assert repr(message) == "<Request 'REGISTER sip:example.com SIP/2.0'>"
 
 
@@ -403,5 +409,5 @@ def test_message_rows_of_names_are_remembered_up_to_a_bound() -> None:
         assert len(shape.remembered) <= shape.MAX_SHAPES
     before = dict(shape.remembered)
     parse_message(start + b"X: y\r\n" * (shape.MAX_SHAPE_NAMES + 1) + b"\r\n")
-    parse_message(start + b"X" * shape.MAX_SHAPE_BYTES + b": y\r\n\r\n")
+    parse_message(start + b"X" * (shape.MAX_SHAPE_BYTES + 1) + b": y\r\n\r\n")
     assert shape.remembered == before

@@ -11,6 +11,7 @@ from sipproxy.sip.build import Editor, write_response
 from sipproxy.sip.digest import parse_challenge, parse_credentials
 from sipproxy.sip.errors import ParseError
 from sipproxy.sip.framing import StreamFramer
+from sipproxy.sip.headers import CSeq
 from sipproxy.sip.message import Request, Response, check_message, parse_message, salvage
 from sipproxy.sip.sdp import media_kinds
 
@@ -113,14 +114,14 @@ def test_rfc_dblreq_trailing_bytes_are_cut_off() -> None:
 def test_rfc_wsinv_is_read_as_section_3_1_1_1_explains() -> None:
     message = parse_message(data("rfc", "wsinv.dat"))
     assert (message.to.tag, message.from_.display, message.from_.tag) == (b"1918181833n", b'J Rosenberg \\"', b"98asjd8")
-    assert (message.max_forwards, message.cseq, message.content_length) == (68, (9, b"INVITE"), 150)
+    assert (message.max_forwards, message.cseq, message.content_length) == (68, CSeq(9, b"INVITE"), 150)
     assert [(via.transport, via.host, via.branch) for via in message.vias] == [
         ("UDP", b"192.0.2.2", b"390skdjuw"),
         ("TCP", b"spindle.example.com", b"z9hG4bK9ikj8"),
         ("UDP", b"192.168.255.111", b"z9hG4bK30239"),
     ]
     assert message.contacts[0].display == b'Quoted string ""'
-    assert message.contacts[0].params == ((b"newparam", b"newvalue"), (b"secondparam", None), (b"q", b"0.33"))
+    assert message.contacts[0].params == ((b"newparam", b"newvalue"), (b"secondparam", b""), (b"q", b"0.33"))
     assert message.first(b"newfangledheader") == b"newfangled value continued newfangled value"
 
 

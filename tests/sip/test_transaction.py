@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import pytest
 from transaction_samples import make_request, make_response
 
+from sipproxy.sip.headers import CSeq
 from sipproxy.sip.message import Request, Response, parse_message
 from sipproxy.sip.timers import Timers
 from sipproxy.sip.transaction import (
@@ -376,7 +377,7 @@ def test_invite_client_ack_bears_the_to_tag_of_the_response_it_answers() -> None
         actions = machine.receive(make_response(INVITE, 486, to_tag=tag), 1.0)  # type: ignore[arg-type]
         assert isinstance(actions[0], Send)
         ack = parse_message(actions[0].data)
-        assert (ack.to.tag, ack.cseq, ack.via.branch) == (tag, (314159, b"ACK"), INVITE.via.branch)
+        assert (ack.to.tag, ack.cseq, ack.via.branch) == (tag, CSeq(314159, b"ACK"), INVITE.via.branch)
 
 
 def test_invite_client_accepted_hands_up_2xx_of_every_fork_until_timer_m() -> None:
