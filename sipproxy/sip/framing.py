@@ -12,8 +12,7 @@ from enum import Enum
 
 from sipproxy.sip.errors import ParseError
 from sipproxy.sip.grammar import TOKEN_CHARS, parse_number, unfold
-from sipproxy.sip.lines import MAX_BODY
-from sipproxy.sip.message import check_head
+from sipproxy.sip.lines import MAX_BODY, check_head
 
 __all__ = ["Keepalive", "StreamFramer"]
 

@@ -1,4 +1,4 @@
-"""What single header lines say, remembered: the readers of the headers that every message is looked at for.
+"""What single header lines say, remembered: whether they are sound, their names, and the headers that are always looked at.
 
 The messages of a call, of a device and of a carrier repeat most of their lines byte for byte. Each reader depends on the
 line alone, folds inside, and its values are never changed; it raises ParseError, the same way each time. Left out: headers that
@@ -7,20 +7,28 @@ may be spread over several lines (message.py puts those together), and all other
 
 from __future__ import annotations
 
+import re
+
 from sipproxy.sip.errors import ParseError
-from sipproxy.sip.grammar import COMMA, CR, LESS, SPACE, TAB, parse_number, shown, unfold
+from sipproxy.sip.grammar import COMMA, CR, LESS, QUOTED, SPACE, TAB, parse_number, shown, unfold
 from sipproxy.sip.headers import CSeq, NameAddr, Via, parse_cseq, parse_name_addr, parse_via, split_commas
-from sipproxy.sip.memo import Remembered
+from sipproxy.sip.memo import CACHED, Remembered
+from sipproxy.sip.shape import key_of
 
 __all__ = [
+    "LINE_END",
     "MAX_BODY",
+    "MAX_NAMED",
     "call_id_of",
+    "check_head",
+    "check_line",
     "contacts_of",
     "cseq_of",
     "expires_of",
     "from_of",
     "length_of",
     "max_forwards_of",
+    "name_of",
     "routes_of",
     "to_of",
     "value_of",
@@ -29,6 +37,45 @@ __all__ = [
 
 MAX_EXPIRES = 2**32 - 1  # §20.19 delta-seconds
 MAX_BODY = 2**31 - 1  # of a claimed Content-Length; nothing is ever allocated by it.
+
+MAX_NAMED = 4 * CACHED
+"""Lines whose header's name is remembered: all lines of a message, of which a call has some twenty of its own."""
+_CRLF = b"\r\n"
+LINE_END = re.compile(rb"\r\n(?![ \t])")
+_CONTROLS = bytes([*range(9), *range(10, 32), 127])  # all but HTAB
+_QUOTED = re.compile(QUOTED, re.DOTALL)
+_QUOTED_PAIR = re.compile(rb"\\[\x00-\x09\x0b\x0c\x0e-\x7f]")  # §25.1 quoted-pair
+
+
+def check_head(head: bytes) -> list[bytes]:
+    """The start line and the header lines, folds kept. Raises ParseError for any line end but CRLF and any stray control."""
+    if len(head.translate(None, _CONTROLS)) != len(head) - 2 * head.count(_CRLF):
+        _check_controls(head)
+    return LINE_END.split(head)
+
+
+def check_line(line: bytes) -> None:
+    """Raise ParseError for a stray control or line end in one line, folds inside."""
+    if len(line.translate(None, _CONTROLS)) != len(line):
+        _check_controls(line)
+
+
+def _name(line: bytes) -> bytes:
+    """The header's name in its long form and lower case. Raises ParseError for a line that is not sound."""
+    check_line(line)
+    return key_of(line)
+
+
+def _check_controls(head: bytes) -> None:
+    """Raise ParseError unless every control character is a quoted pair in a quoted string (RFC 4475 §3.1.1.2 has some)."""
+    ends = head.count(_CRLF)
+    if head.count(b"\r") != ends or head.count(b"\n") != ends:
+        raise ParseError("a line end that is not CRLF", section="RFC 3261 §7")
+    for line in LINE_END.split(head):
+        rest = _QUOTED.sub(lambda quoted: _QUOTED_PAIR.sub(b"", quoted[0]), line).replace(_CRLF, b"")
+        if len(rest) != len(rest.translate(None, _CONTROLS)):
+            # The line is not shown, nor is any other that cannot be read: it may be a piece of a credential.
+            raise ParseError("control character in a header line", section="RFC 3261 §25.1")
 
 
 def _value(line: bytes) -> bytes:
@@ -100,6 +147,7 @@ def _length(line: bytes) -> int:
 
 
 # Each is asked by the line: `cseq_of[line]`.
+name_of = Remembered(_name, MAX_NAMED)
 value_of = Remembered(_value)
 vias_of = Remembered(_vias)
 from_of = Remembered(_from)

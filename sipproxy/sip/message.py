@@ -12,23 +12,27 @@ import re
 from typing import TypeVar
 
 from sipproxy.sip.errors import ParseError
-from sipproxy.sip.grammar import COMMA, CR, QUOTED, SPACE, TAB, TOKEN, shown
+from sipproxy.sip.grammar import COMMA, CR, SPACE, TAB, TOKEN, shown
 from sipproxy.sip.headers import MAX_ELEMENTS, CSeq, NameAddr, Via, parse_via, split_commas
 from sipproxy.sip.lines import (
+    LINE_END,
     call_id_of,
+    check_head,
+    check_line,
     contacts_of,
     cseq_of,
     expires_of,
     from_of,
     length_of,
     max_forwards_of,
+    name_of,
     routes_of,
     to_of,
     value_of,
     vias_of,
 )
-from sipproxy.sip.memo import CACHED, Remembered
-from sipproxy.sip.shape import Shape, key_of, shape_of
+from sipproxy.sip.memo import Remembered
+from sipproxy.sip.shape import Shape, shape_of
 from sipproxy.sip.uri import Uri, parse_uri
 
 __all__ = [
@@ -36,7 +40,6 @@ __all__ = [
     "Message",
     "Request",
     "Response",
-    "check_head",
     "check_message",
     "message_of",
     "parse_message",
@@ -47,16 +50,10 @@ MAX_HEADERS = 200
 """Header lines of one message. Real ones stay below 60."""
 MAX_METHOD = 64
 """Bytes of a method; the registered ones have at most 9, RFC 4475's longest 44."""
-MAX_NAMED = 4 * CACHED
-"""Lines whose header's name is remembered: all lines of a message, of which a call has some twenty of its own."""
 _UNREAD = -1
 T = TypeVar("T")
 Start = tuple[bytes, bytes, bytes, int]  # version, method, Request-URI, 0; or version, b"", reason, status
 _CRLF = b"\r\n"
-_LINE_END = re.compile(rb"\r\n(?![ \t])")
-_CONTROLS = bytes([*range(9), *range(10, 32), 127])  # all but HTAB
-_QUOTED = re.compile(QUOTED, re.DOTALL)
-_QUOTED_PAIR = re.compile(rb"\\[\x00-\x09\x0b\x0c\x0e-\x7f]")  # §25.1 quoted-pair
 _VERSION = re.compile(rb"[sS][iI][pP]/[0-9]+\.[0-9]+\Z")
 
 
@@ -362,7 +359,7 @@ def message_of(lines: list[bytes], body: bytes, *, max_headers: int = MAX_HEADER
 
 def _shape_of(lines: list[bytes]) -> Shape:
     """The shape of a message of these lines. Raises ParseError for one that is not sound, or that is the rest of a fold."""
-    return shape_of(tuple(map(_name_of.__getitem__, lines[1:])))
+    return shape_of(tuple(map(name_of.__getitem__, lines[1:])))
 
 
 def _check_count(lines: list[bytes], max_headers: int) -> None:
@@ -370,42 +367,8 @@ def _check_count(lines: list[bytes], max_headers: int) -> None:
         raise ParseError(f"more than {max_headers} header lines", section="RFC 3261 §7.3")
 
 
-def check_head(head: bytes) -> list[bytes]:
-    """The start line and the header lines, folds kept. Raises ParseError for any line end but CRLF and any stray control."""
-    if _has_controls(head.replace(_CRLF, b"")):
-        _check_controls(head)
-    return _LINE_END.split(head)
-
-
-def _has_controls(text: bytes) -> bool:
-    return len(text.translate(None, _CONTROLS)) != len(text)
-
-
-def _name(line: bytes) -> bytes:
-    """The header's name in its long form and lower case. Raises ParseError for a line that is not sound."""
-    if len(line.translate(None, _CONTROLS)) != len(line):
-        _check_controls(line)
-    return key_of(line)
-
-
-_name_of = Remembered(_name, MAX_NAMED)
-
-
-def _check_controls(head: bytes) -> None:
-    """Raise ParseError unless every control character is a quoted pair in a quoted string (RFC 4475 §3.1.1.2 has some)."""
-    ends = head.count(_CRLF)
-    if head.count(b"\r") != ends or head.count(b"\n") != ends:
-        raise ParseError("a line end that is not CRLF", section="RFC 3261 §7")
-    for line in _LINE_END.split(head):
-        rest = _QUOTED.sub(lambda quoted: _QUOTED_PAIR.sub(b"", quoted[0]), line).replace(_CRLF, b"")
-        if len(rest) != len(rest.translate(None, _CONTROLS)):
-            # The line is not shown, nor is any other that cannot be read: it may be a piece of a credential.
-            raise ParseError("control character in a header line", section="RFC 3261 §25.1")
-
-
 def _parse_start(line: bytes) -> Start:
-    if _has_controls(line):
-        _check_controls(line)
+    check_line(line)
     parts = line.split(b" ", 2)
     if len(parts) == 3 and _VERSION.match(parts[0]):
         status = parts[1]
@@ -481,7 +444,7 @@ def salvage(data: bytes) -> Request | None:
         begin += 2
     end = data.find(b"\r\n\r\n", begin)
     head = data[begin:] if end < 0 else data[begin:end]
-    lines = _LINE_END.split(head, MAX_HEADERS)[:MAX_HEADERS]
+    lines = LINE_END.split(head, MAX_HEADERS)[:MAX_HEADERS]
     method = lines[0].partition(b" ")[0]
     if not TOKEN.match(method) or len(method) > MAX_METHOD or not _start_status(lines[0]):
         return None
@@ -501,7 +464,7 @@ def salvage(data: bytes) -> Request | None:
 def _copied_key(line: bytes) -> bytes:
     """The header's name when a response copies it and the line is sound, else b""."""
     try:
-        key = _name_of[line]
+        key = name_of[line]
     except ParseError:
         return b""
     return key if key in {b"via", b"from", b"to", b"call-id", b"cseq", b"timestamp"} else b""
