@@ -8,8 +8,6 @@ calls are neither asked about nor counted. Left out: sums of money, patterns of 
 
 from __future__ import annotations
 
-from collections import deque
-
 __all__ = ["LONGEST_WINDOW_S", "MAX_STARTS", "SetupGuard"]
 
 MAX_STARTS = 1_000_000  # kept over all lines: a window of a minute at 10,000 calls a second, and some
@@ -21,7 +19,7 @@ class SetupGuard:
 
     def __init__(self, limit: int = MAX_STARTS) -> None:
         self._limit = limit
-        self._starts: dict[str, deque[float]] = {}  # by line, that of the latest start last
+        self._starts: dict[str, list[float]] = {}  # by line, that of the latest start last
         self._kept = 0
 
     def __len__(self) -> int:
@@ -37,7 +35,7 @@ class SetupGuard:
         if starts is None:
             return 0
         while starts and now - starts[0] >= window_s:
-            starts.popleft()
+            del starts[0]
             self._kept -= 1
         if not starts:
             del self._starts[line]
@@ -47,7 +45,7 @@ class SetupGuard:
         """Note that the line started a call at `now`, not before its latest one. How many lines were forgotten for it."""
         starts = self._starts.pop(line, None)
         if starts is None:
-            starts = deque()
+            starts = []
         for _ in range(2):  # a few with each start: idle lines go as fast as others come
             idle = next(iter(self._starts), "")
             if not idle or now - self._starts[idle][-1] < LONGEST_WINDOW_S:
@@ -58,7 +56,7 @@ class SetupGuard:
             self._kept -= len(self._starts.pop(next(iter(self._starts))))
             forgotten += 1
         if self._kept >= self._limit:
-            starts.popleft()
+            del starts[0]
             self._kept -= 1
         starts.append(now)
         self._kept += 1

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from cdr.assemble import final
 from cdr.facts import Answer, End, EndReason, Record, ReleasedBy
 from sipproxy.engine import carrier, ending, fail_over, final_response, forwarding, keep, liveness, session
-from sipproxy.engine.actions import Holder, Journal, Note, Now, Slot
+from sipproxy.engine.actions import Journal, Note, Now, Slot
 from sipproxy.engine.causes import NORMAL_CLEARING, NORMAL_UNSPECIFIED
 from sipproxy.engine.dialogs import Dialog, Phase
 from sipproxy.engine.edge import SILENT_S
@@ -62,10 +62,11 @@ class Call:
     edit: Callable[[Editor, Target], None] | None = None
     faces: Faces | KnownFaces | None = None  # how the caller looks to whom; None: as he says
     phase: Phase = Phase.ADMITTING
-    slots: dict[Slot, Holder] = field(default_factory=dict)  # by `Channels` alone
+    slots: tuple[Slot, ...] = ()  # by `Channels` alone
     store_wait_s: float = 0.0  # for how much longer it may wait for the store
     dialogs: dict[bytes, Dialog] = field(default_factory=dict)
-    answer: Answer | None = None
+    answer: Answer | None = None  # without its dialogs
+    answer_mark: int = 0  # of what the journal has of these (engine.keep)
     ringing_at_ms: int | None = None
     last_seen: Now | None = None
     proof: Now | None = None  # when both parties of the answered call were last known to be there
@@ -283,8 +284,7 @@ class Call:
             # The answer crossed our CANCEL. RFC 3261 §15: no BYE to the caller before it has acknowledged the 2xx.
             desk.queue.set(("call", self.id, "stop"), desk.now.mono + 4 * desk.settings.timers.t1)
         ending.settle(self)
-        self.answer = keep.answer(self, branch.target, response)
-        desk.out.append(Journal(self.answer))
+        keep.answered(self, branch.target, response)
         desk.count("responses", "INVITE", str(response.status))
         self._cancel_branches()
 

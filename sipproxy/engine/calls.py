@@ -161,11 +161,11 @@ class Calls:
                     {
                         "kind": slot.kind,
                         "of": slot.owner,
-                        "account": holder.account,
+                        "account": call.desk.channels.holder(slot).account,
                         "role": slot.member.partition(":")[2],
-                        "since_ms": holder.since_ms,
+                        "since_ms": call.desk.channels.holder(slot).since_ms,
                     }
-                    for slot, holder in call.slots.items()
+                    for slot in call.slots
                 ],
                 "setup_at_ms": call.record.setup_at_ms,
                 "for_s": call.after_ms(now) // 1000,

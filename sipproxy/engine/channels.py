@@ -176,7 +176,8 @@ class Channels:
 
     def hold(self, call: Call, slot: Slot, holder: Holder) -> None:
         """Count the slot as the call's from now on."""
-        call.slots[slot] = holder
+        if slot not in call.slots:
+            call.slots += (slot,)
         self._held.setdefault(slot[:2], {})[slot] = holder
 
     def occupy(self, call: Call, slot: Slot) -> None:
@@ -191,8 +192,9 @@ class Channels:
 
     def leave(self, call: Call, slot: Slot) -> None:
         """Give one of the call's slots back. Harmless when it has none such."""
-        if call.slots.pop(slot, None) is None:
+        if slot not in call.slots:
             return
+        call.slots = tuple(held for held in call.slots if held != slot)
         of_owner = self._held[slot[:2]]
         del of_owner[slot]
         if not of_owner:
@@ -202,7 +204,7 @@ class Channels:
 
     def give_back(self, call: Call) -> None:
         """The call is over: nothing is its any more."""
-        for slot in list(call.slots):
+        for slot in call.slots:
             self.leave(call, slot)
 
     def _is_leased(self, slot: Slot) -> bool:
@@ -210,6 +212,10 @@ class Channels:
         return slot.kind == "line" or slot.owner in self._limited
 
     # What is held here
+
+    def holder(self, slot: Slot) -> Holder:
+        """Who has the slot, which a call of this node holds."""
+        return self._held[slot[:2]][slot]
 
     def held(self, kind: str, owner: str) -> int:
         """How many slots of a line or trunk route this node's calls hold."""

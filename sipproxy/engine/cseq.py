@@ -10,7 +10,7 @@ to that peer are sent that much higher, and the responses go back with the numbe
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ MAX_STEPS = 64  # challenges remembered of one dialog; older requests are over b
 class Shift:
     """How far the numbers that a peer sees are ahead of those that the party sends."""
 
-    steps: list[tuple[int, int]] = field(default_factory=list)
+    steps: tuple[tuple[int, int], ...] = ()
     """Pairs of a number of the party and how far it, and what follows, is ahead; ascending."""
     credentials: tuple[tuple[bytes, bytes], ...] = ()
     """What the last INVITE was accepted with, which its ACK has to repeat (§22.1)."""
@@ -45,8 +45,8 @@ class Shift:
         """The party's request `number` went out as `seen`."""
         if seen == self.of(number):
             return
-        self.steps = [step for step in self.steps if step[0] < number][1 - MAX_STEPS :]
-        self.steps.append((number, seen - number))
+        before = tuple(step for step in self.steps if step[0] < number)
+        self.steps = (*before[1 - MAX_STEPS :], (number, seen - number))
 
     def apply(self, editor: Editor, request: Request) -> None:
         """Write the peer's numbers into the copy of a request of the party, RAck (RFC 3262 §7.2) included."""

@@ -8,7 +8,7 @@ from cdr.facts import Record
 from sipproxy.engine.privacy import Face, secrets_of
 from sipproxy.sip.errors import ParseError
 from sipproxy.sip.sdp import media_kinds
-from sipproxy.sip.text import text
+from sipproxy.sip.text import shared_text, text
 
 if TYPE_CHECKING:
     from policy.model import Decision
@@ -20,6 +20,9 @@ __all__ = ["draft"]
 
 MAX_DIVERSIONS = 20
 MAX_TEXT = 512
+# What most records have in common is there once: their lists are replaced, never changed.
+_NONE: list[str] = []
+_NOTHING: dict[str, object] = {}
 
 
 def draft(
@@ -62,18 +65,21 @@ def draft(
         canonical=destination.canonical,
         destination_class=str(destination.kind),
         tariff_prefix=destination.prefix,
-        diversions=[_text(value) for value in diversions[:MAX_DIVERSIONS]],
+        forwarded_to=_NONE,
+        diversions=[_text(value) for value in diversions[:MAX_DIVERSIONS]] or _NONE,
         call_id=_text(request.call_id),
         from_tag=_text(request.from_.tag),
         source=f"{flow.host}:{flow.port}",
         transport=flow.transport,
-        user_agent=_text(request.first(b"user-agent")),
+        user_agent=shared_text(request.first(b"user-agent"))[:MAX_TEXT],
         setup_at_ms=now.utc_ms,
         verdict=decision.verdict.value,
         rule=decision.rule,
         snapshot=decision.snapshot,
         slots_limit=decision.channels,
+        over_soft=_NONE,
         media=media_kinds(request.body, request.first(b"content-type") or b""),
+        unknown=_NOTHING,
     )
 
 

@@ -24,14 +24,15 @@ if TYPE_CHECKING:
     from sipproxy.engine.privacy import Face
     from sipproxy.sip.message import Response
 
-__all__ = ["admission", "admit", "answer", "proof_of_life", "refreshed"]
+__all__ = ["admission", "admit", "answered", "proof_of_life", "refreshed", "written"]
 
 MAX_MASK = 700  # bytes that are sealed: the longest token that is opened again holds some more
 
 
 def admission(call: Call) -> Admit:
     """The ADMIT fact. Of one that is appended again, because the call took a slot later, the last one counts."""
-    held = tuple(LineSlot(slot.owner, holder.account) for slot, holder in call.slots.items() if slot.kind == "line")
+    holder = call.desk.channels.holder
+    held = tuple(LineSlot(slot.owner, holder(slot).account) for slot in call.slots if slot.kind == "line")
     return Admit(call.record, call.desk.settings.boot, round(call.started.mono * 1000), slots=held)
 
 
@@ -41,10 +42,10 @@ def admit(call: Call) -> None:
     call.desk.out.append(Journal(admission(call)))
 
 
-def answer(call: Call, target: Target, response: Response) -> Answer:
-    """The ANSWER fact: the first 2xx came now, from this target."""
+def answered(call: Call, target: Target, response: Response) -> None:
+    """Journal the ANSWER: the first 2xx came now, from this target."""
     now = call.desk.now
-    return Answer(
+    answer = Answer(
         id=call.id,
         at_ms=now.utc_ms,
         after_ms=call.after_ms(now),
@@ -58,6 +59,15 @@ def answer(call: Call, target: Target, response: Response) -> Answer:
         source=_place(call.flow),
         dialogs=_dialogs(call),
     )
+    written(call, answer)
+    call.desk.out.append(Journal(answer))
+
+
+def written(call: Call, answer: Answer) -> None:
+    """This is what the journal has of the answer. The call keeps what its record needs, and a mark of the rest: most calls end
+    without another word about their dialogs."""
+    call.answer = replace(answer, source=None, dialogs=())
+    call.answer_mark = _mark(answer)
 
 
 def refreshed(call: Call) -> None:
@@ -65,10 +75,10 @@ def refreshed(call: Call) -> None:
     life."""
     if call.answer is None or not call.is_answered:
         return
-    dialogs, source = _dialogs(call), _place(call.flow)
-    if source != call.answer.source or [_lasting(d) for d in dialogs] != [_lasting(d) for d in call.answer.dialogs]:
-        call.answer = replace(call.answer, dialogs=dialogs, source=source)
-        call.desk.out.append(Journal(call.answer))
+    answer = replace(call.answer, dialogs=_dialogs(call), source=_place(call.flow))
+    if _mark(answer) != call.answer_mark:
+        written(call, answer)
+        call.desk.out.append(Journal(answer))
 
 
 def proof_of_life(call: Call, proof: Now) -> Alive:
@@ -83,6 +93,11 @@ def proof_of_life(call: Call, proof: Now) -> Alive:
     unheard = resumed is not None and proof.mono < resumed.at.mono
     watched_ms = call.after_ms(resumed.node_seen) if resumed is not None and unheard else None
     return Alive(call.id, proof.utc_ms, call.after_ms(proof), caller, callee, watched_ms)
+
+
+def _mark(answer: Answer) -> int:
+    """The same for answers that another process would make the same of."""
+    return hash((answer.source, *map(_lasting, answer.dialogs)))
 
 
 def _lasting(dialog: Confirmed) -> tuple[object, ...]:
@@ -122,7 +137,7 @@ def _confirmed(call: Call, dialog: Dialog) -> Confirmed | None:
         caller=PartySide(target, caller.cseq),
         callee=PartySide(callee.remote_target, callee.cseq),
         ended=dialog.ended,
-        shift=tuple(dialog.shift.steps),
+        shift=dialog.shift.steps,
         own_from=own_from,
         mask=mask,
     )

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 __all__ = ["GONE", "Side", "Watch", "check", "heard", "known", "refreshed", "stop", "watch"]
 
 GONE = frozenset([481, 408])  # RFC 3261 §12.2.1.2: after these a dialog is over
-FAILURES = 2  # a transport that failed once may be a connection that is being renewed
 
 
 @dataclass(slots=True)
@@ -43,9 +42,9 @@ class Watch:
     longest_s: float  # an agreed interval above it does not replace probes
     proofs: list[Now]  # of each side, the last message from it
     expires_at: float = inf
-    gone: frozenset[Side] = frozenset()
+    gone: tuple[Side, ...] = ()
     _probe_at: list[float] = field(default_factory=lambda: [inf, inf])
-    _failures: list[int] = field(default_factory=lambda: [0, 0])
+    _failed: tuple[Side, ...] = ()  # whose last probe failed
 
     @classmethod
     def start(cls, now: Now, *, probe_s: float, longest_s: float) -> Watch:
@@ -68,8 +67,9 @@ class Watch:
         """A message of that side arrived."""
         self.proofs[side] = now
         if self.gone:
-            self.gone -= {side}
-        self._failures[side] = 0
+            self.gone = _without(self.gone, side)
+        if self._failed:
+            self._failed = _without(self._failed, side)
         self._probe_at[side] = now.mono + self.probe_s if self.probe_s else inf
 
     def refreshed(self, interval_s: int | None, now: Now) -> None:
@@ -87,13 +87,18 @@ class Watch:
         return sides
 
     def failed(self, side: Side, now: float, *, again_s: float) -> bool:
-        """A probe got no answer that proves life; whether the side is gone. `again_s` is 0 when there is no doubt about it."""
-        self._failures[side] += 1
-        doubt = again_s > 0 and self._failures[side] < FAILURES
+        """A probe got no answer that proves life; whether the side is gone. `again_s` is 0 when there is no doubt about it: a
+        transport that failed once may be a connection that is being renewed."""
+        doubt = again_s > 0 and side not in self._failed
+        self._failed = (*_without(self._failed, side), side)
         self._probe_at[side] = now + (again_s if doubt else self.probe_s or inf)
         if not doubt:
-            self.gone |= {side}
+            self.gone = (*_without(self.gone, side), side)
         return not doubt
+
+
+def _without(sides: tuple[Side, ...], side: Side) -> tuple[Side, ...]:
+    return tuple(one for one in sides if one is not side)
 
 
 @dataclass(eq=False, slots=True)

@@ -157,16 +157,21 @@ PLAIN = Face()
 
 
 class KnownFaces:
-    """The faces of an answered call, by the kinds of target that it has dialogs with."""
+    """The faces of an answered call, by the kinds of target that it has dialogs with: one, as a rule."""
 
     __slots__ = ("_faces",)
 
     def __init__(self, faces: dict[str, Face]) -> None:
-        self._faces = faces
+        self._faces = tuple(faces.items())
 
     def to(self, kind: str) -> Face:
         """The face that a target of this kind has seen."""
-        return self._faces[kind]
+        for known, face in self._faces:
+            if known == kind:
+                return face
+        if kind == "forward":
+            return self.to("trunk")  # within the trust domain too
+        raise KeyError(kind)
 
 
 class Faces:
@@ -188,8 +193,7 @@ class Faces:
 
     def known(self) -> KnownFaces:
         """The faces that were asked for so far, without what they were made from."""
-        made = self._made
-        return KnownFaces(made if "trunk" not in made else {**made, "forward": made["trunk"]})
+        return KnownFaces(self._made)
 
     def _make(self, kind: str) -> Face:
         decision, said = self._decision, self._said

@@ -242,7 +242,8 @@ def _rebuilt(desk: Desk, calls: Calls, facts: Unfinished) -> Call | None:
     call = Call(desk, admit.record.id, server, flow, from_customer, admit.record, started, calls.ended, calls.number)
     server.user = call
     call.faces = KnownFaces({fact.kind: _face(desk, admit.record.id, fact) for fact in answer.dialogs})
-    call.phase, call.answer, call.ringing_at_ms = Phase.ANSWERED, answer, answer.ringing_at_ms
+    call.phase, call.ringing_at_ms = Phase.ANSWERED, answer.ringing_at_ms
+    keep.written(call, answer)
     call.last_seen, call.proof = proof, proof
     call.context = ResponseContext([])
     for dialog in dialogs:
@@ -343,7 +344,7 @@ def _dialog(desk: Desk, call: str, fact: Confirmed, alive: Alive | None) -> Dial
     target = Target(sent.uri, to, kind, fact.name)
     kept = (fact.invite, fact.response)
     dialog = Dialog(response.to.tag or b"", target, to, confirmed=True, ended=fact.ended, sides=sides, kept=kept)
-    dialog.shift.steps = list(fact.shift)
+    dialog.shift.steps = fact.shift
     return dialog
 
 

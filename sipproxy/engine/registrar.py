@@ -6,7 +6,6 @@ device may have several flows, each with a `reg-id` of its own (RFC 5626 §6). W
 
 from __future__ import annotations
 
-import functools
 import ipaddress
 import re
 from typing import TYPE_CHECKING
@@ -19,7 +18,7 @@ from sipproxy.engine.paths import bulk_fault, has_option, paths_of
 from sipproxy.engine.structs import Binding
 from sipproxy.sip.errors import ParseError
 from sipproxy.sip.grammar import parse_number
-from sipproxy.sip.text import text
+from sipproxy.sip.text import shared_text, text
 from sipproxy.sip.uri import parse_uri, uris_equal
 
 if TYPE_CHECKING:
@@ -34,6 +33,7 @@ __all__ = ["Registrar"]
 SUPPORTED = b"path, outbound, gin"
 INSTANCE = re.compile(rb'"<[!#-;=?-~]+>"')  # one URI, with nothing that would end it
 MAX_INSTANCE_BYTES = 200
+MAX_AGENT = 200  # characters of what a device calls itself
 FLOW_GRACE_S = 10.0  # beyond the Flow-Timer: a choice, in which TCP repeats what was lost three times (at 1, 3 and 7 s)
 MAX_REG_ID = 2**31 - 1  # RFC 5626 §4.2
 
@@ -178,7 +178,7 @@ class Registrar:
             call_id=request.call_id.decode("utf-8", "replace"),
             cseq=request.cseq.number,
             expires_at_ms=self._desk.now.utc_ms + expires * 1000,
-            user_agent=_agent(request.first(b"user-agent") or b""),
+            user_agent=shared_text(request.first(b"user-agent"))[:MAX_AGENT],
             q=_q(contact.param(b"q")),
             instance=instance,
             reg_id=reg_id,
@@ -233,11 +233,6 @@ class Registrar:
     def _contacts(self, user: str) -> Headers:
         now_ms = self._desk.now.utc_ms
         return [(b"Contact", _shown(b, now_ms)) for b in self._desk.location.registered(user, now_ms)]
-
-
-@functools.lru_cache(maxsize=1024)  # models and versions of routers: one text for all bindings of one kind
-def _agent(value: bytes) -> str:
-    return value.decode("utf-8", "replace")[:200]
 
 
 def _instance(contact: NameAddr) -> str:

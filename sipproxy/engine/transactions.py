@@ -65,6 +65,10 @@ class _Kept:
         if self._whole is not None:
             self._reduced, self._whole = reduced(self._whole), None
 
+    def forget(self) -> None:
+        """Keep nothing of the request, which nobody asks for any more."""
+        self._whole = None
+
 
 class Server(_Kept):
     """A server transaction with the flow that its responses leave by. `user` is what a CANCEL or a failure concerns; `tried`
@@ -140,6 +144,7 @@ class Transactions:
         # Where else the sender of an INVITE is reached whose connection has ended, and who is told which way is taken, if any.
         self.ways_back: Callable[[Server], Iterable[Flow]] = lambda server: ()  # noqa: ARG005
         self.unheard: Callable[[Server, Flow | None], None] = lambda server, way: None  # noqa: ARG005
+        self._over: InviteServer | None = None  # the machine of all INVITEs' transactions that are over: it absorbs everything
         self.told: Client | None = None  # whose response its user is being told; over TCP it has left the table by then
 
     @property
@@ -194,7 +199,10 @@ class Transactions:
                 self._emit(SendTo(server.target, action.data, ("s", server.key)))
         self._arm_server(server)
         if status >= 200 and isinstance(server.machine, NonInviteServer) and server.machine.state is not State.TERMINATED:
-            server.rest()
+            if server.user is None:
+                server.forget()
+            else:
+                server.rest()
 
     def _arm_server(self, server: Server) -> None:
         if server.machine.state is State.TERMINATED:
@@ -202,7 +210,9 @@ class Transactions:
             self._queue.cancel(("s", server.key))
             server.user = None  # which refers back to it: memory is free at once, without the garbage collector
             if isinstance(server.machine, InviteServer):
-                server.rest()  # its call goes on with it
+                server.rest()  # its call goes on with it, and needs neither key nor machine
+                server.key, self._over = (), self._over or server.machine
+                server.machine = self._over
         elif (at := server.machine.next_at) is not None:
             self._queue.set(("s", server.key), at)
         else:

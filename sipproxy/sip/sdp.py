@@ -12,6 +12,7 @@ __all__ = ["KINDS", "media_kinds"]
 KINDS = ("audio", "video", "image", "text")
 """The kinds that are told apart; `image` is T.38 fax, `text` T.140."""
 
+_NAMES = {name.encode(): name for name in KINDS}
 # Line ends of both kinds are seen. A port of 0 refuses or removes the stream (RFC 3264 §6, §8.2).
 _MEDIA = re.compile(rb"m=(audio|video|image|text)[ \t]+0*+[1-9]")
 _ENDS = frozenset(b"\r\n")
@@ -26,9 +27,9 @@ def media_kinds(body: bytes, content_type: bytes) -> list[str]:
     kind = content_type.partition(b";")[0].strip(b" \t").lower()
     if kind != b"application/sdp" and not kind.startswith(b"multipart/"):
         return []
-    names: list[str] = []
+    names: tuple[str, ...] = ()
     for found in _MEDIA.finditer(body, 0, _SCANNED):
-        at, name = found.start(), found[1].decode("ascii")
+        at, name = found.start(), _NAMES[found[1]]
         if name not in names and (at == 0 or body[at - 1] in _ENDS):
-            names.append(name)
-    return names
+            names = (*names, name)
+    return list(names)

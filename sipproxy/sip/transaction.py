@@ -324,7 +324,7 @@ class InviteServer(_Machine):
 
     @property
     def last_response(self) -> bytes:
-        """What was sent last; b"" for nothing yet."""
+        """What was sent last; b"" for nothing yet, and in Accepted over an unreliable transport."""
         return self._response
 
     def receive(self, request: Request, now: float) -> list[Action]:
@@ -344,7 +344,7 @@ class InviteServer(_Machine):
     def respond(self, status: int, data: bytes, now: float) -> list[Action]:
         """Send the user's response, `data` with `status`; absorbed where the state has no place for it."""
         if self.state is State.ACCEPTED and 200 <= status < 300:
-            self._response = data
+            self._response = data if self._reliable else b""
             return [Send(data)]  # RFC 6026 §7.1: every further 2xx is sent.
         if self.state is not State.PROCEEDING:
             return []
@@ -352,7 +352,7 @@ class InviteServer(_Machine):
         if status < 200:
             self._response = data
         elif status < 300:
-            self._response = data
+            self._response = data if self._reliable else b""  # who lost it gets it from the UAS: none is repeated from here
             self._linger(State.ACCEPTED, Timer.L, now + self._timers.l)
         else:
             self._response = data

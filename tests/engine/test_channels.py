@@ -111,7 +111,7 @@ def test_call_that_has_waited_long_enough_is_decided_at_once_and_the_store_is_to
     desk.engine.channels.ask(call, second, grants.append, limit=2, account="alice")
     assert [grant.refusal for grant in grants] == [""]
     actions = [a for a in desk.engine.desk.take_actions() if isinstance(a, TakeSlot | HoldSlot)]
-    assert actions == [HoldSlot(second, call.slots[second])]
+    assert actions == [HoldSlot(second, desk.engine.channels.holder(second))]
 
 
 def test_what_is_asked_for_after_the_call_waited_is_asked_with_what_is_left() -> None:

@@ -54,10 +54,10 @@ def test_refused_or_unanswered_probe_means_gone_and_the_side_is_asked_again_as_l
     watch = started()
     watch.due(1100.0)
     assert watch.failed(CALLER, 1132.0, again_s=0)
-    assert watch.gone == {CALLER}
+    assert watch.gone == (CALLER,)
     assert watch.next_at == 1232.0
     watch.heard(CALLER, at(200))
-    assert watch.gone == set()
+    assert watch.gone == ()
 
 
 def test_transport_failure_is_gone_at_the_second_in_a_row() -> None:

@@ -171,7 +171,7 @@ def test_a_cancel_goes_the_way_of_its_invite() -> None:
     sent = call(desk)
     reply(desk, sent, 180)
     servers = desk.engine.desk.transactions.servers.values()
-    (invite,) = (server.request for server in servers if server.request.method == b"INVITE" and not server.is_final)
+    (invite,) = (server.request for server in servers if not server.is_final and server.request.method == b"INVITE")
     desk.receive(write_cancel(invite), ROUTER)
     (cancel,) = (found for found in sent_by(desk) if found.data.startswith(b"CANCEL"))
     assert (cancel.target, via_of(cancel)) == (sent.target, via_of(sent))
