@@ -125,7 +125,7 @@ class TimerQueue:
     __slots__ = ("_at", "_count", "_heap")
 
     def __init__(self) -> None:
-        self._at: dict[Hashable, tuple[float, int]] = {}
+        self._at: dict[Hashable, tuple[float, int, Hashable]] = {}  # by key the entry of the heap that is alive
         self._heap: list[tuple[float, int, Hashable]] = []
         self._count = 0
 
@@ -142,9 +142,9 @@ class TimerQueue:
         old = self._at.get(key)
         if old is not None and old[0] == at:
             return
-        self._count += 1  # Orders equal deadlines by when they were set, and tells a live entry from a replaced one.
-        self._at[key] = (at, self._count)
-        heappush(self._heap, (at, self._count, key))
+        self._count += 1  # orders equal deadlines by when they were set
+        entry = self._at[key] = (at, self._count, key)
+        heappush(self._heap, entry)
         if old is not None and len(self._heap) > 2 * len(self._at) + self.GARBAGE:
             self._compact()
 
@@ -157,8 +157,9 @@ class TimerQueue:
         """Remove and return the keys whose deadline is at or before `now`, in order of deadline, then of setting."""
         heap, live, keys = self._heap, self._at, []
         while heap and heap[0][0] <= now:
-            at, count, key = heappop(heap)
-            if live.get(key) == (at, count):
+            entry = heappop(heap)
+            key = entry[2]
+            if live.get(key) is entry:
                 del live[key]
                 keys.append(key)
         return keys
@@ -168,12 +169,12 @@ class TimerQueue:
         """The earliest deadline, or None when there is none."""
         heap, live = self._heap, self._at
         while heap:
-            at, count, key = heap[0]
-            if live.get(key) == (at, count):
-                return at
+            entry = heap[0]
+            if live.get(entry[2]) is entry:
+                return entry[0]
             heappop(heap)
         return None
 
     def _compact(self) -> None:
-        self._heap = [(at, count, key) for key, (at, count) in self._at.items()]
+        self._heap = list(self._at.values())
         heapify(self._heap)
