@@ -24,15 +24,14 @@ from policy import profiles
 from policy import store as policy_store
 from policy.build import snapshot_of
 from policy.table import PolicyError
-from sipproxy import compiled, policy_cache, policy_files
+from sipproxy import compiled, lifecycle, policy_cache, policy_files
 from sipproxy.admin.control import ControlServer, socket_path
 from sipproxy.certificates import renew, tls_of
 from sipproxy.collecting import run_sweeps, settle_memory
 from sipproxy.config_file import name_server, split_address
 from sipproxy.engine.core import Engine
 from sipproxy.engine.edge import with_token
-from sipproxy.lifecycle import an_address_is_here, boot_id, drain, is_healthy, resume, run_look_ahead, run_pruning, settle
-from sipproxy.log import configure
+from sipproxy.log import configure, set_level
 from sipproxy.metrics import LoopLag, Metrics, MetricsServer
 from sipproxy.neighbours import Neighbours
 from sipproxy.net.addresses import follow_addresses
@@ -41,9 +40,11 @@ from sipproxy.net.resolver import Resolver
 from sipproxy.net.tls import TlsError
 from sipproxy.net.transports import Transports
 from sipproxy.observe import handlers, register
+from sipproxy.orders import Live
 from sipproxy.process import LEAVE_S, StartError, Stop, loop_factory
 from sipproxy.randomness import RandomBytes
-from sipproxy.settings import engine_settings
+from sipproxy.reloading import Reloader
+from sipproxy.settings import engine_settings, rates_of
 from sipproxy.shell import Shell, instant
 from sipproxy.siblings import Siblings
 from sipproxy.store.bindings import Bindings
@@ -72,7 +73,6 @@ __all__ = ["Node", "main"]
 
 EXPIRE_S = 1.0  # between two looks at expired bindings
 FLUSH_S = 2.0  # for the last records to reach the store before the node leaves
-CANCEL_EVERY_S = 0.2
 
 
 def main(config: Config, *, config_path: Path, embedded: bool, greet: bool = False, siblings: Spec | None = None) -> int:
@@ -96,7 +96,7 @@ async def _run(config: Config, config_path: Path, *, embedded: bool, greet: bool
         raise StartError(fault)
     stop = Stop()
     stop.listen()
-    if not await an_address_is_here([listen.address for listen in config.listen], stop, Notifier()):
+    if not await lifecycle.an_address_is_here([listen.address for listen in config.listen], stop, Notifier()):
         return 0
     data_dir = Path(config.node.data_dir)
     data_dir.mkdir(parents=True, exist_ok=True)  # noqa: ASYNC240  nothing is served yet
@@ -166,7 +166,7 @@ class Node:
             keep=config.cdr.stream_max,
             sinks=config.cdr.sinks,
             interim_s=config.cdr.interim_s,
-            boot=boot_id(),
+            boot=lifecycle.boot_id(),
             on_state=lambda state, reason: self.log.info("cdr_publisher", state=state, reason=reason),
         )
         self._readers = Readers(self.store.client, config.cdr.stream)
@@ -198,7 +198,7 @@ class Node:
         bound_at, bound = instant(), self._bind(self._transports)
         stack.push_async_callback(self._transports.close)
         self.engine = Engine(
-            engine_settings(config, bound, boot=boot_id(), siblings=self._spec),
+            engine_settings(config, bound, boot=lifecycle.boot_id(), siblings=self._spec),
             snapshot,
             new_token=RandomBytes(),
             key=self._key,
@@ -222,6 +222,7 @@ class Node:
         self.shell.transports, self.shell.bound_at = self._transports, bound_at
         if self.siblings is not None:
             self.siblings.attach(self.shell, self._transports)
+            self.siblings.on_live = self._use
         self.store.on_state(self._on_store_state)
         self.neighbours = Neighbours(self.store, self._bindings, self.shell, self._journal, [host for _, host, _ in bound])
         self._secret = SharedSecret(self.store, self._shared_dir / "shared.key", self.engine.auth.rekey)
@@ -233,9 +234,9 @@ class Node:
             self.log.warning("bindings_not_loaded", error=str(error))  # they are fetched as soon as the store is back
         metrics = await self._observe(stack)
         self._publisher.take_up(found.unfinished)
-        resume(self.shell, self._journal, found, self._slots)
+        lifecycle.resume(self.shell, self._journal, found, self._slots)
         if self.store.state is State.UP:
-            await settle(self._slots)
+            await lifecycle.settle(self._slots)
         if self.siblings is not None:
             stack.callback(self.siblings.close)
             await self.siblings.take_over()
@@ -388,30 +389,45 @@ class Node:
                 self._expire_bindings(),
                 renew(self._tls, self.log),
                 follow_addresses(self._transports, self.log),
-                run_look_ahead(self.engine, self._transports),
+                lifecycle.run_look_ahead(self.engine, self._transports),
                 heartbeat.run(),
                 *self.neighbours.tasks(),
                 self._secret.run(lambda problem: self.log.warning("secret_not_kept", problem=problem)),
                 self.shell.run_journal_watch(),
-                run_pruning(self._journal, self.config.cdr.keep_unbilled_h * HOUR_MS),
+                lifecycle.run_pruning(self._journal, self.config.cdr.keep_unbilled_h * HOUR_MS),
                 self._lag.run(),
                 run_sweeps(lambda: self.engine.calls.live),
-                self._notifier.run(lambda: is_healthy(self.engine), self._status),
+                self._notifier.run(lambda: lifecycle.is_healthy(self.engine), self._status),
             ]
             if self._server is not None:
                 work.append(self._server.run())
             if self.siblings is not None:
-                work.append(self.siblings.run(lambda: is_healthy(self.engine)))
+                work.append(self.siblings.run(lambda: lifecycle.is_healthy(self.engine)))
+            if self.siblings is None:  # else the supervisor reloads
+                reloader = Reloader(
+                    self.config,
+                    self._config_path,
+                    connect=lambda: contextlib.nullcontext(self.store.client),
+                    known_version=lambda: self.engine.desk.snapshot.version,
+                    use=lambda config: self._use(Live.of(config)),
+                )
+                reloader.listen(stop.terminate)
+                work.append(reloader.run())
             tasks = [group.create_task(coroutine) for coroutine in work]
             await stop.wanted.wait()
             self.log.info("stopping", calls=self.engine.calls.live)
             drain_s = self.config.node.drain_s
             extend = f"EXTEND_TIMEOUT_USEC={round(1e6 * (drain_s + LEAVE_S))}"
             self._notifier.tell("STOPPING=1", extend, status=f"draining, {self._status()}")
-            await drain(self.engine, stop, drain_s)
+            await lifecycle.drain(self.engine, stop, drain_s)
             self.log.info("leaving", calls=self.engine.calls.live)
             await self._publisher.flush(FLUSH_S)
-            await _cancel_all(tasks)
+            await lifecycle.cancel_all(tasks)
+
+    def _use(self, live: Live) -> None:
+        """What changes without a restart is so from now on."""
+        set_level(live.log.level)
+        self.engine.shedder.use(rates_of(live.limits))
 
     def _status(self) -> str:
         location = self.engine.desk.location
@@ -478,12 +494,3 @@ class Node:
         self.neighbours.follower.reread("flushed")
         self.shell.refresh_leases()
         self._slots.release_again()
-
-
-async def _cancel_all(tasks: list[asyncio.Task[None]]) -> None:
-    """Cancel until every task has ended: redis-py on Python 3.11 can swallow a cancellation."""
-    pending = set(tasks)
-    while pending:
-        for task in pending:
-            task.cancel()
-        _, pending = await asyncio.wait(pending, timeout=CANCEL_EVERY_S)

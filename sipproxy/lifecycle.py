@@ -31,7 +31,17 @@ if TYPE_CHECKING:
     from sipproxy.store.slots import Slots
     from sipproxy.systemd import Notifier
 
-__all__ = ["an_address_is_here", "boot_id", "drain", "is_healthy", "resume", "run_look_ahead", "run_pruning", "settle"]
+__all__ = [
+    "an_address_is_here",
+    "boot_id",
+    "cancel_all",
+    "drain",
+    "is_healthy",
+    "resume",
+    "run_look_ahead",
+    "run_pruning",
+    "settle",
+]
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # random(4): drawn anew at each boot
 TIME_NAMESPACE = "/proc/self/ns/time"  # time_namespaces(7): another one may count the monotonic clock otherwise
@@ -43,6 +53,7 @@ WAIT_S = 30.0  # that the service manager is asked to wait for more, at each of 
 LAST_WORDS_S = 5.0  # for the answers to the last BYEs
 LOOK_AHEAD_S = 2.0  # between two looks at the routes' names; below transports.AHEAD_S
 PRUNE_S = 600.0  # between two looks for records that the journal has kept long enough
+CANCEL_EVERY_S = 0.2
 OVERDUE_S = 5.0  # a deadline that is missed by so much: the engine does not run
 PENDING = (State.TRYING, State.CALLING, State.PROCEEDING)
 UNASKED = (b"OPTIONS", b"REGISTER")  # of our own: nobody waits for their answers
@@ -144,3 +155,12 @@ def is_healthy(engine: Engine) -> bool:
     """Whether the engine meets its deadlines. That this is asked at all says that the event loop runs."""
     at = engine.next_at
     return at is None or time.monotonic() - at < OVERDUE_S
+
+
+async def cancel_all(tasks: Sequence[asyncio.Task[None]]) -> None:
+    """Cancel until every task has ended: redis-py on Python 3.11 can swallow a cancellation."""
+    pending = set(tasks)
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=CANCEL_EVERY_S)

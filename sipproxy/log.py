@@ -153,10 +153,8 @@ def configure(level: str = "info", format: Literal["json", "console"] = "json", 
         structlog.processors.format_exc_info,
         redact,
     ]
-    number = logging.getLevelNamesMapping()[level.upper()]
     structlog.configure(
         processors=[*shared, renderer],
-        wrapper_class=structlog.make_filtering_bound_logger(number),
         logger_factory=lambda *_: _QueueLogger(writer.write),
         cache_logger_on_first_use=False,
     )
@@ -165,8 +163,15 @@ def configure(level: str = "info", format: Literal["json", "console"] = "json", 
     )
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(max(number, logging.INFO))  # libraries at debug level log what they send
+    set_level(level)
     return writer
+
+
+def set_level(level: str) -> None:
+    """What is below this level is not written from now on."""
+    number = logging.getLevelNamesMapping()[level.upper()]
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(number))
+    logging.getLogger().setLevel(max(number, logging.INFO))  # libraries at debug level log what they send
 
 
 def _without_meta(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

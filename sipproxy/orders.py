@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
-from sipproxy.config import Config  # noqa: TC001  msgspec needs it to decode
+from sipproxy.config import Config, Limits, Log  # noqa: TC001  msgspec needs them to decode
 
-__all__ = ["Orders", "Spec", "State"]
+__all__ = ["Live", "Orders", "Spec", "State"]
 
 
 class Spec(msgspec.Struct, frozen=True):
@@ -30,11 +30,22 @@ class Spec(msgspec.Struct, frozen=True):
     welcome: bool = False
 
 
-class State(msgspec.Struct, frozen=True):
+class State(msgspec.Struct, frozen=True, tag=True):
     """What the supervisor tells: which workers there are, and whose datagrams this one reads for them."""
 
     alive: list[int]
     read: list[int] = []
+
+
+class Live(msgspec.Struct, frozen=True, tag=True):
+    """What of the configuration changes without a restart; policy files reach the workers by the store."""
+
+    log: Log
+    limits: Limits
+
+    @classmethod
+    def of(cls, config: Config) -> Live:
+        return cls(config.log, config.limits)
 
 
 class Orders(msgspec.Struct, frozen=True):

@@ -14,7 +14,7 @@ from sipproxy.sip.flow import is_literal
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sipproxy.config import Config, Trunk
+    from sipproxy.config import Config, Limits, Trunk
     from sipproxy.orders import Spec
 
 __all__ = ["engine_settings"]
@@ -69,19 +69,7 @@ def engine_settings(config: Config, bound: Sequence[Bound], *, boot: str = "", s
         max_transactions=limits.transactions,
         max_calls=limits.calls,
         max_bindings=limits.bindings,
-        rates=Rates(
-            source_per_s=limits.source_per_s,
-            source_burst=limits.source_burst,
-            line_per_s=limits.line_per_s,
-            line_burst=limits.line_burst,
-            strangers_per_s=limits.strangers_per_s,
-            strangers_burst=limits.strangers_burst,
-            registers_per_s=limits.registers_per_s,
-            registers_burst=limits.registers_burst,
-            credit_bytes=limits.credit_bytes,
-            sources=limits.sources,
-            lag_s=limits.lag_ms / 1000,
-        ),
+        rates=rates_of(limits),
         guesses=GuessLimits(
             pair=limits.guesses_pair,
             user=limits.guesses_user,
@@ -103,6 +91,23 @@ def engine_settings(config: Config, bound: Sequence[Bound], *, boot: str = "", s
         carrier_headers=tuple(name.lower().encode() for name in registrar.carrier_headers),
         worker=siblings.worker if siblings is not None else 0,
         siblings=frozenset(siblings.names) if siblings is not None else frozenset(),
+    )
+
+
+def rates_of(limits: Limits) -> Rates:
+    """What sources, lines, strangers and routers may send."""
+    return Rates(
+        source_per_s=limits.source_per_s,
+        source_burst=limits.source_burst,
+        line_per_s=limits.line_per_s,
+        line_burst=limits.line_burst,
+        strangers_per_s=limits.strangers_per_s,
+        strangers_burst=limits.strangers_burst,
+        registers_per_s=limits.registers_per_s,
+        registers_burst=limits.registers_burst,
+        credit_bytes=limits.credit_bytes,
+        sources=limits.sources,
+        lag_s=limits.lag_ms / 1000,
     )
 
 

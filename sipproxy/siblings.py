@@ -23,7 +23,7 @@ from sipproxy.engine.steering import Steering
 from sipproxy.engine.structs import Binding  # noqa: TC001  msgspec reads the annotations
 from sipproxy.net.handover import MAX_MESSAGE, Post
 from sipproxy.net.udp import UdpListener
-from sipproxy.orders import State
+from sipproxy.orders import Live, State
 from sipproxy.sip.flow import Flow  # noqa: TC001  as above
 
 if TYPE_CHECKING:
@@ -137,6 +137,7 @@ class Siblings:
         self._log = structlog.get_logger("node")
         self.counters = {"responses": 0, "requests": 0, "sends": 0, "taken_here": 0, "lost": 0}
         self.counters |= {"undecodable": 0, "sends_forgotten": 0}
+        self.on_live: Callable[[Live], None] = lambda live: None  # noqa: ARG005  # what was reloaded
         self._shell: Shell | None = None
         self._transports: Transports | None = None
 
@@ -222,7 +223,11 @@ class Siblings:
         if not data:
             # Nobody would start the others again, nor let a new supervisor have the sockets. The journal has the calls.
             os._exit(1)
-        self._on_state(msgspec.json.decode(data, type=State))
+        word: State | Live = msgspec.json.decode(data, type=State | Live)
+        if isinstance(word, Live):
+            self.on_live(word)
+        else:
+            self._on_state(word)
 
     def _on_state(self, state: State) -> None:
         alive, before = frozenset(state.alive), self.steering.alive

@@ -22,25 +22,33 @@ from typing import TYPE_CHECKING, BinaryIO
 import msgspec
 import structlog
 
+from sipproxy import policy_cache
 from sipproxy.admin.control import ControlServer, socket_path
 from sipproxy.config_file import split_address
 from sipproxy.crewing import folder_of, name_of, worker_config
 from sipproxy.engine.steering import HASHED, modulus_of
 from sipproxy.gathering import Gathering
-from sipproxy.log import configure
+from sipproxy.lifecycle import cancel_all
+from sipproxy.log import configure, set_level
 from sipproxy.metrics import MetricsServer
 from sipproxy.net.handover import pair
 from sipproxy.net.spread import spread
 from sipproxy.net.stream import BACKLOG, bind_stream
 from sipproxy.net.udp import bind_udp
-from sipproxy.orders import Orders, Spec, State
+from sipproxy.orders import Live, Orders, Spec, State
 from sipproxy.process import LEAVE_S, StartError, Stop, loop_factory
+from sipproxy.reloading import Reloader
+from sipproxy.store.connection import Store
 from sipproxy.store.embedded import EmbeddedError, EmbeddedStore
 from sipproxy.store.secret import kept_secret
 from sipproxy.systemd import Notifier
 from sipproxy.welcome import Bound, shown
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from redis.asyncio import Redis
+
     from sipproxy.config import Config
 
 __all__ = ["main"]
@@ -103,15 +111,21 @@ async def _run(config: Config, config_path: Path, *, embedded: bool, greet: bool
         control = ControlServer(socket_path(data_dir), gathering.handlers(), streamers=gathering.streamers())
         await control.start()
         stack.push_async_callback(control.close)
+        reloader = Reloader(
+            config,
+            config_path,
+            connect=supervisor.connect,
+            known_version=supervisor.known_version,
+            use=supervisor.use,
+        )
+        reloader.listen(stop.terminate)
         if config.metrics.address:
             await _serve_metrics(stack, config, gathering, supervisor.log)
-        tasks = [asyncio.create_task(server.run())] if server is not None else []
+        tasks = [asyncio.create_task(reloader.run()), *([asyncio.create_task(server.run())] if server is not None else [])]
         try:
             return await supervisor.run(stop)
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await cancel_all(tasks)
 
 
 async def _serve_metrics(
@@ -177,6 +191,34 @@ class Supervisor:
     def counters(self) -> dict[int, tuple[bool, int]]:
         """By worker whether it serves, and how often it was started again."""
         return {worker.number: (worker.is_ready, max(0, worker.starts - 1)) for worker in self._workers}
+
+    # Reloading
+
+    @contextlib.asynccontextmanager
+    async def connect(self) -> AsyncIterator[Redis]:
+        """The store's client, for a while: the supervisor needs none otherwise."""
+        client = Store(self._store_url, self._config.store.deadline_ms, name=f"sipproxy-{self._config.node.id}-reload").client
+        try:
+            yield client
+        finally:
+            await client.aclose()
+
+    def known_version(self) -> int:
+        """Of the policy that the workers keep."""
+        cached = policy_cache.load(Path(self._config.node.data_dir) / "policy.snapshot")
+        return cached.version if cached is not None else 0
+
+    def use(self, config: Config) -> None:
+        """Tell all workers what changes without a restart; who starts later begins with it."""
+        self._config = config
+        set_level(config.log.level)
+        for worker in self._workers:
+            self._tell_live(worker)
+
+    def _tell_live(self, worker: Worker) -> None:
+        if worker.is_there and worker.link is not None:
+            with contextlib.suppress(OSError):  # it dies, and is started with it
+                worker.link.send(msgspec.json.encode(Live.of(self._config)))
 
     async def run(self, stop: Stop) -> int:
         """Keep the workers running until `stop`, then have them drain; the exit code. Raises StartError."""
@@ -333,6 +375,7 @@ class Supervisor:
             return
         worker.is_there = True
         worker.is_ready = word == b"ready"
+        self._tell_live(worker)  # there may be news since it was started
         self._tell_all()
         worker.changed.set()
 

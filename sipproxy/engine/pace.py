@@ -82,6 +82,10 @@ class Pace:
         self._taken = self._refused = 0  # since the last sample
         self._sampled_at = 0.0
 
+    def use(self, rates: Rates) -> None:
+        """Take so many from now on."""
+        self._rates = rates
+
     @property
     def per_s(self) -> float:
         """REGISTERs a second that are taken now."""

@@ -149,6 +149,11 @@ class Shedder:
         self._is_behind = False
         desk.may_send = self.may_send
 
+    def use(self, rates: Rates) -> None:
+        """Count by these from now on."""
+        self._rates = rates
+        self.pace.use(rates)
+
     def check(self, data: bytes, flow: Flow, *, kind: Kind | None = None) -> Verdict | None:
         """Why this message is not to be taken, None when it is. `kind` is what it counts as, where it is not SIP."""
         if flow.transport == LOOP:
