@@ -29,28 +29,24 @@ def outgoing_caller(snapshot: Snapshot, attempt: CallAttempt, destination: Desti
     """What becomes of the number of a customer who calls `destination`."""
     line = attempt.line
     screened = screen(snapshot, line, attempt.account, attempt.caller, attempt.preferred)
-    why = next(
-        (
-            words
-            for asked, words in (
-                (attempt.privacy, "asked for by Privacy"),
-                (attempt.anonymous, "From is anonymous"),
-                (destination.clir, "*31# in front of the number"),
-                (line is not None and line.clir, "always, by the line"),
-            )
-            if asked
-        ),
-        "",
-    )
+    why = ""
+    if attempt.privacy:
+        why = "asked for by Privacy"
+    elif attempt.anonymous:
+        why = "From is anonymous"
+    elif destination.clir:
+        why = "*31# in front of the number"
+    elif line is not None and line.clir:
+        why = "always, by the line"
     restricted = bool(why) and not destination.service and destination.canonical not in ALWAYS_SHOWN
-    profile = snapshot.profiles.get(line.profile) if line is not None else None
-    if screened.fault and profile is not None and profile.screening is Screening.REFUSE:
+    profile = snapshot.profiles.get(line.profile) if screened.fault and line is not None else None
+    if profile is not None and profile.screening is Screening.REFUSE:
         refusal = ("caller.not_allowed", screened.fault, *CALLER_REFUSED)
         return Caller(screened.asserted, screened.presented, restricted, refusal=refusal, said=screened.fault)
     said = f"{screened.fault}: replaced" if screened.fault else f"{screened.presented or 'no number'} is shown"
     if why:
         said = f"{screened.asserted or 'no number'} is hidden: {why}" if restricted else f"shown to {destination.canonical}"
-    return Caller(screened.asserted, screened.presented, restricted, said=said)
+    return Caller(screened.asserted, screened.presented, restricted, "", None, said)
 
 
 def incoming_caller(snapshot: Snapshot, attempt: CallAttempt, line: Line, now_at_ms: int) -> Caller:  # noqa: ARG001 - as above
@@ -61,21 +57,13 @@ def incoming_caller(snapshot: Snapshot, attempt: CallAttempt, line: Line, now_at
     if attempt.caller != attempt.network:  # most trunks say the same number twice: it is read once
         presented = canonical_caller(attempt.caller)
         forbidden = forbidden or forbidden_caller(attempt.caller)
-    why = next(
-        (
-            words
-            for asked, words in (
-                (attempt.privacy, "the caller asks for privacy"),
-                (attempt.anonymous, "the caller is anonymous"),
-                (
-                    attempt.abroad and (german_from_abroad(attempt.network) or german_from_abroad(attempt.caller)),
-                    "a German number from abroad",
-                ),
-            )
-            if asked
-        ),
-        "",
-    )
+    why = ""
+    if attempt.privacy:
+        why = "the caller asks for privacy"
+    elif attempt.anonymous:
+        why = "the caller is anonymous"
+    elif attempt.abroad and (german_from_abroad(attempt.network) or german_from_abroad(attempt.caller)):
+        why = "a German number from abroad"
     refusal: tuple[str, str, int, int] | None = None
     if forbidden:
         refusal = ("caller.forbidden", f"{forbidden} shown as the caller's number", *CALLER_REFUSED)

@@ -11,10 +11,11 @@ import re
 import unicodedata
 from typing import NamedTuple
 
-__all__ = ["MAX_NUMBER", "PORTING_PREFIX", "Dialled", "read"]
+__all__ = ["KNOWN_LENGTH", "KNOWN_TARGETS", "MAX_NUMBER", "PORTING_PREFIX", "Dialled", "read"]
 
 PORTING_PREFIX = "porting prefix"  # the fault of a number that only networks use between each other
 
+KNOWN_TARGETS, KNOWN_LENGTH = 4096, 200  # targets whose meaning is kept, of so many bytes at most: it follows from them alone
 MAX_TARGET = 2048  # bytes of a target that are looked at; longer ones are refused
 MAX_NUMBER = 40  # characters of a number after separators are dropped; the longest used one has 24
 

@@ -9,9 +9,10 @@ Where sources are silent the reading that brings help wins, as long as no valid 
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from policy.dialled import read
+from policy.dialled import KNOWN_LENGTH, KNOWN_TARGETS, read
 
 if TYPE_CHECKING:
     from policy.dialled import Dialled
@@ -29,6 +30,11 @@ _URN = re.compile(r"urn:service:sos(?![a-z0-9_-])(?:\.([a-z0-9-]*))?")
 
 def service_of(target: bytes) -> str:
     """ "110" or "112" when a call to `target` is an emergency call, else "". Never raises."""
+    return _service_of(target) if len(target) <= KNOWN_LENGTH else service_in(read(target))
+
+
+@lru_cache(maxsize=KNOWN_TARGETS)  # an INVITE is asked about some five times, and comes twice
+def _service_of(target: bytes) -> str:
     return service_in(read(target))
 
 

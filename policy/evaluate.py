@@ -55,7 +55,7 @@ __all__ = ["evaluate", "rule_family"]
 Steps = list[tuple[str, str]]
 Refusal = tuple[str, str, int, int]  # rule, reason, status, cause
 
-_REFUSES_OUTGOING = (LineStatus.BARRED_OUT, LineStatus.BARRED_FULL, LineStatus.FRAUD_HOLD, LineStatus.TERMINATED)
+_REFUSES_OUTGOING = frozenset({LineStatus.BARRED_OUT, LineStatus.BARRED_FULL, LineStatus.FRAUD_HOLD, LineStatus.TERMINATED})
 _PLAN_RULES = {400: "plan.malformed", 404: "plan.invalid", 416: "plan.scheme", 484: "plan.incomplete"}
 _NOBODY = Caller()
 
@@ -75,7 +75,7 @@ def rule_family(rule: str) -> str:
 def _outgoing(attempt: CallAttempt, snapshot: Snapshot, now_at_ms: int) -> Decision:
     line = attempt.line
     destination = classify(attempt.target, line.area_code if line is not None else "")
-    steps: Steps = [("destination", f"{destination.canonical} {destination.kind}: {destination.how}")]
+    steps: Steps = [("destination", destination.said)]
     if destination.service and (line is None or line.status is not LineStatus.TERMINATED):
         return _emergency(attempt, snapshot, destination, steps, now_at_ms)
     if line is None:
@@ -127,10 +127,10 @@ def _emergency(attempt: CallAttempt, snapshot: Snapshot, destination: Destinatio
 def _barred(line: Line, profile: Profile | None, destination: Destination, steps: Steps) -> Refusal | None:
     """The line's status. The carrier's own hotline is how a barred customer gets his line back."""
     status = line.status
-    words = f"line is {status}" + (f": {line.status_reason}" if line.status_reason else "")
     if status not in _REFUSES_OUTGOING:
         steps.append(("line.status", str(status)))
         return None
+    words = f"line is {status}" + (f": {line.status_reason}" if line.status_reason else "")
     if status is not LineStatus.TERMINATED and profile is not None and destination.canonical in profile.hotlines:
         steps.append(("line.status", f"{words}; {destination.canonical} is the carrier's own hotline"))
         return None
@@ -243,7 +243,7 @@ def _full(  # noqa: PLR0917 - a call and the snapshot it is judged by
 
 def _incoming(attempt: CallAttempt, snapshot: Snapshot, now_at_ms: int) -> Decision:
     destination = classify_incoming(attempt.target)  # 110 and 112 are nobody's number: NotrufV § 4(5) s. 4
-    steps: Steps = [("destination", f"{destination.canonical} {destination.kind}: {destination.how}")]
+    steps: Steps = [("destination", destination.said)]
     if destination.status in (400, 416):
         return _deny(snapshot, destination, (_PLAN_RULES[destination.status], destination.how, destination.status, 28), steps)
     account = snapshot.account_of(destination.canonical) if destination.canonical[0] == "+" else None
@@ -309,21 +309,24 @@ def _allow(
     caller: Caller,
 ) -> Decision:
     rule, reason = why
-    return Decision(
+    return Decision(  # by position, which takes a fifth of the time
         Verdict.ALLOW,
         rule,
         reason,
         snapshot.version,
         destination,
-        line=line,
-        account=account,
-        callee=callee,
-        channels=snapshot.channels_of(line),
-        asserted=caller.asserted,
-        steps=tuple(steps),
-        presented=caller.presented,
-        restricted=caller.restricted,
-        trace=caller.trace,
+        0,
+        0,
+        line,
+        account,
+        callee,
+        snapshot.channels_of(line),
+        caller.asserted,
+        (),
+        tuple(steps),
+        caller.presented,
+        caller.restricted,
+        caller.trace,
     )
 
 

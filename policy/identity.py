@@ -54,9 +54,9 @@ _DIGITS = re.compile(r"\+?[0-9*#]+\Z")
 _NOT_THE_NUMBER = frozenset({"none", "session", "critical", "history"})
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Screened:
-    """The outcome of screening. `asserted` and `presented` are +E.164 or ""; `fault` says why the given number may not be
+    """The outcome of screening, not to be changed. `asserted` and `presented` are +E.164 or ""; `fault` says why the given number may not be
     shown ("" when it may, or when none was given): then `presented` is the asserted one."""
 
     asserted: str
@@ -86,10 +86,10 @@ def screen(snapshot: Snapshot, line: Line | None, account: Account | None, given
         return Screened(main, main)
     area = line.area_code if line is not None else ""
     shown, fault = _screened(snapshot, account, given, area)
-    wished, other_fault = _screened(snapshot, account, preferred, area)
+    wished, other_fault = _screened(snapshot, account, preferred, area) if preferred else ("", "")
     shown = shown or wished
     asserted = main
-    if account.kind is AccountKind.TRUNK:  # stands for each of its numbers; a single account for its one
+    if shown and account.kind is AccountKind.TRUNK:  # stands for each of its numbers; a single account for its one
         owned = (n for n in (wished, shown) if n and (owner := _owner(snapshot, n)) is not None and owner.user == account.user)
         asserted = next(owned, main)
     return Screened(asserted, shown or asserted, fault or other_fault)

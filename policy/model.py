@@ -121,6 +121,7 @@ class Destination(NamedTuple):  # made for every call: a frozen dataclass takes 
     cause: int = 0
     how: str = ""
     clir: bool = False  # `*31#` in front asked to hide the caller's number
+    said: str = ""  # the words of a decision's first step
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,13 +260,15 @@ class Snapshot:
         profile = self.profiles.get(line.profile)
         if profile is None or not profile.setup_calls:
             return (0, 0)
-        share = self.channels_of(line) / max(1, profile.channels)
+        if line.channels is None:
+            return profile.setup_calls, profile.setup_window_s
+        share = line.channels / max(1, profile.channels)
         return max(1, round(profile.setup_calls * share)), profile.setup_window_s
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class CallAttempt:
-    """The question put to `policy.evaluate`.
+    """The question put to `policy.evaluate`. Not to be changed: a frozen one takes five times as long to make.
 
     `target` is the Request-URI (or a bare dialled string) in bytes as received. For an outgoing attempt `line` is the
     caller's; for an incoming one it is None and found from the target. `slots_used` is what the line holds before this

@@ -9,8 +9,9 @@ Left out: tariffs. RFC 3966 §5.1.5 (phone-context), ITU-T E.164, the plan of th
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
-from policy.dialled import PORTING_PREFIX, Dialled, read
+from policy.dialled import KNOWN_LENGTH, KNOWN_TARGETS, PORTING_PREFIX, Dialled, read
 from policy.emergency import service_in
 from policy.model import Destination
 from policy.model import DestinationClass as Class
@@ -34,16 +35,27 @@ _Meaning = tuple[str, Class, str, int, str]  # canonical form, class, tariff pre
 
 def classify(target: bytes, area_code: str) -> Destination:
     """What `target` (a Request-URI or a dialled string) means to a caller in `area_code` ("02051", or "" for none)."""
+    return _classify(target, area_code) if len(target) <= KNOWN_LENGTH else _classify.__wrapped__(target, area_code)
+
+
+@lru_cache(maxsize=KNOWN_TARGETS)
+def _classify(target: bytes, area_code: str) -> Destination:
     dialled = read(target)
     service = service_in(dialled)
     if service:
-        canonical = f"service:{service}"
-        return Destination(_shown(target), canonical, Class.EMERGENCY, canonical, service, how=dialled.how)
+        canonical, how = f"service:{service}", dialled.how
+        said = f"{canonical} {Class.EMERGENCY}: {how}"
+        return Destination(_shown(target), canonical, Class.EMERGENCY, canonical, service, how=how, said=said)
     return _destination(target, dialled, _meaning(dialled, area_code))
 
 
 def classify_incoming(target: bytes) -> Destination:
     """The same for a call from a trunk: no area code, no emergency call; E.164 without its "+" and porting prefixes go."""
+    return _classify_incoming(target) if len(target) <= KNOWN_LENGTH else _classify_incoming.__wrapped__(target)
+
+
+@lru_cache(maxsize=KNOWN_TARGETS)
+def _classify_incoming(target: bytes) -> Destination:
     dialled = read(target)
     number = dialled.number
     if dialled.fault == PORTING_PREFIX:
@@ -69,7 +81,8 @@ def _destination(target: bytes, dialled: Dialled, meaning: _Meaning) -> Destinat
     if dialled.how:
         how = f"{how}, {dialled.how}"
     hide = dialled.hide and canonical not in _ALWAYS_SHOWN
-    return Destination(_shown(target), canonical, kind, prefix, "", status, cause, how, hide)
+    said = f"{canonical} {kind}: {how}"
+    return Destination(_shown(target), canonical, kind, prefix, "", status, cause, how, hide, said)
 
 
 def _shown(target: bytes) -> str:

@@ -37,14 +37,14 @@ RECOUNT_S = 60.0  # between two counts of which algorithms accounts have: 10 ms 
 _NOBODY = {"MD5": "0" * 32, "SHA-256": "0" * 64, "SHA-512-256": "0" * 64}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Proven:
-    """The request carries valid credentials of this account."""
+    """The request carries valid credentials of this account. Not to be changed, as `Challenged`."""
 
     account: Account
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Challenged:
     """No proof: answer `status` with these challenges; nothing when it is 0, which a source that guesses on and on gets.
 

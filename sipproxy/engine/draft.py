@@ -45,7 +45,7 @@ def draft(
     hidden = not from_customer and (hidden or decision.restricted)
     asserted = _values(request, b"p-asserted-identity")[:1]
     calling = decision.asserted if from_customer else _user_of(asserted[0] if asserted else b"")
-    diversions = [value for name in (b"diversion", b"history-info") for value in _values(request, name)]
+    diversions = [*_values(request, b"diversion"), *_values(request, b"history-info")]
     presented = _presented(request)
     if hidden:
         secrets = Face(secrets=secrets_of((calling, presented)))
@@ -85,6 +85,8 @@ def draft(
 
 def _values(request: Request, name: bytes) -> list[bytes]:
     """The elements of a header; none of one that cannot be read, which is no reason to refuse a call."""
+    if name not in request.first_line:
+        return []
     try:
         return request.values(name)
     except ParseError:

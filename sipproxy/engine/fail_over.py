@@ -32,6 +32,8 @@ def located(call: Call, target: Target) -> Target:
     if isinstance(target.to, Flow):
         return target
     first, *rest = call.desk.addresses.choose(target.to, every=call.is_emergency)
+    if not rest and first is target.to:
+        return target
     return replace(target, to=first, others=(*(replace(target, to=hop, others=()) for hop in rest), *target.others))
 
 

@@ -85,9 +85,9 @@ TRUSTED_BEGINNINGS = (b"p-charg", b"p-dcs-")  # every charging header there will
 _TRUSTED_ONLY = frozenset(TRUSTED_ONLY)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Target:
-    """One member of a target set: the Request-URI to send, where to, and what it is."""
+    """One member of a target set: the Request-URI to send, where to, and what it is. Not to be changed: see `replace`."""
 
     uri: bytes
     to: Flow | Hop
@@ -139,15 +139,15 @@ def record_route_uri(listener: Listener, mark: bytes) -> bytes:
 
 def strip_trust(editor: Editor, message: Request | Response, settings: Settings) -> None:
     """Take from a customer's message what only a trusted peer may say, the carrier's own headers included."""
-    for name in message.first_line:
-        if _is_claim(name, settings.carrier_headers):
-            editor.remove(name)
+    for name in _claims(tuple(message.first_line), settings.carrier_headers):
+        editor.remove(name)
 
 
-@functools.lru_cache(maxsize=1024)
-def _is_claim(name: bytes, carriers: tuple[bytes, ...]) -> bool:
-    """Whether only a trusted peer may send a header of this name."""
-    return name in _TRUSTED_ONLY or name.startswith(TRUSTED_BEGINNINGS + carriers)
+@functools.lru_cache(maxsize=1024)  # the messages of one kind of device name the same headers
+def _claims(names: tuple[bytes, ...], carriers: tuple[bytes, ...]) -> tuple[bytes, ...]:
+    """Those of the names that only a trusted peer may send a header of."""
+    beginnings = TRUSTED_BEGINNINGS + carriers
+    return tuple(name for name in names if name in _TRUSTED_ONLY or name.startswith(beginnings))
 
 
 def consume_credentials(editor: Editor, request: Request, realm: str) -> None:
@@ -293,15 +293,16 @@ def strict_next(editor: Editor, routes: list[NameAddr], uri: bytes) -> Uri | Non
 
 def uri_at(user: str, to: Hop) -> bytes:
     """A SIP URI for a number at a next hop."""
-    return hop_uri(to, f"{user}@") + b";user=phone"
+    return b"sip:%s@%s;user=phone" % (user.encode(), hop_uri(to)[4:])
 
 
-def hop_uri(to: Hop, user: str = "") -> bytes:
-    """The SIP URI of a next hop itself; `user`, when given, ends in "@"."""
+@functools.lru_cache(maxsize=1024)  # of routes and nodes
+def hop_uri(to: Hop) -> bytes:
+    """The SIP URI of a next hop itself."""
     host = f"[{to.host}]" if ":" in to.host else to.host
     port = f":{to.port}" if to.port else ""
     transport = "" if to.transport == "UDP" else f";transport={to.transport.lower()}"
-    return f"sip:{user}{host}{port}{transport}".encode()
+    return f"sip:{host}{port}{transport}".encode()
 
 
 def parse_hop(uri: bytes) -> Hop:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from policy.model import AccountKind
 from sipproxy.engine.location import request_uri
+from sipproxy.engine.options import has_option
 from sipproxy.sip.errors import ParseError
 from sipproxy.sip.headers import parse_name_addr
 
@@ -20,16 +21,11 @@ if TYPE_CHECKING:
     from sipproxy.sip.headers import NameAddr
     from sipproxy.sip.message import Request
 
-__all__ = ["MAX_PATHS", "bulk_fault", "called_at", "has_option", "paths_of"]
+__all__ = ["MAX_PATHS", "bulk_fault", "called_at", "paths_of"]
 
 MAX_PATHS = 8  # proxies between a device and us: more than any network has
 MAX_PATH_BYTES = 512  # of one value
 BULK = re.compile(rb";bnc(?:=[^;?]*)?(?=[;?]|$)", re.IGNORECASE)
-
-
-def has_option(request: Request, header: bytes, option: bytes) -> bool:
-    """Whether a header that lists options, such as Supported, has this one. Raises ParseError."""
-    return any(value.lower() == option for value in request.values(header))
 
 
 def paths_of(request: Request) -> list[NameAddr]:

@@ -89,9 +89,12 @@ _LONG_NUMBER = re.compile(r"\+?[0-9][0-9 ().\-/]{4,}[0-9]")
 _SEPARATORS = b"-.() /\t\r\n"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Said:
-    """What an INVITE says of its caller. `given`, `preferred` and `network` are numbers or URIs as received, "" for none."""
+    """What an INVITE says of its caller. `given`, `preferred` and `network` are numbers or URIs as received, "" for none.
+
+    Not to be changed.
+    """
 
     given: str  # From
     preferred: str  # P-Preferred-Identity, of a customer
@@ -101,9 +104,9 @@ class Said:
     anonymous: bool  # From names nobody
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Face:
-    """How the caller looks to one kind of target.
+    """How the caller looks to one kind of target. Not to be changed.
 
     `address` is the From value without its tag, b"" for the one that came; `hidden` takes away what names the caller, all
     lines that hold one of `secrets` (digits) included; `veiled` the caller's Via lines and informational headers too.

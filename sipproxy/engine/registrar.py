@@ -14,7 +14,8 @@ from msgspec.structs import replace
 
 from sipproxy.engine.actions import EndSilent, RemoveBinding, SaveBinding
 from sipproxy.engine.contacts import fault_of, place_of
-from sipproxy.engine.paths import bulk_fault, has_option, paths_of
+from sipproxy.engine.options import has_option
+from sipproxy.engine.paths import bulk_fault, paths_of
 from sipproxy.engine.structs import Binding
 from sipproxy.sip.errors import ParseError
 from sipproxy.sip.grammar import parse_number

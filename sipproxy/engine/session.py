@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
+from sipproxy.engine.options import has_option
 from sipproxy.sip.errors import ParseError
 
 if TYPE_CHECKING:
@@ -50,10 +51,10 @@ class Agreed(NamedTuple):
 
 def is_too_short(request: Request, terms: Terms) -> bool:
     """Whether the request is to be refused with 422 (§8.1): only a sender that supports timers can make use of that."""
-    if request.method not in REFRESHES or not _supports(request):
+    if request.method not in REFRESHES:
         return False
     wanted = _seconds(request, b"session-expires")
-    return wanted is not None and wanted < terms.least_s
+    return wanted is not None and wanted < terms.least_s and _supports(request)
 
 
 def refusal(terms: Terms) -> tuple[bytes, bytes]:
@@ -132,6 +133,6 @@ def _supports(request: Request) -> bool:
 
 def _has_option(message: Message, name: bytes) -> bool:
     try:
-        return any(value.lower() == TIMER for value in message.values(name))
+        return has_option(message, name, TIMER)
     except ParseError:
         return False

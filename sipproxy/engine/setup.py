@@ -48,9 +48,9 @@ AGAIN = (b"Retry-After", b"%d" % RETRY_S)
 NOT_IMPLEMENTED = 79  # Q.850: service or option not implemented
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Need:
-    """A channel that a call still has to get: of this line and account, by this attempt and its decision."""
+    """A channel that a call still has to get: of this line and account, by this attempt and its decision. Not to be changed."""
 
     line: Line
     account: Account

@@ -40,10 +40,13 @@ def trunk_groups(desk: Desk, user: str, *, probe: bool = True) -> Groups:
     groups: Groups = []
     left = list(desk.settings.trunks)
     while left:
-        first = [trunk for trunk in left if trunk.priority == left[0].priority]
-        chosen = first[0] if len(first) == 1 else _weighted(first, int.from_bytes(desk.new_token(4), "big") / 2**32)
+        chosen = left[0]
+        if len(left) > 1:
+            first = [trunk for trunk in left if trunk.priority == chosen.priority]
+            if len(first) > 1:
+                chosen = _weighted(first, int.from_bytes(desk.new_token(4), "big") / 2**32)
         left.remove(chosen)
-        groups.append([_via_trunk(chosen, user)])
+        groups.append([Target(uri_at(user, chosen.hop), chosen.hop, "trunk", chosen.name)])
     return desk.trunks.arrange(groups, lambda target: target.name, probe=probe)
 
 
@@ -55,10 +58,6 @@ def _weighted(trunks: list[TrunkRoute], at: float) -> TrunkRoute:
         if mark < 0:
             return trunk
     return trunks[-1]
-
-
-def _via_trunk(trunk: TrunkRoute, user: str) -> Target:
-    return Target(uri_at(user, trunk.hop), trunk.hop, "trunk", trunk.name)
 
 
 def emergency_groups(desk: Desk, decision: Decision) -> Groups:

@@ -40,6 +40,7 @@ class Tokens:
         self._mac_of = Mac(hashlib.sha256(b"token-mac" + key).digest())
         self._stream = Mac(hashlib.sha256(b"token-stream" + key).digest())
         self._sign_key = hashlib.sha256(b"token-sign" + key).digest()
+        self._begun: dict[tuple[bytes, int], hashlib.blake2b] = {}  # by purpose and number of parts, of which there are few
 
     def seal(self, content: msgspec.Struct, context: bytes = b"") -> bytes:
         """A token of characters that a URI parameter may hold (RFC 3261 §25.1); it opens with the same `context` alone."""
@@ -65,11 +66,17 @@ class Tokens:
             return None  # sealed by an earlier version, with other fields
 
     def sign(self, purpose: bytes, *parts: bytes) -> bytes:
-        """A mark of 80 bits in hexadecimal over all parts; another purpose or other parts have another one."""
-        mac = hashlib.blake2b(b"%b\0" % purpose, digest_size=MARK_BYTES, key=self._sign_key)
-        for part in parts:
-            mac.update(b"%d " % len(part))  # so that no two lists of parts have one text
-            mac.update(part)
+        """A mark of 80 bits in hexadecimal over all parts; another purpose or other parts have another one.
+
+        Where there are several parts none holds a line feed: they are pieces of header lines.
+        """
+        begun = self._begun.get((purpose, len(parts)))
+        if begun is None:
+            begun = hashlib.blake2b(digest_size=MARK_BYTES, key=self._sign_key)
+            begun.update(b"%b %d\n" % (purpose, len(parts)))  # the key's block is hashed when something follows it
+            self._begun[purpose, len(parts)] = begun
+        mac = begun.copy()
+        mac.update(parts[0] if len(parts) == 1 else b"\n".join(parts))
         return mac.hexdigest().encode()
 
     def _mac(self, kind: type, plain: bytes, context: bytes) -> bytes:
@@ -77,5 +84,7 @@ class Tokens:
         return self._mac_of.digest(text)[:MAC_BYTES]
 
     def _masked(self, data: bytes, mac: bytes) -> bytes:
-        mask = b"".join(self._stream.digest(mac + bytes([n])) for n in range(-(-len(data) // 32)))
+        mask = self._stream.digest(mac + b"\0")
+        if len(data) > len(mask):
+            mask += b"".join([self._stream.digest(mac + bytes([n])) for n in range(1, -(-len(data) // 32))])
         return (int.from_bytes(data, "big") ^ int.from_bytes(mask[: len(data)], "big")).to_bytes(len(data), "big")
