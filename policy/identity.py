@@ -56,8 +56,8 @@ _NOT_THE_NUMBER = frozenset({"none", "session", "critical", "history"})
 
 @dataclass(slots=True)
 class Screened:
-    """The outcome of screening, not to be changed. `asserted` and `presented` are +E.164 or ""; `fault` says why the given number may not be
-    shown ("" when it may, or when none was given): then `presented` is the asserted one."""
+    """The outcome of screening, not to be changed. `asserted` and `presented` are +E.164 or ""; `fault` says why the given
+    number may not be shown ("" when it may, or when none was given): then `presented` is the asserted one."""
 
     asserted: str
     presented: str
