@@ -5,11 +5,10 @@ Pure. Devices write the same lists into all their messages: what a line says is 
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from sipproxy.sip.headers import split_commas
-from sipproxy.sip.uri import CACHED_LENGTH
+from sipproxy.sip.memo import Remembered
 
 if TYPE_CHECKING:
     from sipproxy.sip.message import Message
@@ -23,11 +22,12 @@ def has_option(message: Message, header: bytes, option: bytes) -> bool:
         return False
     found = False
     for value in message.lines(header):
-        options = _options(value) if len(value) <= CACHED_LENGTH else _options.__wrapped__(value)
-        found = found or option in options
+        found = option in _options[value] or found
     return found
 
 
-@lru_cache(maxsize=512)
-def _options(value: bytes) -> frozenset[bytes]:
+def _read(value: bytes) -> frozenset[bytes]:
     return frozenset(option.lower() for option in split_commas(value))
+
+
+_options = Remembered(_read)

@@ -17,6 +17,7 @@ from functools import lru_cache
 
 from sipproxy.sip.errors import ParseError
 from sipproxy.sip.grammar import BACKSLASH, SPACE, TOKEN, quote
+from sipproxy.sip.memo import Remembered
 
 __all__ = [
     "ALGORITHMS",
@@ -44,8 +45,6 @@ _HASHES = {  # to be copied: to look an algorithm up takes longer than to hash w
 MAX_VALUE = 8192
 """Bytes of one Authorization value; a real one stays below 1,000."""
 MAX_AUTH_PARAMS = 32
-MAX_OUTSIDE = 128
-"""Bytes outside quotes, between two values in quotes, whose reading is kept."""
 NONCE_WINDOW = 32
 """How far below the highest count of a nonce an unused one is still taken: requests overtake one another over UDP."""
 
@@ -139,7 +138,7 @@ def _auth_params(value: bytes, section: str) -> dict[bytes, bytes]:
             params[name] = piece.replace(_QUOTE_INSIDE, b'"') if has_pairs else piece
             count += 1
             continue
-        found, name = _outside(piece) if len(piece) <= MAX_OUTSIDE else _outside.__wrapped__(piece)
+        found, name = _outside[piece]
         for key, bare in found:
             params[key] = bare
             count += 1
@@ -155,8 +154,7 @@ def _unpaired(found: re.Match[bytes]) -> bytes:
     return found[1] if found[1] != b'"' else _QUOTE_INSIDE
 
 
-@lru_cache(maxsize=1024)  # clients of one kind write the same between their values, counts and all
-def _outside(piece: bytes) -> tuple[tuple[tuple[bytes, bytes], ...], bytes]:
+def _read_outside(piece: bytes) -> tuple[tuple[tuple[bytes, bytes], ...], bytes]:
     """What stands before, between and behind values in quotes, the comma in front included: the parameters without quotes,
     and the name of the one whose value follows, b"" when none does. Raises ParseError."""
     before, *elements = piece.split(b",")
@@ -170,6 +168,9 @@ def _outside(piece: bytes) -> tuple[tuple[tuple[bytes, bytes], ...], bytes]:
         raise ParseError("malformed Digest value", section="RFC 7616 §3.3")
     name, value = found[-1] if found else (b"", b"")
     return (tuple(found), b"") if value else (tuple(found[:-1]), name)
+
+
+_outside = Remembered(_read_outside)  # clients of one kind write the same between their values, counts and all
 
 
 def _text(params: dict[bytes, bytes], name: bytes, section: str) -> str:
