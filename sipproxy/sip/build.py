@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from sipproxy.sip.errors import ParseError
 from sipproxy.sip.grammar import COMMA, CR, LF, unfold
 from sipproxy.sip.headers import COMPACT, element_end
+from sipproxy.sip.memo import Remembered
 from sipproxy.sip.message import MAX_HEADERS, Message, Request, Response, message_of
 
 if TYPE_CHECKING:
@@ -49,20 +49,32 @@ REASONS: dict[int, bytes] = {
 
 _CLASS_REASONS = {1: b"Trying", 2: b"OK", 3: b"Redirection", 4: b"Request Failure", 5: b"Server Failure", 6: b"Global Failure"}
 _LWS = b" \t\r\n"
+_REPEATED = (b"from", b"to", b"call-id", b"cseq")  # §8.2.6.2
 _CONTROL = re.compile(rb"[\x00-\x20\x7f]")
 _NOT_IN_URI = re.compile(rb"[\x00-\x20\x7f-\xff]")
 
 
 def _line(name: bytes, value: bytes) -> bytes:
-    if CR in value or LF in value or CR in name or LF in name:
+    if CR in value or LF in value:
         raise ValueError(f"line end in a header to be written: {name!r}")
-    return name + b": " + value
+    return _prefix_of[name] + value
 
 
-@lru_cache(maxsize=1024)  # names that we write: those in this program and in the configuration
+def _prefix(name: bytes) -> bytes:
+    """What stands before the value of a line of ours."""
+    if CR in name or LF in name:
+        raise ValueError(f"line end in a header to be written: {name!r}")
+    return name + b": "
+
+
 def _key(name: bytes) -> bytes:
     name = name.lower()
     return COMPACT.get(name, name)
+
+
+# Names that we write: those in this program and in the configuration.
+_prefix_of = Remembered(_prefix, 1024)
+_key_of = Remembered(_key, 1024)
 
 
 def _split_first(line: bytes) -> tuple[bytes, bytes, bytes]:
@@ -162,8 +174,10 @@ class Editor:
 
     def push(self, name: bytes, value: bytes) -> None:
         """A new line above the first line of that name; at the top of the headers when there is none."""
-        number = self._find(name)
-        self._insert(1 if number < 0 else number, name, value)
+        key, keys = _key_of[name], self._keys
+        number = keys.index(key) if key in keys else 1
+        self._lines.insert(number, _line(name, value))
+        keys.insert(number, key)
 
     def pop(self, name: bytes) -> None:
         """Remove the first comma-separated element of the first line of that name, and the line when it was the only one.
@@ -173,7 +187,8 @@ class Editor:
         number = self._find(name)
         if number < 0:
             return
-        head, _, rest = _split_first(self._lines[number])
+        line = self._lines[number]
+        head, _, rest = _split_first(line) if COMMA in line else (line, b"", b"")
         if rest:
             self._lines[number] = head.rstrip(_LWS) + b" " + rest[1:].lstrip(_LWS)
         else:
@@ -205,11 +220,11 @@ class Editor:
 
     def remove(self, name: bytes) -> None:
         """Remove all lines of that name."""
-        self._drop(_key(name), 1)
+        self._drop(_key_of[name], 1)
 
     def append(self, name: bytes, value: bytes) -> None:
         """A new line below the last line of that name; at the end of the headers when there is none."""
-        key = _key(name)
+        key = _key_of[name]
         number = len(self._keys)
         if key in self._keys:
             while self._keys[number - 1] != key:
@@ -227,12 +242,12 @@ class Editor:
         return found
 
     def _find(self, name: bytes) -> int:
-        key = _key(name)
+        key = _key_of[name]
         return self._keys.index(key) if key in self._keys else -1
 
     def _insert(self, number: int, name: bytes, value: bytes) -> None:
         self._lines.insert(number, _line(name, value))
-        self._keys.insert(number, _key(name))
+        self._keys.insert(number, _key_of[name])
 
     def _drop(self, key: bytes, start: int) -> None:
         if key not in self._keys:
@@ -261,25 +276,25 @@ def write_response(
         raise ValueError("line end in a reason phrase")
     lines = [b"SIP/2.0 %d %b" % (status, reason)]
     lines += _via_lines(request)
-    for key in (b"from", b"to", b"call-id", b"cseq"):
-        number = request.first_line.get(key)
-        if number is not None:
-            line = request.lines_raw[number]
-            lines.append(line + b";tag=" + to_tag if key == b"to" and to_tag and _lacks_tag(request) else line)
-    if status == 100 and request.has(b"timestamp"):
-        lines.append(request.lines_raw[request.first_line[b"timestamp"]])  # §8.2.6.1 MUST
-    lines += [_line(name, value) for name, value in headers]
-    lines.append(b"Content-Length: %d" % len(body))
-    return b"\r\n".join((*lines, b"", body))
+    raw, at = request.lines_raw, request.first_line
+    for key in _REPEATED:
+        if key in at:
+            lines.append(raw[at[key]])
+            if key == b"to" and to_tag and _lacks_tag(request):
+                lines[-1] += b";tag=" + to_tag
+    if status == 100 and b"timestamp" in at:
+        lines.append(raw[at[b"timestamp"]])  # §8.2.6.1 MUST
+    for name, value in headers:
+        lines.append(_line(name, value))
+    lines.append(b"Content-Length: %d\r\n\r\n" % len(body))
+    return b"\r\n".join(lines) + body
 
 
 def _via_lines(request: Request) -> list[bytes]:
     top = top_via(request)
     if top is None:
         return []
-    lines = [line for key, line in zip(request.keys, request.lines_raw, strict=True) if key == b"via"]
-    lines[0] = top
-    return lines
+    return [top, *request.lines_of(b"via")[1:]]
 
 
 def via_values(request: Request) -> list[bytes]:
@@ -310,7 +325,7 @@ def _derived(invite: Request, method: bytes, to: bytes) -> bytes:
     raw, at = invite.lines_raw, invite.first_line
     _, via, _ = _split_first(raw[at[b"via"]])
     lines = [method + b" " + invite.uri + b" SIP/2.0", _line(b"Via", unfold(via).strip(b" \t"))]
-    lines += [line for key, line in zip(invite.keys, raw, strict=True) if key == b"route"]
+    lines += invite.lines_of(b"route")
     lines += [
         b"Max-Forwards: 70",
         raw[at[b"from"]],
@@ -327,6 +342,7 @@ def write_request(method: bytes, uri: bytes, headers: Sequence[tuple[bytes, byte
     if not method or not uri or _CONTROL.search(method + uri) is not None:
         raise ValueError(f"not a request line: {method!r} {uri[:80]!r}")
     lines = [method + b" " + uri + b" SIP/2.0"]
-    lines += [_line(name, value) for name, value in headers]
-    lines.append(b"Content-Length: %d" % len(body))
-    return b"\r\n".join((*lines, b"", body))
+    for name, value in headers:
+        lines.append(_line(name, value))
+    lines.append(b"Content-Length: %d\r\n\r\n" % len(body))
+    return b"\r\n".join(lines) + body
