@@ -15,6 +15,7 @@ import msgspec
 from cdr.facts import Admit, Alive, Answer, End, Fact, LineSlot, Record
 
 __all__ = [
+    "END_HEAD",
     "CodecError",
     "Head",
     "Scanned",
@@ -62,16 +63,14 @@ class _AdmitEntry(msgspec.Struct, tag="admit", omit_defaults=True):
     slots: tuple[LineSlot, ...] = ()
 
 
-class _EndEntry(msgspec.Struct, tag="end"):
-    record: msgspec.Raw
-
-
 class _AnyEntry(msgspec.Struct):
     type: str
     id: str = ""
     seq: int = 0
     record: msgspec.Raw = msgspec.Raw()
 
+
+END_HEAD = b"\x82\xa4type\xa3end\xa6record"  # of an END's map of two fields; behind it stand its record's own bytes
 
 _FIELDS = frozenset(Record.__struct_fields__) - {"unknown"}
 _ENCODER = msgspec.msgpack.Encoder()
@@ -115,9 +114,9 @@ def decode(data: bytes | memoryview) -> Record:
 def encode_fact(fact: Fact) -> bytes:
     """The fact as a MessagePack map. Raises CodecError like `encode`."""
     if isinstance(fact, End):
-        return _ENCODER.encode(_EndEntry(msgspec.Raw(encode(fact.record))))
+        return END_HEAD + encode(fact.record)
     try:
-        if isinstance(fact, Admit):
+        if isinstance(fact, Admit) and fact.record.unknown:
             record = msgspec.Raw(encode(fact.record))
             return _ENCODER.encode(_AdmitEntry(record, fact.boot, fact.mono_ms, fact.lines, fact.slots))
         return _ENCODER.encode(fact)

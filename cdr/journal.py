@@ -7,7 +7,7 @@ again. The newest segment always stays, and its header knows the numbers given s
 confirmed does not lie there until it is full.
 
 Left out: the file format (`segment`), files (`storage`), reading them back at start (`recovery`), the timing of syncs
-(`syncer`), the way into the stream (`publisher`). One thread appends and confirms; `read` may run in another one.
+(`syncer`), the way into the stream (`publisher`). One thread appends, confirms and reads.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import msgspec
 
 from cdr import codec, recovery, steps
 from cdr.facts import Admit, Alive, Answer, End
-from cdr.reading import READ_BYTES, Batch, Entry, Wanted, read_entries
+from cdr.reading import READ_BYTES, Batch, Entry, Latest, Wanted, read_entries
 from cdr.recovery import Damage, JournalError, Recovered, UnwritableError
 from cdr.segment import FRAME_SIZE, HEADER_SIZE, MAX_PAYLOAD, Frame, Header, frames, write_frame, write_header
 from cdr.storage import LiveCalls, Ref, Reserve, Segment, free_percent, lock_directory, sync_directory
@@ -84,13 +84,14 @@ class Journal:
         self.node = node
         self._segment_bytes = segment_bytes
         self._interval_s = max(0, fsync_interval_ms) / 1000
-        self._lock = threading.Lock()  # guards what the syncing thread and readers see: segments, dirty, condemned
+        self._lock = threading.Lock()  # guards what the syncing thread sees: segments, dirty, condemned
         self._held = -1
         self._segments: list[Segment] = []
         self._dirty: list[Segment] = []
         self._condemned: list[Segment] = []
         self._directory_changed = False
         self._live = LiveCalls()
+        self._latest = Latest(0)
         self._reserve = Reserve(self.directory / "reserve", segment_bytes // 4)
         self._syncer: Syncer | None = None
         self._salt = 0
@@ -138,18 +139,22 @@ class Journal:
         number for the next try), and its subclass UnwritableError when this fact can never be written: its texts or numbers do
         not fit, or its sequence number is not above the last one.
         """
+        syncer = self._started
         try:
             payload = codec.encode_fact(fact)
         except codec.CodecError as error:
             raise UnwritableError(str(error)) from error
         if isinstance(fact, End):
             self._append_end(fact.record, payload)
+        elif isinstance(fact, Admit):
+            self._live.put(fact.record.id, "admit", self._write(payload, urgent=False))
         else:
-            call, kind = (fact.record.id, "admit") if isinstance(fact, Admit) else (fact.id, codec.kind_of(fact))
-            self._live.put(call, kind, self._write(payload, urgent=kind != "admit"))
-        self._carry()
-        self._started.want(self._position)
-        return self._position
+            self._live.put(fact.id, codec.kind_of(fact), self._write(payload, urgent=True))
+        if len(self._segments) > CARRY_SEGMENTS:
+            self._carry()
+        position = self._segments[-1].end
+        syncer.want(position)
+        return position
 
     async def wait_synced(self, position: int) -> None:
         """Return when everything before `position` is on disk. Raises JournalError when the disk refuses."""
@@ -161,9 +166,10 @@ class Journal:
     def confirm(self, seq: int) -> None:
         """All records up to `seq` are safely in the stream. Never raises: forgetting it only repeats a publication."""
         seq = min(seq, self._last_seq)
-        if seq <= self._confirmed:
+        if seq <= self._confirmed or self._syncer is None:
             return
         self._confirmed = seq
+        self._latest.confirmed(seq)
         try:
             self._write(codec.encode_confirmed(seq), urgent=False)
         except JournalError:
@@ -222,13 +228,16 @@ class Journal:
     def read(self, position: int, *, seq: int, end: int, count: int = 500, size: int = READ_BYTES) -> Batch:
         """Final records numbered `seq` and above between two positions: at most `count`, and about `size` bytes.
 
-        May run in a thread of its own. Raises JournalError when a file cannot be read.
+        The latest of them are still in memory. Raises JournalError when a file cannot be read.
         """
+        wanted = Wanted(seq, count, size)
+        if position >= self._latest.since:
+            return self._latest.read(position, end, wanted)
         with self._lock:
             first = max(0, bisect_right(self._segments, position, key=lambda part: part.position) - 1)
             parts = [(part, min(part.end, end)) for part in self._segments[first:]]
         try:
-            return read_entries(parts, position, self._salt, Wanted(seq, count, size))
+            return read_entries(parts, position, self._salt, wanted)
         except OSError as error:
             raise JournalError(f"journal {self.directory}: {error.strerror or error}") from error
 
@@ -344,23 +353,25 @@ class Journal:
             self._segments[-1].open()
             self._segments[-1].allocate(self._segment_bytes)
         self._dirty = [self._segments[-1]]
+        self._latest = Latest(self._segments[-1].end)
         self._reserve.take()
 
     def _header(self, position: int) -> Header:
         return Header(position, self._salt, self._last_seq, self._confirmed, self.node)
 
     def _append_end(self, record: Record, payload: bytes) -> None:
-        if record.seq <= self._last_seq:
-            raise UnwritableError(f"sequence number {record.seq} of call {record.id!r:.80} was given already")
-        ref = self._write(payload, urgent=True)
-        self._gaps += record.seq - self._last_seq - 1
-        self._last_seq = ref.segment.last_seq = record.seq
-        ref.segment.oldest_ms = min(ref.segment.oldest_ms, record.end_at_ms)
+        seq = record.seq
+        if seq <= self._last_seq:
+            raise UnwritableError(f"sequence number {seq} of call {record.id!r:.80} was given already")
+        part = self._write(payload, urgent=True).segment
+        self._gaps += seq - self._last_seq - 1
+        self._last_seq = part.last_seq = seq
+        part.oldest_ms = min(part.oldest_ms, record.end_at_ms)
         self._live.end(record.id)
+        self._latest.add(part.end, Entry(seq, record.id, record.schema, record.type, payload[len(codec.END_HEAD) :]))
 
     def _write(self, payload: bytes, *, urgent: bool) -> Ref:
         """Append one frame. Only what is `urgent`, because it belongs to a live call, may use the disk's reserve."""
-        self._started  # noqa: B018  raises before recovery and after closing
         if len(payload) > MAX_PAYLOAD:
             raise UnwritableError(f"journal entry of {len(payload)} bytes, allowed are {MAX_PAYLOAD}")
         try:
@@ -376,13 +387,13 @@ class Journal:
             raise JournalError(f"journal {self.directory}: {self._failure}") from error
 
     def _write_once(self, payload: bytes) -> Ref:
-        size = FRAME_SIZE + len(payload)
-        active = self._segments[-1]
-        if active.broken or (active.size + size > self._segment_bytes and active.size > HEADER_SIZE):
-            active = self._rotate(active)
+        active, size = self._segments[-1], FRAME_SIZE + len(payload)
         offset = active.size
+        if active.broken or (offset + size > self._segment_bytes and offset > HEADER_SIZE):
+            active = self._rotate(active)
+            offset = active.size
         steps.at("journal.writing")
-        active.write(write_frame(payload, active.end, self._salt))
+        active.write(write_frame(payload, active.position + offset - HEADER_SIZE, self._salt))
         steps.at("journal.written")
         self._failure = ""
         return Ref(active, offset, size)
@@ -406,7 +417,8 @@ class Journal:
     def _carry(self) -> None:
         """Append again what a few calls still need of the oldest segment, so that one long call does not keep it all.
 
-        As many segments as four times the facts of live calls fill may lie before this begins, which bounds the extra writes.
+        As many segments as four times the facts of live calls fill may lie before this begins, beside CARRY_SEGMENTS, which
+        bounds the extra writes.
         """
         oldest = self._segments[0]
         allowed = CARRY_SEGMENTS + 4 * self._live.bytes // self._segment_bytes

@@ -1,4 +1,4 @@
-"""Reading final records out of journal segments, in windows of bounded size.
+"""Reading final records out of journal segments, in windows of bounded size, and keeping those that need no reading.
 
 Records leave as the bytes they were written with, so that one of a newer schema is delivered unchanged. Places that cannot be
 read are stepped over: recovery has reported them.
@@ -6,6 +6,7 @@ read are stepped over: recovery has reported them.
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
 from cdr import codec
@@ -17,8 +18,9 @@ if TYPE_CHECKING:
 
     from cdr.storage import Segment
 
-__all__ = ["READ_BYTES", "Batch", "Entry", "Wanted", "read_directory", "read_entries"]
+__all__ = ["READ_BYTES", "Batch", "Entry", "Latest", "Wanted", "read_directory", "read_entries"]
 
+MAX_LATEST = 256 * 1024  # Some 350 records: what is not confirmed of a second or two.
 READ_BYTES = 256 * 1024  # One window: some hundred frames; one that is longer is read with all that follows it.
 
 
@@ -66,6 +68,50 @@ def read_entries(parts: Sequence[tuple[Segment, int]], position: int, salt: int,
                 if left <= 0 or len(entries) >= wanted.most:
                     return Batch(entries, position)
     return Batch(entries, position)
+
+
+class Latest:
+    """The final records that were appended last and are not confirmed: mostly they are published out of here, and not read.
+
+    It holds every one behind `since`, and no more than MAX_LATEST bytes of them.
+    """
+
+    def __init__(self, since: int) -> None:
+        """`since` is the position from which on records are added."""
+        self.since = since
+        self._bytes = 0
+        self._held: deque[tuple[int, Entry]] = deque()  # each with the position behind it
+
+    def add(self, behind: int, entry: Entry) -> None:
+        """The record before the position `behind` was appended; the oldest ones give way to it."""
+        self._held.append((behind, entry))
+        self._bytes += len(entry.record)
+        while self._bytes > MAX_LATEST:
+            self._drop()
+
+    def confirmed(self, seq: int) -> None:
+        """Nobody asks for the records up to `seq` any more."""
+        while self._held and self._held[0][1].seq <= seq:
+            self._drop()
+
+    def read(self, position: int, end: int, wanted: Wanted) -> Batch:
+        """What `read_entries` finds there, for a position that is not before `since`."""
+        entries: list[Entry] = []
+        left = wanted.size
+        for behind, entry in self._held:
+            if behind > end:
+                break
+            if behind <= position or entry.seq < wanted.seq:
+                continue
+            entries.append(entry)
+            left -= len(entry.record)
+            if left <= 0 or len(entries) >= wanted.most:
+                return Batch(entries, behind)
+        return Batch(entries, max(position, end))
+
+    def _drop(self) -> None:
+        self.since, entry = self._held.popleft()
+        self._bytes -= len(entry.record)
 
 
 def read_directory(directory: Path) -> Iterator[tuple[str, Header | None, list[Frame | Hole]]]:

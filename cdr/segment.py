@@ -109,7 +109,8 @@ def write_frame(payload: bytes, position: int, salt: int) -> bytes:
     """The frame of `payload` at `position`. Raises ValueError for a payload that is empty or above MAX_PAYLOAD."""
     if not payload or len(payload) > MAX_PAYLOAD:
         raise ValueError(f"journal entry of {len(payload)} bytes, allowed are 1 to {MAX_PAYLOAD}")
-    return _FRAME.pack(MARKER, len(payload), _checksum(payload, position, salt)) + payload
+    size = len(payload)
+    return _FRAME.pack(MARKER, size, crc32c(payload, crc32c(_SEED.pack(position, size), salt))) + payload
 
 
 def frames(data: bytes, offset: int, position: int, salt: int) -> Iterator[Frame | Hole]:
@@ -128,10 +129,6 @@ def frames(data: bytes, offset: int, position: int, salt: int) -> Iterator[Frame
         offset = end
 
 
-def _checksum(payload: bytes, position: int, salt: int) -> int:
-    return crc32c(payload, crc32c(_SEED.pack(position, len(payload)), salt))
-
-
 def _frame_at(data: bytes, offset: int, shift: int, salt: int) -> Frame | None:
     start = offset + FRAME_SIZE
     if start > len(data):
@@ -141,7 +138,8 @@ def _frame_at(data: bytes, offset: int, shift: int, salt: int) -> Frame | None:
     if marker != MARKER or not 0 < length <= MAX_PAYLOAD or end > len(data):
         return None
     payload = data[start:end]
-    return Frame(offset, payload, end) if _checksum(payload, offset + shift, salt) == crc else None
+    seed = crc32c(_SEED.pack(offset + shift, length), salt)
+    return Frame(offset, payload, end) if crc32c(payload, seed) == crc else None
 
 
 def _resync(data: bytes, offset: int, shift: int, salt: int) -> int | None:

@@ -84,10 +84,10 @@ class Segment:
 
     def write(self, data: bytes) -> None:
         """Append `data` whole. Raises OSError after the file was restored to what it was."""
-        done = 0
         try:
+            done = os.write(self.descriptor, data)
             while done < len(data):  # A disk that fills up takes a part first and reports the reason with the next write.
-                done += os.write(self.descriptor, data[done:] if done else data)
+                done += os.write(self.descriptor, data[done:])
         except OSError:
             try:
                 os.ftruncate(self.descriptor, self.size)
@@ -157,25 +157,31 @@ class LiveCalls:
         return self._refs[call]
 
     def put(self, call: str, kind: str, ref: Ref) -> None:
-        refs = self._refs.setdefault(call, {})
-        before = refs.pop(kind, None)
-        if before is not None:
-            self._unpin(call, before)
-        refs[kind] = ref
+        refs = self._refs.get(call)
+        if refs is None:
+            self._refs[call] = {kind: ref}
+        else:
+            before = refs.pop(kind, None)
+            if before is not None:
+                self._unpin(call, before)
+            refs[kind] = ref
         self.bytes += ref.size
-        ref.segment.pins[call] = ref.segment.pins.get(call, 0) + 1
+        pins = ref.segment.pins
+        pins[call] = pins.get(call, 0) + 1
 
     def end(self, call: str) -> None:
-        for ref in self._refs.pop(call, {}).values():
-            self._unpin(call, ref)
+        refs = self._refs.pop(call, None)
+        if refs is not None:
+            for ref in refs.values():
+                self._unpin(call, ref)
 
     def _unpin(self, call: str, ref: Ref) -> None:
         self.bytes -= ref.size
-        left = ref.segment.pins[call] - 1
-        if left:
-            ref.segment.pins[call] = left
+        pins = ref.segment.pins
+        if pins[call] == 1:
+            del pins[call]
         else:
-            del ref.segment.pins[call]
+            pins[call] -= 1
 
 
 class Reserve:

@@ -2,6 +2,10 @@
 
 What is synced, and what else belongs to it, is the caller's `work`; this module decides when: at most every interval, at once
 when the last time is longer ago, again after a pause when it failed. The event loop is never blocked.
+
+Each time that the thread takes the interpreter's lock, the event loop may have to wait for it. It therefore does so twice for a
+sync, after its pause and after the system's call, and is woken only when it sleeps for want of work: what is shared are single
+numbers and flags that one side alone writes, or that are looked at again after they were written.
 """
 
 from __future__ import annotations
@@ -31,27 +35,27 @@ class _Waiter(NamedTuple):
 
 
 class Syncer:
-    """Runs `work` in its own thread. `work` returns the position up to which everything is on disk, or raises OSError."""
+    """Runs `work` in its own thread. `work` returns the position up to which everything is on disk, or raises OSError.
+
+    All methods are for one other thread, that of the event loop.
+    """
 
     def __init__(self, work: Callable[[], int], *, interval_s: float, position: int) -> None:
         self._work = work
         self._interval_s = interval_s
-        self._changed = threading.Condition()
         self._wanted = position
-        self._synced = position
         self._extra = False
         self._stopping = False
-        self._waiters: list[_Waiter] = []
+        self._asleep = False  # whether the thread waits for the bell, and not for a pause to end
+        self._bell = threading.Lock()  # held but for the moment in which the thread is woken
+        self._bell.acquire()
+        self._waiters: list[_Waiter] = []  # of the event loop's thread; the other one only sees whether there are any
         self._thread: threading.Thread | None = None
+        self.synced = position  # everything before it is on disk
         self.last_ms = 0.0
         self.longest_ms = 0.0
         self.failures = 0
         self.failure = ""  # of the last run; "" when it went well
-
-    @property
-    def synced(self) -> int:
-        """Everything before this position is on disk."""
-        return self._synced
 
     def start(self) -> None:
         self._thread = threading.Thread(target=self._run, name="cdr-journal-sync", daemon=True)
@@ -59,62 +63,67 @@ class Syncer:
 
     def want(self, position: int) -> None:
         """Have everything before `position` synced soon."""
-        with self._changed:
-            idle = self._wanted <= self._synced
-            self._wanted = max(self._wanted, position)
-            if idle:
-                self._changed.notify()
+        self._wanted = max(self._wanted, position)
+        if self._asleep:
+            self._ring()
 
     def poke(self) -> None:
         """Have `work` run soon though nothing new was written."""
-        with self._changed:
-            self._extra = True
-            self._changed.notify()
+        self._extra = True
+        if self._asleep:
+            self._ring()
 
     async def wait(self, position: int) -> None:
         """Return when everything before `position` is on disk. Raises SyncFailedError when the disk refused it."""
-        with self._changed:
-            if self._synced >= position:
-                return
-            if self._stopping:
-                raise SyncFailedError("the journal is closed")
-            loop = asyncio.get_running_loop()
-            waiter = _Waiter(position, loop, loop.create_future())
-            self._waiters.append(waiter)
+        if self._stopping and position > self.synced:
+            raise SyncFailedError("the journal is closed")
+        loop = asyncio.get_running_loop()
+        waiter = _Waiter(position, loop, loop.create_future())
+        self._waiters.append(waiter)
         self.want(position)
+        self._settle(None)  # The thread may have been done before it could see that somebody waits.
         await waiter.future
 
     def stop(self) -> None:
         """Sync what is left and end the thread. Harmless when repeated."""
-        with self._changed:
-            self._stopping = True
-            self._changed.notify()
+        self._stopping = True
+        self._ring()
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-        self._settle(SyncFailedError(self.failure or "the journal is closed"))
+        with contextlib.suppress(RuntimeError):  # The loop was closed: nobody waits any more.
+            self._settle(SyncFailedError(self.failure or "the journal is closed"))
+
+    def _ring(self) -> None:
+        self._asleep = False
+        if self._bell.locked():
+            self._bell.release()
+
+    # The thread
 
     def _run(self) -> None:
         last = float("-inf")
         while True:
-            with self._changed:
-                self._changed.wait_for(self._due)
-                pause = RETRY_S if self.failure else self._interval_s
-                self._changed.wait_for(lambda: self._stopping, timeout=max(0.0, last + pause - time.monotonic()))
-                stopping = self._stopping
-                if stopping and self._wanted <= self._synced and not self._extra:
-                    return
-                self._extra = False
+            if not self._is_due():
+                self._asleep = True
+                self._bell.acquire(blocking=not self._is_due())  # Again: who wanted something before saw nobody asleep.
+                self._asleep = False
+            pause = last + (RETRY_S if self.failure else self._interval_s) - time.monotonic()
+            if pause > 0 and not self._stopping:
+                self._bell.acquire(timeout=pause)
+            stopping = self._stopping
+            if stopping and self._wanted <= self.synced and not self._extra:
+                return
+            self._extra = False
             last = time.monotonic()
-            self._once()
+            self._once(last)
             if stopping:
                 return
 
-    def _due(self) -> bool:
-        return self._stopping or self._extra or self._wanted > self._synced
+    def _is_due(self) -> bool:
+        return self._wanted > self.synced or self._extra or self._stopping
 
-    def _once(self) -> None:
-        started = time.monotonic()
+    def _once(self, started: float) -> None:
         error: SyncFailedError | None = None
         try:
             position = self._work()
@@ -124,26 +133,24 @@ class Syncer:
             error = SyncFailedError(self.failure)
         else:
             self.failure = ""
-            self._synced = max(self._synced, position)
+            self.synced = max(self.synced, position)
         self.last_ms = 1000 * (time.monotonic() - started)
         self.longest_ms = max(self.longest_ms, self.last_ms)
-        self._settle(error)
+        if self._waiters:
+            with contextlib.suppress(RuntimeError, IndexError):  # The loop was closed, or nobody waits any more.
+                self._waiters[0].loop.call_soon_threadsafe(self._settle, error)
+
+    # Again the event loop's
 
     def _settle(self, error: SyncFailedError | None) -> None:
         """Tell the waiters whose position was reached; after an error, tell all of them."""
-        with self._changed:
-            ready = [waiter for waiter in self._waiters if error is not None or waiter.position <= self._synced]
-            self._waiters = [waiter for waiter in self._waiters if waiter not in ready] if error is None else []
-        for waiter in ready:
-            outcome = None if waiter.position <= self._synced else error
-            with contextlib.suppress(RuntimeError):  # The loop was closed: nobody waits any more.
-                waiter.loop.call_soon_threadsafe(_resolve, waiter.future, outcome)
-
-
-def _resolve(future: asyncio.Future[None], error: SyncFailedError | None) -> None:
-    if future.done():
-        return
-    if error is None:
-        future.set_result(None)
-    else:
-        future.set_exception(error)
+        waiting, self._waiters = self._waiters, []
+        for waiter in waiting:
+            if waiter.future.done():
+                continue
+            if waiter.position <= self.synced:
+                waiter.future.set_result(None)
+            elif error is not None:
+                waiter.future.set_exception(error)
+            else:
+                self._waiters.append(waiter)

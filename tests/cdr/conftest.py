@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 # What these tests are about, by their module.
-OF_THE_NODE = ("journal", "publisher", "interims", "sinks", "stream", "groups", "readers")
+OF_THE_NODE = ("journal", "syncer", "publisher", "interims", "sinks", "stream", "groups", "readers")
 
 
 def pytest_asyncio_loop_factories(item: pytest.Item) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import tempfile
 import tracemalloc
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import msgpack
 import pytest
 from cdr_samples import answer, draft, ended
+from hypothesis import given
+from hypothesis import strategies as st
 from journals import (
     fill,
     ids,
@@ -19,10 +22,11 @@ from journals import (
 from cdr import recovery
 from cdr.facts import Admit, Alive
 from cdr.journal import Journal, JournalError, UnwritableError
+from cdr.reading import MAX_LATEST, Latest
 from cdr.segment import HEADER_SIZE, read_header
 
-if TYPE_CHECKING:
-    from pathlib import Path
+# How many bytes of records are kept to be published without reading them.
+in_memory = pytest.mark.parametrize("kept", [0, 1500, MAX_LATEST])
 
 
 def test_recover_new_directory_is_empty(directory: Path) -> None:
@@ -258,7 +262,11 @@ def test_facts_of_a_newer_version_survive(directory: Path, opened: list[Journal]
     assert journal.stats.live == 1  # Still pinned, for a version that can read it.
 
 
-def test_read_in_small_batches_gives_everything_once(directory: Path, opened: list[Journal]) -> None:
+@in_memory
+def test_read_in_small_batches_gives_everything_once(
+    directory: Path, opened: list[Journal], monkeypatch: pytest.MonkeyPatch, kept: int
+) -> None:
+    monkeypatch.setattr("cdr.reading.MAX_LATEST", kept)
     journal = make(directory)
     opened.append(journal)
     journal.recover()
@@ -271,8 +279,12 @@ def test_read_in_small_batches_gives_everything_once(directory: Path, opened: li
     assert got == list(range(3, 51))
 
 
-def test_read_up_to_a_place_in_an_earlier_segment_skips_nothing_behind_it(directory: Path, opened: list[Journal]) -> None:
+@in_memory
+def test_read_up_to_a_place_in_an_earlier_segment_skips_nothing_behind_it(
+    directory: Path, opened: list[Journal], monkeypatch: pytest.MonkeyPatch, kept: int
+) -> None:
     """What is on disk may end segments before what is written."""
+    monkeypatch.setattr("cdr.reading.MAX_LATEST", kept)
     journal = make(directory)
     opened.append(journal)
     journal.recover()
@@ -285,10 +297,59 @@ def test_read_up_to_a_place_in_an_earlier_segment_skips_nothing_behind_it(direct
         assert [entry.seq for entry in (*entries, *further)] == list(range(1, 41)), end
 
 
+@given(data=st.data())
+def test_read_out_of_memory_gives_what_reading_the_files_gives(data: st.DataObject) -> None:
+    """Wherever reading begins and ends, whatever is wanted, confirmed and kept, and with numbers left out."""
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as directory:
+        patch.setattr("cdr.reading.MAX_LATEST", data.draw(st.sampled_from([0, 700, 3000, 1 << 18])))
+        journal = make(Path(directory))
+        journal.recover()
+        positions, seq = [0], 0
+        for number in range(data.draw(st.integers(1, 30))):
+            journal.append(Admit(draft(f"c{number}")))
+            seq += data.draw(st.integers(1, 2))
+            positions.append(journal.append(ended(seq, f"c{number}", user_agent="u" * data.draw(st.integers(0, 500)))))
+        # Whole segments go with what is confirmed; before it nobody reads.
+        done = data.draw(st.integers(0, seq))
+        journal.confirm(done)
+        begin = data.draw(
+            st.sampled_from([place for place in positions if place >= journal.position_of(done + 1)] or positions)
+        )
+        end = data.draw(st.sampled_from([*positions, journal.position]).filter(lambda place: place >= begin))
+        asked = {"seq": data.draw(st.integers(done + 1, seq + 1)), "count": data.draw(st.integers(1, 20)), "end": end}
+        size = data.draw(st.sampled_from([1, 1500, 1 << 20]))
+        got = journal.read(begin, size=size, **asked)
+        journal._latest = Latest(journal.position + 1)
+        read = journal.read(begin, size=size, **asked)
+        assert got.entries == read.entries
+        further = [journal.read(batch.position, seq=asked["seq"], end=journal.position).entries for batch in (got, read)]
+        assert further[0] == further[1]
+        journal.close()
+
+
+def test_record_that_was_just_appended_is_read_without_the_file(
+    directory: Path, opened: list[Journal], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the publisher does many times a second; how much is kept is bounded, and what is confirmed is let go."""
+    journal = make(directory)
+    opened.append(journal)
+    journal.recover()
+    monkeypatch.setattr("cdr.storage.Segment.read", None)
+    position = journal.position
+    for seq in range(1, 2001):
+        journal.append(ended(seq, user_agent="u" * 200))
+        entries, position = journal.read(position, seq=seq, end=journal.position)
+        assert [entry.seq for entry in entries] == [seq]
+    assert 100_000 < sum(len(entry.record) for _, entry in journal._latest._held) <= MAX_LATEST
+    journal.confirm(1999)
+    assert [entry.seq for _, entry in journal._latest._held] == [2000]
+
+
 def test_read_records_larger_than_a_window_are_whole(
     directory: Path, opened: list[Journal], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Windows end in the middle of frames or are shorter than one, and damage as long as a window does not stop the reading."""
+    monkeypatch.setattr("cdr.reading.MAX_LATEST", 0)
     journal = make(directory, segment_bytes=1 << 20)
     opened.append(journal)
     journal.recover()

@@ -1,0 +1,122 @@
+"""cdr.syncer: whoever asks is heard, asleep or at work, and no sync comes sooner than the interval (design: invariant 3)."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import pytest
+
+from cdr.syncer import Syncer, SyncFailedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Disk:
+    """What is written, and when it was synced."""
+
+    def __init__(self) -> None:
+        self.written = 0
+        self.at: list[float] = []
+
+    def sync(self) -> int:
+        target = self.written
+        self.at.append(time.monotonic())
+        return target
+
+
+async def test_wait_is_heard_whether_the_thread_sleeps_is_about_to_or_works() -> None:
+    """Between two of them lies any number of bytecodes of the thread: a wake-up that is lost stops everything."""
+    disk = Disk()
+    syncer = Syncer(disk.sync, interval_s=0.0, position=0)
+    syncer.start()
+    async with asyncio.timeout(60):
+        for number in range(1, 3001):
+            disk.written = number
+            syncer.want(number)
+            for _ in range(number % 37):
+                syncer.want(number)
+            await syncer.wait(number)
+            assert syncer.synced >= number
+    syncer.stop()
+
+
+async def test_what_was_wanted_without_waiting_is_synced() -> None:
+    disk = Disk()
+    syncer = Syncer(disk.sync, interval_s=0.001, position=0)
+    syncer.start()
+    async with asyncio.timeout(60):
+        for number in range(1, 101):
+            disk.written = number
+            syncer.want(number)
+            while syncer.synced < number:  # noqa: ASYNC110  the thread tells nobody
+                await asyncio.sleep(0.0005)
+    before = len(disk.at)
+    syncer.poke()
+    async with asyncio.timeout(60):
+        while len(disk.at) == before:  # noqa: ASYNC110  the thread tells nobody
+            await asyncio.sleep(0.001)
+    syncer.stop()
+
+
+class AskedBetween(Syncer):
+    """Is asked for more whenever it has just found that there is nothing to do."""
+
+    asks: list[Callable[[], None]]
+
+    def _is_due(self) -> bool:
+        due = super()._is_due()
+        if not due and self.asks:
+            self.asks.pop()()
+        return due
+
+
+@pytest.mark.parametrize("poked", [False, True])
+async def test_what_is_asked_for_while_the_thread_falls_asleep_is_done(poked: bool) -> None:
+    disk = Disk()
+    syncer = AskedBetween(disk.sync, interval_s=0.0, position=0)
+
+    def ask() -> None:
+        disk.written += 1
+        if poked:
+            syncer.poke()
+        else:
+            syncer.want(disk.written)
+
+    syncer.asks = [ask] * 5
+    syncer.start()
+    async with asyncio.timeout(20):
+        while len(disk.at) < 5 or (not poked and syncer.synced < 5):  # noqa: ASYNC110  the thread tells nobody
+            await asyncio.sleep(0.001)
+    syncer.stop()
+
+
+async def test_syncs_keep_their_distance_however_often_somebody_asks() -> None:
+    disk = Disk()
+    syncer = Syncer(disk.sync, interval_s=0.05, position=0)
+    syncer.start()
+    async with asyncio.timeout(60):
+        while len(disk.at) < 5:
+            disk.written += 1
+            syncer.want(disk.written)
+            await asyncio.sleep(0.001)
+    assert min(later - earlier for earlier, later in pairwise(disk.at)) >= 0.045
+    syncer.stop()
+
+
+async def test_stop_syncs_what_is_left_without_waiting_for_the_interval_and_refuses_who_waits_later() -> None:
+    disk = Disk()
+    syncer = Syncer(disk.sync, interval_s=3600.0, position=0)
+    syncer.start()
+    disk.written = 1
+    await syncer.wait(1)
+    disk.written = 2
+    syncer.want(2)
+    await asyncio.to_thread(syncer.stop)  # in a thread: one that waits for the interval does not stop this test
+    assert syncer.synced == 2
+    with pytest.raises(SyncFailedError, match="closed"):
+        await syncer.wait(3)
+    syncer.stop()
