@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 __all__ = ["before_trying", "bound_reached"]
 
 
-def before_trying(desk: Desk, key: tuple[str, Hashable]) -> None:
+def before_trying(desk: Desk, key: Hashable) -> None:
     """A call that still waits for its slot has one timer, that of its 100: what the caller hears of is in the journal."""
-    server = desk.transactions.servers.get(key[1]) if key[0] == "s" else None
+    server = desk.transactions.servers.get(key)
     if server is not None and isinstance(server.user, Call) and server.user.phase is Phase.ADMITTING:
         keep.admit(server.user)
 

@@ -152,19 +152,22 @@ class Engine:
         desk.now = now
         for key in desk.queue.due(now.mono):
             assert isinstance(key, tuple)
-            if key[0] in ("s", "c"):
-                before_trying(desk, key)
+            kind = key[0]
+            if kind == "s":
+                before_trying(desk, key[1])
                 desk.transactions.fire(key, now.mono)
-            elif key[0] == "call":
+            elif kind == "c":
+                desk.transactions.fire(key, now.mono)
+            elif kind == "call":
                 self._call_timer(key[1], key[2])
-            elif key[0] == "session":
+            elif kind == "session":
                 self._session_timer(key[1], key[2])
-            elif key[0] == "relay":
+            elif kind == "relay":
                 self._relay_timer(key[1])
-            elif key[0] == "edge":
+            elif kind == "edge":
                 self._edges.timer(key[1])
             else:
-                desk.timers[key[0]](*key[1:])
+                desk.timers[kind](*key[1:])
         return self._actions()
 
     @property

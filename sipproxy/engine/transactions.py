@@ -1,11 +1,12 @@
 """The transaction layer: tables of the machines of `sip.transaction`, their timers, and who uses each (RFC 3261 §17).
 
-Pure. A machine's `Send` becomes a `SendTo` with the transaction's target; what it passes up goes to its user. The tables are
+Pure. What a machine sends becomes a `SendTo` with the transaction's target; what it passes up goes to its user. The tables are
 bounded together: when they are full a new transaction is refused, which the caller answers with 503.
 """
 
 from __future__ import annotations
 
+from math import inf
 from typing import TYPE_CHECKING, Protocol
 
 from sipproxy.engine.actions import Action, SendTo
@@ -15,16 +16,15 @@ from sipproxy.sip.build import write_cancel
 from sipproxy.sip.flow import LOOP, Flow
 from sipproxy.sip.matching import client_key, response_key, server_key
 from sipproxy.sip.message import Request, Response, parse_message
-from sipproxy.sip.transaction import Action as Move
 from sipproxy.sip.transaction import (
+    PASS_UP,
+    SEND,
+    TIMED_OUT,
     InviteClient,
     InviteServer,
     NonInviteClient,
     NonInviteServer,
-    PassUp,
-    Send,
     State,
-    TimedOut,
 )
 
 if TYPE_CHECKING:
@@ -36,7 +36,10 @@ if TYPE_CHECKING:
 
 __all__ = ["ClientUser", "Server", "Transactions"]
 
+Machine = InviteServer | NonInviteServer | InviteClient | NonInviteClient
 RELIABLE = frozenset({"TCP", "TLS", LOOP})
+ACCEPTED, TERMINATED = State.ACCEPTED, State.TERMINATED
+_NAMELESS = ("s", ())
 
 
 class ClientUser(Protocol):
@@ -72,13 +75,14 @@ class _Kept:
 
 class Server(_Kept):
     """A server transaction with the flow that its responses leave by. `user` is what a CANCEL or a failure concerns; `tried`
-    are the flows by which the last response could not be sent."""
+    are the flows by which the last response could not be sent; `name` is the transaction among timers and actions."""
 
-    __slots__ = ("key", "machine", "target", "tried", "user")
+    __slots__ = ("key", "machine", "name", "target", "tried", "user")
 
     def __init__(self, key: Hashable, machine: InviteServer | NonInviteServer, request: Request, target: Flow) -> None:
         super().__init__(request)
         self.key, self.machine, self.target = key, machine, target
+        self.name = ("s", key)
         self.user: object = None
         self.tried: tuple[Flow, ...] = ()
 
@@ -96,13 +100,14 @@ class Client(_Kept):
     """A client transaction. `challenged` counts the challenges that its request is the answer to; `instead` is the request as
     it goes over UDP, where it left over TCP for its length alone."""
 
-    __slots__ = ("challenged", "instead", "key", "machine", "target", "user")
+    __slots__ = ("challenged", "instead", "key", "machine", "name", "target", "user")
 
     def __init__(
         self, key: Hashable, machine: InviteClient | NonInviteClient, request: Request, target: Flow | Hop, user: ClientUser
     ) -> None:
         super().__init__(request)
         self.key, self.machine, self.target, self.user = key, machine, target, user
+        self.name = ("c", key)
         self.challenged = 0
         self.instead: tuple[Request, Flow | Hop] | None = None
 
@@ -183,40 +188,42 @@ class Transactions:
 
     def receive_request(self, server: Server, request: Request, now: float) -> Request | None:
         """Feed a retransmission or an ACK. Returns an ACK that is the transaction user's (RFC 6026 §7.1)."""
-        passed: Request | None = None
-        for action in server.machine.receive(request, now):
-            if isinstance(action, Send):
-                self._emit(SendTo(server.target, action.data, ("s", server.key)))
-            elif isinstance(action, PassUp) and isinstance(action.message, Request):
-                passed = action.message
+        todo = server.machine.receive(request, now)
+        if todo & SEND:
+            self._emit(SendTo(server.target, server.machine.out, server.name))
         self._arm_server(server)
-        return passed
+        return request if todo & PASS_UP else None
 
     def respond(self, server: Server, status: int, data: bytes, now: float) -> None:
         server.tried = ()
-        for action in server.machine.respond(status, data, now):
-            if isinstance(action, Send):
-                self._emit(SendTo(server.target, action.data, ("s", server.key)))
+        machine = server.machine
+        if machine.respond(status, data, now):
+            self._emit(SendTo(server.target, data, server.name))
         self._arm_server(server)
-        if status >= 200 and isinstance(server.machine, NonInviteServer) and server.machine.state is not State.TERMINATED:
+        if status >= 200 and isinstance(machine, NonInviteServer) and machine.state is not TERMINATED:
             if server.user is None:
                 server.forget()
             else:
                 server.rest()
 
     def _arm_server(self, server: Server) -> None:
-        if server.machine.state is State.TERMINATED:
-            self.servers.pop(server.key, None)
-            self._queue.cancel(("s", server.key))
-            server.user = None  # which refers back to it: memory is free at once, without the garbage collector
-            if isinstance(server.machine, InviteServer):
-                server.rest()  # its call goes on with it, and needs neither key nor machine
-                server.key, self._over = (), self._over or server.machine
-                server.machine = self._over
-        elif (at := server.machine.next_at) is not None:
-            self._queue.set(("s", server.key), at)
+        machine = server.machine
+        self._arm(server.name, machine)
+        if machine.state is not TERMINATED:
+            return
+        self.servers.pop(server.key, None)
+        server.user = None  # which refers back to it: memory is free at once, without the garbage collector
+        if isinstance(machine, InviteServer):
+            server.rest()  # its call goes on with it, and needs neither key nor machine
+            server.name, self._over = _NAMELESS, self._over or machine
+            server.key, server.machine = _NAMELESS[1], self._over
+
+    def _arm(self, name: tuple[str, Hashable], machine: Machine) -> None:
+        at = machine.again_at if machine.again_at < machine.end_at else machine.end_at
+        if at < inf:
+            self._queue.set(name, at)
         else:
-            self._queue.cancel(("s", server.key))
+            self._queue.cancel(name)
 
     # Client side
 
@@ -244,7 +251,7 @@ class Transactions:
         client = Client(key, machine, request, target, user)
         client.challenged, client.instead = challenged, instead if longer is not None else None
         self._add_client(client)
-        self._perform(client, machine.start(now))
+        self._perform(client, machine.start(now), None)
         return key
 
     def _machine(self, request: Request, target: Flow | Hop) -> InviteClient | NonInviteClient:
@@ -259,7 +266,7 @@ class Transactions:
         client.replace(self._machine(request, target), request, target)
         self._long_requests.learnt(client.target, takes_tcp=False)
         self._add_client(client)
-        self._perform(client, client.machine.start(now))
+        self._perform(client, client.machine.start(now), None)
 
     def send_ack(self, ack: Request, target: Flow | Hop) -> None:
         """Send the ACK of a 2xx, which has no transaction: over TCP where it is too long for a datagram and TCP is known."""
@@ -273,7 +280,7 @@ class Transactions:
         machine.accept(now)
         client = Client(client_key(branch, request.method), machine, request, target, user)
         self._add_client(client)
-        self._perform(client, [])
+        self._arm(client.name, machine)
 
     def _add_client(self, client: Client) -> None:
         self.clients[client.key] = client
@@ -297,7 +304,7 @@ class Transactions:
         """A connection ended: what was sent by it and has not been heard of did not arrive, or its answer cannot come."""
         for key in list(self._by_flow.get(flow, ())):
             if (client := self.clients.get(key)) is not None:
-                self._perform(client, client.machine.transport_failed(now))
+                self._perform(client, client.machine.transport_failed(now), None)
 
     def cancel(self, client: Client, now: float) -> None:
         """Send a CANCEL for a pending INVITE, which then ends within 64*T1 whatever the peer does (§9.1)."""
@@ -306,7 +313,7 @@ class Transactions:
         assert cancel.via.branch is not None
         self.new_client(cancel, cancel.via.branch, client.target, Ignored(), now)
         if isinstance(client.machine, InviteClient):
-            self._perform(client, client.machine.cancelled(now))
+            self._perform(client, client.machine.cancelled(now), None)
 
     def find_client(self, response: Response) -> Client | None:
         """The transaction that a response belongs to."""
@@ -317,7 +324,7 @@ class Transactions:
         if client.instead is not None and self._long_requests is not None:
             self._long_requests.learnt(client.target, takes_tcp=True)
             client.instead = None
-        self._perform(client, client.machine.receive(response, now))
+        self._perform(client, client.machine.receive(response, now), response)
 
     def transport_failed(self, key: Hashable, now: float) -> None:
         """The transport could not send for `key`, which is the `key` of a `SendTo`."""
@@ -328,7 +335,7 @@ class Transactions:
             if client.instead is not None:
                 self._over_udp(client, now)
             else:
-                self._perform(client, client.machine.transport_failed(now))
+                self._perform(client, client.machine.transport_failed(now), None)
         elif side == "s" and (server := self.servers.get(transaction)) is not None:
             server.machine.transport_failed(now)
             self._arm_server(server)
@@ -344,42 +351,36 @@ class Transactions:
         if way is None:
             return
         server.target = way
-        self._emit(SendTo(way, server.machine.last_response, ("s", server.key)))
+        self._emit(SendTo(way, server.machine.out, server.name))
 
     def fire(self, key: tuple[str, Hashable], now: float) -> None:
         """Run the timers of the transaction that the queue named as due."""
         side, transaction = key
         if side == "c":
             if (client := self.clients.get(transaction)) is not None:
-                self._perform(client, client.machine.fire(now))
+                self._perform(client, client.machine.fire(now), None)
         elif (server := self.servers.get(transaction)) is not None:
-            for action in server.machine.fire(now):
-                if isinstance(action, Send):
-                    self._emit(SendTo(server.target, action.data, ("s", server.key)))
+            if server.machine.fire(now) & SEND:
+                self._emit(SendTo(server.target, server.machine.out, server.name))
             self._arm_server(server)
 
-    def _perform(self, client: Client, actions: list[Move]) -> None:
+    def _perform(self, client: Client, todo: int, response: Response | None) -> None:
+        """Do what the machine wants done; `response` is what came for it, if anything did."""
         machine = client.machine
         # The table is brought up to date first: the user may start or end transactions while it is told.
-        if machine.state is State.TERMINATED:
+        if machine.state is TERMINATED:
             self._drop_client(client)
-            self._queue.cancel(("c", client.key))
-        elif (at := machine.next_at) is not None:
-            self._queue.set(("c", client.key), at)
-        else:
-            self._queue.cancel(("c", client.key))
-        for action in actions:
-            if isinstance(action, Send):
-                wait_s = CONNECT_S if client.instead is not None else 0.0
-                self._emit(SendTo(client.target, action.data, ("c", client.key), wait_s))
-            elif isinstance(action, PassUp):
-                if isinstance(action.message, Response):
-                    self.told = client
-                    client.user.response(client.key, action.message)
-                    if machine.state is State.ACCEPTED and not client.challenged:  # whose credentials a fork's ACK may need
-                        client.rest()
-            else:
-                if client.instead is not None and self._long_requests is not None:
-                    self._long_requests.learnt(client.target, takes_tcp=False)  # somebody accepts connections and says nothing
-                self.told = client
-                client.user.failed(client.key, timed_out=isinstance(action, TimedOut))
+        self._arm(client.name, machine)
+        if todo & SEND:
+            self._emit(SendTo(client.target, machine.out, client.name, CONNECT_S if client.instead is not None else 0.0))
+        if todo <= SEND:
+            return
+        self.told = client
+        if response is not None and todo & PASS_UP:
+            client.user.response(client.key, response)
+            if machine.state is ACCEPTED and not client.challenged:  # whose credentials a fork's ACK may need
+                client.rest()
+            return
+        if client.instead is not None and self._long_requests is not None:
+            self._long_requests.learnt(client.target, takes_tcp=False)  # somebody accepts connections and says nothing
+        client.user.failed(client.key, timed_out=bool(todo & TIMED_OUT))

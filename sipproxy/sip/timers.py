@@ -6,118 +6,65 @@ and its length is configured. That some timers are zero on a reliable transport 
 
 from __future__ import annotations
 
-import enum
-from dataclasses import dataclass
-from heapq import heapify, heappop, heappush
+from dataclasses import dataclass, field
+from heapq import heapify, heappop, heappush, heapreplace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
-__all__ = ["Timer", "TimerQueue", "Timers"]
-
-
-class Timer(enum.Enum):
-    """The timers of the four machines, lettered as in RFC 3261 §17 and RFC 6026; TRYING has no letter there."""
-
-    A = "A"  # INVITE client: retransmits the request
-    B = "B"  # INVITE client: gives up
-    D = "D"  # INVITE client: absorbs retransmitted final responses
-    E = "E"  # non-INVITE client: retransmits the request
-    F = "F"  # non-INVITE client, and our bound for the server side of it: gives up
-    G = "G"  # INVITE server: retransmits the final response
-    H = "H"  # INVITE server: waits for the ACK
-    I = "I"  # noqa: E741  INVITE server: absorbs retransmitted ACKs
-    J = "J"  # non-INVITE server: absorbs retransmitted requests
-    K = "K"  # non-INVITE client: absorbs retransmitted responses
-    L = "L"  # INVITE server: absorbs retransmitted requests after a 2xx
-    M = "M"  # INVITE client: collects further 2xx
-    TRYING = "100"  # server: sends 100 (Trying) when the transaction user has not answered (§17.2.1, RFC 4320 §4.1)
-
-    # Machines keep their deadlines in small dicts by timer; the members are singletons, so identity is their equality.
-    __hash__ = object.__hash__
+__all__ = ["TimerQueue", "Timers"]
 
 
 @dataclass(frozen=True, slots=True)
 class Timers:
-    """T1, T2, T4 in seconds, and what follows from them. `a` to `m` are the values for an unreliable transport."""
+    """T1, T2, T4 in seconds, and what follows from them.
+
+    `a` to `m` are the values for an unreliable transport, lettered as in RFC 3261 §17 and RFC 6026. `invite_trying` is the time
+    after which an INVITE is answered with 100 by the transaction itself (§17.2.1); `non_invite_trying` that after which a
+    client's Timer E has been reset to T2 (RFC 4320 §4.1), 3.5 s with the default values.
+    """
 
     t1: float = 0.5
     t2: float = 4.0
     t4: float = 5.0
+    a: float = field(init=False)  # INVITE client: retransmits the request
+    b: float = field(init=False)  # INVITE client: gives up
+    d: float = field(init=False)  # INVITE client: absorbs retransmitted final responses
+    e: float = field(init=False)  # non-INVITE client: retransmits the request
+    f: float = field(init=False)  # non-INVITE client, and our bound for the server side of it: gives up
+    g: float = field(init=False)  # INVITE server: retransmits the final response
+    h: float = field(init=False)  # INVITE server: waits for the ACK
+    i: float = field(init=False)  # INVITE server: absorbs retransmitted ACKs
+    j: float = field(init=False)  # non-INVITE server: absorbs retransmitted requests
+    k: float = field(init=False)  # non-INVITE client: absorbs retransmitted responses
+    l: float = field(init=False)  # noqa: E741  INVITE server: absorbs retransmitted requests after a 2xx
+    m: float = field(init=False)  # INVITE client: collects further 2xx
+    invite_trying: float = field(init=False)
+    non_invite_trying: float = field(init=False)
 
     def __post_init__(self) -> None:
         """Raise ValueError unless 0 < T1 <= T2 and 0 < T4."""
         if not (0 < self.t1 <= self.t2 and self.t4 > 0):
-            raise ValueError(f"timers need 0 < t1 <= t2 and 0 < t4, not {self}")
-
-    @property
-    def a(self) -> float:
-        return self.t1
-
-    @property
-    def b(self) -> float:
-        return 64 * self.t1
-
-    @property
-    def d(self) -> float:
-        return max(32.0, 64 * self.t1)  # §17.1.1.2: at least 32 seconds, and no shorter than the peer's Timer H.
-
-    @property
-    def e(self) -> float:
-        return self.t1
-
-    @property
-    def f(self) -> float:
-        return 64 * self.t1
-
-    @property
-    def g(self) -> float:
-        return self.t1
-
-    @property
-    def h(self) -> float:
-        return 64 * self.t1
-
-    @property
-    def i(self) -> float:
-        return self.t4
-
-    @property
-    def j(self) -> float:
-        return 64 * self.t1
-
-    @property
-    def k(self) -> float:
-        return self.t4
-
-    @property
-    def l(self) -> float:  # noqa: E743  the RFC's letter
-        return 64 * self.t1
-
-    @property
-    def m(self) -> float:
-        return 64 * self.t1
-
-    @property
-    def invite_trying(self) -> float:
-        """Time after which an INVITE is answered with 100 by the transaction itself (§17.2.1)."""
-        return 0.2
-
-    @property
-    def non_invite_trying(self) -> float:
-        """Time after which a client's Timer E has been reset to T2 (RFC 4320 §4.1): 3.5 s with the default values."""
-        interval, passed = self.t1, 0.0
+            raise ValueError(f"timers need 0 < t1 <= t2 and 0 < t4, not t1={self.t1} t2={self.t2} t4={self.t4}")
+        t1, t4, longest = self.t1, self.t4, 64 * self.t1
+        values = {"a": t1, "e": t1, "g": t1, "i": t4, "k": t4, **dict.fromkeys("bfhjlm", longest)}
+        values["d"] = max(32.0, longest)  # §17.1.1.2: at least 32 seconds, and no shorter than the peer's Timer H.
+        values["invite_trying"] = 0.2
+        interval, passed = t1, 0.0
         while interval < self.t2:
             passed += interval
             interval = min(2 * interval, self.t2)
-        return passed
+        values["non_invite_trying"] = passed
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
 
 
 class TimerQueue:
     """Deadlines by key, earliest first. Each key has at most one deadline.
 
-    A heap whose cancelled and replaced entries stay until they come up or until they outnumber the live ones.
+    A heap in which cancelled entries, and those of deadlines that became earlier, stay until they come up or outnumber the live
+    ones. A deadline that becomes later, as most do, is not put into the heap: the entry of the old one brings it up when due.
     """
 
     GARBAGE = 64  # dead entries always tolerated, so that a small queue is not rebuilt all the time
@@ -125,7 +72,7 @@ class TimerQueue:
     __slots__ = ("_at", "_count", "_heap")
 
     def __init__(self) -> None:
-        self._at: dict[Hashable, tuple[float, int, Hashable]] = {}  # by key the entry of the heap that is alive
+        self._at: dict[Hashable, tuple[float, int, Hashable]] = {}  # by key what the heap has, or will have
         self._heap: list[tuple[float, int, Hashable]] = []
         self._count = 0
 
@@ -144,9 +91,12 @@ class TimerQueue:
             return
         self._count += 1  # orders equal deadlines by when they were set
         entry = self._at[key] = (at, self._count, key)
-        heappush(self._heap, entry)
-        if old is not None and len(self._heap) > 2 * len(self._at) + self.GARBAGE:
-            self._compact()
+        if old is None:
+            heappush(self._heap, entry)
+        elif at < old[0]:
+            heappush(self._heap, entry)
+            if len(self._heap) > 2 * len(self._at) + self.GARBAGE:
+                self._compact()
 
     def cancel(self, key: Hashable) -> None:
         """Forget the deadline of `key`; harmless when it has none."""
@@ -155,13 +105,11 @@ class TimerQueue:
 
     def due(self, now: float) -> list[Hashable]:
         """Remove and return the keys whose deadline is at or before `now`, in order of deadline, then of setting."""
-        heap, live, keys = self._heap, self._at, []
-        while heap and heap[0][0] <= now:
-            entry = heappop(heap)
-            key = entry[2]
-            if live.get(key) is entry:
-                del live[key]
-                keys.append(key)
+        keys: list[Hashable] = []
+        while (at := self.next_at) is not None and at <= now:
+            key = heappop(self._heap)[2]
+            del self._at[key]
+            keys.append(key)
         return keys
 
     @property
@@ -170,9 +118,13 @@ class TimerQueue:
         heap, live = self._heap, self._at
         while heap:
             entry = heap[0]
-            if live.get(entry[2]) is entry:
+            current = live.get(entry[2])
+            if current is entry:
                 return entry[0]
-            heappop(heap)
+            if current is None:
+                heappop(heap)
+            else:
+                heapreplace(heap, current)
         return None
 
     def _compact(self) -> None:

@@ -1,35 +1,47 @@
 """Transaction machines of RFC 3261 §17, with the Accepted state of RFC 6026 and the non-INVITE rules of RFC 4320.
 
-Pure: events in, actions out. Times are monotonic seconds. Matching is in matching.py, timer values in timers.py; Timer C and
-the choice of the next hop belong to the engine. Where a table below has no entry for a state and an event, the event is
-absorbed: no action, no change of state. A machine never raises for anything that a peer sends in a well-formed message.
+Pure: events in, what is to be done out. Times are monotonic seconds. Matching is in matching.py, timer values in timers.py;
+Timer C and the choice of the next hop belong to the engine. Where a table below has no entry for a state and an event, the
+event is absorbed: nothing to do, no change of state. A machine never raises for anything that a peer sends in a well-formed
+message.
+
+Each event returns what is to be done, in this order, as the sum of:
+
+- `SEND`: give the machine's `out`, or the response just handed in, to the transport: a client's to the next hop, a server's to
+  where the top Via says (§18.2.2);
+- `PASS_UP`: give the message that came to the transaction user;
+- `TIMED_OUT`: the peer stayed silent: to a client's user like a 408 (§8.1.3.1), to a server's user "no ACK" or "too late";
+- `FAILED`: the transport could not send: to a client's user like a 503 (§8.1.3.1). A server machine stays in its state.
 """
 
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from math import inf
+from typing import TYPE_CHECKING, Final
 
 from sipproxy.sip.build import write_ack, write_response
-from sipproxy.sip.timers import Timer
 
 if TYPE_CHECKING:
     from sipproxy.sip.message import Request, Response
     from sipproxy.sip.timers import Timers
 
 __all__ = [
-    "Action",
+    "FAILED",
+    "PASS_UP",
+    "SEND",
+    "TIMED_OUT",
     "InviteClient",
     "InviteServer",
     "NonInviteClient",
     "NonInviteServer",
-    "PassUp",
-    "Send",
     "State",
-    "TimedOut",
-    "TransportFailed",
 ]
+
+SEND: Final = 1
+PASS_UP: Final = 2
+TIMED_OUT: Final = 4
+FAILED: Final = 8
 
 
 class State(enum.Enum):
@@ -42,45 +54,27 @@ class State(enum.Enum):
     TERMINATED = "terminated"
 
 
-@dataclass(frozen=True, slots=True)
-class Send:
-    """Give these bytes to the transport: a client's to the next hop, a server's to where the top Via says (§18.2.2)."""
-
-    data: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class PassUp:
-    """Give this message to the transaction user."""
-
-    message: Request | Response
-
-
-@dataclass(frozen=True, slots=True)
-class TimedOut:
-    """The peer stayed silent: to a client's user like a 408 (§8.1.3.1), to a server's user "no ACK" or "too late"."""
-
-
-@dataclass(frozen=True, slots=True)
-class TransportFailed:
-    """The transport could not send: to a client's user like a 503 (§8.1.3.1). A server machine stays in its state."""
-
-
-Action = Send | PassUp | TimedOut | TransportFailed
+CALLING, TRYING, PROCEEDING = State.CALLING, State.TRYING, State.PROCEEDING
+ACCEPTED, COMPLETED, CONFIRMED, TERMINATED = State.ACCEPTED, State.COMPLETED, State.CONFIRMED, State.TERMINATED
 
 
 class _Machine:
-    """What the four machines share: the state and the deadlines."""
+    """What the four machines share: the state and the deadlines.
 
-    __slots__ = ("_at", "_interval", "_reliable", "_request", "_timers", "state")
+    `again_at` is when something is sent again, or 100 for the first time; `end_at` when the state ends; infinite for never.
+    """
 
-    def __init__(self, request: Request, state: State, *, timers: Timers, reliable: bool) -> None:
-        self._request: Request | None = request
+    __slots__ = ("_interval", "_reliable", "_request", "_timers", "again_at", "end_at", "out", "state")
+
+    def __init__(self, request: Request | None, state: State, *, timers: Timers, reliable: bool) -> None:
+        self._request = request
         self.state = state
         self._timers = timers
         self._reliable = reliable
-        self._at: dict[Timer, float] = {}
+        self.again_at = self.end_at = inf
         self._interval = timers.t1
+        self.out = b""
+        """What is to be sent, or was sent last: of a server b"" before its first response."""
 
     @property
     def request(self) -> Request:
@@ -92,18 +86,12 @@ class _Machine:
     @property
     def next_at(self) -> float | None:
         """When `fire` has something to do; None when only an event can move the machine."""
-        return min(self._at.values(), default=None)
+        at = min(self.again_at, self.end_at)
+        return at if at < inf else None
 
     def terminate(self) -> None:
         """Destroy the transaction at the user's wish: it has no deadline and absorbs everything."""
-        self.state, self._at = State.TERMINATED, {}
-
-    def _linger(self, state: State, timer: Timer, at: float) -> None:
-        """Enter a state that only absorbs, until `timer` ends it."""
-        self.state, self._at = state, {timer: at}
-
-    def _due(self, now: float) -> set[Timer]:
-        return {timer for timer, at in self._at.items() if at <= now}
+        self.state, self.again_at, self.end_at = TERMINATED, inf, inf
 
 
 class InviteClient(_Machine):
@@ -114,19 +102,19 @@ class InviteClient(_Machine):
     ========== ================================= ============================================ ==========
     CALLING    start                             Send INVITE; A (unreliable), B
     CALLING    Timer A                           Send INVITE; A doubles
-    CALLING    Timer B                           TimedOut                                     TERMINATED
-    CALLING    transport failure                 TransportFailed                              TERMINATED
-    CALLING    1xx                               PassUp                                       PROCEEDING
-    PROCEEDING 1xx                               PassUp
+    CALLING    Timer B                           TIMED_OUT                                    TERMINATED
+    CALLING    transport failure                 FAILED                                       TERMINATED
+    CALLING    1xx                               PASS_UP                                      PROCEEDING
+    PROCEEDING 1xx                               PASS_UP
     PROCEEDING cancelled                         B
-    PROCEEDING Timer B                           TimedOut                                     TERMINATED
-    both       2xx                               PassUp; M                                    ACCEPTED
-    both       300-699, unreliable               Send ACK, PassUp; D                          COMPLETED
-    both       300-699, reliable                 Send ACK, PassUp                             TERMINATED
-    ACCEPTED   2xx                               PassUp
+    PROCEEDING Timer B                           TIMED_OUT                                    TERMINATED
+    both       2xx                               PASS_UP; M                                   ACCEPTED
+    both       300-699, unreliable               Send ACK, PASS_UP; D                         COMPLETED
+    both       300-699, reliable                 Send ACK, PASS_UP                            TERMINATED
+    ACCEPTED   2xx                               PASS_UP
     ACCEPTED   Timer M                                                                        TERMINATED
     COMPLETED  300-699                           Send ACK
-    COMPLETED  transport failure                 TransportFailed                              TERMINATED
+    COMPLETED  transport failure                 FAILED                                       TERMINATED
     COMPLETED  Timer D                                                                        TERMINATED
     ========== ================================= ============================================ ==========
 
@@ -138,80 +126,83 @@ class InviteClient(_Machine):
 
     def __init__(self, request: Request, *, timers: Timers, reliable: bool) -> None:
         """`request` is the INVITE as sent, parsed: its `raw` goes out."""
-        super().__init__(request, State.CALLING, timers=timers, reliable=reliable)
+        super().__init__(request, CALLING, timers=timers, reliable=reliable)
+        self.out = request.raw
         self._started = False
 
-    def start(self, now: float) -> list[Action]:
+    def start(self, now: float) -> int:
         """Send the INVITE. A second call does nothing."""
-        if self._started or self.state is not State.CALLING:
-            return []
+        if self._started or self.state is not CALLING:
+            return 0
         self._started = True
-        self._at[Timer.B] = now + self._timers.b
+        self.end_at = now + self._timers.b
         if not self._reliable:
-            self._at[Timer.A] = now + self._interval  # §17.1.1.2: Timer A only over an unreliable transport.
-        return [Send(self.request.raw)]
+            self.again_at = now + self._interval  # §17.1.1.2: Timer A only over an unreliable transport.
+        return SEND
 
     def accept(self, now: float) -> None:
         """Begin in Accepted: a transaction of before a restart, whose INVITE was answered with a 2xx then."""
-        self._started, self._request = True, None
-        self._linger(State.ACCEPTED, Timer.M, now + self._timers.m)
+        self._started = True
+        self._accepted(now)
 
-    def receive(self, response: Response, now: float) -> list[Action]:
+    def _accepted(self, now: float) -> None:
+        self.state, self.again_at, self.end_at = ACCEPTED, inf, now + self._timers.m
+        self._request, self.out = None, b""  # its ACK is the user's to write (§13.2.2.4)
+
+    def receive(self, response: Response, now: float) -> int:
         """Take a response that matched this transaction."""
         status, state = response.status, self.state
-        if state in (State.CALLING, State.PROCEEDING):
-            return self._receive_first(response, now)
-        if state is State.ACCEPTED and 200 <= status < 300:
-            return [PassUp(response)]  # RFC 6026 §7.2: any further 2xx goes up, retransmitted or from another branch.
-        if state is State.COMPLETED and status >= 300:
+        if state is PROCEEDING or state is CALLING:
+            if status < 200:
+                if state is CALLING:
+                    # §17.1.1.2: no retransmission once a provisional came.
+                    self.state, self.again_at, self.end_at = PROCEEDING, inf, inf
+                return PASS_UP
+            if status < 300:
+                self._accepted(now)
+                return PASS_UP
+            self.out = write_ack(self.request, response)
+            if self._reliable:
+                self.terminate()  # §17.1.1.2: Timer D is zero over a reliable transport.
+            else:
+                self.state, self.again_at, self.end_at = COMPLETED, inf, now + self._timers.d
+            return SEND | PASS_UP
+        if state is ACCEPTED and 200 <= status < 300:
+            return PASS_UP  # RFC 6026 §7.2: any further 2xx goes up, retransmitted or from another branch.
+        if state is COMPLETED and status >= 300:
             # §17.1.1.2: "Any retransmissions of the final response ... MUST cause the ACK to be re-passed to the transport
             # layer". Built anew: a forking UAS side may answer with another To tag, which the ACK has to bear (§17.1.1.3).
-            return [Send(write_ack(self.request, response))]
-        return []
+            self.out = write_ack(self.request, response)
+            return SEND
+        return 0
 
-    def _receive_first(self, response: Response, now: float) -> list[Action]:
-        status = response.status
-        if status < 200:
-            if self.state is State.CALLING:
-                self.state, self._at = State.PROCEEDING, {}  # §17.1.1.2: no retransmission once a provisional came.
-            return [PassUp(response)]
-        if status < 300:
-            self._linger(State.ACCEPTED, Timer.M, now + self._timers.m)
-            self._request = None  # its ACK is the user's to write (§13.2.2.4)
-            return [PassUp(response)]
-        if self._reliable:
-            self.terminate()  # §17.1.1.2: Timer D is zero over a reliable transport.
-        else:
-            self._linger(State.COMPLETED, Timer.D, now + self._timers.d)
-        return [Send(write_ack(self.request, response)), PassUp(response)]
-
-    def cancelled(self, now: float) -> list[Action]:
-        """Note that the user has sent a CANCEL: without a final response within 64*T1 it ends with TimedOut.
+    def cancelled(self, now: float) -> int:
+        """Note that the user has sent a CANCEL: without a final response within 64*T1 it ends with TIMED_OUT.
 
         §9.1: the UAC "cannot rely on receiving a 487", and after 64*T1 considers the original transaction cancelled.
         """
-        if self.state is State.PROCEEDING:
-            self._at.setdefault(Timer.B, now + self._timers.b)
-        return []
+        if self.state is PROCEEDING and self.end_at == inf:
+            self.end_at = now + self._timers.b
+        return 0
 
-    def fire(self, now: float) -> list[Action]:
+    def fire(self, now: float) -> int:
         """Run what is due at `now`. Early, late and repeated calls are harmless."""
-        due = self._due(now)
-        if not due:
-            return []
-        if due == {Timer.A}:
-            self._interval *= 2  # §17.1.1.2: doubles without T2 as its bound; Timer B ends it after seven requests.
-            self._at[Timer.A] = now + self._interval
-            return [Send(self.request.raw)]
-        self.terminate()
-        return [TimedOut()] if Timer.B in due else []
+        if self.end_at <= now:
+            silent = self.state is CALLING or self.state is PROCEEDING  # Timer B; in Accepted M, in Completed D
+            self.terminate()
+            return TIMED_OUT if silent else 0
+        if self.again_at > now:
+            return 0
+        self._interval *= 2  # §17.1.1.2: doubles without T2 as its bound; Timer B ends it after seven requests.
+        self.again_at = now + self._interval
+        return SEND
 
-    def transport_failed(self, now: float) -> list[Action]:  # noqa: ARG002  one signature for the four machines
+    def transport_failed(self, now: float) -> int:  # noqa: ARG002  one signature for the four machines
         """Take the transport's word that what this machine sent last did not go out."""
-        if self.state not in (State.CALLING, State.COMPLETED):
-            return []
+        if self.state is not CALLING and self.state is not COMPLETED:
+            return 0
         self.terminate()  # §17.1.4
-        return [TransportFailed()]
+        return FAILED
 
 
 class NonInviteClient(_Machine):
@@ -222,13 +213,13 @@ class NonInviteClient(_Machine):
     ========== ================================= ============================================ ==========
     TRYING     start                             Send request; E (unreliable), F
     TRYING     Timer E                           Send request; E doubles up to T2
-    TRYING     1xx                               PassUp                                       PROCEEDING
+    TRYING     1xx                               PASS_UP                                      PROCEEDING
     PROCEEDING Timer E                           Send request; E every T2
-    PROCEEDING 1xx                               PassUp
-    both       Timer F                           TimedOut                                     TERMINATED
-    both       transport failure                 TransportFailed                              TERMINATED
-    both       200-699, unreliable               PassUp; K                                    COMPLETED
-    both       200-699, reliable                 PassUp                                       TERMINATED
+    PROCEEDING 1xx                               PASS_UP
+    both       Timer F                           TIMED_OUT                                    TERMINATED
+    both       transport failure                 FAILED                                       TERMINATED
+    both       200-699, unreliable               PASS_UP; K                                   COMPLETED
+    both       200-699, reliable                 PASS_UP                                      TERMINATED
     COMPLETED  Timer K                                                                        TERMINATED
     ========== ================================= ============================================ ==========
     """
@@ -237,49 +228,52 @@ class NonInviteClient(_Machine):
 
     def __init__(self, request: Request, *, timers: Timers, reliable: bool) -> None:
         """`request` is the request as sent, parsed: its `raw` goes out."""
-        super().__init__(request, State.TRYING, timers=timers, reliable=reliable)
+        super().__init__(None, TRYING, timers=timers, reliable=reliable)
+        self.out = request.raw
         self._started = False
 
-    def start(self, now: float) -> list[Action]:
+    def start(self, now: float) -> int:
         """Send the request. A second call does nothing."""
-        if self._started or self.state is not State.TRYING:
-            return []
+        if self._started or self.state is not TRYING:
+            return 0
         self._started = True
-        self._at[Timer.F] = now + self._timers.f
+        self.end_at = now + self._timers.f
         if not self._reliable:
-            self._at[Timer.E] = now + self._interval  # §17.1.2.2: Timer E only over an unreliable transport.
-        return [Send(self.request.raw)]
+            self.again_at = now + self._interval  # §17.1.2.2: Timer E only over an unreliable transport.
+        return SEND
 
-    def receive(self, response: Response, now: float) -> list[Action]:
+    def receive(self, response: Response, now: float) -> int:
         """Take a response that matched this transaction."""
-        if self.state in (State.COMPLETED, State.TERMINATED):
-            return []  # §17.1.2.2: a retransmitted final response is absorbed.
+        if self.state is COMPLETED or self.state is TERMINATED:
+            return 0  # §17.1.2.2: a retransmitted final response is absorbed.
         if response.status < 200:
-            self.state, self._interval = State.PROCEEDING, self._timers.t2  # §17.1.2.2: from here every T2.
-        elif self._reliable:
+            self.state, self._interval = PROCEEDING, self._timers.t2  # §17.1.2.2: from here every T2.
+            return PASS_UP
+        self.out = b""
+        if self._reliable:
             self.terminate()  # §17.1.2.2: Timer K is zero over a reliable transport.
         else:
-            self._linger(State.COMPLETED, Timer.K, now + self._timers.k)
-        return [PassUp(response)]
+            self.state, self.again_at, self.end_at = COMPLETED, inf, now + self._timers.k
+        return PASS_UP
 
-    def fire(self, now: float) -> list[Action]:
+    def fire(self, now: float) -> int:
         """Run what is due at `now`. Early, late and repeated calls are harmless."""
-        due = self._due(now)
-        if not due:
-            return []
-        if due == {Timer.E}:
-            self._interval = min(2 * self._interval, self._timers.t2)  # §17.1.2.2: doubles up to T2.
-            self._at[Timer.E] = now + self._interval
-            return [Send(self.request.raw)]
-        self.terminate()
-        return [TimedOut()] if Timer.F in due else []
+        if self.end_at <= now:
+            silent = self.state is not COMPLETED  # Timer F; in Completed K
+            self.terminate()
+            return TIMED_OUT if silent else 0
+        if self.again_at > now:
+            return 0
+        self._interval = min(2 * self._interval, self._timers.t2)  # §17.1.2.2: doubles up to T2.
+        self.again_at = now + self._interval
+        return SEND
 
-    def transport_failed(self, now: float) -> list[Action]:  # noqa: ARG002  one signature for the four machines
+    def transport_failed(self, now: float) -> int:  # noqa: ARG002  one signature for the four machines
         """Take the transport's word that what this machine sent last did not go out."""
-        if self.state not in (State.TRYING, State.PROCEEDING):
-            return []
+        if self.state is not TRYING and self.state is not PROCEEDING:
+            return 0
         self.terminate()  # §17.1.4
-        return [TransportFailed()]
+        return FAILED
 
 
 class InviteServer(_Machine):
@@ -293,95 +287,86 @@ class InviteServer(_Machine):
     PROCEEDING respond 1xx                       Send
     PROCEEDING respond 2xx                       Send; L                                      ACCEPTED
     PROCEEDING respond 300-699                   Send; G (unreliable), H                      COMPLETED
-    ACCEPTED   ACK                               PassUp
+    ACCEPTED   ACK                               PASS_UP
     ACCEPTED   respond 2xx                       Send
     ACCEPTED   Timer L                                                                        TERMINATED
     COMPLETED  INVITE                            Send the final response
     COMPLETED  Timer G                           Send the final response; G doubles up to T2
-    COMPLETED  Timer H                           TimedOut                                     TERMINATED
+    COMPLETED  Timer H                           TIMED_OUT                                    TERMINATED
     COMPLETED  ACK, unreliable                   I                                            CONFIRMED
     COMPLETED  ACK, reliable                                                                  TERMINATED
     CONFIRMED  Timer I                                                                        TERMINATED
-    all three  transport failure                 TransportFailed
+    all three  transport failure                 FAILED
     ========== ================================= ============================================ ==========
 
     RFC 6026 §7.1: a transport failure does not end it, else the INVITE's next retransmission would be a new call.
     PROCEEDING lasts until the user answers.
     """
 
-    __slots__ = ("_response",)
+    __slots__ = ()
 
     def __init__(self, request: Request, *, timers: Timers, reliable: bool, now: float) -> None:
         """`request` is the INVITE as received, which the creator has already in hand: nothing is passed up for it."""
-        super().__init__(request, State.PROCEEDING, timers=timers, reliable=reliable)
-        self._response = b""
-        self._at[Timer.TRYING] = now + timers.invite_trying
+        super().__init__(request, PROCEEDING, timers=timers, reliable=reliable)
+        self.again_at = now + timers.invite_trying
 
     def terminate(self) -> None:
         """As for every machine; its call may go on with it for hours."""
         super().terminate()
-        self._response = b""
+        self.out = b""
 
-    @property
-    def last_response(self) -> bytes:
-        """What was sent last; b"" for nothing yet, and in Accepted over an unreliable transport."""
-        return self._response
-
-    def receive(self, request: Request, now: float) -> list[Action]:
+    def receive(self, request: Request, now: float) -> int:
         """Take a retransmitted INVITE or an ACK that matched this transaction."""
         method, state = request.method, self.state
-        if method == b"INVITE" and state in (State.PROCEEDING, State.COMPLETED):
-            return [Send(self._response)] if self._response else []
-        if method == b"ACK" and state is State.COMPLETED:
+        if method == b"INVITE" and (state is PROCEEDING or state is COMPLETED):
+            return SEND if self.out else 0
+        if method == b"ACK" and state is COMPLETED:
             if self._reliable:
                 self.terminate()  # §17.2.1: Timer I is zero over a reliable transport.
             else:
-                self._linger(State.CONFIRMED, Timer.I, now + self._timers.i)
-        elif method == b"ACK" and state is State.ACCEPTED:
-            return [PassUp(request)]  # RFC 6026 §7.1: an ACK that arrives in Accepted goes to the user.
-        return []  # RFC 6026 §7.1: a retransmitted INVITE in Accepted is absorbed; the 2xx is the UAS's to repeat.
+                self.state, self.again_at, self.end_at = CONFIRMED, inf, now + self._timers.i
+        elif method == b"ACK" and state is ACCEPTED:
+            return PASS_UP  # RFC 6026 §7.1: an ACK that arrives in Accepted goes to the user.
+        return 0  # RFC 6026 §7.1: a retransmitted INVITE in Accepted is absorbed; the 2xx is the UAS's to repeat.
 
-    def respond(self, status: int, data: bytes, now: float) -> list[Action]:
+    def respond(self, status: int, data: bytes, now: float) -> int:
         """Send the user's response, `data` with `status`; absorbed where the state has no place for it."""
-        if self.state is State.ACCEPTED and 200 <= status < 300:
-            self._response = data if self._reliable else b""
-            return [Send(data)]  # RFC 6026 §7.1: every further 2xx is sent.
-        if self.state is not State.PROCEEDING:
-            return []
-        self._at, self._request = {}, None
-        if status < 200:
-            self._response = data
-        elif status < 300:
-            self._response = data if self._reliable else b""  # who lost it gets it from the UAS: none is repeated from here
-            self._linger(State.ACCEPTED, Timer.L, now + self._timers.l)
-        else:
-            self._response = data
-            self._linger(State.COMPLETED, Timer.H, now + self._timers.h)
+        if self.state is not PROCEEDING:
+            if self.state is not ACCEPTED or not 200 <= status < 300:
+                return 0
+            self.out = data if self._reliable else b""
+            return SEND  # RFC 6026 §7.1: every further 2xx is sent.
+        self.out, self.again_at, self._request = data, inf, None
+        if status >= 300:
+            self.state, self.end_at = COMPLETED, now + self._timers.h
             if not self._reliable:
-                self._at[Timer.G] = now + self._interval
-        return [Send(data)]
+                self.again_at = now + self._interval
+        elif status >= 200:
+            self.state, self.end_at = ACCEPTED, now + self._timers.l
+            if not self._reliable:
+                self.out = b""  # who lost it gets it from the UAS: none is repeated from here
+        return SEND
 
-    def fire(self, now: float) -> list[Action]:
+    def fire(self, now: float) -> int:
         """Run what is due at `now`. Early, late and repeated calls are harmless."""
-        due = self._due(now)
-        if not due:
-            return []
-        if due == {Timer.TRYING}:
+        if self.end_at <= now:
+            silent = self.state is COMPLETED  # Timer H; in Accepted L, in Confirmed I
+            self.terminate()
+            return TIMED_OUT if silent else 0
+        if self.again_at > now:
+            return 0
+        if self.state is PROCEEDING:
             # §17.2.1: "The server transaction MUST generate a 100 (Trying) response unless it knows that the TU will
             # generate a provisional or final response within 200 ms".
-            self._at, self._response = {}, write_response(self.request, 100)
-            self._request = None
-            return [Send(self._response)]
-        if due == {Timer.G}:
-            self._interval = min(2 * self._interval, self._timers.t2)
-            self._at[Timer.G] = now + self._interval
-            return [Send(self._response)]
-        self.terminate()
-        return [TimedOut()] if Timer.H in due else []
+            self.again_at, self.out, self._request = inf, write_response(self.request, 100), None
+        else:
+            self._interval = min(2 * self._interval, self._timers.t2)  # Timer G
+            self.again_at = now + self._interval
+        return SEND
 
-    def transport_failed(self, now: float) -> list[Action]:  # noqa: ARG002  one signature for the four machines
+    def transport_failed(self, now: float) -> int:  # noqa: ARG002  one signature for the four machines
         """Take the transport's word that what this machine sent last did not go out."""
-        return [] if self.state in (State.CONFIRMED, State.TERMINATED) else [TransportFailed()]
+        return 0 if self.state is CONFIRMED or self.state is TERMINATED else FAILED
 
 
 class NonInviteServer(_Machine):
@@ -394,67 +379,60 @@ class NonInviteServer(_Machine):
     TRYING     Timer E of the client is at T2    Send 100                                     PROCEEDING
     PROCEEDING request                           Send the 100
     PROCEEDING respond 100                       Send
-    both       Timer F of the client has fired   TimedOut                                     TERMINATED
+    both       Timer F of the client has fired   TIMED_OUT                                    TERMINATED
     both       respond 200-699, unreliable       Send, but no 408; J                          COMPLETED
     both       respond 200-699, reliable         Send, but no 408                             TERMINATED
     COMPLETED  request                           Send the final response
     COMPLETED  Timer J                                                                        TERMINATED
-    all three  transport failure                 TransportFailed
+    all three  transport failure                 FAILED
     ========== ================================= ============================================ ==========
 
     As in RFC 6026 §7.1 a transport failure does not end it, else the next retransmission would be taken for a new request.
     """
 
-    __slots__ = ("_quiet_until", "_response")
+    __slots__ = ("_quiet_until",)
 
     def __init__(self, request: Request, *, timers: Timers, reliable: bool, now: float) -> None:
         """`request` is the request as received, which the creator has already in hand: nothing is passed up for it."""
-        super().__init__(request, State.TRYING, timers=timers, reliable=reliable)
-        self._response = b""
-        trying_at = now + timers.non_invite_trying
+        super().__init__(request, TRYING, timers=timers, reliable=reliable)
+        self.again_at, self.end_at = now + timers.non_invite_trying, now + timers.f
         # RFC 4320 §4.1: no 100 over an unreliable transport before the client's Timer E was reset to T2.
-        self._quiet_until = now if reliable else trying_at
-        self._at = {Timer.TRYING: trying_at, Timer.F: now + timers.f}
+        self._quiet_until = now if reliable else self.again_at
 
-    def receive(self, request: Request, now: float) -> list[Action]:  # noqa: ARG002  one signature for both servers
+    def receive(self, request: Request, now: float) -> int:  # noqa: ARG002  one signature for both servers
         """Take a retransmission that matched this transaction."""
-        if self.state in (State.PROCEEDING, State.COMPLETED) and self._response:
-            return [Send(self._response)]
-        return []
+        return SEND if self.out and (self.state is PROCEEDING or self.state is COMPLETED) else 0
 
-    def respond(self, status: int, data: bytes, now: float) -> list[Action]:
+    def respond(self, status: int, data: bytes, now: float) -> int:
         """Send the user's response, `data` with `status`; absorbed where the state or RFC 4320 has no place for it."""
-        if self.state not in (State.TRYING, State.PROCEEDING):
-            return []
+        if self.state is not TRYING and self.state is not PROCEEDING:
+            return 0
         if status < 200:
             # RFC 4320 §4.1: no provisional but 100, and that not too early: the timer sends it then.
-            return self._trying(data) if status == 100 and now >= self._quiet_until else []
+            return self._trying(data) if status == 100 and now >= self._quiet_until else 0
         # RFC 4320 §4.2: "MUST NOT send a response with Status-Code of 408 to a non-INVITE request". The transaction stays
         # to absorb retransmissions all the same.
-        self._response, self._request = (b"" if status == 408 else data), None
+        self.out, self._request = (b"" if status == 408 else data), None
         if self._reliable:
             self.terminate()  # §17.2.2: Timer J is zero over a reliable transport.
         else:
-            self._linger(State.COMPLETED, Timer.J, now + self._timers.j)
-        return [Send(data)] if self._response else []
+            self.state, self.again_at, self.end_at = COMPLETED, inf, now + self._timers.j
+        return SEND if self.out else 0
 
-    def fire(self, now: float) -> list[Action]:
+    def fire(self, now: float) -> int:
         """Run what is due at `now`. Early, late and repeated calls are harmless."""
-        due = self._due(now)
-        if not due:
-            return []
-        if due == {Timer.TRYING}:
-            # RFC 4320 §4.1: "MUST respond to a non-INVITE request with a Status-Code of 100 if it has not otherwise
-            # responded after the amount of time it takes a client transaction's Timer E to be reset to T2".
-            return self._trying(write_response(self.request, 100))
-        self.terminate()
-        return [TimedOut()] if Timer.F in due else []
+        if self.end_at <= now:
+            silent = self.state is not COMPLETED  # Timer F of the client; in Completed J
+            self.terminate()
+            return TIMED_OUT if silent else 0
+        # RFC 4320 §4.1: "MUST respond to a non-INVITE request with a Status-Code of 100 if it has not otherwise responded
+        # after the amount of time it takes a client transaction's Timer E to be reset to T2".
+        return self._trying(write_response(self.request, 100)) if self.again_at <= now else 0
 
-    def transport_failed(self, now: float) -> list[Action]:  # noqa: ARG002  one signature for the four machines
+    def transport_failed(self, now: float) -> int:  # noqa: ARG002  one signature for the four machines
         """Take the transport's word that what this machine sent last did not go out."""
-        return [] if self.state is State.TERMINATED else [TransportFailed()]
+        return 0 if self.state is TERMINATED else FAILED
 
-    def _trying(self, data: bytes) -> list[Action]:
-        self.state, self._response, self._request = State.PROCEEDING, data, None
-        self._at.pop(Timer.TRYING, None)
-        return [Send(data)]
+    def _trying(self, data: bytes) -> int:
+        self.state, self.out, self.again_at, self._request = PROCEEDING, data, inf, None
+        return SEND
