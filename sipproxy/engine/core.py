@@ -88,6 +88,8 @@ class Engine:
         self._flows = Flows(self.desk, self.shedder)
         self.crew = Crew(self.desk, self.auth.guesses, self._setup, self._flows, self.shedder, act=self._actions)
         self.desk.drops.protectors = [self.auth.guesses.protects, self.calls.protects]
+        self.desk.timers |= {"call": self._call_timer, "session": self._session_timer, "edge": self._edges.timer}
+        self.desk.timers |= {"relay": self._relay_timer, "s": self._server_timer, "c": self._client_timer}
 
     # Events
 
@@ -152,22 +154,7 @@ class Engine:
         desk.now = now
         for key in desk.queue.due(now.mono):
             assert isinstance(key, tuple)
-            kind = key[0]
-            if kind == "s":
-                before_trying(desk, key[1])
-                desk.transactions.fire(key, now.mono)
-            elif kind == "c":
-                desk.transactions.fire(key, now.mono)
-            elif kind == "call":
-                self._call_timer(key[1], key[2])
-            elif kind == "session":
-                self._session_timer(key[1], key[2])
-            elif kind == "relay":
-                self._relay_timer(key[1])
-            elif kind == "edge":
-                self._edges.timer(key[1])
-            else:
-                desk.timers[kind](*key[1:])
+            desk.timers[key[0]](*key[1:])
         return self._actions()
 
     @property
@@ -475,6 +462,13 @@ class Engine:
         return helps
 
     # Timers
+
+    def _server_timer(self, key: Hashable) -> None:
+        before_trying(self.desk, key)
+        self.desk.transactions.fire(("s", key), self.desk.now.mono)
+
+    def _client_timer(self, key: Hashable) -> None:
+        self.desk.transactions.fire(("c", key), self.desk.now.mono)
 
     def _call_timer(self, call_id: str, kind: str) -> None:
         call = self.calls.by_id.get(call_id)
