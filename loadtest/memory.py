@@ -1,9 +1,11 @@
-"""What a real node's memory holds: for a registration, for a call that lives, and for what is over but may still be repeated.
+"""What a real node's memory holds: for a registration, for a call that lives, and for what is over but may still be repeated;
+and what Kamailio holds for the same, where it is installed.
 
-Its resident memory is read before and after registrations and calls of SIPp's. Each kind comes twice, with a pause in between
-after which no transaction is left (64*T1, RFC 3261 §17): the first time also fills what is free again in the pause, so that the
-second growth is what stays, and the difference of the two what was held for the pause. An allocator gives little back to the
-system: what a node took once it keeps, and uses again.
+Resident memory is read behind pauses after which no transaction is left (64*T1, RFC 3261 §17). An allocator gives little back
+to the system: what a process took once it keeps, and uses again. So each kind comes in two halves. The first one also takes
+what transactions take for as long as they last, and what fills caches; the second finds that free again and uses it, and what
+the process has grown by after it is what stays. What stays only for a while is read where it is new: calls that end come at a
+process of their own, whose growth over the later half of the first 32 s is theirs.
 
 Left out: what lines and accounts take before anybody registers, which is shown as the idle node.
 """
@@ -12,166 +14,221 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import math
-from collections.abc import Callable, Sequence
+import time
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
+from loadtest.desk_calls import CALL_STEPS, REGISTER_STEPS
 from loadtest.mixed import LOAD_SETTINGS
-from loadtest.network import Network, many_lines, md5_only
-from loadtest.report import Report, progress_of
-from loadtest.sipp_runner import Credentials, run_sipp, start_sipp
+from loadtest.net import free_udp_port
+from loadtest.network import DOMAIN, TRUNK_HOST, Network, many_lines, md5_only
+from loadtest.node import TrunkSpec
+from loadtest.parties import DEVICES, Parties
+from loadtest.peer import KamailioProxy, missing
+from loadtest.planned import add_planned
+from loadtest.report import Report
+from loadtest.usage import tree_memory_bytes
+from loadtest.valkey import Valkey
 
-__all__ = ["Held", "Plan", "add_memory", "hold", "report_of"]
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+
+    from loadtest.desk_calls import Scripted, Step
+    from loadtest.node import LineSpec
+
+__all__ = ["Held", "Plan", "add_memory", "hold", "measure", "report_of"]
 
 KEPT_S = 32.0  # 64*T1, for which a transaction that is over is kept
-OVER_S = 36.0  # after which none of before is left
 CHANNELS = 2
-DIALLED = "03023125001"
-LIMIT = 60_000  # calls at once of one SIPp
 KIB = 1024
+SET_UP = next(number for number, step in enumerate(CALL_STEPS) if step.name == "BYE")  # the steps before it
+KAMAILIO_CHILDREN = 2
+# Many more of each than a node is sized for by itself.
+SETTINGS = {**LOAD_SETTINGS, "limits": {**LOAD_SETTINGS["limits"], "transactions": 1_000_000, "calls": 1_000_000}}
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How many there are of each, and how many of them begin a second."""
+    """How many lines, with two registrations each, how many calls, and how many of both are under way at a time."""
 
-    lines: int = 50_000  # with two registrations each
+    lines: int = 50_000
     calls: int = 20_000
-    register_rate: float = 300.0
-    call_rate: float = 50.0
-    pause_s: float = OVER_S
-
-    @property
-    def short(self) -> int:
-        """Calls that end at once: for as long as one that ended is kept."""
-        return min(self.calls, math.ceil(self.call_rate * self.pause_s))
+    together: int = 24
+    pause_s: float = 36.0
+    kamailio: bool = True
 
 
 @dataclass(slots=True)
 class Held:
-    """Resident bytes: of the idle node, and what it grew by with each half of the registrations and each kind of calls."""
+    """Resident bytes of a process: idle, when the first half of the registrations was there, and behind the pause after each
+    half; `begun` is how many of the first half were younger than 32 s at its end."""
 
+    title: str
     idle: int = 0
+    registering: int = 0
+    begun: int = 1
     registered: list[int] = field(default_factory=list)
-    ended: int = 0
-    live: int = 0
-    peak: int = 0
+    live: list[int] = field(default_factory=list)
+    ended_bytes: float = 0.0  # a call
     failed: int = 0  # registrations and calls
 
 
+@dataclass(slots=True)
+class _Peer:
+    """One process that is measured, and its parties."""
+
+    title: str
+    pid: int
+    parties: Parties
+
+    @property
+    def bytes(self) -> int:
+        return tree_memory_bytes(self.pid)
+
+
+@asynccontextmanager
+async def _node(lines: Sequence[LineSpec]) -> AsyncIterator[_Peer]:
+    carrier = (TRUNK_HOST, free_udp_port(TRUNK_HOST))
+    trunks = [TrunkSpec("carrier", carrier, (TRUNK_HOST,), settings={"ping_s": 0})]
+    async with Network([md5_only(line) for line in lines], settings=SETTINGS, trunks=trunks) as network:
+        with Parties(network.node.address, carrier, DOMAIN) as parties:
+            yield _Peer("node", network.node.pid, parties)
+
+
+@asynccontextmanager
+async def _kamailio(lines: Sequence[LineSpec]) -> AsyncIterator[_Peer]:
+    carrier = (TRUNK_HOST, free_udp_port(TRUNK_HOST))
+    async with AsyncExitStack() as stack:
+        store = await stack.enter_async_context(Valkey())
+        proxy = KamailioProxy(lines, ["008800"], realm=DOMAIN, trunk=carrier, store=store, children=KAMAILIO_CHILDREN)
+        await stack.enter_async_context(proxy)
+        parties = stack.enter_context(Parties(proxy.address, carrier, DOMAIN))
+        yield _Peer("kamailio", proxy.pid, parties)
+
+
 class _Run:
-    """The node, the SIPp that answers, and what was found so far."""
+    """What is asked of one process, and what was found."""
 
-    def __init__(self, network: Network, plan: Plan, found: Held) -> None:
-        self._network, self._plan, self._found = network, plan, found
-        self._before = found.idle = network.node.memory_bytes()
+    def __init__(self, peer: _Peer, plan: Plan, tell: Callable[[str], None]) -> None:
+        self._peer, self._plan, self._tell = peer, plan, tell
+        self.found = Held(peer.title, idle=peer.bytes)
 
-    def growth(self) -> int:
-        """By how much the node grew since the last pause."""
-        return self._network.node.memory_bytes() - self._before
+    async def all(self, what: str, calls: Sequence[Scripted], steps: Sequence[Step]) -> float:
+        """Take all of them through the steps; seconds that it took."""
+        count, began = 0, time.monotonic()
 
-    async def pause(self) -> None:
-        """Let what is over be forgotten."""
+        def done() -> None:
+            nonlocal count
+            count += 1
+            self._tell(f"{self._peer.title}: {what}, {count} of {len(calls)}")
+
+        self.found.failed += await self._peer.parties.all(calls, steps, together=self._plan.together, done=done)
+        return time.monotonic() - began
+
+    async def pause(self) -> int:
+        """Let what is over be forgotten; the bytes after that."""
+        self._tell(f"{self._peer.title}: pause")
         await asyncio.sleep(self._plan.pause_s)
-        self._before = self._network.node.memory_bytes()
+        return self._peer.bytes
 
-    async def register(self, accounts: Sequence[Credentials]) -> None:
-        """Two contacts of each account: as many bindings."""
-        count, rate = len(accounts), self._plan.register_rate
-        for port in ("5098", "5099"):
-            result = await run_sipp(
-                "register",
-                timeout_s=120 + 4 * count / rate,
-                target=self._network.node.address,
-                accounts=accounts,
-                keys={"expires": "7200", "contact_port": port},
-                calls=count,
-                rate=rate,
-                trace=False,
-            )
-            self._found.failed += count - result.successful
+    async def register(self, lines: Sequence[LineSpec], first: int) -> None:
+        """Each line's devices; `first` is the number of the first line."""
+        calls = [self._peer.parties.call(line, first + n, device) for n, line in enumerate(lines) for device in range(DEVICES)]
+        seconds = await self.all("registrations", calls, REGISTER_STEPS)
+        if not self.found.registered:
+            self.found.registering = self._peer.bytes
+            self.found.begun = _within(len(calls), seconds)
+        self.found.registered.append(await self.pause())
 
-    async def call(self, accounts: Sequence[Credentials], calls: int, hold_s: float) -> None:
-        """So many calls, each held for so long."""
-        rate = self._plan.call_rate
-        result = await run_sipp(
-            "call",
-            timeout_s=120 + 4 * calls / rate + hold_s,
-            target=self._network.node.address,
-            accounts=accounts,
-            keys={"dialled": DIALLED},
-            calls=calls,
-            rate=rate,
-            hold_ms=round(1000 * hold_s),
-            limit=LIMIT,
-            trace=False,
-        )
-        self._found.failed += calls - result.successful
+    async def live(self, lines: Sequence[LineSpec]) -> None:
+        """Calls in two halves, which are hung up when both are there."""
+        calls = [self._peer.parties.call(lines[n // CHANNELS], n // CHANNELS) for n in range(self._plan.calls)]
+        for half in _halves(calls):
+            await self.all("calls", half, CALL_STEPS[:SET_UP])
+            self.found.live.append(await self.pause())
+        await self.all("hanging up", calls, CALL_STEPS[SET_UP:])
+
+    async def ended(self, lines: Sequence[LineSpec]) -> None:
+        """Calls that end at once, for as long as none of them is forgotten, in two halves of the time."""
+        spent, sizes = 0, list[tuple[int, int]]()
+        began, half_s = time.monotonic(), min(KEPT_S, self._plan.pause_s) / 2
+        for number in (1, 2):
+            while time.monotonic() - began < number * half_s:
+                batch = range(spent, spent + self._plan.together)
+                calls = [self._peer.parties.call(lines[n % len(lines)], n % len(lines)) for n in batch]
+                await self.all("calls that end", calls, CALL_STEPS)
+                spent += len(batch)
+            sizes.append((spent, self._peer.bytes))
+        (before, first), (after, second) = sizes
+        self.found.ended_bytes = (second - first) / max(1, after - before)
 
 
-async def hold(plan: Plan, tell: Callable[[str], None]) -> Held:
-    """Register in two halves, place short calls, then hold calls; what the node grew by each time."""
-    lines = many_lines(plan.lines, channels=CHANNELS)
-    callers = many_lines(-(-plan.calls // CHANNELS), first=1_000_000, channels=CHANNELS)
-    users, found = [Credentials(line.user, line.password) for line in callers], Held()
-    async with Network([md5_only(line) for line in (*lines, *callers)], settings=LOAD_SETTINGS) as network:
-        network.trunk.close()  # whose place an answering SIPp takes
-        await asyncio.sleep(0)
-        host, port = network.trunk.host, network.trunk.port
-        answering = await start_sipp("answer", calls=None, host=host, port=port, trace=False, extra=["-l", str(LIMIT)])
-        run = _Run(network, plan, found)
-        for half in (lines[: plan.lines // 2], lines[plan.lines // 2 :]):
-            tell(f"{2 * len(half)} registrations")
-            await run.register([Credentials(line.user, line.password) for line in half])
-            found.registered.append(run.growth())
-            await run.pause()
-        tell("calls that end")
-        await run.call(users, plan.short, 0.1)
-        found.ended = run.growth()
-        await run.pause()
-        tell(f"{plan.calls} calls that are held")
-        set_up_s = 2 * plan.calls / plan.call_rate  # a machine that is busy with other things may take twice as long
-        task = asyncio.create_task(run.call(users, plan.calls, set_up_s + 2 * plan.pause_s))
-        found.failed += plan.calls - await network.slots_of_all(plan.calls, timeout_s=set_up_s)
-        await asyncio.sleep(plan.pause_s)
-        found.live = run.growth()
-        tell("hanging up")
-        await task
-        found.peak = network.node.memory_bytes()
-        await answering.stop()
+def _halves(found: Sequence[Scripted]) -> Iterable[Sequence[Scripted]]:
+    return found[: len(found) // 2], found[len(found) // 2 :]
+
+
+def _within(count: int, seconds: float) -> int:
+    """How many of so many, that took so long, are not older than what is kept for a while."""
+    return max(1, round(count * min(1.0, KEPT_S / max(seconds, 0.001))))
+
+
+async def hold(plan: Plan, tell: Callable[[str], None]) -> list[Held]:
+    """What the node held, and Kamailio where it is wanted and installed. Raises what their start raises."""
+    lines = many_lines(max(plan.lines, -(-plan.calls // CHANNELS)), channels=CHANNELS)
+    found = []
+    for start in (_node, *((_kamailio,) if plan.kamailio and not missing() else ())):
+        async with start(lines) as peer:
+            run = _Run(peer, plan, tell)
+            half = plan.lines // 2
+            await run.register(lines[:half], 0)
+            await run.register(lines[half : plan.lines], half)
+            await run.live(lines)
+        found.append(run.found)
+        async with start(lines[:1000]) as peer:
+            short = _Run(peer, plan, tell)
+            await short.ended(lines[:1000])
+        run.found.ended_bytes = short.found.ended_bytes
+        run.found.failed += short.found.failed
     return found
 
 
 def report_of(plan: Plan, found: Held) -> Report:
     """Bytes of each kind."""
-    first, second = found.registered
-    held = min(plan.lines, plan.register_rate * KEPT_S)
-    report = Report(f"{2 * plan.lines} registrations of {plan.lines} lines, and {plan.calls} live calls")
-    report.add("idle_kib", "the idle node", found.idle / KIB, "KiB")
-    report.add("registration_bytes", "a registration", second / plan.lines, "bytes")
-    report.add("register_transaction_bytes", "a REGISTER, for 32 s", max(0, first - second) / held, "bytes")
-    report.add("live_call_bytes", "a live call", found.live / plan.calls, "bytes")
-    report.add(
-        "ended_call_bytes", "a call that ended, for 32 s", found.ended / min(plan.short, plan.call_rate * KEPT_S), "bytes"
-    )
-    report.add("peak_kib", "the node at the end", found.peak / KIB, "KiB")
+    half = plan.lines // 2
+    stays = (found.registered[1] - found.registered[0]) / (DEVICES * (plan.lines - half))
+    transactions = found.registering - found.idle - DEVICES * half * stays
+    report = Report(f"{found.title}: {DEVICES * plan.lines} registrations of {plan.lines} lines, and {plan.calls} live calls")
+    report.add("idle_kib", "idle", found.idle / KIB, "KiB")
+    report.add("registration_bytes", "a registration", stays, "bytes")
+    report.add("register_transaction_bytes", "a REGISTER, for 32 s", max(0.0, transactions / found.begun), "bytes")
+    report.add("live_call_bytes", "a live call", (found.live[1] - found.live[0]) / (plan.calls - plan.calls // 2), "bytes")
+    report.add("ended_call_bytes", "a call that ended, for 32 s", found.ended_bytes, "bytes")
+    report.add("registered_kib", "with all registrations", found.registered[1] / KIB, "KiB")
+    report.add("peak_kib", "with all calls", found.live[1] / KIB, "KiB")
     report.expect(found.failed == 0, f"{found.failed} registrations or calls failed")
     return report
 
 
+async def measure(plan: Plan, tell: Callable[[str], None]) -> list[Report]:
+    """A report of each process."""
+    return [report_of(plan, found) for found in await hold(plan, tell)]
+
+
 def add_memory(commands: argparse._SubParsersAction[argparse.ArgumentParser], common: argparse.ArgumentParser) -> None:
     """The command `memory`."""
-    plan = Plan()
-    found = commands.add_parser("memory", parents=[common], help="what a registration, a live and an ended call take")
-    found.add_argument("--lines", type=int, default=plan.lines, help="with two registrations each (default %(default)s)")
-    found.add_argument("--calls", type=int, default=plan.calls, help="held (default %(default)s)")
-    found.add_argument(
-        "--register-rate", type=float, default=plan.register_rate, help="REGISTERs a second (default %(default)s)"
+    add_planned(
+        commands,
+        common,
+        "memory",
+        Plan(),
+        measure,
+        text="what a registration, a live and an ended call take, at a node and at Kamailio",
+        options={
+            "lines": "with two registrations each",
+            "calls": "held",
+            "together": "registrations or calls that are being set up at a time",
+            "pause_s": "seconds until no transaction is left",
+            "kamailio": "measure Kamailio, too, where it is installed",
+        },
     )
-    found.add_argument("--rate", type=float, default=plan.call_rate, help="calls a second (default %(default)s)")
-    found.set_defaults(run=_run)
-
-
-async def _run(options: argparse.Namespace) -> list[Report]:
-    plan = Plan(options.lines, options.calls, options.register_rate, options.rate)
-    return [report_of(plan, await hold(plan, progress_of("memory")))]

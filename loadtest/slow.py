@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 from loadtest.bystanders import Bystanders
 from loadtest.network import Network, many_lines
 from loadtest.overload import SETTINGS, Measured, measured, report_of, routers_of
-from loadtest.report import Report, counted, progress_of
+from loadtest.planned import add_planned
+from loadtest.report import Report, counted
 from loadtest.truth import Ledger
 from loadtest.ua import NoAnswerError, UserAgent, new_tag
 from sipproxy.sip.build import write_request
@@ -183,16 +184,19 @@ def slow_report(plan: Slow, found: Measured, crowd: Crowd, counts: dict[str, flo
     return report
 
 
+async def measure(plan: Slow, tell: Callable[[str], None]) -> list[Report]:
+    """The one report of it."""
+    return [slow_report(plan, *await slow(plan, tell))]
+
+
 def add_slow(commands: argparse._SubParsersAction[argparse.ArgumentParser], common: argparse.ArgumentParser) -> None:
     """The command `slow`."""
-    plan = Slow()
-    found = commands.add_parser("slow", parents=[common], help="connections that send next to nothing, with live calls and 112")
-    found.add_argument("--connections", type=int, default=plan.connections, help="at a time (default %(default)s)")
-    found.add_argument("--sources", type=int, default=plan.sources, help="addresses that they come from (default %(default)s)")
-    found.add_argument("--seconds", type=float, default=plan.seconds, help="for so long (default %(default)s)")
-    found.set_defaults(run=_run)
-
-
-async def _run(options: argparse.Namespace) -> list[Report]:
-    plan = Slow(options.connections, options.sources, options.seconds)
-    return [slow_report(plan, *await slow(plan, progress_of("slow")))]
+    add_planned(
+        commands,
+        common,
+        "slow",
+        Slow(),
+        measure,
+        text="connections that send next to nothing, with live calls and 112",
+        options={"connections": "at a time", "sources": "addresses that they come from", "seconds": "for so long"},
+    )
