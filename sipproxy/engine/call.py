@@ -313,7 +313,7 @@ class Call:
             # The callee's messages name the caller by the face that he has there; to himself he is who he said.
             caller = change(caller, remote=self.request.first(b"from") or b"", remote_target=contact_of(self.request))
         dialog.confirmed, dialog.sides, dialog.first = True, (caller, callee), None
-        dialog.kept = (reduced(sent), reduced(response))
+        dialog.kept = (client.kept, reduced(response))
 
     def upstream(self, response: Response, target: Target, *, edit: Callable[[Editor], None] | None = None) -> bytes:
         """The response of a branch as the caller gets it."""

@@ -10,11 +10,11 @@ import functools
 
 from sipproxy.sip.build import top_via
 from sipproxy.sip.message import Request, Response, parse_message
+from sipproxy.sip.shape import MAX_SHAPES, Shape
 
 __all__ = ["reduced", "request_of"]
 
-# RFC 3261 §12.1: what a dialog is made of, and may stand on several lines.
-KEPT = (b"record-route", b"from", b"to", b"call-id", b"cseq", b"contact")
+KEPT = frozenset(b"from to call-id cseq contact record-route".split())  # RFC 3261 §12.1: what a dialog is made of
 CACHED = 64  # requests that were read anew lately: one message asks several times
 
 
@@ -23,14 +23,19 @@ def reduced(message: Request | Response) -> bytes:
 
     A request keeps its Via values, the top one stamped: its transactions are matched by them (§17.1.3, §17.2.3).
     """
-    kept = [message.start_line]
-    if isinstance(message, Request) and (top := top_via(message)) is not None:
-        kept += message.lines_of(b"via")
+    is_request = isinstance(message, Request)
+    kept = list(map(message.lines_raw.__getitem__, _kept_of(message.shape, vias=is_request)))
+    if is_request and (top := top_via(message)) is not None:
         kept[1] = top
-    for name in KEPT:
-        kept += message.lines_of(name)
     kept += (b"", b"")
     return b"\r\n".join(kept)
+
+
+@functools.lru_cache(maxsize=MAX_SHAPES)
+def _kept_of(shape: Shape, *, vias: bool) -> tuple[int, ...]:
+    """Which lines of messages of this shape are kept: the start line, the Via lines if these are, and the others."""
+    others = [number for number, key in enumerate(shape.keys) if key in KEPT]
+    return 0, *(shape.places.get(b"via", ()) if vias else ()), *others
 
 
 @functools.lru_cache(maxsize=CACHED)

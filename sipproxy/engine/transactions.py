@@ -63,10 +63,17 @@ class _Kept:
     def request(self) -> Request:
         return self._whole if self._whole is not None else request_of(self._reduced)
 
+    @property
+    def kept(self) -> bytes:
+        """What `reduced` keeps of the request."""
+        if self._whole is not None and not self._reduced:
+            self._reduced = reduced(self._whole)
+        return self._reduced
+
     def rest(self) -> None:
         """Keep only what `reduced` does of the request. Harmless when repeated."""
         if self._whole is not None:
-            self._reduced, self._whole = reduced(self._whole), None
+            self._reduced, self._whole = self.kept, None
 
     def forget(self) -> None:
         """Keep nothing of the request, which nobody asks for any more."""
@@ -113,7 +120,7 @@ class Client(_Kept):
 
     def replace(self, machine: InviteClient | NonInviteClient, request: Request, target: Flow | Hop) -> None:
         """Begin anew with another request."""
-        self.machine, self._whole, self.target, self.instead = machine, request, target, None
+        self.machine, self._whole, self._reduced, self.target, self.instead = machine, request, b"", target, None
 
 
 class Ignored:
