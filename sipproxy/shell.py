@@ -134,9 +134,12 @@ class Shell:
 
     def message(self, data: bytes, flow: Flow, waited_s: float = 0.0) -> None:
         """A message came in, and had waited for so many seconds to be read."""
+        now = instant()
+        if waited_s > now.mono - self._started_at:
+            waited_s = 0.0  # since before this process served: it says nothing about how fast it is
         if waited_s and not self._waited_s:
             self._waited_s = waited_s
-        self._perform(self.engine.receive(data, flow, instant()))
+        self._perform(self.engine.receive(data, flow, now, waited_s))
 
     def send_failed(self, key: Hashable) -> None:
         """The transport could not send what had this key."""
@@ -159,8 +162,6 @@ class Shell:
         assert self.transports is not None
         drops = self.transports.kernel_drops
         now, waited_s, self._waited_s = instant(), self._waited_s, 0.0
-        if waited_s > now.mono - self._started_at:
-            waited_s = 0.0  # since before this process served: it says nothing about how fast it is
         self._perform(self.engine.observe(Signals(lag_s, drops - self._drops, waited_s), now))
         self._drops = drops
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +13,16 @@ import pytest
 from cdr.facts import Admit, End, Fact, Record
 from cdr.journal import JournalError, UnwritableError
 from sipproxy import shell as shell_module
+from sipproxy.engine import shed
 from sipproxy.engine.actions import EndSilent, Holder, Now, SendTo, Slot, TakeSlot
 from sipproxy.engine.actions import Journal as JournalFact
+from sipproxy.net.resolver import Resolver
+from sipproxy.net.transports import Transports
 from sipproxy.shell import Shell
 from sipproxy.sip.flow import Flow
+from sipproxy.sip.message import Response, parse_message
 from sipproxy.store.slots import SlotResult
+from tests.engine.desk import Desk
 from tests.sim.conftest import make_town
 
 if TYPE_CHECKING:
@@ -246,9 +253,12 @@ class _Wire:
         self.sent.append((data, len(self.disk.taken)))
 
 
-@pytest.mark.parametrize(("served_s", "waited_s", "told_s"), [(2.0, 1.0, 1.0), (0.5, 1.0, 0.0)])
-async def test_what_waited_since_before_the_node_served_says_nothing_about_it(
-    monkeypatch: pytest.MonkeyPatch, served_s: float, waited_s: float, told_s: float
+@pytest.mark.parametrize(
+    ("served_s", "waits_s", "told_s"),
+    [(2.0, [0.0, 1.0, 0.2], 1.0), (0.5, [1.0], 0.0), (0.5, [1.0, 0.2, 0.3, 0.0], 0.2)],
+)
+async def test_first_wait_of_a_message_is_told_unless_it_began_before_the_node_served(
+    monkeypatch: pytest.MonkeyPatch, served_s: float, waits_s: list[float], told_s: float
 ) -> None:
     """A worker's sockets are bound before it is there; what waited in them is old and has to be taken."""
     shell, disk, engine = build()
@@ -258,11 +268,54 @@ async def test_what_waited_since_before_the_node_served_says_nothing_about_it(
     monkeypatch.setattr(shell_module.time, "monotonic", lambda: 1000.0 + served_s)
     told: list[float] = []
     monkeypatch.setattr(engine, "observe", lambda signals, _: told.append(signals.wait_s) or [])
-    for for_s in (0.0, waited_s, waited_s / 2, 0.0):  # by a connection, the first datagram, and what came behind it
-        shell.message(b"", Flow("UDP", 0, "192.0.2.1", 5060), for_s)
+    taken: list[float] = []
+    monkeypatch.setattr(engine, "receive", lambda *arguments: taken.append(arguments[3]) or [])
+    for waited_s in waits_s:
+        shell.message(b"", Flow("UDP", 0, "192.0.2.1", 5060), waited_s)
     shell.late(0.0)
     shell.late(0.0)
     assert told == [told_s, 0.0], "and nothing once it was told"
+    assert taken == [waited_s if waited_s <= served_s else 0.0 for waited_s in waits_s]
+
+
+async def test_new_call_that_waited_in_a_real_socket_is_refused_and_a_call_for_help_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By the kernel's stamp of its arrival. What is not read meanwhile waits because this test keeps the loop busy."""
+    monkeypatch.setattr(shed, "STANDING_S", 0.0)
+    shell, _, engine = build()
+    transports = Transports(Resolver(), shell.message, shell.send_failed, shell.refused, shell.flow_closed)
+    shell.transports = transports
+    (_, host, port), *_ = transports.bind([("UDP", "127.0.0.1", 0)])
+    await transports.start()
+    shell.start()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as router:
+        router.bind((host, 0))
+        router.setblocking(False)
+        flow = Flow("UDP", 0, *router.getsockname())
+        desk = Desk(engine, mono=time.monotonic(), utc_ms=time.time_ns() // 1_000_000)
+        assert desk.register(b"<sip:alice@%b:%d>" % (host.encode(), flow.port), flow=flow).status == 200
+        via = b"SIP/2.0/UDP %b:%d;rport" % (host.encode(), flow.port)
+        time.sleep(0.1)  # noqa: ASYNC251  the messages below have to wait for less time than the node has served
+        for target in (b"sip:03023125001@sip.example", b"sip:112@sip.example"):
+            router.sendto(desk.request(b"INVITE", target, call_id=target, via=via), (host, port))
+        shell._started_at -= 60.0
+        time.sleep(0.3)  # noqa: ASYNC251  as a loop that has too much to do
+        answers = dict[bytes, Response]()
+        async with asyncio.timeout(30.0):
+            while not (any(a.status == 503 for a in answers.values()) and engine.calls.by_id):
+                await asyncio.sleep(0.005)
+                with contextlib.suppress(BlockingIOError):
+                    answer = parse_message(router.recv(65535))
+                    assert isinstance(answer, Response)
+                    answers[answer.call_id] = answer
+    refused = answers[b"sip:03023125001@sip.example"]
+    assert (refused.status, refused.via.param(b"rport")) == (503, b"%d" % flow.port)
+    assert int(refused.first(b"retry-after") or b"0") >= 5
+    assert engine.shedder.counts == {("late", "invite"): 1}
+    [call] = engine.calls.by_id.values()
+    assert call.is_emergency
+    await transports.close()
 
 
 async def test_deadlines_near_each_other_run_together_and_none_runs_early(monkeypatch: pytest.MonkeyPatch) -> None:

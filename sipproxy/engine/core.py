@@ -93,13 +93,13 @@ class Engine:
 
     # Events
 
-    def receive(self, data: bytes, flow: Flow, now: Now) -> list[Action]:
-        """One message, whole, as it came from the network."""
+    def receive(self, data: bytes, flow: Flow, now: Now, waited_s: float = 0.0) -> list[Action]:
+        """One message, whole, as it came from the network, where it waited to be read for so many seconds (0.0: not known)."""
         self.desk.now = now
         if is_stun(data) and flow.transport == "UDP":
             self._flows.ping(data, flow)
             return self.desk.take_actions()
-        verdict = self.shedder.check(data, flow)
+        verdict = self.shedder.check(data, flow, waited_s)
         if verdict is None:
             self._deliver(data, flow)
         elif verdict.retry_s:

@@ -28,6 +28,7 @@ from sipproxy.engine.draft import draft
 from sipproxy.engine.malicious import keep_trace
 from sipproxy.engine.privacy import Said, said_by
 from sipproxy.engine.settings import TrunkRoute
+from sipproxy.engine.shed import has_credentials
 from sipproxy.engine.state import reason_header
 from sipproxy.sip.brief import parse_brief, write_unavailable
 from sipproxy.sip.matching import server_key
@@ -153,35 +154,48 @@ class Refusals:
         self._desk.reply(request, flow, 503, headers=headers)
 
     def briefly(self, data: bytes, flow: Flow, verdict: Shed) -> bool:
-        """Refuse a REGISTER over UDP that the node has no time for, at the price of little more than its answer: thousands come
-        at once after a power cut. False where that cannot be done, or where it was taken before."""
+        """Refuse over UDP what the node has no time for, at the price of little more than its answer: a REGISTER, of which
+        thousands come at once after a power cut, and a customer's INVITE that waited too long, where he has not proven yet who
+        he is. That is no attempt yet, and has no record, as when it is challenged. False where that cannot be done, or where
+        it was taken before."""
         desk = self._desk
-        if flow.transport != "UDP" or not data.startswith(b"REGISTER ") or (brief := parse_brief(data)) is None:
+        if data.startswith(b"REGISTER "):
+            method = "REGISTER"
+        elif verdict.reason in ("late", "repeated") and data.startswith(b"INVITE ") and not has_credentials(data):
+            method = "INVITE"
+        else:
             return False
-        if brief.key in desk.transactions.servers:
+        if flow.transport != "UDP" or self._route(flow) is not None or (brief := parse_brief(data)) is None:
+            return False
+        if brief.key in desk.transactions.servers or brief.key in self._challenged or brief.key in self._known:
             return False
         answer = write_unavailable(brief, flow, tag=desk.tokens.sign(b"tag", brief.branch), retry_s=verdict.retry_s)
         if not desk.may_send(flow, len(answer)):
-            desk.count("unanswered", "REGISTER")
+            desk.count("unanswered", method)
             return True
         desk.out.append(SendTo(flow, answer))
-        desk.count("responses", "REGISTER", "503")
+        desk.count("responses", method, "503")
         return True
 
+    def _route(self, flow: Flow) -> TrunkRoute | None:
+        return next((route for route in self._desk.settings.trunks if route.matches(flow)), None)
+
     def shed(self, request: Request, flow: Flow, verdict: Shed) -> bool:
-        """Refuse what the node has no time for, with a record for an INVITE that came by the flow of a live binding; False for
-        a call for help. Raises ParseError."""
+        """Refuse what the node has no time for, with a record for an INVITE that came by the flow of a live binding or from a
+        trunk route; False for a call for help. Raises ParseError."""
         desk = self._desk
-        account = None
-        if request.method == b"INVITE" and verdict.user:
-            claimed = text(request.from_.uri.user)
-            user = claimed if claimed in desk.location.users_at(flow, desk.now.utc_ms) else verdict.user
-            account = desk.snapshot.accounts.get(user)
-        if account is None:
+        by: Account | TrunkRoute | None = None
+        if request.method == b"INVITE":
+            by = self._route(flow)
+            if by is None and verdict.user:
+                claimed = text(request.from_.uri.user)
+                user = claimed if claimed in desk.location.users_at(flow, desk.now.utc_ms) else verdict.user
+                by = desk.snapshot.accounts.get(user)
+        if by is None:
             desk.reply(request, flow, 503, headers=[(b"Retry-After", b"%d" % verdict.retry_s)])
             return True
-        rule = "node.overload" if verdict.reason == "load" else "line.messages"
-        return self.turn_away(request, flow, account, rule, retry_s=verdict.retry_s)
+        rule = "line.messages" if verdict.reason == "line" else "node.overload"
+        return self.turn_away(request, flow, by, rule, retry_s=verdict.retry_s)
 
     def hold(self, *, on: bool) -> None:
         """Whether records have to wait for the disk from now on. Those that waited are written when they have not."""

@@ -1,9 +1,10 @@
 """What a node under load, or under attack, does not take: decided on the bytes, before anything is parsed.
 
-Pure. Three things refuse a message: the budget of its source (an IPv4 address, an IPv6 /64) or of its line, the budget that all
-strangers share, and the node's own state. Refused first are scanners, then what strangers ask outside a call, then REGISTER,
-then new INVITEs. Never refused are emergency calls, and what belongs to a live call: requests with a To tag, ACK, CANCEL and
-responses, of a known flow or with the Call-ID of a live call. Trunk routes and other nodes are not counted at all.
+Pure. Four things refuse a message: the budget of its source (an IPv4 address, an IPv6 /64) or of its line, the budget that all
+strangers share, the node's own state, and a new INVITE's wait in a queue that does not get shorter. Refused first are scanners,
+then what strangers ask outside a call, then REGISTER, then new INVITEs. Never refused are emergency calls, and what belongs
+to a live call: requests with a To tag, ACK, CANCEL and responses, of a known flow or with the Call-ID of a live call. Trunk
+routes and other nodes are not counted at all, but a trunk route's new calls are refused in a queue.
 
 A stranger is a source without a live binding, outside the emergency access networks. He gets no answer; a customer gets a 503
 with a Retry-After that spreads a storm over the time that the node needs for it (RFC 3261 §21.5.4).
@@ -11,6 +12,7 @@ with a Retry-After that spreads a storm over the time that the node needs for it
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from enum import IntEnum
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     from sipproxy.engine.state import Desk
     from sipproxy.sip.flow import Flow
 
-__all__ = ["Kind", "Load", "Shedder", "Signals", "Verdict", "kind_of", "may_be_emergency"]
+__all__ = ["Kind", "Load", "Shedder", "Signals", "Verdict", "has_credentials", "kind_of", "may_be_emergency"]
 
 MAX_CREDIT = 65_536  # bytes that a source may get back at most for what it sent before
 STEP_UP = 2  # samples in a row above the mark until one more kind is refused: one is a hiccup
@@ -40,6 +42,10 @@ CALM = 0.5  # of a mark; what stays below it for a while is calm
 # be later for it. Until the node has caught up only calls are looked at.
 BEHIND_S = 0.5
 CALM_S = 1.0  # without a sign of load until one kind less is refused
+# Of the lateness at which the node is under load: a message that waited so long to be read is one of a queue. Six wait on the
+# way to an answer, so that new calls have to give way before it is as long as T1.
+QUEUED = 0.5
+STANDING_S = 1.0  # for which there has to be a queue until new calls are refused: what a hiccup leaves is worked off before
 
 # What scanners of the internet call themselves. Anybody can call himself otherwise: this is only who goes first.
 _SCANNER = re.compile(
@@ -52,6 +58,7 @@ _TO_TAG = re.compile(rb"\n(?:to|t)[ \t]*:(?:[^\r\n]|\r?\n[ \t])*;\s*tag\s*=", re
 _CALL_ID = re.compile(rb"\n(?:call-id|i)[ \t]*:[ \t]*([^\s]+)", re.IGNORECASE)
 _BRANCH = re.compile(rb"\n(?:via|v)[ \t]*:[^\r\n]*?;[ \t]*branch[ \t]*=[ \t]*([^\s;,]+)", re.IGNORECASE)
 REPEATED_S = 32.0  # for how long copies of an INVITE come after it: 64*T1 (RFC 3261 §17.1.1.2)
+_CREDENTIALS = re.compile(rb"\nproxy-authorization[ \t]*:", re.IGNORECASE)
 _NONCE = re.compile(rb"\nauthorization[ \t]*:[^\n]*\bnonce[ \t]*=[ \t]*\"([^\"\r\n]{1,200})\"", re.IGNORECASE)
 _HELP = re.compile(rb"[sS][oO][sS]|%|[\x80-\xff]|1[-.() ]*1[-.() ]*[02]")
 _PLAIN = re.compile(rb"INVITE (\S+) SIP/2\.0\r?\n")
@@ -100,6 +107,7 @@ class Verdict(NamedTuple):
 
 
 _BEHIND = Verdict("behind")
+_ACKNOWLEDGED = Verdict("acknowledged")  # the end of a call that was turned away
 
 
 def may_be_emergency(data: bytes) -> bool:
@@ -127,6 +135,11 @@ def kind_of(data: bytes) -> Kind:
     return Kind.INVITE if data.startswith(b"INVITE ") else Kind.OPTIONS
 
 
+def has_credentials(data: bytes) -> bool:
+    """Whether a request answers a proxy's challenge, or tries to."""
+    return _CREDENTIALS.search(data) is not None
+
+
 class Shedder:
     """Stands before the engine. `counts` are messages not taken by reason and kind."""
 
@@ -147,33 +160,43 @@ class Shedder:
         self._middling = 0
         self._high_at = 0.0
         self._is_behind = False
+        self._queued_s = QUEUED * rates.lag_s
+        self._queued_since, self._queued_at = math.inf, 0.0  # that messages have waited so long, and when one last did
+        self._has_queue = False
         desk.may_send = self.may_send
 
     def use(self, rates: Rates) -> None:
         """Count by these from now on."""
         self._rates = rates
+        self._queued_s = QUEUED * rates.lag_s
         self.pace.use(rates)
 
-    def check(self, data: bytes, flow: Flow, *, kind: Kind | None = None) -> Verdict | None:
-        """Why this message is not to be taken, None when it is. `kind` is what it counts as, where it is not SIP."""
+    def check(self, data: bytes, flow: Flow, waited_s: float = 0.0, *, kind: Kind | None = None) -> Verdict | None:
+        """Why this message is not to be taken, None when it is. It waited for so many seconds to be read (0.0: not known).
+        `kind` is what it counts as, where it is not SIP."""
         if flow.transport == LOOP:
             return None
+        queued = self._is_queued(waited_s)
         source = self.source(flow)
         if source.trusted or (flow.names and self._is_trusted(flow)):
-            return None
+            return self._trunk(data, flow) if queued else None
         if data[:1] in (b"\r", b"\n"):
             data = data.lstrip(b"\r\n")  # RFC 3261 §7.5: line ends before the first line are ignored
         source.credit = min(self._most, source.credit + len(data))
         kind = kind or kind_of(data)
         desk = self._desk
         user, sharing = desk.location.accounts_at(flow, desk.now.utc_ms)
-        verdict = self._again(data, flow) if kind is Kind.INVITE else None
-        if self._is_behind and kind <= (Kind.REGISTER if user else Kind.INVITE):
+        verdict = self._again(kind, data, flow) if len(self.turned_away) else None
+        if verdict is None and queued and kind is Kind.INVITE:
+            verdict = self._late(data, flow, waited_s, user)
+        if verdict is not None:
+            pass
+        elif self._is_behind and kind <= (Kind.REGISTER if user else Kind.INVITE):
             # A customer is told when to come again, or he would repeat it every four seconds, which keeps the node behind.
             verdict = Verdict("behind", self._retry(kind)) if user and kind is Kind.REGISTER else _BEHIND
-        elif verdict is None and user:
+        elif user:
             verdict = self._customer(kind, data, flow, user, sharing)
-        elif verdict is None:
+        else:
             verdict = self._source(kind, data, flow, source)
         if verdict is not None:
             if kind is Kind.INVITE and verdict.retry_s and verdict.reason != "repeated":
@@ -197,13 +220,46 @@ class Shedder:
         found = _BRANCH.search(data)
         return flow.host, flow.port, found[1] if found is not None else data
 
-    def _again(self, data: bytes, flow: Flow) -> Verdict | None:
+    def _again(self, kind: Kind, data: bytes, flow: Flow) -> Verdict | None:
         """The same answer for a copy of an INVITE that was turned away: its caller has given the call up, and nobody would
-        end it (RFC 3261 §8.2.7: a server without state answers a copy as it did the first)."""
-        found = self.turned_away.find(self._copy_of(data, flow)) if len(self.turned_away) else None
+        end it (RFC 3261 §8.2.7: a server without state answers a copy as it did the first). The ACK of the answer, which has
+        the INVITE's branch (§17.1.1.3), ends here: there is no transaction that waits for it."""
+        is_ack = kind is Kind.PART and data.startswith(b"ACK ")
+        if not is_ack and kind is not Kind.INVITE:
+            return None
+        found = self.turned_away.find(self._copy_of(data, flow))
         if found is None or self._desk.now.mono - found.at >= REPEATED_S:
             return None
-        return Verdict("repeated", round(found.tokens))
+        return _ACKNOWLEDGED if is_ack else Verdict("repeated", round(found.tokens))
+
+    # New calls that have waited too long to be looked at
+
+    def _is_queued(self, waited_s: float) -> bool:
+        """Take note of for how long a message waited to be read; whether it is one of a queue that does not get shorter."""
+        if waited_s < self._queued_s:
+            if waited_s:
+                self._queued_since = math.inf
+            return False
+        now = self._desk.now.mono
+        self._queued_since, self._queued_at = min(self._queued_since, now), now
+        self._has_queue = self._has_queue or now - self._queued_since >= STANDING_S
+        return self._has_queue
+
+    def _late(self, data: bytes, flow: Flow, waited_s: float, user: str) -> Verdict | None:
+        """An INVITE of a queue: refused before anything is done for it, and at twice the wait one that answers a challenge. A
+        stranger who waited in vain is not answered."""
+        if waited_s * QUEUED < self._queued_s and has_credentials(data):
+            return None
+        if not user and not self._desk.location.flows_at(flow.host):
+            return Verdict("late")
+        return Verdict("late", self._retry(Kind.INVITE), user)
+
+    def _trunk(self, data: bytes, flow: Flow) -> Verdict | None:
+        """A message of a queue that a trunk route or another node sent: a trunk's new calls are refused as customers' are."""
+        if not data.startswith(b"INVITE ") or kind_of(data) is not Kind.INVITE or self._desk.peers.has_host(flow.host):
+            return None
+        self.counts["late", "invite"] += 1
+        return Verdict("late", self._retry(Kind.INVITE))
 
     # Budgets
 
@@ -313,6 +369,8 @@ class Shedder:
         now = desk.now.mono
         self.pace.observe(signals.lag_s + signals.wait_s, now)
         self._is_behind = signals.wait_s >= BEHIND_S
+        if now - self._queued_at >= CALM_S:
+            self._queued_since, self._has_queue = math.inf, False
         pressure, bound = self._pressure(signals)
         self._high = self._high + 1 if pressure >= 1.0 else 0
         self._middling = self._middling + 1 if pressure >= CALM else 0

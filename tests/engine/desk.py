@@ -40,17 +40,17 @@ class Desk:
         self.mono += seconds
         self.utc_ms += round(seconds * 1000)
 
-    def receive(self, data: bytes, flow: Flow = ROUTER) -> list[Request | Response]:
-        """What the engine sends on this message."""
-        self.actions = self.engine.receive(data, flow, self.now)
+    def receive(self, data: bytes, flow: Flow = ROUTER, *, waited_s: float = 0.0) -> list[Request | Response]:
+        """What the engine sends on this message, which waited so long to be read."""
+        self.actions = self.engine.receive(data, flow, self.now, waited_s)
         return self.sent()
 
     def sent(self) -> list[Request | Response]:
         return [parse_message(action.data) for action in self.actions if isinstance(action, SendTo)]
 
-    def answer(self, data: bytes, flow: Flow = ROUTER) -> Response:
+    def answer(self, data: bytes, flow: Flow = ROUTER, *, waited_s: float = 0.0) -> Response:
         """The one response that the message gets at once, 100 left out."""
-        found = [m for m in self.receive(data, flow) if isinstance(m, Response) and m.status != 100]
+        found = [m for m in self.receive(data, flow, waited_s=waited_s) if isinstance(m, Response) and m.status != 100]
         assert len(found) == 1, [m.raw for m in self.sent()]
         return found[0]
 

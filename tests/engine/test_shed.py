@@ -6,11 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cdr.facts import End, Record
 from policy.emergency import service_of
-from sipproxy.engine.actions import Note, TakeSlot
+from sipproxy.engine.actions import Journal, Note, TakeSlot
 from sipproxy.engine.bucket import Bucket, Buckets
 from sipproxy.engine.settings import Rates
-from sipproxy.engine.shed import BEHIND_S, CALM_S, REPEATED_S, Kind, Load, Signals, kind_of, may_be_emergency
+from sipproxy.engine.shed import BEHIND_S, CALM_S, REPEATED_S, STANDING_S, Kind, Load, Signals, kind_of, may_be_emergency
 from sipproxy.sip.flow import Flow
 from sipproxy.sip.message import Response, check_message
 from tests.engine.desk import DOMAIN, ROUTER, STRANGER, Desk
@@ -22,6 +23,7 @@ FEW = Rates(
     registers_burst=4, sources=50,
 )  # fmt: skip
 CALL = b"sip:03023125001@sip.example"
+TRUNK = Flow("UDP", 0, *TRUNK_A)
 
 
 def desk_of(rates: Rates = FEW) -> Desk:
@@ -199,7 +201,7 @@ def test_copy_of_a_call_that_was_turned_away_is_turned_away_too_when_the_load_is
     assert any(isinstance(action, TakeSlot) for action in desk.actions), "he tries anew"
     desk.tick(REPEATED_S)
     desk.engine.desk.now = desk.now
-    assert desk.engine.shedder._again(invite, ROUTER) is None
+    assert desk.engine.shedder._again(Kind.INVITE, invite, ROUTER) is None
 
 
 def test_the_table_of_calls_that_were_turned_away_is_bounded() -> None:
@@ -392,6 +394,130 @@ def test_node_that_is_behind_catches_up_by_looking_at_calls_alone() -> None:
     desk.tick(0.1)
     desk.engine.observe(Signals(0.0, 0, 0.1), desk.now)
     assert messages(desk, b"REGISTER", 1, ROUTER) == [[401]]
+
+
+def with_queue(desk: Desk, waited_s: float = 0.2) -> Desk:
+    """Messages have waited so long to be read, for long enough."""
+    for _ in range(round(STANDING_S / 0.1) + 1):
+        desk.receive(b"SIP/2.0 200 OK\r\n\r\n", TRUNK, waited_s=waited_s)
+        desk.engine.observe(Signals(0.0, 0, waited_s), desk.now)
+        desk.tick(0.1)
+    return desk
+
+
+def statuses(desk: Desk, data: bytes, flow: Flow, waited_s: float) -> list[int]:
+    return [m.status for m in desk.receive(data, flow, waited_s=waited_s) if isinstance(m, Response)]
+
+
+def records(desk: Desk) -> list[Record]:
+    return [a.fact.record for a in desk.actions if isinstance(a, Journal) and isinstance(a.fact, End)]
+
+
+def test_new_call_that_waited_in_a_queue_is_refused_before_anything_is_done_for_it() -> None:
+    desk = desk_of(Rates())
+    assert desk.register(CONTACT).status == 200
+    with_queue(desk)
+    invite = desk.request(b"INVITE", CALL, branch=b"z9hG4bKlate", headers=((b"Contact", CONTACT),))
+    answer = desk.answer(invite, waited_s=0.2)
+    assert (answer.status, 5 <= int(answer.first(b"retry-after") or b"") <= 10) == (503, True)
+    check_message(answer)
+    assert records(desk) == [], "nobody has proven to have sent it: it is no attempt yet, as when it is challenged"
+    assert desk.answer(invite, waited_s=0.2).to.tag == answer.to.tag, "a copy gets the same answer (RFC 3261 §8.2.7)"
+    ack = desk.request(b"ACK", CALL, branch=b"z9hG4bKlate", to_tag=answer.to.tag or b"")
+    assert desk.receive(ack, waited_s=0.2) == []
+    counts = desk.engine.shedder.counts
+    assert counts == {("late", "invite"): 1, ("repeated", "invite"): 1, ("acknowledged", "part"): 1}
+    assert statuses(desk, desk.request(b"INVITE", CALL), STRANGER, 0.2) == [], (
+        "who waited in vain and is not known gets nothing"
+    )
+    assert statuses(desk, desk.request(b"INVITE", CALL), ROUTER, 0.05) == [407], "others are taken"
+    desk.engine.shedder.use(Rates(lag_s=0.5))
+    assert statuses(desk, desk.request(b"INVITE", CALL), ROUTER, 0.2) == [407], "where more lateness is allowed"
+
+
+def test_new_call_that_answers_its_challenge_may_wait_twice_as_long() -> None:
+    """Something has been done for it. What is refused then has a record: its caller is known by his binding."""
+    desk = desk_of(Rates())
+    assert desk.register(CONTACT).status == 200
+    headers = (desk.credentials(b"INVITE", CALL), (b"Contact", CONTACT))
+    with_queue(desk)
+    desk.receive(desk.request(b"INVITE", CALL, headers=headers), waited_s=0.24)
+    assert any(isinstance(action, TakeSlot) for action in desk.actions)
+    again = desk.request(b"INVITE", CALL, call_id=b"second", headers=headers)
+    assert statuses(desk, again, ROUTER, 0.26) == [503]
+    assert [(record.rule, record.account, record.status) for record in records(desk)] == [("node.overload", "alice", 503)]
+
+
+def test_what_a_hiccup_leaves_is_worked_off() -> None:
+    desk = desk_of(Rates())
+    assert desk.register(CONTACT).status == 200
+    for number in range(9):  # all that arrived within the time for which nothing was read
+        assert statuses(desk, desk.request(b"INVITE", CALL, call_id=b"%d" % number), ROUTER, 0.9 - 0.1 * number) == [407]
+        desk.tick(0.1)
+        desk.engine.observe(Signals(0.0, 0, 0.9 - 0.1 * number), desk.now)
+    desk.tick(5.0)
+    assert statuses(desk, desk.request(b"INVITE", CALL, call_id=b"alone"), ROUTER, 0.9) == [407], "and so later on"
+
+
+def test_queue_is_over_when_nothing_waits_for_a_while() -> None:
+    desk = desk_of(Rates())
+    assert desk.register(CONTACT).status == 200
+    with_queue(desk)
+    for _ in range(round(CALM_S / 0.1)):
+        desk.tick(0.1)
+        desk.engine.observe(Signals(0.0, 0, 0.001), desk.now)
+    assert statuses(desk, desk.request(b"INVITE", CALL), ROUTER, 0.2) == [407]
+
+
+def test_copy_of_a_call_that_was_taken_or_challenged_is_not_refused_for_its_wait() -> None:
+    desk = desk_of(Rates())
+    assert desk.register(CONTACT).status == 200
+    first = desk.request(b"INVITE", CALL, branch=b"z9hG4bKfirst", headers=((b"Contact", CONTACT),))
+    assert desk.answer(first).status == 407
+    headers = (desk.credentials(b"INVITE", CALL), (b"Contact", CONTACT))
+    second = desk.request(b"INVITE", CALL, branch=b"z9hG4bKsecond", headers=headers)
+    desk.receive(second)
+    assert any(isinstance(action, TakeSlot) for action in desk.actions)
+    with_queue(desk, 0.4)
+    assert statuses(desk, first, ROUTER, 0.4) == [407]
+    assert 503 not in statuses(desk, second, ROUTER, 0.4)
+    assert (records(desk), any(isinstance(action, TakeSlot) for action in desk.actions)) == ([], False)
+
+
+def test_call_of_a_trunk_that_waited_in_a_queue_is_refused_with_a_record() -> None:
+    desk = desk_of(Rates())
+    assert desk.register(CONTACT).status == 200
+    with_queue(desk)
+    assert statuses(desk, desk.request(b"INVITE", b"sip:+4920515551234@sip.example"), TRUNK, 0.2) == [503]
+    assert [(record.rule, record.direction) for record in records(desk)] == [("node.overload", "incoming")]
+    assert statuses(desk, desk.request(b"BYE", CALL, to_tag=b"t"), TRUNK, 0.2) == [481], "which was looked at"
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.tuples(st.floats(0.0, 30.0), st.floats(0.0, 2.0)), max_size=30),
+    st.floats(0.0, 60.0),
+    st.sampled_from([b"sip:112@sip.example", b"sip:110@sip.example", b"urn:service:sos", b"sip:+49112@sip.example"]),
+    st.sampled_from([ROUTER, STRANGER]),
+)
+def test_call_for_help_and_what_belongs_to_calls_pass_however_long_they_waited(
+    waits: list[tuple[float, float]], waited_s: float, target: bytes, flow: Flow
+) -> None:
+    """Design: invariant 1."""
+    desk = desk_of(Rates())
+    assert desk.register(CONTACT).status == 200
+    for waited, pause in waits:
+        desk.receive(b"SIP/2.0 200 OK\r\n\r\n", TRUNK, waited_s=waited)
+        desk.engine.observe(Signals(0.0, 0, waited), desk.now)
+        desk.tick(pause)
+    check = desk.engine.shedder.check
+    desk.engine.desk.now = desk.now
+    if service_of(target):
+        assert check(desk.request(b"INVITE", target), flow, waited_s) is None
+    for method in (b"BYE", b"ACK", b"INVITE", b"CANCEL"):
+        data = desk.request(method, CALL, to_tag=b"" if method == b"CANCEL" else b"t")
+        assert check(data, ROUTER, waited_s) is None
+    assert check(b"SIP/2.0 200 OK\r\n\r\n", ROUTER, waited_s) is None
 
 
 def test_register_with_a_to_tag_is_counted_as_one() -> None:
