@@ -55,7 +55,7 @@ load: $(DEVELOPMENT)  ## a mix of traffic against a node of its own, every call 
 load-compare: $(DEVELOPMENT) needs  ## the same calls against a node and Kamailio, in turn (COMPARE="--rate 500 --children 1")
 	$(BIN)/python -m loadtest compare $(COMPARE)
 
-soak: $(DEVELOPMENT)  ## two hours of calls with the store in trouble again and again, and slopes (SOAK="--seconds 36000")
+soak: $(DEVELOPMENT)  ## two hours of calls with a trouble every two minutes, and slopes (SOAK="--seconds 36000")
 	nice $(BIN)/python -m loadtest soak $(SOAK)
 
 faults: $(DEVELOPMENT)  ## the store in each kind of trouble under live calls at two nodes (FAULTS="--only stopped" for one)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from loadtest.mix import PATIENCE_S
-from loadtest.wire import Head, hop_of, tag_of
+from loadtest.wire import Head, hop_of, response_to, tag_of
 
 if TYPE_CHECKING:
     from loadtest.boxes import Box
@@ -26,7 +26,8 @@ SDP = b"Content-Type: application/sdp\r\n"
 
 @dataclass(slots=True)
 class Side:
-    """A party of a call. What it still repeats is of its present `step`; `gone` says that it has forgotten the dialog."""
+    """A party of a call. What it still repeats is of its present `step`; `gone` says that it has forgotten the dialog,
+    `silent` that nothing is there any more."""
 
     wire: Wire
     letter: bytes  # of its requests' branches
@@ -39,6 +40,7 @@ class Side:
     cseq: int = 0
     step: int = 0
     gone: bool = False
+    silent: bool = False
 
     def learn(self, head: Head, *, reverse: bool) -> None:
         """The dialog as a response (`reverse`: its route set stands in reverse order, §12.1.2) or a request made it."""
@@ -124,6 +126,14 @@ class Attempt:
         side.local = head.receiver + b";tag=" + side.tag
         side.remote = head.sender
         side.learn(head, reverse=False)
+
+    def write_response(self, status: bytes, body: bytes) -> bytes:
+        """The callee's response to the INVITE, with `body` where it is the answer."""
+        assert self.head is not None
+        side, answer = self.callee, status.startswith(b"2")
+        contact = b"Contact: <sip:y@%b>\r\n" % side.wire.place if status < b"3" else b""
+        more = contact + b"Content-Type: application/sdp\r\n" if answer else contact
+        return response_to(self.head, status, tag=side.tag, more=more, body=body if answer else b"")
 
     def side_of(self, head: Head) -> Side:
         """Whom a request within the dialog is for."""

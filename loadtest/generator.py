@@ -32,8 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["Generator"]
 
 MAX_CHALLENGES = 2  # a second one is a stale nonce
-BOXES_OF_A_WIRE = 500
-EXPIRES_S = 7200
+BOXES_OF_A_WIRE, EXPIRES_S = 500, 7200
 LATE_S = 0.01  # a call that begins later than this was not started in time
 DIALLED = {"blocked": "090055501", "emergency": "112"}  # the others: a subscriber of the carrier's
 SUBSCRIBER = "03023125001"
@@ -61,8 +60,7 @@ class Generator:
         self._loop = asyncio.get_running_loop()
         self._clock = Clockwork(self._loop)
         self._repeater = Repeater(self._clock, self._gave_up)
-        self._numbers = 0
-        self._zero = 0.0
+        self._numbers, self._zero = 0, 0.0
         self.trunk, self.psap = Wire(self._take, "127.0.0.2"), Wire(self._take, "127.0.0.3")
         self._wires = [self.trunk, self.psap]
         self.boxes = self._make_boxes(lines)
@@ -318,7 +316,15 @@ class Generator:
         attempt.slack_ms += 1000 * (time.monotonic() - (attempt.truth.ended_at or 0.0))
         self._over(attempt, "" if status == 200 else f"BYE was answered {status}")
 
-    def _over(self, attempt: Attempt, fault: str = "") -> None:
+    def vanish(self, count: int) -> None:
+        """As many calls lose both parties without a word, as in a power cut."""
+        talking = [one for one in self.calls.values() if one.stage == "talking" and self._is_ordinary(one.box)]
+        for attempt in self._rng.sample(talking, min(count, len(talking))):
+            attempt.caller.silent = attempt.callee.silent = True
+            attempt.truth.ended_at = time.monotonic()
+            self._over(attempt, rest_s=LOST_BYE_S)  # until the node has noticed
+
+    def _over(self, attempt: Attempt, fault: str = "", *, rest_s: float = SPARE) -> None:
         """The call is over: tell what became of it, and let its router rest before its next call."""
         status, kind = attempt.truth.status, attempt.kind
         attempt.stage = "over"
@@ -333,7 +339,7 @@ class Generator:
             self.seen.ended.add(self.now(), 1.0 if fault else 0.0)
             self.seen.good += not fault and attempt.in_time
         self._ended(attempt.truth, optional=status == NOT_NOW or not (status or attempt.provisional), slack_ms=attempt.slack_ms)
-        self._clock.after(SPARE, self._forget, attempt)
+        self._clock.after(rest_s, self._forget, attempt)
 
     def _is_ordinary(self, box: Box) -> bool:
         return box.index < len(self.boxes)
@@ -394,7 +400,7 @@ class Generator:
         if attempt.kind == "busy":
             self._answer(attempt, b"486 Busy Here", source)
             return
-        attempt.response = self._response(attempt, b"180 Ringing")
+        attempt.response = attempt.write_response(b"180 Ringing", self._body)
         side.wire.send(attempt.response, source)
         if attempt.kind == "cancelled":
             return
@@ -410,25 +416,19 @@ class Generator:
 
     def _answer(self, attempt: Attempt, status: bytes, source: Address) -> None:
         side = attempt.callee
-        attempt.response = self._response(attempt, status)
+        attempt.response = attempt.write_response(status, self._body)
         side.step += 1
         at = side.wire.send(attempt.response, source)
         attempt.ok_ns = attempt.ok_ns or at
         self._repeater.start(attempt, side, attempt.response, source, T2)
-
-    def _response(self, attempt: Attempt, status: bytes) -> bytes:
-        assert attempt.head is not None
-        side = attempt.callee
-        answer = status.startswith(b"2")
-        contact = b"Contact: <sip:y@%b>\r\n" % side.wire.place if status < b"3" else b""
-        more = contact + b"Content-Type: application/sdp\r\n" if answer else contact
-        return response_to(attempt.head, status, tag=side.tag, more=more, body=self._body if answer else b"")
 
     def _on_request(self, wire: Wire, method: bytes, attempt: Attempt | None, data: bytes, source: Address) -> None:
         """BYE and CANCEL of a call, questions whether somebody is there, and whatever else the node may ask."""
         head = head_of(data)
         in_dialog = bool(tag_of(head.receiver))
         side = attempt.side_of(head) if attempt is not None else None
+        if side is not None and side.silent:
+            return
         if in_dialog and (attempt is None or side is None or side.gone):
             wire.send(response_to(head, b"481 Call/Transaction Does Not Exist"), source)
             return

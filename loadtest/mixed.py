@@ -8,32 +8,35 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import redis.asyncio as redis
 
+from cdr.consumer import Consumer
 from loadtest.generator import Generator
 from loadtest.lateness import OwnLateness, worst_bucket_ms
 from loadtest.network import DOMAIN, Network, many_lines, md5_only
 from loadtest.node import NodeError, TrunkSpec
 from loadtest.reconcile import Matching, Reconciliation, becomes, read_page
-from loadtest.usage import CpuMeter, descriptors_of, tree_memory_bytes
+from loadtest.usage import CpuMeter, descriptors_of, threads_of, tree_memory_bytes
 
 if TYPE_CHECKING:
+    from cdr.consumer import Delivery
     from loadtest.mix import Mix
     from loadtest.node import LineSpec
     from loadtest.seen import Seen
     from loadtest.valkey import Valkey
 
-__all__ = ["LOAD_SETTINGS", "Progress", "Ran", "Sample", "run_mix"]
+__all__ = ["LOAD_SETTINGS", "Around", "Progress", "Ran", "Sample", "run_mix"]
 
 SAMPLE_S = 1.0
 READ_S = 0.25
-SETTLE_S = 40.0  # for what the node still owes when all calls are over: a transaction's lifetime, and some
+SETTLE_S = 90.0  # for what the node still owes when all calls are over: a question to who vanished, its lifetime, and some
 FIRST_S = 60.0  # beyond the time that the rate gives, until all are registered
 FULL_LINES = 4
+FURTHER_LINES = 6  # for those who make trouble
 PLENTY = 1_000_000
 # All simulated routers share one address, and come faster than customers do: here the node's limits are not what is measured.
 LOAD_SETTINGS: Mapping[str, Mapping[str, object]] = {
@@ -60,6 +63,9 @@ class Sample:
     transactions: float  # as the node tells; NaN where it did not answer
     calls_known: float
     tasks: float
+    threads: int
+    journal_bytes: float
+    life: int  # of the node, counted from 0
 
 
 @dataclass(slots=True)
@@ -105,31 +111,44 @@ class Progress:
 Tell = Callable[[Progress], None]
 
 
+@dataclass(frozen=True, slots=True)
+class Around:
+    """What is around a run, for those who make trouble in it."""
+
+    network: Network
+    generator: Generator
+    matching: Matching  # its `away` are the times without the node, which they tell
+    further: Sequence[LineSpec]  # that the mix does not use
+
+
 async def run_mix(
     mix: Mix,
     tell: Tell,
     *,
     settings: Mapping[str, Mapping[str, object]] | None = None,
     store: Valkey | None = None,
-    trouble: Callable[[], Awaitable[None]] | None = None,
+    trouble: Callable[[Around], Awaitable[None]] | None = None,
+    sink: str = "",
 ) -> Ran:
     """Run it on a node of its own, with a `store` that is given, and make `trouble` while calls begin; `settings` are further
-    tables of the node's configuration. Raises NodeError."""
+    tables of the node's configuration. With `sink` records are read as this consumer group: what it has not confirmed comes
+    again from a store that lost it. Raises NodeError."""
     full = many_lines(FULL_LINES if mix.shares.over_limit else 0, first=5_000_000, channels=1)
     lines = many_lines(mix.accounts.count, channels=mix.accounts.channels)
+    further = many_lines(FURTHER_LINES if trouble is not None else 0, first=6_000_000)
     matching = Matching()
     generator = Generator(mix, lines, full, domain=DOMAIN, ended=matching.ended)
     trunk = (generator.trunk.host, generator.trunk.port)
     try:
         async with Network(
-            [_stored(line, mix) for line in [*lines, *full]],
-            settings=_merged(LOAD_SETTINGS, mix.node, settings or {}),
+            [*(_stored(line, mix) for line in [*lines, *full]), *further],
+            settings=_merged(LOAD_SETTINGS, mix.node, {"cdr": {"sinks": [sink]}} if sink else {}, settings or {}),
             trunks=[TrunkSpec("carrier", trunk, (generator.trunk.host,))],
             psap=(generator.psap.host, generator.psap.port),
             store=store,
         ) as network:
             generator.open(network.node.address)
-            return await _Run(mix, network, generator, matching, tell).all(trouble)
+            return await _Run(mix, Around(network, generator, matching, further), tell).all(trouble, sink)
     finally:
         generator.close()
 
@@ -152,7 +171,8 @@ def sum_of(metrics: Mapping[str, float], name: str) -> float:
 
 
 class _Run:
-    def __init__(self, mix: Mix, network: Network, generator: Generator, matching: Matching, tell: Tell) -> None:
+    def __init__(self, mix: Mix, around: Around, tell: Tell) -> None:
+        self._around, network, generator, matching = around, around.network, around.generator, around.matching
         self.network, self.generator, self.matching = network, generator, matching
         self.tell = tell
         self.ran = Ran(mix, generator.seen)
@@ -160,7 +180,7 @@ class _Run:
         self._began = 0.0
         self._node, self._store = CpuMeter(lambda: network.node.pid), CpuMeter(lambda: network.store.pid)
 
-    async def all(self, trouble: Callable[[], Awaitable[None]] | None) -> Ran:
+    async def all(self, trouble: Callable[[Around], Awaitable[None]] | None, sink: str) -> Ran:
         ran, generator = self.ran, self.generator
         await self._register()
         generator.occupy()
@@ -172,9 +192,9 @@ class _Run:
         self._began = time.monotonic()
         generator.begin()
         ran.seen = generator.seen
-        reading = asyncio.create_task(self._read())
+        reading = asyncio.create_task(self._read_as(sink) if sink else self._read())
         sampling = asyncio.create_task(self._sample())
-        troubling = asyncio.ensure_future(trouble() if trouble is not None else asyncio.sleep(0))
+        troubling = asyncio.ensure_future(trouble(self._around) if trouble is not None else asyncio.sleep(0))
         try:
             async with OwnLateness() as lateness:
                 await self._calls()
@@ -262,6 +282,19 @@ class _Run:
             if self._cursor == before:
                 await asyncio.sleep(READ_S)
 
+    async def _read_as(self, group: str) -> None:
+        """What is published again has the id that it had."""
+        seen: set[str] = set()
+
+        def write(batch: list[Delivery]) -> None:
+            for one in batch:
+                if one.record.type == "final" and one.record.id not in seen:
+                    seen.add(one.record.id)
+                    self.matching.take(one.record)
+
+        async with Consumer(self.network.store.client, group=group) as consumer:
+            await consumer.run(write)
+
     async def _sample(self) -> None:
         at, metrics = time.monotonic(), await self.network.node.metrics()
         cpu = self._node.used(), time.process_time(), self._store.used()
@@ -285,6 +318,9 @@ class _Run:
                 transactions=sum_of(told, "sipproxy_transactions_live"),
                 calls_known=sum_of(told, "sipproxy_calls_known"),
                 tasks=sum_of(told, "sipproxy_tasks"),
+                threads=threads_of(node),
+                journal_bytes=told.get('sipproxy_journal{what="bytes"}', math.nan),
+                life=len(self.matching.away),
             )
             self.ran.samples.append(sample)
             at, metrics, cpu = now, told, used

@@ -6,12 +6,14 @@ Reads the CDR stream and the slots from the store itself. Leaves out: pricing, a
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cdr import codec
+from loadtest.cut_calls import Away, CutCall
 
 if TYPE_CHECKING:
     import redis.asyncio as redis
@@ -52,6 +54,7 @@ class Reconciliation:
     repeated: list[str] = field(default_factory=list)  # Call-IDs with several final records
     different: list[str] = field(default_factory=list)  # what a record says otherwise than the caller
     gaps: list[str] = field(default_factory=list)  # holes in a node's numbering
+    cut: int = 0  # attempts under which the node died: compared with what is promised of those (cut_calls.py)
 
     @property
     def ok(self) -> bool:
@@ -207,29 +210,41 @@ class _Numbers:
 class Matching:
     """Compares calls with their records as both come, and forgets what agrees, so that a run may have any number of calls.
 
-    A second record of a call whose first one agreed counts as unexpected, as it is nobody's any more.
+    A second record of a call whose first one agreed counts as unexpected, as it is nobody's any more. `away` are the times
+    without the node: calls within them are kept, and compared at the end.
     """
 
     def __init__(self) -> None:
         self._result = Reconciliation()
         self._truths: dict[str, tuple[CallTruth, int]] = {}  # with the tolerance in ms
         self._optional: set[str] = set()
-        self._records: dict[str, Record] = {}
+        self._records: dict[str, list[Record]] = {}
+        self._cut: dict[str, CutCall] = {}
         self._numbers = _Numbers()
+        self.away: list[Away] = []
 
     @property
     def owed(self) -> int:
         """Calls that have ended, and whose records have not come."""
-        return len(self._truths) - len(self._optional)
+        cut = sum(call.owed and not call.records for call in self._cut.values())
+        return len(self._truths) - len(self._optional) + cut
 
     def ended(self, truth: CallTruth, *, optional: bool = False, slack_ms: float = 0.0) -> None:
         """A call is over. With `optional` it may be without a record: the node did not look at it, or never had it. Its
         messages were under way for `slack_ms`, by which what the caller and the node measured may differ."""
-        tolerance_ms = TOLERANCE_MS + round(slack_ms)
+        tolerance_ms, now = TOLERANCE_MS + round(slack_ms), time.monotonic()
         self._result.attempts += 1
-        record = self._records.pop(truth.call_id, None)
-        if record is not None:
+        records = self._records.pop(truth.call_id, [])
+        times = [away for away in self.away if away.touches(truth.started_at, now)]
+        if times:
+            self._result.cut += 1
+            self._cut[truth.call_id] = CutCall(truth, now, not optional, tolerance_ms, times, records)
+            return
+        for record in records:
             self._result.different += _differences(truth, record, tolerance_ms)
+        if len(records) > 1:
+            self._result.repeated.append(truth.call_id)
+        if records:
             return
         self._truths[truth.call_id] = truth, tolerance_ms
         if optional:
@@ -239,24 +254,26 @@ class Matching:
         """A final record came."""
         self._result.records += 1
         self._numbers.add(record)
+        if record.call_id in self._cut:
+            self._cut[record.call_id].records.append(record)
+            return
         known = self._truths.pop(record.call_id, None)
         self._optional.discard(record.call_id)
         if known is not None:
             self._result.different += _differences(known[0], record, known[1])
-        elif record.call_id in self._records:
-            self._result.repeated.append(record.call_id)
         else:
-            self._records[record.call_id] = record
+            self._records.setdefault(record.call_id, []).append(record)
 
     def result(self) -> Reconciliation:
         """What is found once all calls have ended and nothing more comes."""
-        found = self._result
+        found, judged = self._result, [fault for call in self._cut.values() for fault in call.faults()]
         found.missing = sorted(self._truths.keys() - self._optional)
         found.unexpected = sorted(self._records)
         found.gaps = self._numbers.faults()
-        return found
+        repeated = found.repeated + sorted(call_id for call_id, records in self._records.items() if len(records) > 1)
+        return replace(found, different=[*found.different, *judged], repeated=repeated)
 
     @property
     def without(self) -> int:
         """Calls that may be without a record, and are."""
-        return len(self._optional)
+        return len(self._optional) + sum(not (call.owed or call.records) for call in self._cut.values())

@@ -1,8 +1,8 @@
-"""Hours of a mix while the store gets into trouble at random moments, and how memory and tables of the node grow meanwhile.
+"""Hours of a mix with trouble at random moments, every call reconciled, and how memory and tables of the node grow meanwhile.
 
-Slopes are by least squares over the samples behind the first quarter, when the node has warmed up. The faults are those of
-store_faults.py that lose nothing the store had confirmed: one that is flushed or gets an old copy back has records published
-again, which `faults` and `cdrkills` look at, as they do at a node that dies. Parties that vanish are calls whose BYE is lost.
+The store gets into trouble in each way of store_faults.py; the node dies, parties vanish, connections break, operators edit and
+reload (troubles.py). Records are read as a sink of the node: what it has not confirmed comes again from a store that was
+emptied or fell back. Slopes are by least squares within each life of the node, behind its first minutes, when it is warm.
 """
 
 from __future__ import annotations
@@ -17,51 +17,62 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loadtest.mix import Mix, read
+from loadtest.mix import read
 from loadtest.mix_command import add_node_settings, node_settings, progress_bar
 from loadtest.mix_plot import draw, plotting
 from loadtest.mix_report import report_of
 from loadtest.mixed import Sample, run_mix
 from loadtest.report import Report, counted
 from loadtest.store_faults import FAULTS, RelayedValkey
+from loadtest.troubles import TROUBLES, reseed
 from sipproxy.process import loop_factory
 
 if TYPE_CHECKING:
-    from loadtest.mixed import Ran
+    from loadtest.mixed import Around, Ran
 
-__all__ = ["TROUBLES", "add_soak", "slope_per_hour"]
+__all__ = ["add_soak", "slope_per_hour"]
 
-TROUBLES = ("stopped", "killed", "slow", "read-only", "full", "misconf", "lost reply")
+KINDS = (*FAULTS, *TROUBLES)
+
+LOSSES = ("flushed", "old copy")  # after which an operator brings the policy back
 LASTS_S = (1.0, 8.0)
-WARM = 0.25  # of the run
+WARM_SHARE, WARM_S = 0.25, 300.0  # of each life of the node, at most
+SINK = "soak"
 SLOPES: Sequence[tuple[str, str, Callable[[Sample], float], str]] = (
     ("memory_slope", "memory of the node", lambda sample: sample.node_bytes, "bytes an hour"),
     ("descriptors_slope", "its open files and sockets", lambda sample: sample.descriptors, "an hour"),
     ("tasks_slope", "its tasks", lambda sample: sample.tasks, "an hour"),
     ("transactions_slope", "its transactions", lambda sample: sample.transactions, "an hour"),
     ("calls_slope", "calls in its table", lambda sample: sample.calls_known, "an hour"),
+    ("threads_slope", "its threads", lambda sample: sample.threads, "an hour"),
+    ("journal_slope", "its journal", lambda sample: sample.journal_bytes, "bytes an hour"),
 )
 
 
-def slope_per_hour(points: Sequence[tuple[float, float]]) -> float:
-    """The slope of a straight line through (second, value) points by least squares, per hour; NaN values are left out."""
-    known = [(at, value) for at, value in points if not math.isnan(value)]
-    if len(known) < 2:
-        return 0.0
-    mean_at, mean = (math.fsum(column) / len(known) for column in zip(*known, strict=True))
-    spread = math.fsum((at - mean_at) ** 2 for at, _ in known)
-    return 3600 * math.fsum((at - mean_at) * (value - mean) for at, value in known) / spread if spread else 0.0
+def slope_per_hour(*lives: Sequence[tuple[float, float]]) -> float:
+    """The common slope of straight lines through the (second, value) points of each life by least squares, per hour; NaN values
+    are left out."""
+    above = below = 0.0
+    for points in lives:
+        known = [(at, value) for at, value in points if not math.isnan(value)]
+        if len(known) < 2:
+            continue
+        mean_at, mean = (math.fsum(column) / len(known) for column in zip(*known, strict=True))
+        below += math.fsum((at - mean_at) ** 2 for at, _ in known)
+        above += math.fsum((at - mean_at) * (value - mean) for at, value in known)
+    return 3600 * above / below if below else 0.0
 
 
 def add_soak(commands: Any, common: argparse.ArgumentParser) -> None:
     """Add the command to the parsers of `python -m loadtest`."""
-    soak = commands.add_parser("soak", parents=[common], help="hours of a mix, the store in trouble again and again; slopes")
+    soak = commands.add_parser("soak", parents=[common], help="hours of a mix with trouble again and again; slopes")
     soak.add_argument("--mix", type=Path, default=Path("soak"), help="the mix (default %(default)s)")
     soak.add_argument("--seconds", type=float, help="for so long, instead of the mix's")
     soak.add_argument("--accounts", type=int, help="routers, instead of the mix's")
     soak.add_argument("--every", type=float, default=120.0, help="seconds between two troubles, about (default %(default)s)")
     soak.add_argument("--seed", type=int, default=1, help="of the troubles (default %(default)s)")
     soak.add_argument("--plot", type=Path, metavar="FILE", help="a picture over time, .svg or .png (the extra plot)")
+    soak.add_argument("--without", choices=KINDS, action="append", default=[], help="this trouble; again for several")
     add_node_settings(soak)
     soak.set_defaults(run=_run, loop_factory=loop_factory())
 
@@ -75,43 +86,74 @@ async def _run(options: argparse.Namespace) -> list[Report]:
     mix = read(options.mix, instead)
     if options.plot is not None:
         plotting()
-    store, made = RelayedValkey(), Counter[str]()
+    plan = _Plan(options.every, random.Random(options.seed), [kind for kind in KINDS if kind not in options.without])
+    store = RelayedValkey()
     with progress_bar(mix.name) as tell:
         ran = await run_mix(
             mix,
             tell,
             settings=node_settings(options.set),
             store=store,
-            trouble=lambda: _trouble(store, mix, options.every, random.Random(options.seed), made),
+            trouble=lambda around: plan.run(around, store, mix.load.seconds),
+            sink=SINK,
         )
     if options.plot is not None:
         draw(ran, options.plot)
-    return [soak_report(ran, made)]
+    return [soak_report(ran, plan)]
 
 
-async def _trouble(store: RelayedValkey, mix: Mix, every_s: float, rng: random.Random, made: Counter[str]) -> None:
-    """One trouble after the other, at random moments, until the last calls begin."""
-    until = time.monotonic() + mix.load.seconds
-    while True:
-        wait = rng.expovariate(1 / every_s)
-        name, lasts = rng.choice(TROUBLES), rng.uniform(*LASTS_S)
-        if time.monotonic() + wait + lasts > until:
-            return
-        await asyncio.sleep(wait)
-        await FAULTS[name](store, lasts)
-        made[name] += 1
+class _Plan:
+    """One trouble after the other, about `every_s` seconds apart, each of the `kinds` as often as any other."""
+
+    def __init__(self, every_s: float, rng: random.Random, kinds: Sequence[str]) -> None:
+        self._every_s, self._rng, self._kinds = every_s, rng, kinds
+        self.made: Counter[str] = Counter()
+        self.faults: list[str] = []
+
+    async def run(self, around: Around, store: RelayedValkey, seconds: float) -> None:
+        """Make trouble until the last calls begin."""
+        until, deck = time.monotonic() + seconds, list[str]()
+        while True:
+            wait = self._rng.expovariate(1 / self._every_s)
+            if not deck:
+                deck = self._rng.sample(self._kinds, len(self._kinds))
+            if time.monotonic() + wait + LASTS_S[1] > until:
+                return
+            await asyncio.sleep(wait)
+            kind = deck.pop()
+            fault = await self._make(kind, around, store)
+            self.made[kind] += 1
+            if fault:
+                self.faults.append(f"{kind}: {fault}")
+
+    async def _make(self, kind: str, around: Around, store: RelayedValkey) -> str:
+        if kind in TROUBLES:
+            return await TROUBLES[kind](around, self._rng)
+        await FAULTS[kind](store, self._rng.uniform(*LASTS_S))
+        return await reseed(around) if kind in LOSSES else ""
 
 
-def soak_report(ran: Ran, made: Counter[str]) -> Report:
+def soak_report(ran: Ran, plan: _Plan) -> Report:
     """The report of the mix, the troubles and the slopes."""
     report = report_of(ran)
-    report.add("troubles", "troubles of the store", counted(made) or "none")
-    warm = [sample for sample in ran.samples if WARM * ran.arriving_s <= sample.at <= ran.arriving_s]
+    report.add("troubles", "troubles", counted(plan.made) or "none")
+    report.add("cut", "calls under which the node, or a worker of it, died", ran.result.cut)
+    lives: dict[int, list[Sample]] = {}
+    for sample in ran.samples:
+        if not math.isnan(sample.tasks) and sample.at <= ran.arriving_s:
+            lives.setdefault(sample.life, []).append(sample)
+    warm = [[one for one in life if one.at - life[0].at >= _warm_s(life)] for life in lives.values()]
     for key, text, value, unit in SLOPES:
-        report.add(key, f"slope of {text}", slope_per_hour([(sample.at, value(sample)) for sample in warm]), unit)
+        slope = slope_per_hour(*([(sample.at, value(sample)) for sample in life] for life in warm))
+        report.add(key, f"slope of {text}", slope, unit)
     last = ran.samples[-1] if ran.samples else None
     report.add("calls_left", "calls that the node still counts as live", ran.calls_left)
     report.add("descriptors_last", "open files and sockets at the end", last.descriptors if last is not None else 0)
-    report.expect(bool(made), "the store was never in trouble: a longer run, or a smaller --every")
+    report.faults += plan.faults
+    report.expect(bool(plan.made), "there was no trouble: a longer run, or a smaller --every")
     report.expect(ran.calls_left == 0, f"the node counts {ran.calls_left:g} calls as live when all are over")
     return report
+
+
+def _warm_s(life: Sequence[Sample]) -> float:
+    return min(WARM_S, WARM_SHARE * (life[-1].at - life[0].at))

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["CpuMeter", "descriptors_of", "tree_cpu_seconds", "tree_memory_bytes", "tree_of"]
+__all__ = ["CpuMeter", "descriptors_of", "threads_of", "tree_cpu_seconds", "tree_memory_bytes", "tree_of"]
 
 _TICK = os.sysconf("SC_CLK_TCK")
 
@@ -67,6 +67,11 @@ def descriptors_of(pid: int) -> int:
         with contextlib.suppress(OSError):
             total += len(os.listdir(f"/proc/{one}/fd"))  # noqa: PTH208  a thousand paths are not wanted
     return total
+
+
+def threads_of(pid: int) -> int:
+    """Threads of the process and its descendants."""
+    return sum(int(fields[17]) for one in tree_of(pid) if (fields := _stat(one)))
 
 
 def _stat(pid: int) -> list[str]:

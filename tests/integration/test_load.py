@@ -87,11 +87,45 @@ async def test_goodput_at_a_part_of_the_capacity_is_told_and_every_call_reconcil
     assert (tmp_path / "goodput.png").stat().st_size > 10_000
 
 
-async def test_soak_with_the_store_in_trouble_loses_no_record_and_leaves_nothing(tmp_path: Path) -> None:
-    mix = SMALLER.replace("[load]", "[load]\nfailed_at_most = 1.0").replace("rate = 30", "rate = 8")
-    (tmp_path / "smaller.toml").write_text(mix)
-    (report,) = await measure("soak", "--mix", str(tmp_path / "smaller.toml"), "--seconds", "9", "--every", "0.5")
-    assert report["troubles"] != "none"
+SOAKED = """name = "soaked"
+[load]
+rate = 8
+seconds = 12
+failed_at_most = 1.0
+[accounts]
+count = 150
+register_per_s = 200
+[calls]
+ended_by_callee = 0.4
+[hold]
+mean_s = 1
+at_most_s = 5
+[shares]
+answered = 0.5
+incoming = 0.3
+blocked = 0.1
+emergency = 0.1
+"""
+
+
+async def test_soak_of_a_node_that_dies_is_reloaded_and_loses_its_store_loses_no_record(tmp_path: Path) -> None:
+    (tmp_path / "soaked.toml").write_text(SOAKED)
+    slow = (
+        "loading",
+        "stopped",
+        "slow",
+        "read-only",
+        "full",
+        "misconf",
+        "lost reply",
+        "killed",
+        "old copy",
+        "parties vanished",
+    )
+    without = [word for kind in (*slow, "worker killed") for word in ("--without", kind)]
+    (report,) = await measure("soak", "--mix", str(tmp_path / "soaked.toml"), "--every", "0.2", *without)
+    assert "node killed" in report["troubles"]
+    assert report["cut"] > 0
     assert (report["slots_left"], report["calls_left"]) == (0, 0)
     assert report["descriptors_last"] > 5
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+import time
 from dataclasses import replace
 
 import pytest
 
 from cdr.facts import Record
+from loadtest.cut_calls import Away
 from loadtest.reconcile import Matching
 from loadtest.truth import CallTruth
 
@@ -87,3 +89,54 @@ def test_matching_allows_for_the_time_that_messages_were_under_way() -> None:
     matching.ended(truth_of(2), slack_ms=700)
     matching.take(record_of(2, talk_ms=6200))
     assert [text.partition(":")[0] for text in matching.result().different] == ["call2"]
+
+
+def cut(matching: Matching, number: int, *, talk_s: float = 5.0, optional: bool = False, status: int = 200) -> None:
+    """A call of just now, under which the node died once."""
+    now = time.monotonic()
+    matching.away[:] = [Away(now - 10, now - 8)]
+    truth = replace(truth_of(number, status=status), started_at=now - 20)
+    if status == 200:
+        truth = replace(truth, answered_at=now - 15, ended_at=now - 15 + talk_s)
+    matching.ended(truth, optional=optional)
+
+
+def test_call_under_which_the_node_died_may_have_a_record_of_each_life() -> None:
+    matching = Matching()
+    cut(matching, 1)
+    matching.take(record_of(1, seq=1, status=500))
+    matching.take(record_of(1, seq=2))
+    cut(matching, 2, optional=True, status=0)
+    result = matching.result()
+    assert result.ok, str(result)
+    assert (result.cut, matching.owed, matching.without) == (2, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("records", "fault"),
+    [
+        ([], "call1: missing"),
+        ([record_of(1, seq=1, status=500)], "call1: answered, and no record of it is"),
+        ([record_of(1, seq=number) for number in (1, 2, 3)], "call1: 3 records, the node died 1 times"),
+        ([record_of(1, seq=1, talk_ms=60_000)], "call1: billed 60000 ms, was 12400 ms at most"),
+    ],
+)
+def test_call_under_which_the_node_died_is_owed_its_record_answer_and_length(records: list[Record], fault: str) -> None:
+    matching = Matching()
+    cut(matching, 1)
+    assert matching.owed == 1
+    for record in records:
+        matching.take(record)
+    assert matching.result().different == [fault]
+    assert matching.owed == (not records)
+
+
+def test_call_beside_the_times_without_a_node_is_compared_as_always() -> None:
+    matching = Matching()
+    now = time.monotonic()
+    matching.away.append(Away(now - 100, now - 90))
+    matching.ended(replace(truth_of(1), started_at=now - 20, answered_at=now - 15, ended_at=now - 10))
+    matching.take(record_of(1, seq=1))
+    matching.take(record_of(1, seq=2))
+    result = matching.result()
+    assert (result.cut, result.unexpected) == (0, ["call1"])

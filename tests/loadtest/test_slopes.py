@@ -36,6 +36,13 @@ def test_slope_of_what_goes_up_and_comes_back_is_none() -> None:
     assert slope_per_hour([(1.0, 5.0)]) == 0
 
 
+def test_slope_over_several_lives_leaves_out_the_step_between_them() -> None:
+    first = [(float(second), 1000.0 + second) for second in range(50)]
+    second = [(float(second), 10.0 + second) for second in range(60, 200)]
+    assert slope_per_hour(first, second) == pytest.approx(3600)
+    assert slope_per_hour(first + second) < 0
+
+
 async def test_usage_of_a_process_counts_its_children_and_outlives_its_end() -> None:
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", BUSY, stdout=subprocess.PIPE, start_new_session=True)
     assert process.stdout is not None
