@@ -88,7 +88,7 @@ class Authenticator:
         `proxy` selects Proxy-Authorization and 407 against Authorization and 401. An `emergency` call is refused by no limit.
         """
         source = source_of(flow.host)
-        outcome = self._credentials(request, flow, proxy=proxy, emergency=emergency)
+        outcome = self._credentials(request, flow, source, proxy=proxy, emergency=emergency)
         if isinstance(outcome, Proven):
             return outcome
         why, user = outcome
@@ -110,27 +110,34 @@ class Authenticator:
             self._desk.reply(request, flow, outcome.status, headers=outcome.headers)
         return None
 
-    def _credentials(self, request: Request, flow: Flow, *, proxy: bool, emergency: bool) -> Proven | tuple[str, str]:
-        ours: list[Credentials] = []
-        for value in request.lines(b"proxy-authorization" if proxy else b"authorization")[:8]:
+    def _credentials(
+        self, request: Request, flow: Flow, source: str, *, proxy: bool, emergency: bool
+    ) -> Proven | tuple[str, str]:
+        name = b"proxy-authorization" if proxy else b"authorization"
+        if name not in request.first_line:
+            return "missing", ""
+        ours: Credentials | None = None
+        for value in request.lines(name)[:8]:
             try:
                 credentials = parse_credentials(value)
             except ParseError:
                 return "malformed", ""
-            if credentials.realm == self._desk.settings.realm:
-                ours.append(credentials)
-        if not ours:
+            if ours is None and credentials.realm == self._desk.settings.realm:
+                ours = credentials
+        if ours is None:
             return "missing", ""
-        return self._verify(request, ours[0], flow, emergency=emergency)
+        return self._verify(request, ours, flow, source, emergency=emergency)
 
-    def _verify(self, request: Request, credentials: Credentials, flow: Flow, *, emergency: bool) -> Proven | tuple[str, str]:
-        desk, source = self._desk, source_of(flow.host)
+    def _verify(
+        self, request: Request, credentials: Credentials, flow: Flow, source: str, *, emergency: bool
+    ) -> Proven | tuple[str, str]:
+        desk = self._desk
         user, now, utc_s = credentials.username, desk.now.mono, desk.now.utc_ms // 1000
         state = self._nonces.inspect(credentials.nonce, utc_s, source.encode())
         if state is not NonceState.OK:
             # Not looked at any further: it guesses nothing, costs no digest, and who knows the password comes again unasked.
             return state.name.lower(), user
-        known = self._known_as(request, user, flow)
+        known = self._known_as(request, user, flow, source)
         spent = self.guesses.spent(user, source, now, known)
         if spent:
             desk.count("guesses_limited", spent if not emergency else "emergency")
@@ -151,11 +158,11 @@ class Authenticator:
         self.guesses.right(account.user, source, now)  # the account's own text: what is kept for a day is there already
         return Proven(account)
 
-    def _known_as(self, request: Request, user: str, flow: Flow) -> str:
+    def _known_as(self, request: Request, user: str, flow: Flow, source: str) -> str:
         """As what the account's own device, or one beside it, is known: by the flow of a binding; as the REGISTER that goes on
         with the Call-ID of one (RFC 3261 §10.2.4), which nobody else knows, from anywhere; by the source of one, or because it
         proved the password from there lately. "" for a stranger."""
-        desk, source = self._desk, source_of(flow.host)
+        desk = self._desk
         call_id = request.call_id.decode("utf-8", "replace") if request.method == b"REGISTER" else ""
         beside = self.guesses.has_proven(user, source, desk.now.mono)
         for binding in desk.location.bindings(user, desk.now.utc_ms):
@@ -203,12 +210,17 @@ class Authenticator:
         self._count_offers()
         digest = self._names.digest(user.encode("utf-8", "surrogateescape"))
         mark = int.from_bytes(digest[:8], "big") * self._offers[-1][0] >> 64
-        fallen = next(offered for upto, offered in self._offers if mark < upto)
+        fallen = self._offers[-1][1]
+        for upto, offered in self._offers:
+            if mark < upto:
+                fallen = offered
+                break
         account = desk.snapshot.accounts.get(user) or (desk.snapshot.account_of(user) if user.startswith("+") else None)
         return self._usable(account) or fallen if account is not None else fallen
 
     def _usable(self, account: Account) -> tuple[str, ...]:
-        return tuple(a for a in self._desk.settings.algorithms if a in account.ha1)
+        ha1 = account.ha1
+        return tuple([algorithm for algorithm in self._desk.settings.algorithms if algorithm in ha1])
 
     def _count_offers(self) -> None:
         """How many accounts are offered what, in the order of the sets' names."""

@@ -110,10 +110,13 @@ class Calls:
 
         With another Request-URI it is no copy: a proxy before us asks for somebody else, or it is a spiral (RFC 5393 §3).
         """
+        calls = self._by_call_id.get(request.call_id)
+        if not calls:
+            return False
         tag, number = request.from_.tag, request.cseq.number
         return any(
             call.is_live and (call.request.from_.tag, call.request.cseq.number, call.request.uri) == (tag, number, request.uri)
-            for call in self._by_call_id.get(request.call_id, ())
+            for call in calls
         )
 
     def late(self, response: Response) -> tuple[Call, Target] | None:

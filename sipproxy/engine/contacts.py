@@ -7,6 +7,7 @@ keeps a packet from going anywhere: it keeps out what can only be a fault or an 
 from __future__ import annotations
 
 import ipaddress
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from sipproxy.sip.grammar import unquote
@@ -44,7 +45,10 @@ def fault_of(contact: NameAddr) -> str:
         return "scheme"
     if len(uri.raw) > MAX_CONTACT_BYTES or len(contact.raw) > MAX_VALUE_BYTES:
         return "length"
-    return "host" if any(_is_misspelt(host) for host in _hosts(contact)) else ""
+    for host in _hosts(contact):
+        if _is_misspelt(host):
+            return "host"
+    return ""
 
 
 def place_of(contact: NameAddr, flow: Flow, settings: Settings) -> str:
@@ -53,10 +57,13 @@ def place_of(contact: NameAddr, flow: Flow, settings: Settings) -> str:
     The address that the REGISTER came from is always good, unless it is a listener of ours; so is loopback from loopback, and
     what `contact_networks` holds.
     """
-    source = ipaddress.ip_address(flow.host.partition("%")[0])
+    source = _literal(flow.host)
     if settings.is_ours(contact.uri.host_text, contact.uri.port) or contact.uri.host_text.rstrip(".") in settings.domains:
         return "ours"
-    return next((place for host in _hosts(contact) if (place := _place(host, source, settings))), "")
+    for host in _hosts(contact):
+        if place := _place(host, source, settings):
+            return place
+    return ""
 
 
 def _hosts(contact: NameAddr) -> list[str]:
@@ -69,25 +76,33 @@ def _hosts(contact: NameAddr) -> list[str]:
 def _place(host: str, source: Address, settings: Settings) -> str:
     name = host.rstrip(".")
     found = _NAMES.get(name, "loopback" if name.endswith(".localhost") else "")
-    address = _address(name)
+    address, kind = _address(name)
     if address is not None:
-        found = _kind(address)
+        found = kind
         if found and (address == source or any(address in network for network in settings.contact_networks)):
             return ""
     return "" if found == "loopback" and source.is_loopback else found
 
 
-def _address(host: str) -> Address | None:
-    """The address that a literal comes down to: the IPv4 one that an IPv6 one stands for, where it does."""
+@lru_cache(maxsize=4096)  # devices register again and again
+def _literal(host: str) -> Address:
+    """The address of a peer, whose zone is left out."""
+    return ipaddress.ip_address(host.partition("%")[0])
+
+
+@lru_cache(maxsize=4096)
+def _address(host: str) -> tuple[Address | None, str]:
+    """The address that a literal comes down to, the IPv4 one that an IPv6 one stands for, where it does; and its kind."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
-        return None
-    if isinstance(address, ipaddress.IPv4Address):
-        return address
-    if address in _NAT64 or (address in _COMPATIBLE and int(address) > 1):
-        return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
-    return address.ipv4_mapped or address.sixtofour or address
+        return None, ""
+    if isinstance(address, ipaddress.IPv6Address):
+        if address in _NAT64 or (address in _COMPATIBLE and int(address) > 1):
+            address = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+        else:
+            address = address.ipv4_mapped or address.sixtofour or address
+    return address, _kind(address)
 
 
 def _kind(address: Address) -> str:
@@ -109,4 +124,4 @@ def _is_misspelt(host: str) -> bool:
     """Whether a host ends like an IPv4 address and is none (§25.1 toplabel begins with a letter): `127.1`, `0x7f.1`, `21307064`
     are read as addresses by some, and as which one is their secret."""
     last = host.rstrip(".").rpartition(".")[2]
-    return last[:1].isdigit() and _address(host.rstrip(".")) is None
+    return last[:1].isdigit() and _address(host.rstrip("."))[0] is None

@@ -370,7 +370,7 @@ class Engine:
     def _refuse_method(self, request: Request, flow: Flow) -> None:
         """Design: invariant 6. No method outside a dialog unless somebody decided so; strangers are asked who they are."""
         desk, known = self.desk, request.method in KNOWN_METHODS
-        is_trusted = not known or any(route.matches(flow) for route in desk.settings.trunks)
+        is_trusted = not known or desk.settings.trunk_of(flow) is not None
         if not is_trusted and self.auth.account(request, flow, request.from_.uri, proxy=True) is None:
             return
         desk.count("requests_refused", "method")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from cdr.facts import Record
 from sipproxy.engine.privacy import Face, secrets_of
@@ -51,36 +51,28 @@ def draft(
         secrets = Face(secrets=secrets_of((calling, presented)))
         calling = presented = ""
         diversions = [value for value in diversions if not secrets.is_told_by(value)]
-    return Record(
-        id=call,
-        node=node,
-        direction=("internal" if decision.callee is not None else "outgoing") if from_customer else "incoming",
-        line=line.id if line is not None else "",
-        account=account.user if account is not None else "",
-        profile=line.profile if line is not None else "",
-        calling=calling,
-        presented=presented,
-        privacy=_text(request.first(b"privacy")),
-        dialled=_text(request.uri),
-        canonical=destination.canonical,
-        destination_class=str(destination.kind),
-        tariff_prefix=destination.prefix,
-        forwarded_to=_NONE,
-        diversions=[_text(value) for value in diversions[:MAX_DIVERSIONS]] or _NONE,
-        call_id=_text(request.call_id),
-        from_tag=_text(request.from_.tag),
-        source=f"{flow.host}:{flow.port}",
-        transport=flow.transport,
-        user_agent=shared_text(request.first(b"user-agent"))[:MAX_TEXT],
-        setup_at_ms=now.utc_ms,
-        verdict=decision.verdict.value,
-        rule=decision.rule,
-        snapshot=decision.snapshot,
-        slots_limit=decision.channels,
-        over_soft=_NONE,
-        media=media_kinds(request.body, request.first(b"content-type") or b""),
-        unknown=_NOTHING,
-    )
+    direction: Literal["outgoing", "incoming", "internal"] = "incoming"
+    if from_customer:
+        direction = "internal" if decision.callee is not None else "outgoing"
+    record = Record(id=call, node=node, direction=direction, forwarded_to=_NONE, over_soft=_NONE, unknown=_NOTHING)
+    # One by one: a field given by name costs three times as much.
+    if line is not None:
+        record.line, record.profile = line.id, line.profile
+    if account is not None:
+        record.account = account.user
+    record.calling, record.presented = calling, presented
+    record.privacy, record.dialled = _text(request.first(b"privacy")), _text(request.uri)
+    record.canonical, record.tariff_prefix = destination.canonical, destination.prefix
+    record.destination_class = str(destination.kind)
+    record.diversions = [_text(value) for value in diversions[:MAX_DIVERSIONS]] or _NONE
+    record.call_id, record.from_tag = _text(request.call_id), _text(request.from_.tag)
+    record.source, record.transport = f"{flow.host}:{flow.port}", flow.transport
+    record.user_agent = shared_text(request.first(b"user-agent"))[:MAX_TEXT]
+    record.setup_at_ms = now.utc_ms
+    record.verdict, record.rule = decision.verdict.value, decision.rule
+    record.snapshot, record.slots_limit = decision.snapshot, decision.channels
+    record.media = media_kinds(request.body, request.first(b"content-type") or b"")
+    return record
 
 
 def _values(request: Request, name: bytes) -> list[bytes]:

@@ -51,7 +51,7 @@ class _Table:
         return max(0.0, count - (now - at) * budget / self._window_s)
 
     def is_spent(self, key: Hashable, budget: int, now: float) -> bool:
-        return self.count(key, budget, now) > budget - 1
+        return (self.count(key, budget, now) if key in self._counts else 0) > budget - 1
 
     def add(self, key: Hashable, budget: int, now: float) -> bool:
         """Count one more; True when another key was forgotten for it."""

@@ -81,6 +81,7 @@ _NAMES_THE_USER = (b"subject", b"user-agent", b"server", b"warning")  # RFC 3323
 _KEPT = frozenset(
     b"via route record-route from to call-id cseq contact content-type content-length rack replaces join target-dialog".split()
 )
+NO_WISH: frozenset[str] = frozenset()
 _VEILING = frozenset({"header", "user"})
 _UNSUPPORTED = frozenset({"session"})
 _KNOWN = frozenset({"none", "id", "header", "user", "session", "critical", "history"})
@@ -235,14 +236,19 @@ class Faces:
 def said_by(request: Request, *, from_customer: bool) -> Said:
     """What an INVITE says of its caller; a header that cannot be read says nothing."""
     address = request.from_
-    privacy = text(b",".join(request.lines(b"privacy")))
-    anonymous = is_anonymous(text(address.uri.user), text(address.uri.host), text(address.display))
+    uri = address.uri
+    anonymous = is_anonymous(text(uri.user), text(uri.host), text(address.display))
+    privacy, hides = NO_WISH, False
+    if b"privacy" in request.first_line:
+        said = text(b",".join(request.lines(b"privacy")))
+        privacy, hides = privacy_values(said), restricts(said)
     preferred = network = ""
     if from_customer:
-        preferred = next((_number_of(found) for found in _addresses(request, b"p-preferred-identity")), "")
+        wished = _addresses(request, b"p-preferred-identity")
+        preferred = _number_of(wished[0]) if wished else ""
     else:
         network = _network_number(request, address)
-    return Said(_number_of(address), preferred, network, privacy_values(privacy), restricts(privacy), anonymous)
+    return Said(_number_of(address), preferred, network, privacy, hides, anonymous)
 
 
 def _network_number(request: Request, address: NameAddr) -> str:
@@ -256,6 +262,8 @@ def _network_number(request: Request, address: NameAddr) -> str:
 
 
 def _addresses(request: Request, name: bytes) -> list[NameAddr]:
+    if name not in request.first_line:
+        return []
     try:
         return [parse_name_addr(value) for value in request.values(name)[:MAX_IDENTITIES]]
     except ParseError:

@@ -20,7 +20,7 @@ from sipproxy.engine.structs import Binding
 from sipproxy.sip.errors import ParseError
 from sipproxy.sip.grammar import parse_number
 from sipproxy.sip.text import shared_text, text
-from sipproxy.sip.uri import parse_uri, uris_equal
+from sipproxy.sip.uri import STAR, parse_uri, uris_equal
 
 if TYPE_CHECKING:
     from policy.model import Account
@@ -98,8 +98,7 @@ class Registrar:
             raise _RefusedError(403, b"Third-Party Registration Not Allowed")  # step 3
         held = desk.location.registered(account.user, desk.now.utc_ms)
         paths, contacts = self._paths(request, flow), request.contacts
-        contacts = request.contacts
-        if any(contact.is_star for contact in contacts):
+        if STAR in [contact.uri for contact in contacts]:
             if len(contacts) != 1 or request.expires != 0:
                 raise _RefusedError(400, b"Contact * Needs Expires 0")  # step 6
             return [self._expired(self._in_order(request, old)) for old in held]
@@ -107,14 +106,16 @@ class Registrar:
         if len(contacts) > 1 and any(_reg_id(contact, request) for contact in contacts):
             raise _RefusedError(400, b"One Contact Only With Reg-Id")  # RFC 5626 §4.2.1: a flow is registered by itself
         for contact in contacts:
-            binding = replace(self._binding(request, contact, held, account, flow), path=paths)
-            changes[binding.key] = binding
-        kept = {b.key for b in held} | {b.key for b in changes.values() if b.expires_at_ms > desk.now.utc_ms}
-        new = kept - {b.key for b in held}
-        kept -= {b.key for b in changes.values() if b.expires_at_ms <= desk.now.utc_ms}
+            binding = self._binding(request, contact, held, account, flow)
+            changes[binding.key] = replace(binding, path=paths) if paths else binding
+        kept = {b.key for b in held}
+        held_before, now_ms = len(kept), desk.now.utc_ms
+        kept.update([b.key for b in changes.values() if b.expires_at_ms > now_ms])
+        is_new = len(kept) > held_before
+        kept.difference_update([b.key for b in changes.values() if b.expires_at_ms <= now_ms])
         if len(kept) > desk.settings.max_contacts:
             raise _RefusedError(403, b"Too Many Contacts")
-        if new and desk.location.is_full:
+        if is_new and desk.location.is_full:
             raise _RefusedError(503, b"", ((b"Retry-After", b"60"),))
         return list(changes.values())
 
@@ -143,7 +144,9 @@ class Registrar:
     def _paths(self, request: Request, flow: Flow) -> tuple[str, ...]:
         """The Path to be stored with what is registered (RFC 3327 §5.3). Raises ParseError."""
         paths, settings = paths_of(request), self._desk.settings
-        if paths and not any(ipaddress.ip_address(flow.host) in network for network in settings.path_sources):
+        if not paths:
+            return ()
+        if not any(ipaddress.ip_address(flow.host) in network for network in settings.path_sources):
             self._desk.count("registers_refused", "path")
             raise _RefusedError(403, b"Path Not Allowed")
         return tuple(path.raw.decode("latin-1") for path in paths)
@@ -195,7 +198,11 @@ class Registrar:
                 return old
         if reg_id:
             return None
-        return next((old for old in held if uris_equal(parse_uri(old.contact.encode("latin-1")), contact.uri)), None)
+        written = contact.uri.raw.decode("latin-1")
+        for old in held:
+            if old.contact == written or uris_equal(parse_uri(old.contact.encode("latin-1")), contact.uri):
+                return old
+        return None
 
     @staticmethod
     def _first_hop_keeps_flows(request: Request) -> bool:

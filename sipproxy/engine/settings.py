@@ -59,7 +59,10 @@ class TrunkRoute:
         if self.hop.transport == "TLS" and flow.transport == "UDP":
             return False  # its address alone would do, which anybody can write into a datagram
         address = _address_of(flow.host)
-        return any(address in network and port in (0, flow.port) for network, port in self.networks)
+        for network, port in self.networks:  # noqa: SIM110  most are asked about one: a generator costs more than the question
+            if address in network and port in (0, flow.port):
+                return True
+        return False
 
     def is_from(self, flow: Flow) -> bool:
         """Whether what came on this flow may be the carrier's, from whatever port: it is then not counted as a stranger's."""
@@ -162,6 +165,13 @@ class Settings:
         """Whether who sends by this flow may be `host`, as far as certificates say: over TLS, where clients are asked for them,
         only who has shown one for that name or address."""
         return flow.transport != "TLS" or not self.clients_proven or host.lower() in flow.names
+
+    def trunk_of(self, flow: Flow) -> TrunkRoute | None:
+        """The first trunk route that a message which came on this flow is of; None when it is not the carrier's."""
+        for route in self.trunks:
+            if route.matches(flow):
+                return route
+        return None
 
     def listener_for(self, to: Hop) -> Listener | None:
         """The listener that a hop is sent from: its own, else the first of its transport and IP version."""

@@ -78,7 +78,7 @@ class Setup:
         desk = self._desk
         if self._refusals.answer_again(request, flow):  # before its credentials, which are used up
             return
-        trunk = next((t for t in desk.settings.trunks if t.matches(flow)), None)
+        trunk = desk.settings.trunk_of(flow)
         service = service_of(request.uri) if trunk is None else ""
         account = self._known(request, flow) if service else None
         if trunk is None and account is None:

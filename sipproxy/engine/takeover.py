@@ -25,15 +25,18 @@ NAMES = (b"replaces", b"join")
 
 def names_a_dialog(request: Request) -> bool:
     """Whether the INVITE has to do with another dialog than its own."""
-    return any(request.has(name) for name in NAMES)
+    return b"replaces" in request.first_line or b"join" in request.first_line
 
 
 def may_take_over(calls: Calls, call: Call) -> bool:
     """Whether the sender of a new call's INVITE is a party of the dialog that it names. One that names two, or none that can be
     read, is of no use to anybody (RFC 3891 §3)."""
-    values = [value for name in NAMES for value in call.request.lines(name)]
+    request = call.request
+    if not names_a_dialog(request):
+        return True
+    values = [value for name in NAMES for value in request.lines(name)]
     if len(values) != 1:
-        return not values
+        return False
     call_id, *params = (part.strip() for part in values[0].split(b";"))
     given = {name.strip().lower(): value.strip() for name, _, value in (param.partition(b"=") for param in params)}
     tags = {given.get(b"from-tag"), given.get(b"to-tag")}

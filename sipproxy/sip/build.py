@@ -250,11 +250,13 @@ class Editor:
         self._keys.insert(number, _key_of[name])
 
     def _drop(self, key: bytes, start: int) -> None:
-        if key not in self._keys:
-            return
-        for number in range(len(self._keys) - 1, start - 1, -1):
-            if self._keys[number] == key:
-                del self._lines[number], self._keys[number]
+        lines, keys = self._lines, self._keys
+        for _ in range(keys.count(key)):
+            try:
+                number = keys.index(key, start)
+            except ValueError:  # what is left stands above
+                return
+            del lines[number], keys[number]
 
 
 def write_response(
