@@ -133,7 +133,7 @@ async def _wait(event: asyncio.Event) -> None:
 def _is_waiting(engine: Engine) -> bool:
     """Whether somebody still waits for the answer to a request that we forwarded."""
     clients = engine.desk.transactions.clients.values()
-    return any(client.machine.state in PENDING and client.request.method not in UNASKED for client in clients)
+    return any(client.machine.state in PENDING and client.method not in UNASKED for client in clients)
 
 
 async def run_look_ahead(engine: Engine, transports: Transports) -> None:

@@ -22,12 +22,12 @@ from sipproxy.engine.causes import NORMAL_CLEARING, NORMAL_UNSPECIFIED
 from sipproxy.engine.dialogs import Dialog, Phase
 from sipproxy.engine.edge import SILENT_S
 from sipproxy.engine.forward import CALL_PARAM, Target, forward_request
-from sipproxy.engine.privacy import PLAIN, Face, Faces, KnownFaces, contact_of, forward_response
+from sipproxy.engine.privacy import PLAIN, Face, Faces, KnownFaces, forward_response
 from sipproxy.engine.reduced import reduced
 from sipproxy.engine.response_context import Branch, Progress, ResponseContext
 from sipproxy.engine.state import Headers, reason_header
 from sipproxy.sip.build import Editor
-from sipproxy.sip.dialog import from_invite_2xx
+from sipproxy.sip.dialog import sides_of_2xx, target_of
 from sipproxy.sip.matching import client_key
 
 if TYPE_CHECKING:
@@ -306,12 +306,17 @@ class Call:
         client = self.desk.transactions.clients.get(branch.key)
         if dialog.confirmed or client is None:
             return
-        sent = client.request
-        own = len(sent.record_routes) - len(self.request.record_routes)  # nobody but us has put any in
-        caller, callee = from_invite_2xx(sent, response, own_routes=own)
+        received = self.request
+        caller, callee = sides_of_2xx(
+            response,
+            client.raw.count(b";lr;%b>" % self.mark),  # our Record-Route values
+            caller_routes=received.record_routes,
+            caller_target=target_of(received),
+            cseq=client.request.cseq.number if client.challenged else received.cseq.number,
+        )
         if self.face(dialog.target).address:
             # The callee's messages name the caller by the face that he has there; to himself he is who he said.
-            caller = change(caller, remote=self.request.first(b"from") or b"", remote_target=contact_of(self.request))
+            caller = change(caller, remote=received.first(b"from") or b"")
         dialog.confirmed, dialog.sides, dialog.first = True, (caller, callee), None
         dialog.kept = (client.kept, reduced(response))
 

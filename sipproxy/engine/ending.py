@@ -18,9 +18,9 @@ from sipproxy.engine.privacy import Faces
 from sipproxy.engine.state import reason_header
 from sipproxy.engine.transactions import Ignored
 from sipproxy.engine.trunk_auth import AuthenticatedBye
+from sipproxy.sip.build import Sent
 from sipproxy.sip.dialog import DialogSide, callee_of, write_ack_2xx, write_bye
 from sipproxy.sip.flow import Flow
-from sipproxy.sip.message import Request, parse_message
 
 if TYPE_CHECKING:
     from cdr.facts import EndReason
@@ -137,6 +137,5 @@ def _send_bye(desk: Desk, side: DialogSide, to: Flow | Hop, cause: int, user: Cl
     if via is None:
         return
     value, branch = via
-    bye = parse_message(write_bye(side, value, headers=reason_header(cause)))
-    assert isinstance(bye, Request)
+    bye = Sent(b"BYE", write_bye(side, value, headers=reason_header(cause)))
     desk.transactions.new_client(bye, branch, to, user, desk.now.mono)

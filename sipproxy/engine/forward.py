@@ -9,6 +9,8 @@ import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from sipproxy.engine.reduced import KEPT_OF_REQUESTS
+from sipproxy.sip.build import Sent
 from sipproxy.sip.digest import parse_credentials
 from sipproxy.sip.errors import ParseError
 from sipproxy.sip.flow import Flow, Hop, version_of
@@ -208,7 +210,7 @@ def forward_request(
     received_on: Flow | None = None,
     stateless: bool = False,
     edit: Callable[[Editor], None] | None = None,
-) -> tuple[Request, bytes] | None:
+) -> tuple[Sent, bytes] | None:
     """Finish the copy of `request` that goes to `target` (§16.6 steps 3 to 8): the request as sent, and its branch.
 
     `editor` may hold changes already. With `received_on` the request may create a dialog: Record-Route is put in, with `mark`,
@@ -239,8 +241,8 @@ def forward_request(
     else:
         branch = desk.branch(desk.loop_mark(request, target.uri) if isinstance(target, Target) else b"")
     editor.push(b"Via", _via(listener, branch))
-    sent = editor.to_request(max_headers=desk.settings.max_headers + 16)
-    return sent, branch
+    kept = editor.kept(KEPT_OF_REQUESTS) if isinstance(target, Target) else b""  # an INVITE that makes a dialog
+    return Sent(request.method, editor.to_bytes(), kept), branch
 
 
 def loop_mark_of(branch: bytes | None) -> bytes:

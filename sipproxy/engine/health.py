@@ -11,8 +11,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from sipproxy.engine.forward import hop_uri, via_of
-from sipproxy.sip.build import write_request
-from sipproxy.sip.message import Request, parse_message
+from sipproxy.sip.build import Sent, write_request
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -159,8 +158,7 @@ class Health:
             (b"CSeq", b"1 OPTIONS"),
             (b"Accept", b"application/sdp"),
         ]
-        request = parse_message(write_request(b"OPTIONS", uri, headers))
-        assert isinstance(request, Request)
+        request = Sent(b"OPTIONS", write_request(b"OPTIONS", uri, headers))
         desk.transactions.new_client(request, branch, hop, _Ping(self, hop), desk.now.mono)
 
     def ping_answered(self, hop: Hop, status: int) -> None:

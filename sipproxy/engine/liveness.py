@@ -18,8 +18,8 @@ from sipproxy.engine import ending
 from sipproxy.engine.causes import TIMER_EXPIRY
 from sipproxy.engine.dialogs import Side
 from sipproxy.engine.forward import via_of
+from sipproxy.sip.build import Sent
 from sipproxy.sip.dialog import write_probe
-from sipproxy.sip.message import Request, parse_message
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -217,8 +217,7 @@ def _send(call: Call, dialog: Dialog, side: Side) -> None:
         probe.failed(None, timed_out=False)  # no listener of ours leads there any more
         return
     value, branch = via
-    request = parse_message(write_probe(party, value))
-    assert isinstance(request, Request)
+    request = Sent(b"OPTIONS", write_probe(party, value))
     desk.transactions.new_client(request, branch, to, probe, desk.now.mono)
 
 

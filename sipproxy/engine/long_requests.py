@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import TYPE_CHECKING, NamedTuple
 
-from sipproxy.sip.build import Editor
+from sipproxy.sip.build import Editor, Sent, whole
 from sipproxy.sip.flow import Flow, Hop
 
 if TYPE_CHECKING:
@@ -46,12 +46,13 @@ class LongRequests:
     def __len__(self) -> int:
         return len(self._known)
 
-    def choose(self, request: Request, target: Flow | Hop, *, urgent: bool) -> tuple[Request, Hop] | None:
+    def choose(self, sent: Request | Sent, target: Flow | Hop, *, urgent: bool) -> tuple[Request, Hop] | None:
         """The request as it leaves over TCP, and where to; None when it leaves as it is."""
         desk = self._desk
         limit = desk.settings.udp_bytes
-        if target.transport != "UDP" or not limit or len(request.raw) <= limit or request.method == b"CANCEL":
+        if target.transport != "UDP" or not limit or len(sent.raw) <= limit or sent.method == b"CANCEL":
             return None
+        request = whole(sent)
         listener = self._listener(target)
         if listener is None:
             desk.count("long_requests", "no_listener")
@@ -77,9 +78,9 @@ class LongRequests:
         editor.replace_first(b"Via", b"SIP/2.0/TCP %s;branch=%s" % (listener.sent_by, branch))
         if not request.has(b"content-length"):
             editor.append(b"Content-Length", b"%d" % len(request.body))  # §18.3
-        sent = editor.to_request(max_headers=desk.settings.max_headers + 17)
+        longer = editor.to_request(max_headers=desk.settings.max_headers + 17)
         name = target.domain if isinstance(target, Hop) else ""
-        return sent, Hop("TCP", target.host, target.port, listener.index, name)
+        return longer, Hop("TCP", target.host, target.port, listener.index, name)
 
     def learnt(self, target: Flow | Hop, *, takes_tcp: bool) -> None:
         """A request to this place was answered over TCP, or could not be sent there."""

@@ -52,7 +52,6 @@ __all__ = [
     "Faces",
     "KnownFaces",
     "Said",
-    "contact_of",
     "forward_in_dialog",
     "forward_response",
     "is_mask",
@@ -377,12 +376,6 @@ def strip_for_customer(editor: Editor, message: Request | Response, settings: Se
             strip_trust(editor, message, settings)
         elif "history" in values and message.has(b"history-info"):
             editor.remove(b"history-info")
-
-
-def contact_of(request: Request) -> bytes:
-    """The caller's own remote target, as his INVITE had it: its Contact, or From where a broken one has none."""
-    contacts = request.contacts
-    return contacts[0].uri.raw if contacts and not contacts[0].is_star else request.from_.uri.raw
 
 
 def forward_response(

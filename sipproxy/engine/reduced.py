@@ -12,9 +12,10 @@ from sipproxy.sip.build import top_via
 from sipproxy.sip.message import Request, Response, parse_message
 from sipproxy.sip.shape import MAX_SHAPES, Shape
 
-__all__ = ["reduced", "request_of"]
+__all__ = ["KEPT_OF_REQUESTS", "reduced", "request_of"]
 
 KEPT = frozenset(b"from to call-id cseq contact record-route".split())  # RFC 3261 §12.1: what a dialog is made of
+KEPT_OF_REQUESTS = KEPT | {b"via"}
 CACHED = 64  # requests that were read anew lately: one message asks several times
 
 

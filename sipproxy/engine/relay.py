@@ -17,12 +17,12 @@ from sipproxy.engine.call import Phase
 from sipproxy.engine.causes import cause_of
 from sipproxy.engine.ending import reach
 from sipproxy.engine.forward import forward_request, loosen, next_hop, strict_next, strip_trust, via_of
-from sipproxy.engine.privacy import contact_of, forward_in_dialog, forward_response, is_mask, strip_for_customer
+from sipproxy.engine.privacy import forward_in_dialog, forward_response, is_mask, strip_for_customer
 from sipproxy.engine.sources import Standing, account_of, follow, may_reach, standing
 from sipproxy.engine.takeover import names_a_dialog
 from sipproxy.engine.trunk_auth import answer_challenge
 from sipproxy.sip.build import Editor
-from sipproxy.sip.dialog import after_2xx, after_request
+from sipproxy.sip.dialog import after_2xx, after_request, target_of
 from sipproxy.sip.flow import LOOP, Hop
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ class Relay:
 
     def _send_cancel(self) -> None:
         client = self.desk.transactions.clients.get(self.key)
-        if client is not None and not self.done and client.request.method == b"INVITE":
+        if client is not None and not self.done and client.method == b"INVITE":
             self.cancelled = False
             self.desk.transactions.cancel(client, self.desk.now.mono)
 
@@ -284,7 +284,7 @@ class Relays:
         call, dialog = found.call, found.dialog
         if found.from_caller or not call.face(dialog.target).hidden or not is_mask(uri, self._desk.settings):
             return uri
-        target = dialog.sides[0].remote_target if dialog.sides is not None else contact_of(call.request)
+        target = dialog.sides[0].remote_target if dialog.sides is not None else target_of(call.request)
         editor.request_uri(target)
         return target
 

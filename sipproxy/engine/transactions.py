@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Protocol
 from sipproxy.engine.actions import Action, SendTo
 from sipproxy.engine.long_requests import CONNECT_S
 from sipproxy.engine.reduced import reduced, request_of
-from sipproxy.sip.build import write_cancel
+from sipproxy.sip.build import Sent, whole, write_cancel
 from sipproxy.sip.flow import LOOP, Flow
 from sipproxy.sip.matching import client_key, response_key, server_key
-from sipproxy.sip.message import Request, Response, parse_message
 from sipproxy.sip.transaction import (
     PASS_UP,
     SEND,
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
 
     from sipproxy.engine.long_requests import LongRequests
     from sipproxy.sip.flow import Hop
+    from sipproxy.sip.message import Request, Response
     from sipproxy.sip.timers import TimerQueue, Timers
 
 __all__ = ["ClientUser", "Server", "Transactions"]
@@ -55,19 +55,27 @@ class _Kept:
 
     __slots__ = ("_reduced", "_whole")
 
-    def __init__(self, request: Request) -> None:
-        self._whole: Request | None = request
+    def __init__(self, request: Request | Sent) -> None:
+        self._whole: Request | Sent | None = request
         self._reduced = b""
 
     @property
     def request(self) -> Request:
-        return self._whole if self._whole is not None else request_of(self._reduced)
+        if self._whole is None:
+            return request_of(self._reduced)
+        found = self._whole = whole(self._whole)
+        return found
+
+    @property
+    def raw(self) -> bytes:
+        """Its bytes, or what is kept of them."""
+        return self._whole.raw if self._whole is not None else self._reduced
 
     @property
     def kept(self) -> bytes:
         """What `reduced` keeps of the request."""
         if self._whole is not None and not self._reduced:
-            self._reduced = reduced(self._whole)
+            self._reduced = (isinstance(self._whole, Sent) and self._whole.kept) or reduced(self.request)
         return self._reduced
 
     def rest(self) -> None:
@@ -107,18 +115,24 @@ class Client(_Kept):
     """A client transaction. `challenged` counts the challenges that its request is the answer to; `instead` is the request as
     it goes over UDP, where it left over TCP for its length alone."""
 
-    __slots__ = ("challenged", "instead", "key", "machine", "name", "target", "user")
+    __slots__ = ("challenged", "instead", "key", "machine", "method", "name", "target", "user")
 
     def __init__(
-        self, key: Hashable, machine: InviteClient | NonInviteClient, request: Request, target: Flow | Hop, user: ClientUser
+        self,
+        key: Hashable,
+        machine: InviteClient | NonInviteClient,
+        request: Request | Sent,
+        target: Flow | Hop,
+        user: ClientUser,
     ) -> None:
         super().__init__(request)
         self.key, self.machine, self.target, self.user = key, machine, target, user
         self.name = ("c", key)
+        self.method = request.method
         self.challenged = 0
-        self.instead: tuple[Request, Flow | Hop] | None = None
+        self.instead: tuple[Request | Sent, Flow | Hop] | None = None
 
-    def replace(self, machine: InviteClient | NonInviteClient, request: Request, target: Flow | Hop) -> None:
+    def replace(self, machine: InviteClient | NonInviteClient, request: Request | Sent, target: Flow | Hop) -> None:
         """Begin anew with another request."""
         self.machine, self._whole, self._reduced, self.target, self.instead = machine, request, b"", target, None
 
@@ -236,7 +250,7 @@ class Transactions:
 
     def new_client(
         self,
-        request: Request,
+        request: Request | Sent,
         branch: bytes,
         target: Flow | Hop,
         user: ClientUser,
@@ -261,7 +275,7 @@ class Transactions:
         self._perform(client, machine.start(now), None)
         return key
 
-    def _machine(self, request: Request, target: Flow | Hop) -> InviteClient | NonInviteClient:
+    def _machine(self, request: Request | Sent, target: Flow | Hop) -> InviteClient | NonInviteClient:
         kind = InviteClient if request.method == b"INVITE" else NonInviteClient
         return kind(request, timers=self._timers, reliable=target.transport in RELIABLE)
 
@@ -275,7 +289,7 @@ class Transactions:
         self._add_client(client)
         self._perform(client, client.machine.start(now), None)
 
-    def send_ack(self, ack: Request, target: Flow | Hop) -> None:
+    def send_ack(self, ack: Request | Sent, target: Flow | Hop) -> None:
         """Send the ACK of a 2xx, which has no transaction: over TCP where it is too long for a datagram and TCP is known."""
         longer = self._long_requests.choose(ack, target, urgent=True) if self._long_requests is not None else None
         sent, to = longer or (ack, target)
@@ -315,10 +329,9 @@ class Transactions:
 
     def cancel(self, client: Client, now: float) -> None:
         """Send a CANCEL for a pending INVITE, which then ends within 64*T1 whatever the peer does (§9.1)."""
-        cancel = parse_message(write_cancel(client.request))
-        assert isinstance(cancel, Request)
-        assert cancel.via.branch is not None
-        self.new_client(cancel, cancel.via.branch, client.target, Ignored(), now)
+        branch = client.request.via.branch
+        assert branch is not None
+        self.new_client(Sent(b"CANCEL", write_cancel(client.request)), branch, client.target, Ignored(), now)
         if isinstance(client.machine, InviteClient):
             self._perform(client, client.machine.cancelled(now), None)
 

@@ -16,12 +16,23 @@ from sipproxy.sip.errors import ParseError
 from sipproxy.sip.grammar import COMMA, CR, LF, unfold
 from sipproxy.sip.headers import COMPACT, element_end
 from sipproxy.sip.memo import Remembered
-from sipproxy.sip.message import MAX_HEADERS, Message, Request, Response, message_of
+from sipproxy.sip.message import MAX_HEADERS, Message, Request, Response, message_of, parse_message
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["REASONS", "Editor", "top_via", "via_values", "write_ack", "write_cancel", "write_request", "write_response"]
+__all__ = [
+    "REASONS",
+    "Editor",
+    "Sent",
+    "top_via",
+    "via_values",
+    "whole",
+    "write_ack",
+    "write_cancel",
+    "write_request",
+    "write_response",
+]
 
 REASONS: dict[int, bytes] = {
     100: b"Trying", 180: b"Ringing", 181: b"Call Is Being Forwarded", 182: b"Queued", 183: b"Session Progress",
@@ -140,6 +151,27 @@ def top_via(message: Message) -> bytes | None:
     return message.stamped_via
 
 
+class Sent:
+    """A request as it goes out, of which nothing but the method is known: for most the bytes are all that is asked for.
+
+    `kept` is what is left of it when only some of its header lines are, b"" where nobody said which.
+    """
+
+    __slots__ = ("kept", "method", "raw")
+
+    def __init__(self, method: bytes, raw: bytes, kept: bytes = b"") -> None:
+        self.method, self.raw, self.kept = method, raw, kept
+
+
+def whole(sent: Request | Sent) -> Request:
+    """The request that goes out, parsed; it has no more header lines than its sender gave it."""
+    if isinstance(sent, Request):
+        return sent
+    request = parse_message(sent.raw, max_headers=sent.raw.count(b"\r\n"))
+    assert isinstance(request, Request)
+    return request
+
+
 class Editor:
     """A copy of a message in the making (RFC 3261 §16.6, §16.7). Header names in any case; compact forms mean the same.
 
@@ -234,6 +266,11 @@ class Editor:
     def to_bytes(self) -> bytes:
         """The copy as it goes out."""
         return b"\r\n".join((*self._lines, b"", self._body))
+
+    def kept(self, names: frozenset[bytes]) -> bytes:
+        """The start line and the header lines of these names, as they go out."""
+        lines = [line for key, line in zip(self._keys, self._lines, strict=True) if key in names]
+        return b"\r\n".join((self._lines[0], *lines, b"", b""))
 
     def to_request(self, *, max_headers: int = MAX_HEADERS) -> Request:
         """The copy of a request as it goes out, parsed; no change may follow. Raises ParseError, as parsing it would."""

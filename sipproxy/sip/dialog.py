@@ -11,12 +11,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from sipproxy.sip.build import write_request
+from sipproxy.sip.message import Response
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from sipproxy.sip.headers import NameAddr
-    from sipproxy.sip.message import Message, Request, Response
+    from sipproxy.sip.message import Message, Request
 
 __all__ = [
     "DialogSide",
@@ -25,6 +26,8 @@ __all__ = [
     "callee_of",
     "dialog_id",
     "from_invite_2xx",
+    "sides_of_2xx",
+    "target_of",
     "write_ack_2xx",
     "write_bye",
     "write_probe",
@@ -67,11 +70,20 @@ def from_invite_2xx(invite: Request, response: Response, *, own_routes: int = 1)
     `invite` is the request as we sent it to the callee's side, with our `own_routes` Record-Route values above those of the
     elements between the caller and us; `response` is as we received it and has everybody's. Raises ParseError.
     """
+    routes, target = invite.record_routes[own_routes:], target_of(invite)
+    return sides_of_2xx(response, own_routes, caller_routes=routes, caller_target=target, cseq=invite.cseq.number)
+
+
+def sides_of_2xx(
+    response: Response, own_routes: int, *, caller_routes: Sequence[NameAddr], caller_target: bytes, cseq: int
+) -> tuple[DialogSide, DialogSide]:
+    """The same from what counts of the INVITE: the Record-Route values between the caller and us, the remote target that it
+    gives, and its number."""
     call_id, caller_tag, callee_tag = dialog_id(response)
-    sent, everybody = invite.record_routes, response.record_routes
+    everybody, others = response.record_routes, own_routes + len(caller_routes)
     # §12.1.1: a UAS keeps the values in order; §12.1.2: a UAC reverses them. From where we stand the caller's side is reached
     # like by a UAS, the callee's like by a UAC, each by the part of the values that lies on that side of us.
-    downstream = everybody[: max(0, len(everybody) - len(sent))][::-1]
+    downstream = everybody[: max(0, len(everybody) - others)][::-1]
     caller_value, callee_value = _field(response, b"from"), _field(response, b"to")
     caller = DialogSide(
         call_id=call_id,
@@ -79,8 +91,8 @@ def from_invite_2xx(invite: Request, response: Response, *, own_routes: int = 1)
         local_tag=callee_tag,
         remote=caller_value,
         remote_tag=caller_tag,
-        remote_target=_target(invite, invite.from_),
-        route_set=tuple(sent[own_routes:]),
+        remote_target=caller_target,
+        route_set=tuple(caller_routes),
         cseq=0,  # §12.1.1: the local sequence number is empty until the callee sends a request.
     )
     callee = DialogSide(
@@ -89,9 +101,9 @@ def from_invite_2xx(invite: Request, response: Response, *, own_routes: int = 1)
         local_tag=caller_tag,
         remote=callee_value,
         remote_tag=callee_tag,
-        remote_target=_target(response, response.to),
+        remote_target=target_of(response),
         route_set=tuple(downstream),
-        cseq=invite.cseq.number,  # §12.1.2
+        cseq=cseq,  # §12.1.2
     )
     return caller, callee
 
@@ -111,7 +123,7 @@ def callee_of(response: Response, is_own: Callable[[NameAddr], bool]) -> DialogS
         local_tag=caller_tag,
         remote=_field(response, b"to"),
         remote_tag=callee_tag,
-        remote_target=_target(response, response.to),
+        remote_target=target_of(response),
         route_set=tuple(routes[:own][::-1]),
         cseq=response.cseq.number,
     )
@@ -217,9 +229,10 @@ def _field(message: Message, name: bytes) -> bytes:
     return message.first(name) or b""
 
 
-def _target(message: Message, party: NameAddr) -> bytes:
-    """The remote target that a message gives: its Contact (§12.1), or the party's own URI where a broken one has none."""
+def target_of(message: Message) -> bytes:
+    """The remote target that a message gives: its Contact (§12.1), or its sender's own URI where a broken one has none."""
     contacts = message.contacts
+    party = message.to if isinstance(message, Response) else message.from_
     return contacts[0].uri.raw if contacts and not contacts[0].is_star else party.uri.raw
 
 

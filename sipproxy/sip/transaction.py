@@ -20,7 +20,7 @@ import enum
 from math import inf
 from typing import TYPE_CHECKING, Final
 
-from sipproxy.sip.build import write_ack, write_response
+from sipproxy.sip.build import Sent, whole, write_ack, write_response
 
 if TYPE_CHECKING:
     from sipproxy.sip.message import Request, Response
@@ -56,6 +56,7 @@ class State(enum.Enum):
 
 CALLING, TRYING, PROCEEDING = State.CALLING, State.TRYING, State.PROCEEDING
 ACCEPTED, COMPLETED, CONFIRMED, TERMINATED = State.ACCEPTED, State.COMPLETED, State.CONFIRMED, State.TERMINATED
+FORGOTTEN = Sent(b"INVITE", b"")
 
 
 class _Machine:
@@ -64,10 +65,9 @@ class _Machine:
     `again_at` is when something is sent again, or 100 for the first time; `end_at` when the state ends; infinite for never.
     """
 
-    __slots__ = ("_interval", "_reliable", "_request", "_timers", "again_at", "end_at", "out", "state")
+    __slots__ = ("_interval", "_reliable", "_timers", "again_at", "end_at", "out", "state")
 
-    def __init__(self, request: Request | None, state: State, *, timers: Timers, reliable: bool) -> None:
-        self._request = request
+    def __init__(self, state: State, *, timers: Timers, reliable: bool) -> None:
         self.state = state
         self._timers = timers
         self._reliable = reliable
@@ -75,13 +75,6 @@ class _Machine:
         self._interval = timers.t1
         self.out = b""
         """What is to be sent, or was sent last: of a server b"" before its first response."""
-
-    @property
-    def request(self) -> Request:
-        """The request, until nothing more can be made of it: of a server's until its first response, of a client's as long as
-        it may be repeated or acknowledged."""
-        assert self._request is not None
-        return self._request
 
     @property
     def next_at(self) -> float | None:
@@ -122,12 +115,12 @@ class InviteClient(_Machine):
     PROCEEDING lasts until the user's Timer C and CANCEL end it.
     """
 
-    __slots__ = ("_started",)
+    __slots__ = ("_sent", "_started")
 
-    def __init__(self, request: Request, *, timers: Timers, reliable: bool) -> None:
-        """`request` is the INVITE as sent, parsed: its `raw` goes out."""
-        super().__init__(request, CALLING, timers=timers, reliable=reliable)
-        self.out = request.raw
+    def __init__(self, sent: Request | Sent, *, timers: Timers, reliable: bool) -> None:
+        """`sent` is the INVITE as it goes out."""
+        super().__init__(CALLING, timers=timers, reliable=reliable)
+        self._sent, self.out = sent, sent.raw
         self._started = False
 
     def start(self, now: float) -> int:
@@ -147,7 +140,7 @@ class InviteClient(_Machine):
 
     def _accepted(self, now: float) -> None:
         self.state, self.again_at, self.end_at = ACCEPTED, inf, now + self._timers.m
-        self._request, self.out = None, b""  # its ACK is the user's to write (§13.2.2.4)
+        self._sent, self.out = FORGOTTEN, b""  # its ACK is the user's to write (§13.2.2.4)
 
     def receive(self, response: Response, now: float) -> int:
         """Take a response that matched this transaction."""
@@ -161,7 +154,7 @@ class InviteClient(_Machine):
             if status < 300:
                 self._accepted(now)
                 return PASS_UP
-            self.out = write_ack(self.request, response)
+            self.out = write_ack(whole(self._sent), response)
             if self._reliable:
                 self.terminate()  # §17.1.1.2: Timer D is zero over a reliable transport.
             else:
@@ -172,7 +165,7 @@ class InviteClient(_Machine):
         if state is COMPLETED and status >= 300:
             # §17.1.1.2: "Any retransmissions of the final response ... MUST cause the ACK to be re-passed to the transport
             # layer". Built anew: a forking UAS side may answer with another To tag, which the ACK has to bear (§17.1.1.3).
-            self.out = write_ack(self.request, response)
+            self.out = write_ack(whole(self._sent), response)
             return SEND
         return 0
 
@@ -226,10 +219,10 @@ class NonInviteClient(_Machine):
 
     __slots__ = ("_started",)
 
-    def __init__(self, request: Request, *, timers: Timers, reliable: bool) -> None:
-        """`request` is the request as sent, parsed: its `raw` goes out."""
-        super().__init__(None, TRYING, timers=timers, reliable=reliable)
-        self.out = request.raw
+    def __init__(self, sent: Request | Sent, *, timers: Timers, reliable: bool) -> None:
+        """`sent` is the request as it goes out."""
+        super().__init__(TRYING, timers=timers, reliable=reliable)
+        self.out = sent.raw
         self._started = False
 
     def start(self, now: float) -> int:
@@ -303,11 +296,12 @@ class InviteServer(_Machine):
     PROCEEDING lasts until the user answers.
     """
 
-    __slots__ = ()
+    __slots__ = ("_request",)
 
     def __init__(self, request: Request, *, timers: Timers, reliable: bool, now: float) -> None:
         """`request` is the INVITE as received, which the creator has already in hand: nothing is passed up for it."""
-        super().__init__(request, PROCEEDING, timers=timers, reliable=reliable)
+        super().__init__(PROCEEDING, timers=timers, reliable=reliable)
+        self._request: Request | None = request  # until the first response
         self.again_at = now + timers.invite_trying
 
     def terminate(self) -> None:
@@ -355,10 +349,10 @@ class InviteServer(_Machine):
             return TIMED_OUT if silent else 0
         if self.again_at > now:
             return 0
-        if self.state is PROCEEDING:
+        if self._request is not None:
             # §17.2.1: "The server transaction MUST generate a 100 (Trying) response unless it knows that the TU will
             # generate a provisional or final response within 200 ms".
-            self.again_at, self.out, self._request = inf, write_response(self.request, 100), None
+            self.again_at, self.out, self._request = inf, write_response(self._request, 100), None
         else:
             self._interval = min(2 * self._interval, self._timers.t2)  # Timer G
             self.again_at = now + self._interval
@@ -390,11 +384,12 @@ class NonInviteServer(_Machine):
     As in RFC 6026 §7.1 a transport failure does not end it, else the next retransmission would be taken for a new request.
     """
 
-    __slots__ = ("_quiet_until",)
+    __slots__ = ("_quiet_until", "_request")
 
     def __init__(self, request: Request, *, timers: Timers, reliable: bool, now: float) -> None:
         """`request` is the request as received, which the creator has already in hand: nothing is passed up for it."""
-        super().__init__(request, TRYING, timers=timers, reliable=reliable)
+        super().__init__(TRYING, timers=timers, reliable=reliable)
+        self._request: Request | None = request  # until the first response
         self.again_at, self.end_at = now + timers.non_invite_trying, now + timers.f
         # RFC 4320 §4.1: no 100 over an unreliable transport before the client's Timer E was reset to T2.
         self._quiet_until = now if reliable else self.again_at
@@ -427,7 +422,7 @@ class NonInviteServer(_Machine):
             return TIMED_OUT if silent else 0
         # RFC 4320 §4.1: "MUST respond to a non-INVITE request with a Status-Code of 100 if it has not otherwise responded
         # after the amount of time it takes a client transaction's Timer E to be reset to T2".
-        return self._trying(write_response(self.request, 100)) if self.again_at <= now else 0
+        return self._trying(write_response(self._request, 100)) if self._request is not None and self.again_at <= now else 0
 
     def transport_failed(self, now: float) -> int:  # noqa: ARG002  one signature for the four machines
         """Take the transport's word that what this machine sent last did not go out."""
