@@ -95,6 +95,11 @@ class _Known(NamedTuple):
     retry_s: int
 
 
+def _is_brief(verdict: Shed) -> bool:
+    """Whether an INVITE may be refused as a customer's that came too late, or as a copy of one that was turned away."""
+    return (verdict.reason == "late" and verdict.user != "") or verdict.reason == "repeated"
+
+
 class Refusals:
     """See the module."""
 
@@ -161,11 +166,11 @@ class Refusals:
         desk = self._desk
         if data.startswith(b"REGISTER "):
             method = "REGISTER"
-        elif verdict.reason in ("late", "repeated") and data.startswith(b"INVITE ") and not has_credentials(data):
+        elif data.startswith(b"INVITE ") and _is_brief(verdict) and not has_credentials(data):
             method = "INVITE"
         else:
             return False
-        if flow.transport != "UDP" or self._route(flow) is not None or (brief := parse_brief(data)) is None:
+        if flow.transport != "UDP" or (brief := parse_brief(data)) is None:
             return False
         if brief.key in desk.transactions.servers or brief.key in self._challenged or brief.key in self._known:
             return False

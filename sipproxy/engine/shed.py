@@ -179,14 +179,14 @@ class Shedder:
         queued = self._is_queued(waited_s)
         source = self.source(flow)
         if source.trusted or (flow.names and self._is_trusted(flow)):
-            return self._trunk(data, flow) if queued else None
+            return self._trunk(data, flow, waited_s) if queued else None
         if data[:1] in (b"\r", b"\n"):
             data = data.lstrip(b"\r\n")  # RFC 3261 §7.5: line ends before the first line are ignored
         source.credit = min(self._most, source.credit + len(data))
         kind = kind or kind_of(data)
         desk = self._desk
         user, sharing = desk.location.accounts_at(flow, desk.now.utc_ms)
-        verdict = self._again(kind, data, flow) if len(self.turned_away) else None
+        verdict = self._again(kind, data, flow, waited_s) if len(self.turned_away) else None
         if verdict is None and queued and kind is Kind.INVITE:
             verdict = self._late(data, flow, waited_s, user)
         if verdict is not None:
@@ -199,12 +199,15 @@ class Shedder:
         else:
             verdict = self._source(kind, data, flow, source)
         if verdict is not None:
-            if kind is Kind.INVITE and verdict.retry_s and verdict.reason != "repeated":
-                self.turned_away.add(self._copy_of(data, flow), Bucket(verdict.retry_s, desk.now.mono))
-            self.counts[verdict.reason, _LABELS[kind]] += 1
+            self._refused(kind, data, flow, verdict)
         if not user and desk.drops.is_on:
             self._judge(kind, data, flow, verdict)
         return verdict
+
+    def _refused(self, kind: Kind, data: bytes, flow: Flow, verdict: Verdict) -> None:
+        if kind is Kind.INVITE and verdict.retry_s and verdict.reason != "repeated":
+            self.turned_away.add(self._copy_of(data, flow), Bucket(verdict.retry_s, self._desk.now.mono))
+        self.counts[verdict.reason, _LABELS[kind]] += 1
 
     def _judge(self, kind: Kind, data: bytes, flow: Flow, verdict: Verdict | None) -> None:
         """Tell the drop list what speaks against a stranger, or for him."""
@@ -220,17 +223,20 @@ class Shedder:
         found = _BRANCH.search(data)
         return flow.host, flow.port, found[1] if found is not None else data
 
-    def _again(self, kind: Kind, data: bytes, flow: Flow) -> Verdict | None:
+    def _again(self, kind: Kind, data: bytes, flow: Flow, waited_s: float) -> Verdict | None:
         """The same answer for a copy of an INVITE that was turned away: its caller has given the call up, and nobody would
-        end it (RFC 3261 §8.2.7: a server without state answers a copy as it did the first). The ACK of the answer, which has
-        the INVITE's branch (§17.1.1.3), ends here: there is no transaction that waits for it."""
+        end it (RFC 3261 §8.2.7: a server without state answers a copy as it did the first). One that was there before the first
+        was answered gets none: it asks for what is on its way. The ACK of the answer, which has the INVITE's branch
+        (§17.1.1.3), ends here: there is no transaction that waits for it."""
         is_ack = kind is Kind.PART and data.startswith(b"ACK ")
         if not is_ack and kind is not Kind.INVITE:
             return None
         found = self.turned_away.find(self._copy_of(data, flow))
         if found is None or self._desk.now.mono - found.at >= REPEATED_S:
             return None
-        return _ACKNOWLEDGED if is_ack else Verdict("repeated", round(found.tokens))
+        if is_ack:
+            return _ACKNOWLEDGED
+        return Verdict("repeated", round(found.tokens) if self._desk.now.mono - waited_s >= found.at else 0)
 
     # New calls that have waited too long to be looked at
 
@@ -254,12 +260,17 @@ class Shedder:
             return Verdict("late")
         return Verdict("late", self._retry(Kind.INVITE), user)
 
-    def _trunk(self, data: bytes, flow: Flow) -> Verdict | None:
+    def _trunk(self, data: bytes, flow: Flow, waited_s: float) -> Verdict | None:
         """A message of a queue that a trunk route or another node sent: a trunk's new calls are refused as customers' are."""
-        if not data.startswith(b"INVITE ") or kind_of(data) is not Kind.INVITE or self._desk.peers.has_host(flow.host):
+        if not data.startswith((b"INVITE ", b"ACK ")) or self._desk.peers.has_host(flow.host):
             return None
-        self.counts["late", "invite"] += 1
-        return Verdict("late", self._retry(Kind.INVITE))
+        kind = kind_of(data)
+        verdict = self._again(kind, data, flow, waited_s) if len(self.turned_away) else None
+        if verdict is None and kind is Kind.INVITE:
+            verdict = Verdict("late", self._retry(kind))
+        if verdict is not None:
+            self._refused(kind, data, flow, verdict)
+        return verdict
 
     # Budgets
 

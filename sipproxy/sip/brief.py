@@ -20,6 +20,7 @@ _VIA = re.compile(
     rb"(?:[Vv]ia|v):[ \t]*(SIP/2\.0/UDP ([A-Za-z0-9.\-\[\]]+?)(?::([0-9]{1,5}))?)((?:;[A-Za-z0-9.\-_~!%*+`'=]+)+)"
 )
 _COPIED = {b"from": 0, b"f": 0, b"to": 1, b"t": 1, b"call-id": 2, b"i": 2, b"cseq": 3}
+_FIRST = b"fticvFTICV"  # what the names of these lines and of Via begin with
 _BRANCH = b"branch=" + MAGIC_COOKIE
 
 
@@ -44,8 +45,11 @@ def parse_brief(data: bytes) -> Brief | None:
         return None
     vias, copied = list[bytes](), [b"", b"", b"", b""]
     for line in lines[1:]:
-        if line[:1] in b" \t":  # empty, or the rest of the line before
+        first = line[:1]
+        if first in b" \t":  # empty, or the rest of the line before
             return None
+        if first not in _FIRST:
+            continue
         name = line.partition(b":")[0].rstrip(b" \t").lower()
         place = _COPIED.get(name)
         if place is not None:
