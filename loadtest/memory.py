@@ -44,6 +44,7 @@ CHANNELS = 2
 KIB = 1024
 SET_UP = next(number for number, step in enumerate(CALL_STEPS) if step.name == "BYE")  # the steps before it
 KAMAILIO_CHILDREN = 2
+STRANGERS = 4096  # first messages that are challenged and leave nothing but what caches keep of their lines
 # Many more of each than a node is sized for by itself.
 SETTINGS = {**LOAD_SETTINGS, "limits": {**LOAD_SETTINGS["limits"], "transactions": 1_000_000, "calls": 1_000_000}}
 
@@ -151,6 +152,7 @@ class _Run:
 
     async def ended(self, lines: Sequence[LineSpec]) -> None:
         """Calls that end at once, for as long as none of them is forgotten, in two halves of the time."""
+        await self.all("first messages", [self._peer.parties.call(lines[0], n) for n in range(STRANGERS)], REGISTER_STEPS[:1])
         spent, sizes = 0, list[tuple[int, int]]()
         began, half_s = time.monotonic(), min(KEPT_S, self._plan.pause_s) / 2
         for number in (1, 2):

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["Finding", "Severity", "check", "check_rules"]
 
 MINUTE_MS = 60_000
+KNOWN_VALUES = 32_768  # of rules, of which is kept what they are as numbers
 WEEK_MIN = 7 * 24 * 60
 
 
@@ -402,7 +403,7 @@ def _wider_keys(rule: BlockRule) -> list[str]:
     return [*own, *(rule.value[:end] for end in range(len(rule.value), 0, -1)), *([f"@{kind}"] if kind else [])]
 
 
-@lru_cache(maxsize=32_768)
+@lru_cache(maxsize=KNOWN_VALUES)
 def _read(value: str) -> Destination:
     """What a value is as a number. Kept: a change is looked at together with all the rules that it does not touch."""
     return classify((value.partition(":")[2] or value).encode(), "")

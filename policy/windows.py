@@ -26,6 +26,7 @@ __all__ = ["MAX_WINDOWS", "ZONE", "covers", "parse_windows", "write_windows"]
 
 ZONE = ZoneInfo("Europe/Berlin")
 MAX_WINDOWS = 20  # of one rule
+KNOWN_MINUTES = 16  # of which is kept what the clocks show
 DAY_MIN = 24 * 60
 
 _DAYS = ("mo", "tu", "we", "th", "fr", "sa", "su")
@@ -89,7 +90,7 @@ def covers(windows: tuple[Window, ...], at_ms: int) -> bool:
     return False
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=KNOWN_MINUTES)
 def _wall_clock(utc_min: int) -> tuple[int, int]:
     """Weekday (Monday 0) and minute of the day in Berlin; calls of one minute share the answer."""
     local = dt.datetime.fromtimestamp(utc_min * 60, ZONE)

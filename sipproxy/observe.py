@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from cdr import pruning
 from cdr.journal import JournalError
 from sipproxy.admin.control import ControlError
+from sipproxy.caches import Filled, caches, filled
 from sipproxy.engine.location import STATIC
 from sipproxy.engine.shed import Load
 from sipproxy.shell import instant
@@ -60,6 +61,7 @@ def register(
     _trunk_metrics(metrics, engine)
     _cdr_metrics(metrics, journal, publisher, shell)
     register_readers(metrics, readers)
+    _cache_metrics(metrics, transports)
 
     def state() -> dict[tuple[str, ...], float]:
         return {(store.state.value, store.reason): 1.0}
@@ -188,6 +190,22 @@ def _engine_metrics(metrics: Metrics, engine: Engine) -> None:
     metrics.gauge("sipproxy_slots_held", "slots of this node's live calls", engine.channels.count, ("kind",))
     metrics.gauge("sipproxy_policy_version", "version of the snapshot in use", lambda: engine.desk.snapshot.version)
     metrics.gauge("sipproxy_lines", "lines in the snapshot", lambda: len(engine.desk.snapshot.lines))
+
+
+def _cache_metrics(metrics: Metrics, transports: Transports) -> None:
+    known: dict[str, Callable[[], Filled]] = {**caches(), "net.transports.ways": lambda: filled(transports.ways)}
+    metrics.gauge(
+        "sipproxy_cache_entries",
+        "values that are kept of what was read before",
+        lambda: {name: tell().entries for name, tell in known.items()},
+        ("cache",),
+    )
+    metrics.counter(
+        "sipproxy_cache_forgotten",
+        "values that were read and are not kept any more, or never were as they were faults",
+        lambda: {name: tell().forgotten for name, tell in known.items()},
+        ("cache",),
+    )
 
 
 def _load_metrics(metrics: Metrics, engine: Engine) -> None:

@@ -45,7 +45,7 @@ def test_a_bound_of_the_table_exists_is_counted_and_has_its_test(row: dict[str, 
         assert name in Limits.__struct_fields__
     else:
         module, _, owner = place.partition(":")
-        holder = import_module(module if module.startswith("cdr.") else f"sipproxy.{module}")
+        holder = import_module(module if module.startswith(("cdr.", "policy.")) else f"sipproxy.{module}")
         found = getattr(holder, owner)() if owner else holder
         assert isinstance(getattr(found, name), int | float)
     metric = row["metric"].removesuffix("_total").split("{")[0]

@@ -41,6 +41,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "sipproxy.lifecycle": ("sipproxy", "cdr"),
     "sipproxy.neighbours": ("sipproxy", "cdr"),
     "sipproxy.observe": ("sipproxy", "policy", "cdr"),
+    "sipproxy.caches": ("sipproxy.sip",),
     "sipproxy.settings": ("sipproxy", "policy", "cdr"),
     "sipproxy.shell": ("sipproxy", "policy", "cdr"),
     "sipproxy.watching": ("sipproxy", "policy", "cdr"),

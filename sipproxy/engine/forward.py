@@ -47,6 +47,7 @@ CALL_PARAM = b"c"  # in our Record-Route URI: the token of our call
 EDGE_PARAM = b"e"  # in the URI of a node with a customer's flow: its token
 BRANCH = b"z9hG4bK"  # RFC 3261 §8.1.1.7
 LOOP_MARK = b".l"  # in a branch of ours: what follows tells where the request was going
+KNOWN = 1024  # rows of header names, and next hops, of which is kept what follows from them
 MAX_FORWARDS = 70  # RFC 3261 §16.6 step 3
 
 TRUSTED_ONLY = (
@@ -145,7 +146,7 @@ def strip_trust(editor: Editor, message: Request | Response, settings: Settings)
         editor.remove(name)
 
 
-@functools.lru_cache(maxsize=1024)  # the messages of one kind of device name the same headers
+@functools.lru_cache(maxsize=KNOWN)  # the messages of one kind of device name the same headers
 def _claims(names: tuple[bytes, ...], carriers: tuple[bytes, ...]) -> tuple[bytes, ...]:
     """Those of the names that only a trusted peer may send a header of."""
     beginnings = TRUSTED_BEGINNINGS + carriers
@@ -298,7 +299,7 @@ def uri_at(user: str, to: Hop) -> bytes:
     return b"sip:%s@%s;user=phone" % (user.encode(), hop_uri(to)[4:])
 
 
-@functools.lru_cache(maxsize=1024)  # of routes and nodes
+@functools.lru_cache(maxsize=KNOWN)  # of routes and nodes
 def hop_uri(to: Hop) -> bytes:
     """The SIP URI of a next hop itself."""
     host = f"[{to.host}]" if ":" in to.host else to.host

@@ -18,7 +18,8 @@ __all__ = ["DropRules", "Listener", "Rates", "Settings", "TrunkRoute"]
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-_address_of = functools.lru_cache(maxsize=4096)(ipaddress.ip_address)  # of the same peers with every message
+KNOWN_ADDRESSES = 4096  # of the same peers with every message
+_address_of = functools.lru_cache(maxsize=KNOWN_ADDRESSES)(ipaddress.ip_address)
 
 
 @dataclass(frozen=True, slots=True)

@@ -229,6 +229,11 @@ class Transports:
             else:
                 await listener.close()
 
+    @property
+    def ways(self) -> functools._CacheInfo:
+        """How many hops there are whose flow is kept."""
+        return self._way_to.cache_info()
+
     def send(self, target: Flow | Hop, data: bytes, key: Hashable | None, *, connect_s: float = 0.0) -> None:
         """Send, or report `key` as failed: in a later turn of the loop, never from within.
 

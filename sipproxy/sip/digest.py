@@ -45,6 +45,7 @@ _HASHES = {  # to be copied: to look an algorithm up takes longer than to hash w
 MAX_VALUE = 8192
 """Bytes of one Authorization value; a real one stays below 1,000."""
 MAX_AUTH_PARAMS = 32
+KNOWN_CREDENTIALS, KNOWN_CHALLENGES = 64, 16  # values of which is kept what was read, or is written around their nonces
 NONCE_WINDOW = 32
 """How far below the highest count of a nonce an unused one is still taken: requests overtake one another over UDP."""
 
@@ -193,7 +194,7 @@ def _algorithm(params: dict[bytes, bytes]) -> str:
     return name if name in _HASHES or (upper := name.upper()) not in _HASHES else upper
 
 
-@lru_cache(maxsize=64)  # an INVITE's are read to prove who it is of, and again to take them out of its copy
+@lru_cache(maxsize=KNOWN_CREDENTIALS)  # an INVITE's are read to prove who it is of, and again to take them out of its copy
 def parse_credentials(value: bytes) -> Credentials:
     """Digest credentials (RFC 7616 §3.4). Raises ParseError, also for a scheme other than Digest."""
     section = "RFC 7616 §3.4"
@@ -223,7 +224,7 @@ def parse_credentials(value: bytes) -> Credentials:
     )
 
 
-@lru_cache(maxsize=16)  # realms and algorithms of the configuration
+@lru_cache(maxsize=KNOWN_CHALLENGES)  # realms and algorithms of the configuration
 def _challenge_of(realm: str, algorithm: str) -> tuple[bytes, bytes]:
     """A challenge's beginning and end, with the nonce between them."""
     if algorithm not in _HASHES:

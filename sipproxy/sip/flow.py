@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 __all__ = ["CONNECTION_STEP", "LOOP", "Flow", "Hop", "is_literal", "source_of", "version_of"]
 
+KNOWN_HOSTS, KNOWN_SOURCES = 4096, 32_768  # addresses of which is kept what they are, and what they are counted as
 CONNECTION_STEP = 256  # between the numbers of two connections of one worker of a node
 
 LOOP = "LOOP"
@@ -63,7 +64,7 @@ class Hop(NamedTuple):
         return version_of(self.host)
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=KNOWN_HOSTS)
 def version_of(host: str) -> int:
     """The IP version of a literal without brackets; 0 for a name."""
     if ":" in host:
@@ -71,7 +72,7 @@ def version_of(host: str) -> int:
     return 4 if host.replace(".", "").isdecimal() else 0
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=KNOWN_HOSTS)
 def is_literal(host: str) -> bool:
     """Whether it is an IP address, without brackets, and no name."""
     try:
@@ -81,7 +82,7 @@ def is_literal(host: str) -> bool:
     return True
 
 
-@functools.lru_cache(maxsize=32_768)
+@functools.lru_cache(maxsize=KNOWN_SOURCES)
 def source_of(host: str) -> str:
     """What limits count a peer by: its IPv4 address, or an IPv6 address's /64, which one customer has whole."""
     try:

@@ -27,13 +27,20 @@ class Remembered(dict[bytes, T]):
     `most` each, so that what is asked for often outlives what came once.
     """
 
-    __slots__ = ("_before", "_half", "_read")
+    __slots__ = ("_before", "_half", "_read", "forgotten", "most")
 
     def __init__(self, read: Callable[[bytes], T], most: int = CACHED) -> None:
         super().__init__()
         self._read = read
-        self._half = most // 2
+        self.most, self._half = most, most // 2
+        self.forgotten = 0
+        """How many values went for lack of room."""
         self._before: dict[bytes, T] = {}
+
+    @property
+    def kept(self) -> int:
+        """How many values there are."""
+        return len(self.keys() | self._before.keys())
 
     def __missing__(self, data: bytes) -> T:
         found = self._before.get(data)
@@ -42,6 +49,7 @@ class Remembered(dict[bytes, T]):
             if len(data) > CACHED_LENGTH:
                 return found
         if len(self) >= self._half:
+            self.forgotten += len(self._before.keys() - self.keys())
             self._before = self.copy()
             self.clear()
         self[data] = found

@@ -15,6 +15,7 @@ __all__ = [
     "MAX_SHAPE_NAMES",
     "SINGLE",
     "Shape",
+    "Shapes",
     "key_of",
     "remembered",
     "shape_of",
@@ -74,8 +75,31 @@ class Shape:
                 self.is_complete = False
 
 
-remembered: dict[tuple[bytes, ...], Shape] = {}
-"""Shapes by their keys; emptied when it is full."""
+class Shapes(dict[tuple[bytes, ...], Shape]):
+    """Shapes by their keys; emptied when it is full."""
+
+    __slots__ = ("forgotten",)
+    most = MAX_SHAPES
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.forgotten = 0
+        """How many went for lack of room."""
+
+    @property
+    def kept(self) -> int:
+        """How many there are."""
+        return len(self)
+
+    def keep(self, keys: tuple[bytes, ...], shape: Shape) -> None:
+        """Remember one more."""
+        if len(self) >= self.most:
+            self.forgotten += len(self)
+            self.clear()
+        self[keys] = shape
+
+
+remembered = Shapes()
 
 
 def shape_of(keys: tuple[bytes, ...]) -> Shape:
@@ -84,9 +108,7 @@ def shape_of(keys: tuple[bytes, ...]) -> Shape:
     if shape is None:
         shape = Shape(keys)
         if len(keys) <= MAX_SHAPE_NAMES and sum(map(len, keys)) <= MAX_SHAPE_BYTES:
-            if len(remembered) >= MAX_SHAPES:
-                remembered.clear()
-            remembered[keys] = shape
+            remembered.keep(keys, shape)
     return shape
 
 
