@@ -21,6 +21,7 @@ __all__ = ["MAX_CONTACT_BYTES", "fault_of", "place_of"]
 
 MAX_CONTACT_BYTES = 512  # of the URI
 MAX_VALUE_BYTES = 1024  # of the whole value, with its display name and parameters
+KNOWN_CONTACTS = 4096  # hosts and URIs of contacts of which is kept what they are
 
 _NAMES = {
     "localhost": "loopback",
@@ -84,13 +85,13 @@ def _place(host: str, source: Address, settings: Settings) -> str:
     return "" if found == "loopback" and source.is_loopback else found
 
 
-@lru_cache(maxsize=4096)  # devices register again and again
+@lru_cache(maxsize=KNOWN_CONTACTS)  # devices register again and again
 def _literal(host: str) -> Address:
     """The address of a peer, whose zone is left out."""
     return ipaddress.ip_address(host.partition("%")[0])
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=KNOWN_CONTACTS)
 def _address(host: str) -> tuple[Address | None, str]:
     """The address that a literal comes down to, the IPv4 one that an IPv6 one stands for, where it does; and its kind."""
     try:
