@@ -17,6 +17,7 @@ import asyncio
 import time
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from loadtest.desk_calls import CALL_STEPS, REGISTER_STEPS
@@ -80,12 +81,8 @@ class _Peer:
     """One process that is measured, and its parties."""
 
     title: str
-    pid: int
     parties: Parties
-
-    @property
-    def bytes(self) -> int:
-        return tree_memory_bytes(self.pid)
+    memory_bytes: Callable[[], int]
 
 
 @asynccontextmanager
@@ -94,7 +91,7 @@ async def _node(lines: Sequence[LineSpec]) -> AsyncIterator[_Peer]:
     trunks = [TrunkSpec("carrier", carrier, (TRUNK_HOST,), settings={"ping_s": 0})]
     async with Network([md5_only(line) for line in lines], settings=SETTINGS, trunks=trunks) as network:
         with Parties(network.node.address, carrier, DOMAIN) as parties:
-            yield _Peer("node", network.node.pid, parties)
+            yield _Peer("node", parties, network.node.memory_bytes)
 
 
 @asynccontextmanager
@@ -105,7 +102,7 @@ async def _kamailio(lines: Sequence[LineSpec]) -> AsyncIterator[_Peer]:
         proxy = KamailioProxy(lines, ["008800"], realm=DOMAIN, trunk=carrier, store=store, children=KAMAILIO_CHILDREN)
         await stack.enter_async_context(proxy)
         parties = stack.enter_context(Parties(proxy.address, carrier, DOMAIN))
-        yield _Peer("kamailio", proxy.pid, parties)
+        yield _Peer("kamailio", parties, partial(tree_memory_bytes, proxy.pid))  # its children share most of it
 
 
 class _Run:
@@ -113,7 +110,7 @@ class _Run:
 
     def __init__(self, peer: _Peer, plan: Plan, tell: Callable[[str], None]) -> None:
         self._peer, self._plan, self._tell = peer, plan, tell
-        self.found = Held(peer.title, idle=peer.bytes)
+        self.found = Held(peer.title, idle=peer.memory_bytes())
 
     async def all(self, what: str, calls: Sequence[Scripted], steps: Sequence[Step]) -> float:
         """Take all of them through the steps; seconds that it took."""
@@ -131,14 +128,14 @@ class _Run:
         """Let what is over be forgotten; the bytes after that."""
         self._tell(f"{self._peer.title}: pause")
         await asyncio.sleep(self._plan.pause_s)
-        return self._peer.bytes
+        return self._peer.memory_bytes()
 
     async def register(self, lines: Sequence[LineSpec], first: int) -> None:
         """Each line's devices; `first` is the number of the first line."""
         calls = [self._peer.parties.call(line, first + n, device) for n, line in enumerate(lines) for device in range(DEVICES)]
         seconds = await self.all("registrations", calls, REGISTER_STEPS)
         if not self.found.registered:
-            self.found.registering = self._peer.bytes
+            self.found.registering = self._peer.memory_bytes()
             self.found.begun = _within(len(calls), seconds)
         self.found.registered.append(await self.pause())
 
@@ -161,7 +158,7 @@ class _Run:
                 calls = [self._peer.parties.call(lines[n % len(lines)], n % len(lines)) for n in batch]
                 await self.all("calls that end", calls, CALL_STEPS)
                 spent += len(batch)
-            sizes.append((spent, self._peer.bytes))
+            sizes.append((spent, self._peer.memory_bytes()))
         (before, first), (after, second) = sizes
         self.found.ended_bytes = (second - first) / max(1, after - before)
 

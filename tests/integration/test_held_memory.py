@@ -14,7 +14,7 @@ async def test_registrations_and_calls_are_held_and_all_of_them_succeed() -> Non
     assert report.ok, report.faults
     assert next(text for text in told if "1 of" in text) == "node: registrations, 1 of 20"
     assert {"node: registrations, 20 of 20", "node: calls, 4 of 4", "node: hanging up, 8 of 8"} <= set(told)
-    assert 0 < found.idle <= found.live[1]
+    assert all(size > KIB * KIB for size in (found.idle, found.registering, *found.registered, *found.live))
 
 
 def test_report_tells_what_stays_and_what_passes_apart() -> None:
