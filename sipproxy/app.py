@@ -240,7 +240,8 @@ class Node:
         if self.siblings is not None:
             stack.callback(self.siblings.close)
             await self.siblings.take_over()
-        await self._transports.start()
+        if self._spec is None or not self._spec.is_leaving:  # which sends alone; others read what is its
+            await self._transports.start()
         self.shell.start()
         if self.siblings is not None:
             self.siblings.serve()
@@ -403,7 +404,9 @@ class Node:
                 work.append(self._server.run())
             if self.siblings is not None:
                 work.append(self.siblings.run(lambda: lifecycle.is_healthy(self.engine)))
-            if self.siblings is None:  # else the supervisor reloads
+                if self.siblings.spec.is_leaving:
+                    work.append(lifecycle.leave(self.engine, self._journal, stop))
+            else:  # with workers the supervisor reloads
                 reloader = Reloader(
                     self.config,
                     self._config_path,

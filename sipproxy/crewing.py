@@ -17,7 +17,7 @@ from cdr.journal import Journal
 if TYPE_CHECKING:
     from sipproxy.config import Config
 
-__all__ = ["folder_of", "folders", "left_behind", "name_of", "worker_config", "worker_socket"]
+__all__ = ["folder_of", "folders", "left_behind", "name_of", "number_of", "worker_config", "worker_socket"]
 
 _FOLDER = re.compile(r"worker-([0-9]{1,2})")
 
@@ -56,25 +56,27 @@ def folders(config: Config) -> list[tuple[str, Path]]:
     return [(name_of(config, worker), folder_of(config, worker)) for worker in sorted(found)]
 
 
-def left_behind(config: Config) -> str:
-    """Why the node must not start with so few workers: calls or records of one that would not run; "" when there are none.
+def left_behind(config: Config) -> list[int]:
+    """The workers beyond `node.workers` whose journal has calls that did not end, or records that are not confirmed: those that
+    ran before it was lowered, and have to run until nothing is left.
 
-    Raises JournalError when its journal cannot be read, or another process has it.
+    Raises JournalError when a journal cannot be read, or another process has it.
     """
-    running = {name_of(config, worker) for worker in range(1, config.node.workers + 1)}
+    found = []
     for name, folder in folders(config):
-        if name in running:
+        number = number_of(folder)
+        if number <= config.node.workers:
             continue
         journal = Journal(folder / "journal", node=name, segment_bytes=config.cdr.segment_bytes)
         try:
-            unfinished = len(journal.recover().unfinished)
-            owed = journal.stats.last_seq - journal.stats.confirmed_seq
+            if journal.recover().unfinished or journal.stats.last_seq > journal.stats.confirmed_seq:
+                found.append(number)
         finally:
             journal.close()
-        if unfinished or owed:
-            number = int(folder.name.rpartition("-")[2])
-            return (
-                f"{folder} holds {unfinished} calls that did not end and {owed} records that are not confirmed; start with "
-                f"node.workers = {number} until `sipproxy nodes` shows them confirmed, and lower it then"
-            )
-    return ""
+    return found
+
+
+def number_of(folder: Path) -> int:
+    """The worker whose folder it is."""
+    named = _FOLDER.fullmatch(folder.name)
+    return int(named[1]) if named is not None else 1

@@ -37,6 +37,7 @@ __all__ = [
     "cancel_all",
     "drain",
     "is_healthy",
+    "leave",
     "resume",
     "run_look_ahead",
     "run_pruning",
@@ -48,6 +49,7 @@ TIME_NAMESPACE = "/proc/self/ns/time"  # time_namespaces(7): another one may cou
 ENDED_LATELY = 10_000  # ended calls whose slots are released again at start; at 100 calls a second those of one lease
 SETTLE_S = 1.0  # for the store to take the slots of live calls before new calls come
 POLL_S = 0.05
+LEFT_S = 0.5  # between two looks at what a worker that leaves has left
 LOOK_S = 0.5  # between two looks for the first address
 WAIT_S = 30.0  # that the service manager is asked to wait for more, at each of them
 LAST_WORDS_S = 5.0  # for the answers to the last BYEs
@@ -155,6 +157,14 @@ def is_healthy(engine: Engine) -> bool:
     """Whether the engine meets its deadlines. That this is asked at all says that the event loop runs."""
     at = engine.next_at
     return at is None or time.monotonic() - at < OVERDUE_S
+
+
+async def leave(engine: Engine, journal: Journal, stop: Stop) -> None:
+    """Take no new call, and end the process once no call is live and every record is confirmed."""
+    engine.close("leaving")
+    while engine.calls.live or journal.last_seq > journal.confirmed_seq:  # noqa: ASYNC110  it may be hours
+        await asyncio.sleep(LEFT_S)
+    stop.terminate()
 
 
 async def cancel_all(tasks: Sequence[asyncio.Task[None]]) -> None:

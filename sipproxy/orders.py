@@ -12,12 +12,14 @@ __all__ = ["Live", "Orders", "Spec", "State"]
 class Spec(msgspec.Struct, frozen=True):
     """What the supervisor gives a worker: which one it is, and its descriptors.
 
-    `udp` are by listener, each with one socket for each worker; `streams` the listening socket of each listener or -1. `lock`
-    is held by all processes of the node as long as they live.
+    `udp` are by listener, each with one socket for each of the `count` workers that messages are spread over; a worker beyond
+    them has none: it ends its calls and leaves. `streams` are the listening socket of each listener or -1. `lock` is held by
+    all processes of the node as long as they live.
     """
 
     worker: int
-    names: list[str]  # of all workers, in order
+    count: int
+    names: list[str]  # of all workers that there are or were, in order
     shared_dir: str
     bound: list[tuple[str, str, int]]
     udp: list[list[int]]
@@ -29,12 +31,17 @@ class Spec(msgspec.Struct, frozen=True):
     config_path: str
     welcome: bool = False
 
+    @property
+    def is_leaving(self) -> bool:
+        return self.worker > self.count
+
 
 class State(msgspec.Struct, frozen=True, tag=True):
-    """What the supervisor tells: which workers there are, and whose datagrams this one reads for them."""
+    """What the supervisor tells: which workers there are, whose datagrams this one reads for them, and which are to leave."""
 
     alive: list[int]
     read: list[int] = []
+    leaving: list[int] = []
 
 
 class Live(msgspec.Struct, frozen=True, tag=True):

@@ -123,7 +123,7 @@ class Siblings:
 
     def __init__(self, spec: Spec, key: bytes) -> None:
         self.spec, self.me = spec, spec.worker
-        self.steering = Steering(spec.worker, len(spec.names), key)
+        self.steering = Steering(spec.worker, spec.count, key)
         self._others = [worker for worker in range(1, len(spec.names) + 1) if worker != spec.worker]
         outboxes = {worker: _socket(spec.outboxes[worker - 1]) for worker in self._others}
         self.post = Post(_socket(spec.inboxes[spec.worker - 1]), outboxes, self._take)
@@ -143,8 +143,8 @@ class Siblings:
 
     def socket_of(self, listener: int) -> socket.socket:
         """This worker's socket of a listener, for the listener to close."""
-        stream = self.spec.streams[listener]
-        return _socket(os.dup(stream if stream >= 0 else self.spec.udp[listener][self.me - 1]))
+        stream, sockets = self.spec.streams[listener], self.spec.udp[listener]
+        return _socket(os.dup(stream if stream >= 0 else sockets[0 if self.spec.is_leaving else self.me - 1]))
 
     def attach(self, shell: Shell, transports: Transports) -> None:
         """Serve this worker's engine and sockets."""
@@ -231,7 +231,7 @@ class Siblings:
 
     def _on_state(self, state: State) -> None:
         alive, before = frozenset(state.alive), self.steering.alive
-        self.steering.alive = alive | {self.me}
+        self.steering.alive, self.steering.leaving = alive | {self.me}, frozenset(state.leaving)
         for worker in alive - before - {self.me}:
             self._tell_kept(worker)
         for worker in before - alive - {self.me}:

@@ -3,6 +3,9 @@
 It holds no SIP state and handles no message. All workers inherit all sockets from it, so that the kernel's choice between them
 stays the same whoever lives, and so that another worker can read what the kernel has for one that is not there. A worker that
 hangs is ended. SIGTERM and SIGINT are passed on. When the supervisor dies its workers end at once, as in a crash of the node.
+
+A worker of before `node.workers` was lowered runs beside the others until its calls have ended and its records are confirmed.
+It gets no new call.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ import structlog
 from sipproxy import policy_cache
 from sipproxy.admin.control import ControlServer, socket_path
 from sipproxy.config_file import split_address
-from sipproxy.crewing import folder_of, name_of, worker_config
+from sipproxy.crewing import folder_of, folders, name_of, number_of, worker_config
 from sipproxy.engine.steering import HASHED, modulus_of
 from sipproxy.gathering import Gathering
 from sipproxy.lifecycle import cancel_all
@@ -45,7 +48,7 @@ from sipproxy.systemd import Notifier
 from sipproxy.welcome import Bound, shown
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
 
     from redis.asyncio import Redis
 
@@ -64,10 +67,11 @@ LINK_BYTES = 64
 
 
 class Worker:
-    """One worker as the supervisor sees it. `is_there` from when messages may be passed to it, `is_ready` when it serves."""
+    """One worker as the supervisor sees it. `is_there` from when messages may be passed to it, `is_ready` when it serves;
+    `is_leaving` until it has ended what it had, and ends itself."""
 
-    def __init__(self, number: int) -> None:
-        self.number = number
+    def __init__(self, number: int, *, is_leaving: bool = False) -> None:
+        self.number, self.is_leaving = number, is_leaving
         self.process: asyncio.subprocess.Process | None = None
         self.link: socket.socket | None = None
         self.is_there = self.is_ready = False
@@ -76,12 +80,12 @@ class Worker:
         self.changed = asyncio.Event()
 
 
-def main(config: Config, *, config_path: Path, embedded: bool, greet: bool = False) -> int:
-    """Run the workers of a node until SIGTERM or SIGINT; the exit code."""
+def main(config: Config, leaving: Sequence[int], *, config_path: Path, embedded: bool, greet: bool = False) -> int:
+    """Run the workers of a node until SIGTERM or SIGINT; the exit code. `leaving` are those of before that have calls left."""
     writer = configure(config.log.level, config.log.format)
     try:
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            return runner.run(_run(config, config_path, embedded=embedded, greet=greet))
+            return runner.run(_run(config, leaving, config_path, embedded=embedded, greet=greet))
     except (StartError, EmbeddedError) as error:
         print(f"sipproxy: {error}", file=sys.stderr)  # noqa: T201  the log may be JSON; a person reads this
         return 1
@@ -89,7 +93,7 @@ def main(config: Config, *, config_path: Path, embedded: bool, greet: bool = Fal
         writer.close()
 
 
-async def _run(config: Config, config_path: Path, *, embedded: bool, greet: bool) -> int:
+async def _run(config: Config, leaving: Sequence[int], config_path: Path, *, embedded: bool, greet: bool) -> int:
     stop = Stop()
     stop.listen()
     data_dir = Path(config.node.data_dir)
@@ -105,7 +109,7 @@ async def _run(config: Config, config_path: Path, *, embedded: bool, greet: bool
             await server.start()
             stack.push_async_callback(server.stop)
         url = server.url if server is not None else config.store.url
-        supervisor = Supervisor(config, config_path, url, lock, next_free=embedded, greet=greet)
+        supervisor = Supervisor(config, leaving, config_path, url, lock=lock, next_free=embedded, greet=greet)
         stack.callback(supervisor.close)
         gathering = Gathering(config, supervisor.present, supervisor.counters)
         control = ControlServer(socket_path(data_dir), gathering.handlers(), streamers=gathering.streamers())
@@ -159,7 +163,15 @@ class Supervisor:
     """See the module."""
 
     def __init__(
-        self, config: Config, config_path: Path, store_url: str, lock: BinaryIO, *, next_free: bool, greet: bool
+        self,
+        config: Config,
+        leaving: Sequence[int],
+        config_path: Path,
+        store_url: str,
+        *,
+        lock: BinaryIO,
+        next_free: bool,
+        greet: bool,
     ) -> None:
         """Bind every listener's sockets. Raises StartError."""
         self._config, self._config_path, self._store_url, self._greet = config, config_path, store_url, greet
@@ -168,12 +180,15 @@ class Supervisor:
         self._count = config.node.workers
         self._modulus = modulus_of(kept_secret(Path(config.node.data_dir) / "secret.key"))
         self._workers = [Worker(number) for number in range(1, self._count + 1)]
+        self._workers += [Worker(number, is_leaving=True) for number in leaving]
+        known = max(self._count, *(number_of(folder) for _, folder in folders(config)))
+        self._names = [name_of(config, number) for number in range(1, known + 1)]
         self._notifier = Notifier()
         self._udp: list[list[socket.socket]] = []
         self._streams: list[socket.socket | None] = []
         self._bound: list[Bound] = []
         self._bind(next_free=next_free)
-        self._boxes = [pair() for _ in self._workers]
+        self._boxes = [pair() for _ in self._names]
         self._ending = asyncio.Event()
         self._failed = ""  # why the node cannot start at all
         self._was_ready = False
@@ -185,7 +200,7 @@ class Supervisor:
             sock.close()
 
     def present(self) -> list[int]:
-        """The workers that serve."""
+        """The workers that serve, those that leave included."""
         return [worker.number for worker in self._workers if worker.is_ready]
 
     def counters(self) -> dict[int, tuple[bool, int]]:
@@ -227,7 +242,7 @@ class Supervisor:
             pats = group.create_task(self._notifier.run(lambda: bool(self.present()), self._status))
             stopping = group.create_task(self._pass_on(stop))
             keeping = [group.create_task(self._keep(worker)) for worker in self._workers]
-            for worker in self._workers:
+            for worker in self._workers[: self._count]:
                 await self._ready(worker)
             if not self._ending.is_set():
                 self._was_ready = True
@@ -243,7 +258,7 @@ class Supervisor:
         return 0
 
     def _status(self) -> str:
-        return f"{len(self.present())} of {self._count} workers"
+        return f"{len(self.present())} of {len(self._workers)} workers"
 
     # Sockets
 
@@ -296,6 +311,11 @@ class Supervisor:
             status = await self._live(worker)
             if self._ending.is_set():
                 return
+            if worker.is_leaving and status == 0:
+                self.log.info("worker_left", worker=worker.number)
+                worker.is_leaving = False
+                self._tell_all()
+                return
             if not self._was_ready and not worker.deaths and status == 1:
                 self._fail(worker)  # it said why itself
                 return
@@ -343,7 +363,8 @@ class Supervisor:
     def _spec(self, worker: Worker, link: socket.socket) -> Spec:
         return Spec(
             worker=worker.number,
-            names=[name_of(self._config, number) for number in range(1, self._count + 1)],
+            count=self._count,
+            names=self._names,
             shared_dir=self._config.node.data_dir,
             bound=self._bound,
             udp=[[sock.fileno() for sock in sockets] for sockets in self._udp],
@@ -382,11 +403,12 @@ class Supervisor:
     def _tell_all(self) -> None:
         """Tell every worker who is there, and the first one that serves for whom it reads."""
         there = [worker.number for worker in self._workers if worker.is_there]
-        away = [worker.number for worker in self._workers if not worker.is_there]
-        first = next(iter(self.present()), 0)
+        away = [worker.number for worker in self._workers[: self._count] if not worker.is_there]
+        leaving = [worker.number for worker in self._workers if worker.is_leaving]
+        first = next((number for number in self.present() if number <= self._count), 0)
         for worker in self._workers:
             if worker.is_there and worker.link is not None:
-                state = State(there, away if worker.number == first else [])
+                state = State(there, away if worker.number == first else [], leaving)
                 with contextlib.suppress(OSError):
                     worker.link.send(msgspec.json.encode(state))
 

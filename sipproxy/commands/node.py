@@ -30,15 +30,13 @@ def serve(path: Path, *, everything: bool, welcome: bool) -> int:
             f"{path}: store.url: is empty; name the store that the nodes share, or start the embedded one with `up`"
         )
     try:
-        refusal = crewing.left_behind(config)
+        leaving = crewing.left_behind(config)
     except JournalError as error:
         raise CommandError(f"{path}: {error}") from None
-    if refusal:
-        raise CommandError(f"{path}: node.workers: {refusal}", code=REFUSED)
-    if config.node.workers > 1:
+    if config.node.workers > 1 or leaving:
         from sipproxy import workers
 
-        return workers.main(config, config_path=path, embedded=not config.store.url, greet=welcome)
+        return workers.main(config, leaving, config_path=path, embedded=not config.store.url, greet=welcome)
     from sipproxy import app  # the whole node
 
     return app.main(config, config_path=path, embedded=not config.store.url, greet=welcome)

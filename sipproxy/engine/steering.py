@@ -60,13 +60,15 @@ def modulus_of(key: bytes) -> int:
 
 
 class Steering:
-    """See the module. `worker` is this one, of `count`; `key` is the node's secret."""
+    """See the module. `worker` is this one, `count` those that calls are spread over; `key` is the node's secret. Workers of
+    before that end their calls are `leaving`: what has their mark is theirs, and nothing else."""
 
     def __init__(self, worker: int, count: int, key: bytes) -> None:
         self.worker, self._count = worker, count
         self._modulus = modulus_of(key)
         self._kept: OrderedDict[bytes, int] = OrderedDict()  # Call-ID's digest -> its worker, where that is not the hash's
         self.alive: frozenset[int] = frozenset([worker])
+        self.leaving: frozenset[int] = frozenset()
         self.forgotten = 0
 
     def __len__(self) -> int:
@@ -128,7 +130,7 @@ class Steering:
 
     def _marked(self, found: re.Match[bytes] | None) -> int:
         worker = int(found[1], 16) if found is not None else 0
-        return worker if worker <= self._count else 0
+        return worker if worker <= self._count or worker in self.leaving else 0
 
     def _hashed(self, call_id: bytes) -> int:
         return int.from_bytes(call_id[:HASHED], "big") % self._modulus % self._count + 1

@@ -55,6 +55,16 @@ def test_request_within_a_dialog_is_for_the_worker_of_its_first_route() -> None:
     assert steering().owner(of_a_peer) == 1
 
 
+def test_mark_of_a_worker_that_leaves_leads_to_it_until_it_has_left() -> None:
+    at = steering()
+    at.leaving = frozenset((5,))
+    route = b"Route: <sip:192.0.2.9:5060;lr;c=05.AbC>"
+    response = b"SIP/2.0 180 Ringing\r\nVia: SIP/2.0/UDP 192.0.2.9;branch=" + OWN % 5 + b"\r\n\r\n"
+    assert (at.owner(request(b"BYE", owned_by(2), route, tag=b";tag=2")), at.owner(response)) == (5, 5)
+    at.leaving = frozenset()
+    assert (at.owner(request(b"BYE", owned_by(2), route, tag=b";tag=2")), at.owner(response)) == (2, 1)
+
+
 def test_what_stands_in_a_body_or_another_header_is_no_mark() -> None:
     body = b"\r\nRoute: <sip:192.0.2.9;lr;c=02.x>\r\n"
     assert steering().owner(request(b"BYE", owned_by(1)) + body) == 1

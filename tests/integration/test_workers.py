@@ -192,3 +192,36 @@ async def test_registration_is_known_to_all_workers_also_while_the_store_is_away
     records, result = await network.reconciled()
     assert result.ok, result
     assert {record.node for record in records} == {"node1", "node1-2"}
+
+
+async def test_calls_and_records_of_workers_that_there_are_no_more_come_to_their_end(start_network: Callable[..., Any]) -> None:
+    """Design: invariants 2, 3. Three workers die with the node; one is wanted, and of those that leave one dies once more."""
+    network: Network = await start_network(many_lines(12), workers=3)
+    routers = [await network.router(user) for user in network.lines]
+    calls = await both_ends(network, routers)
+    before = {row["id"]: row["worker"] for row in (await asked(network, "calls"))["calls"]}
+    assert set(before.values()) == {1, 2, 3}
+    node = network.node
+    await node.kill()
+    node.config.write_text(node.config.read_text().replace("workers = 3", "workers = 1"))
+    await node.start()
+    await network.followed(node, "sipproxy_worker_up", 3.0, timeout_s=60)
+    os.kill(node.worker_pids()[3], signal.SIGKILL)
+    helped = await (await routers[0].call("112")).answered(30.0)
+    await network.followed(node, "sipproxy_worker_restarts_total", 1.0, timeout_s=60)
+    await network.followed(node, "sipproxy_worker_up", 3.0, timeout_s=60)
+    after = {row["id"]: row["worker"] for row in (await asked(network, "calls"))["calls"]}
+    assert before.items() <= after.items()
+    for number, (call, at_trunk) in enumerate(calls):
+        assert await (at_trunk if number % 2 else call).hang_up() == 200
+        await (call if number % 2 else at_trunk).wait_ended()
+    assert await helped.hang_up() == 200
+    await network.followed(node, "sipproxy_worker_up", 1.0, timeout_s=60)
+    assert set(node.worker_pids()) == {1}
+    for router in routers:
+        assert await (await (await router.call(FIXED)).answered()).hang_up() == 200
+    records, result = await network.reconciled()
+    assert result.ok, result
+    assert {record.node for record in records[: len(calls) + 1]} == {"node1", "node1-2", "node1-3"}
+    assert {record.node for record in records[len(calls) + 1 :]} == {"node1"}
+    assert await network.slots_of_all(0) == 0
