@@ -12,6 +12,7 @@ import re
 from typing import TYPE_CHECKING
 
 from sipproxy.sip.grammar import GREATER, PERCENT
+from sipproxy.sip.memo import Remembered
 from sipproxy.sip.uri import unescape
 
 if TYPE_CHECKING:
@@ -28,8 +29,11 @@ _NESTED = 4  # escapes within escapes that are looked through: nobody honest has
 
 def has_claims(address: NameAddr) -> bool:
     """Whether the address claims something, in its URI or behind it."""
+    if _claiming[address.uri.raw]:
+        return True
     rest = address.raw.rpartition(b">")[2] if GREATER in address.raw else b""
-    return _claims(address.uri.raw) or _claims(rest)
+    # A tag alone, of characters that begin no parameter, claims nothing.
+    return not (rest.startswith(b";tag=") and rest[5:].isalnum()) and _claims(rest)
 
 
 def without_claims(uri: Uri) -> bytes:
@@ -53,6 +57,9 @@ def _claims(text: bytes) -> bool:
             return False
         text = unescape(text)
     return _CLAIM.search(text) is not None
+
+
+_claiming = Remembered(_claims)  # addresses that lines call with
 
 
 def _kept(text: bytes) -> bytes:

@@ -12,9 +12,10 @@ which a proxy may not change (RFC 3261 §16.6): a router that writes its number 
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from policy.identity import (
     canonical_caller,
@@ -209,27 +210,48 @@ class Faces:
 
     def _shown(self, kind: str) -> bytes:
         """From of a customer who is not hidden from this target; b"" where it may stay as it came."""
-        address, said, number = self._request.from_, self._said, self._decision.presented
-        line = self._decision.line
+        address, said, decision = self._request.from_, self._said, self._decision
+        line, uri = decision.line, address.uri
         area = line.area_code if line is not None else ""
-        own = same_number(said.given, number, area)
-        display = text(address.display)
-        if _misleads(display, number, area):
-            display = ""
-        if not own and kind == "trunk" and self._decision.verdict is not Verdict.EMERGENCY:
-            # An account's name is no number, and an anonymous From of a hidden caller is what he wants to be seen.
-            own = not reads_as_number(said.given) if not said.anonymous else self._decision.restricted
-        elif not own and kind != "binding":
-            own = not reads_as_number(said.given) and not said.anonymous
-        if own:
-            if not has_claims(address):
-                return b"" if display == text(address.display) else b"<%s>" % address.uri.raw
-            mine = b"<%s>" % without_claims(address.uri)
-            return mine if not display else _quoted(address.display) + b" " + mine
-        if not number:
-            return ANONYMOUS
-        shown = b"<sip:%s@%s;user=phone>" % (number.encode(), self._settings.realm.encode())
-        return shown if not display or said.anonymous else _quoted(address.display) + b" " + shown
+        named = _Named(address.display, uri.raw, said.given, said.anonymous, has_claims(address))
+        if decision.verdict is Verdict.EMERGENCY and kind == "trunk":
+            kind = "psap"  # to whom help is asked of, the number is shown as it is to a centre
+        return _shown(named, decision.presented, area, kind, decision.restricted, self._settings.realm)
+
+
+class _Named(NamedTuple):
+    """How a customer names himself in From: display name, URI, what that means as a number, whether it names nobody on purpose,
+    and whether he claims what only a network may say."""
+
+    display: bytes
+    uri: bytes
+    given: str
+    anonymous: bool
+    claims: bool
+
+
+@functools.lru_cache(maxsize=4096)  # a line names itself in all its calls alike
+def _shown(named: _Named, number: str, area: str, kind: str, restricted: bool, realm: str) -> bytes:  # noqa: FBT001, PLR0917
+    """From for a target of this kind of a customer who is not hidden from it; b"" where it may stay as it came."""
+    given = named.given
+    own = same_number(given, number, area)
+    display = text(named.display)
+    if _misleads(display, number, area):
+        display = ""
+    if not own and kind == "trunk":
+        # An account's name is no number, and an anonymous From of a hidden caller is what he wants to be seen.
+        own = not reads_as_number(given) if not named.anonymous else restricted
+    elif not own and kind != "binding":
+        own = not reads_as_number(given) and not named.anonymous
+    if own:
+        if not named.claims:
+            return b"" if display == text(named.display) else b"<%s>" % named.uri
+        mine = b"<%s>" % without_claims(parse_uri(named.uri))
+        return mine if not display else _quoted(named.display) + b" " + mine
+    if not number:
+        return ANONYMOUS
+    shown = b"<sip:%s@%s;user=phone>" % (number.encode(), realm.encode())
+    return shown if not display or named.anonymous else _quoted(named.display) + b" " + shown
 
 
 def said_by(request: Request, *, from_customer: bool) -> Said:

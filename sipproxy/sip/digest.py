@@ -128,26 +128,13 @@ def _auth_params(value: bytes, section: str) -> dict[bytes, bytes]:
         raise ParseError("not a Digest value", section=section)  # not shown: a Basic value holds a password
     has_pairs = BACKSLASH in rest
     pieces = (b"," + (_PAIR.sub(_unpaired, rest) if has_pairs else rest)).split(b'"')  # outside quotes and inside, in turn
-    params: dict[bytes, bytes] = {}
-    count, name = 0, b""
-    is_inside = True
-    for piece in pieces:
-        is_inside = not is_inside
-        if is_inside:
-            if not name:
-                break
-            params[name] = piece.replace(_QUOTE_INSIDE, b'"') if has_pairs else piece
-            count += 1
-            continue
-        found, name = _outside[piece]
-        for key, bare in found:
-            params[key] = bare
-            count += 1
-    if is_inside or name or count > MAX_AUTH_PARAMS or len(rest.translate(None, _CONTROLS)) != len(rest):
+    names, bare = _frames[b'"'.join(pieces[::2])]
+    quoted = pieces[1::2]
+    if len(quoted) != len(names) or len(rest.translate(None, _CONTROLS)) != len(rest):
         raise ParseError("malformed Digest value", section=section)  # not shown either: it may hold a credential
-    if len(params) != count:
-        raise ParseError("a Digest parameter comes twice", section=section)  # §3.4: MUST NOT
-    return params
+    if has_pairs:
+        quoted = [text.replace(_QUOTE_INSIDE, b'"') for text in quoted]
+    return {**bare, **dict(zip(names, quoted, strict=True))}
 
 
 def _unpaired(found: re.Match[bytes]) -> bytes:
@@ -155,23 +142,35 @@ def _unpaired(found: re.Match[bytes]) -> bytes:
     return found[1] if found[1] != b'"' else _QUOTE_INSIDE
 
 
-def _read_outside(piece: bytes) -> tuple[tuple[tuple[bytes, bytes], ...], bytes]:
-    """What stands before, between and behind values in quotes, the comma in front included: the parameters without quotes,
-    and the name of the one whose value follows, b"" when none does. Raises ParseError."""
-    before, *elements = piece.split(b",")
-    found, name = [], b""
-    sound = not before.strip(b" \t")
-    for element in elements:
-        name, equals, value = (part.strip(b" \t") for part in element.partition(b"="))
-        sound = sound and bool(equals) and TOKEN.match(name) is not None and SPACE not in value and _QUOTE_INSIDE not in value
-        found.append((name.lower(), value))
-    if not sound or any(not value for _, value in found[:-1]):
-        raise ParseError("malformed Digest value", section="RFC 7616 §3.3")
-    name, value = found[-1] if found else (b"", b"")
-    return (tuple(found), b"") if value else (tuple(found[:-1]), name)
+def _read_frame(frame: bytes) -> tuple[list[bytes], dict[bytes, bytes]]:
+    """What stands outside quotes, a quote for each value in them: the names of those values in order, and the parameters
+    without quotes. There is a comma before each parameter. Raises ParseError."""
+    quoted: list[bytes] = []
+    bare: dict[bytes, bytes] = {}
+    sound, count, pieces = True, 0, frame.split(b'"')
+    for number, piece in enumerate(pieces, start=1):
+        behind, *elements = piece.split(b",")
+        before_quotes = elements.pop() if elements and number < len(pieces) else b""
+        sound = sound and not behind.strip(b" \t") and bool(before_quotes) is (number < len(pieces))
+        if before_quotes:
+            name, equals, rest = before_quotes.partition(b"=")
+            quoted.append(name.strip(b" \t").lower())
+            sound = sound and bool(equals) and TOKEN.match(quoted[-1]) is not None and not rest.strip(b" \t")
+        for element in elements:
+            name, value = (part.strip(b" \t") for part in element.partition(b"=")[::2])
+            bare[name.lower()] = value
+            sound = (
+                sound and TOKEN.match(name) is not None and bool(value) and SPACE not in value and _QUOTE_INSIDE not in value
+            )
+        count += len(elements)
+    if not sound or count + len(quoted) > MAX_AUTH_PARAMS:
+        raise ParseError("malformed Digest value", section="RFC 7616 §3.3")  # not shown either: it may hold a credential
+    if len(bare.keys() | set(quoted)) != count + len(quoted):
+        raise ParseError("a Digest parameter comes twice", section="RFC 7616 §3.4")  # MUST NOT
+    return quoted, bare
 
 
-_outside = Remembered(_read_outside)  # clients of one kind write the same between their values, counts and all
+_frames = Remembered(_read_frame)  # clients of one kind write the same between their values, counts and all
 
 
 def _text(params: dict[bytes, bytes], name: bytes, section: str) -> str:

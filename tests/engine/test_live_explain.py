@@ -6,6 +6,7 @@ import datetime as dt
 import ipaddress
 import random
 from collections import Counter, defaultdict
+from dataclasses import replace
 
 import pytest
 
@@ -29,6 +30,7 @@ from policy.model import (
 from policy.windows import parse_windows
 from sipproxy.engine.actions import Journal, TakeSlot
 from sipproxy.sip.flow import Flow
+from sipproxy.sip.message import Response
 from tests.engine.desk import Desk
 from tests.sim.conftest import PSAP, TRUNK_A
 from tests.sim.world import REALM, World, account, line, snapshot, trunk
@@ -199,3 +201,21 @@ def test_live_decisions_of_random_calls_equal_explain(seed: int) -> None:
         "block.rule.uk-at-work", "block.rule.uk-premium", "block.rule.nuisance", "line.status.barred_out", "plan.reserved",
         "line.status.barred_full", "line.status.fraud_hold", "line.status.terminated", "number.unassigned", "caller.forbidden",
     } <= seen.keys(), seen  # fmt: skip
+
+
+def test_a_changed_snapshot_changes_the_verdict_on_the_same_number_at_once() -> None:
+    """What a number means is remembered; what follows from it is asked of the snapshot each time. Help is never refused."""
+    desk, number = Desk(), b"sip:+4930123456@sip.test"
+    before = desk.engine.desk.snapshot
+    changed = replace(before, version=8, blocks=(BlockRule("now", "+4930", "since now"), BlockRule("all", "+49", "and all")))
+
+    def refused(uri: bytes, call_id: bytes) -> list[int]:
+        proof = () if uri != number else (desk.credentials(b"INVITE", uri),)
+        sent = desk.receive(desk.request(b"INVITE", uri, call_id=call_id, headers=proof))
+        return [message.status for message in sent if isinstance(message, Response) and message.status >= 300]
+
+    assert desk.register(b"<sip:alice@203.0.113.1:5060>").status == 200
+    for turn, (snapshot_, wanted) in enumerate([(before, []), (changed, [403]), (before, []), (changed, [403])]):
+        desk.engine.swap_snapshot(snapshot_, desk.now)
+        assert refused(number, b"call-%d" % turn) == wanted
+        assert refused(b"sip:112@sip.test", b"help-%d" % turn) == []
