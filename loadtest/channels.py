@@ -1,10 +1,11 @@
-"""Channels are exact over two nodes (design, invariant 2): many simultaneous set-ups on a line of few channels, round by round.
+"""Channels are exact over two nodes, or the workers of one (design, invariant 2): simultaneous set-ups on few, round by round.
 
 What has few channels is the line, an account of it, or the trunk route. In a round half of the set-ups go to each node, a
-quarter of these from the line's router, the others from the trunk to the line's number; where the route is meant all come from
-the router, for who comes by a route is there already. Each round has a line of its own, so that the bound on how many calls a
-line may start in a minute refuses none. Those that are admitted are answered; the others must be refused for want of channels.
-Then one call ends, and the time until its channel is in use again is taken at the other node.
+quarter of these (an eighth at one node) from the line's router, the others from the trunk to the line's number; where the
+route is meant all come from the router, for who comes by a route is there already. Each round has a line of its own, so that
+the bound on how many calls a line may start in a minute refuses none. Those that are admitted are answered; the others must
+be refused for want of channels. Then one call ends, and the time until its channel is in use again is taken at the other
+node.
 
 The nodes' counters say in which rounds the store had not answered in time: only there may more be admitted (design §8).
 """
@@ -86,6 +87,7 @@ class ChannelsReport:
     limit: Limit
     calls: int
     channels: int
+    over: str = "two nodes"
     rounds: int = 0
     admitted: Counter[int] = field(default_factory=Counter)
     refused: Counter[int] = field(default_factory=Counter)
@@ -122,7 +124,7 @@ class _Contest:
 
 async def contend(
     network: Network,
-    other: Node,
+    other: Node | None,
     *,
     rounds: int,
     calls: int,
@@ -130,25 +132,27 @@ async def contend(
     kind: str = "line",
     progress: Callable[[str], None] = lambda _: None,
 ) -> ChannelsReport:
-    """Run the rounds, each on another line of the network, which is made as the `Limit` of that kind says.
+    """Run the rounds, each on another line of the network, which is made as the `Limit` of that kind says. Without `other` they
+    are at one node, over whose workers they are spread.
 
     Raises NoAnswerError when a set-up has no final response at all.
     """
     users = list(network.lines)[:rounds]
-    report = ChannelsReport(LIMITS[kind], calls, channels)
-    nodes = [network.node, other]
+    over = "two nodes" if other is not None else f"{network.node.workers} workers of a node"
+    report = ChannelsReport(LIMITS[kind], calls, channels, over)
+    nodes = [network.node, other or network.node]
     contests = []
     for user in users:
-        routers = [await network.router(user), await network.router(user, register=False, node=other)]
+        routers = [await network.router(user), await network.router(user, register=False, node=nodes[1])]
         contests.append(_Contest(network, nodes, routers, user, report))
-    await asyncio.gather(*(_known(network, other, user) for user in users))
+    await asyncio.gather(*(_known(network, nodes[1], user) for user in users))
     await network.slots_of_all(0)
-    before = [await node.metrics() for node in nodes]
+    before = [await node.metrics() for node in set(nodes)]
     for number, contest in enumerate(contests):
         await _round(contest, number)
         report.rounds += 1
         progress(f"round {report.rounds} of {rounds}: {sum(report.statuses.values())} refused")
-    after = [await node.metrics() for node in nodes]
+    after = [await node.metrics() for node in set(nodes)]
     report.timeouts = sum(int(now[TIMEOUTS] - then[TIMEOUTS]) for then, now in zip(before, after, strict=True))
     report.late_ms = max(worst_bucket_ms(then, now) for then, now in zip(before, after, strict=True))
     # What a party and the node measure differs by as much as a message was under way, here at worst as long as a set-up.
@@ -161,8 +165,8 @@ async def contend(
 
 
 async def _counted(contest: _Contest, name: str) -> int:
-    """A counter of both nodes together."""
-    return sum([int((await node.metrics()).get(name, 0)) for node in contest.nodes])
+    """A counter of all nodes together."""
+    return sum([int((await node.metrics()).get(name, 0)) for node in set(contest.nodes)])
 
 
 async def _known(network: Network, other: Node, user: str) -> None:
@@ -185,7 +189,7 @@ async def _round(contest: _Contest, number: int) -> None:
     user, undecided = contest.user, await _counted(contest, UNDECIDED)
     attempts: list[tuple[str, Coroutine[None, None, Call]]] = []
     for index in range(report.calls):
-        node, incoming = index % 2, index // 2 % 4
+        node, incoming = index % 2, index // 2 % (4 * len(nodes) // len(set(nodes)))  # workers count a line's starts together
         if incoming and "incoming" in report.limit.full:
             attempts.append(("incoming", network.trunk.call(network.lines[user].number, nodes[node].address)))
         else:
@@ -275,7 +279,7 @@ async def _freed(ended: Call, contest: _Contest) -> Call | None:
 def report_of(found: ChannelsReport) -> Report:
     """The figures, and what is wrong with them. More may be admitted in rounds alone in which the store was late."""
     limit, channels = found.limit, found.channels
-    report = Report(f"{found.calls} simultaneous set-ups on {channels} channels of one {limit.kind}, over two nodes")
+    report = Report(f"{found.calls} simultaneous set-ups on {channels} channels of one {limit.kind}, over {found.over}")
     report.add("rounds", "rounds", found.rounds)
     exact, late = found.admitted[channels], sum(map(bool, found.undecided))
     report.add("exact", "rounds in which as many as there are channels were admitted", exact)

@@ -54,7 +54,7 @@ class Relay:
 
     async def _ask(self, link: _Link, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, RuntimeError):  # the latter where uvloop writes to what was closed
                 while data := await reader.read(CHUNK):
                     if self.lose_replies and self._loses in data:
                         self.lose_replies -= 1
@@ -82,7 +82,8 @@ class Relay:
                 if not data:
                     break
                 await asyncio.sleep(max(0.0, due_at - loop.time()))
-                writer.write(data)
+                with contextlib.suppress(RuntimeError):  # as above
+                    writer.write(data)
         finally:
             writer.transport.abort()
 

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import resource
 import sys
 from collections.abc import Mapping, Sequence
@@ -113,13 +114,17 @@ def _parser() -> argparse.ArgumentParser:
 
     add_cdrkills(commands, common)
 
-    contest = commands.add_parser("channels", parents=[common], help="simultaneous set-ups on one line over two nodes")
+    contest = commands.add_parser(
+        "channels", parents=[common], help="simultaneous set-ups on one line over two nodes or workers"
+    )
     contest.add_argument("--rounds", type=int, default=100, help="rounds (default %(default)s)")
     contest.add_argument("--calls", type=int, default=200, help="set-ups of a round (default %(default)s)")
     contest.add_argument("--channels", type=int, default=2, help="channels that there are (default %(default)s)")
     contest.add_argument("--limit", choices=channels.LIMITS, default="line", help="what has them (default %(default)s)")
     patient = channels.PATIENT_MS
     contest.add_argument("--deadline", type=int, default=patient, help="ms, store.deadline_ms (default %(default)s)")
+    text = "of one node, instead of two nodes (default: two nodes)"
+    contest.add_argument("--workers", type=int, default=1, metavar="N", help=text)
     contest.set_defaults(run=_run_channels)
 
     gone = commands.add_parser("vanish", parents=[common], help="answered calls whose parties vanish")
@@ -178,14 +183,15 @@ async def _run_faults(options: argparse.Namespace) -> list[Report]:
 
 async def _run_channels(options: argparse.Namespace) -> list[Report]:
     limit = channels.LIMITS[options.limit]
-    async with (
-        Network(
+    async with contextlib.AsyncExitStack() as stack:
+        network = Network(
             limit.lines(options.rounds, options.channels, options.calls),
             settings=channels.settings(options.deadline),
             route=limit.route(options.channels),
-        ) as network,
-        network.another_node() as other,
-    ):
+            workers=options.workers,
+        )
+        await stack.enter_async_context(network)
+        other = await stack.enter_async_context(network.another_node()) if options.workers == 1 else None
         found = await channels.contend(
             network,
             other,

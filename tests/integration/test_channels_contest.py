@@ -37,6 +37,18 @@ async def test_set_ups_at_two_nodes_at_once_fill_what_has_few_channels_exactly(
     assert report.result.ok, report.result
 
 
+async def test_set_ups_of_a_line_at_two_workers_at_once_fill_its_channels_exactly(start_network: Callable[..., Any]) -> None:
+    lines = LIMITS["line"].lines(1, channels=2, calls=200)
+    network: Network = await start_network(lines, settings=settings(PATIENT_MS), workers=2)
+    report = await contend(network, None, rounds=1, calls=200, channels=2)
+    assert (report.admitted, report.refused) == ({2: 1}, {198: 1}), report
+    assert (report.wrong_statuses, set(report.rules)) == ({}, {LIMITS["line"].rule})
+    assert (len(report.freed_ms), report.beyond, report.slots_wrong) == (1, 0, [])
+    assert report.result.ok, report.result
+    records, _ = await network.reconciled()
+    assert {record.node for record in records} == {"node1", "node1-2"}
+
+
 async def test_calls_whose_parties_vanish_are_ended_on_both_sides(start_network: Callable[..., Any]) -> None:
     way = way_of("silence", reap_s=2, probe_s=0)
     network: Network = await start_network(many_lines(6), settings={"calls": way.calls})
