@@ -193,9 +193,9 @@ class Location:
         elif not self.is_own(old):
             self.elsewhere -= 1
         self.elsewhere += not self.is_own(binding)
-        if all(binding.expires_at_ms < b.expires_at_ms for b in of_user):
+        if not of_user or binding.expires_at_ms < min([b.expires_at_ms for b in of_user]):
             self._look(user, binding.expires_at_ms)  # else they are looked at early enough
-        self._by_user[user] = (*(b for b in of_user if b is not old), binding)
+        self._by_user[user] = (*[b for b in of_user if b is not old], binding)
         self._bindings_at[source_of(binding.flow.host)] += 1
         if binding.path:
             self.proxies[first_proxy(binding)] += 1

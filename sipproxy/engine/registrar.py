@@ -67,13 +67,14 @@ class Registrar:
                 desk.out.append(SaveBinding(account.user, binding))
             elif desk.location.remove(account.user, binding.key):
                 desk.out.append(RemoveBinding(account.user, binding.key, desk.now.utc_ms))
-        if desk.settings.flow_timer_s and flow.connection and any(binding.reg_id for binding in changes):
+        keeps_flows = bool([binding for binding in changes if binding.reg_id])
+        if keeps_flows and desk.settings.flow_timer_s and flow.connection:
             desk.out.append(EndSilent(flow, self._silence_s(flow)))
         headers = [(b"Supported", SUPPORTED), *self._contacts(account.user)]
         if tells_path:  # RFC 3327 §5.3
             headers += [(b"Path", value) for value in request.lines(b"path")]
         headers += [(b"Service-Route", value) for value in desk.settings.service_routes]  # RFC 3608 §6.3
-        if any(binding.reg_id for binding in changes):
+        if keeps_flows:
             headers.append((b"Require", b"outbound"))  # RFC 5626 §6: the device knows by this that its flows are kept apart
             if desk.settings.flow_timer_s:
                 headers.append((b"Flow-Timer", b"%d" % desk.settings.flow_timer_s))  # §5.4
@@ -174,27 +175,29 @@ class Registrar:
         written = raw.decode("latin-1")
         new_key = f"{instance};reg-id={reg_id}" if reg_id else written
         key = old.key if old is not None else new_key
-        return Binding(
-            key=key,
-            contact=key if key == written else written,  # one text in memory, not two
-            flow=old.flow if old is not None and old.flow == flow else flow,  # one in memory, which the location service knows
-            path=(),
-            call_id=request.call_id.decode("utf-8", "replace"),
-            cseq=request.cseq.number,
-            expires_at_ms=self._desk.now.utc_ms + expires * 1000,
-            user_agent=shared_text(request.first(b"user-agent"))[:MAX_AGENT],
-            q=_q(contact.param(b"q")),
-            instance=instance,
-            reg_id=reg_id,
-            node=self._desk.settings.node,
-            at_ms=self._desk.now.utc_ms,
+        now_ms = self._desk.now.utc_ms
+        return Binding(  # by position, which takes a third of the time
+            key,
+            key if key == written else written,  # one text in memory, not two
+            old.flow if old is not None and old.flow == flow else flow,  # one in memory, which the location service knows
+            (),
+            request.call_id.decode("utf-8", "replace"),
+            request.cseq.number,
+            now_ms + expires * 1000,
+            shared_text(request.first(b"user-agent"))[:MAX_AGENT],
+            _q(contact.param(b"q")),
+            instance,
+            reg_id,
+            self._desk.settings.node,
+            "",  # the token is made when the binding is written
+            now_ms,
         )
 
     def _same(self, contact: NameAddr, instance: str, reg_id: int, held: list[Binding]) -> Binding | None:
         """The binding that this contact replaces: the same flow of the same device, whatever its URI (RFC 5626 §6); else
         that of an equal URI (RFC 3261 §19.1.4)."""
-        for old in held:
-            if instance and (old.instance, old.reg_id) == (instance, reg_id):
+        for old in held if instance else ():
+            if (old.instance, old.reg_id) == (instance, reg_id):
                 return old
         if reg_id:
             return None

@@ -143,7 +143,8 @@ class Desk:
 
         With another target it is a spiral, which is no fault.
         """
-        marked = [via for via in request.vias[1:] if LOOP_MARK in (via.branch or b"")]
+        vias = request.vias
+        marked = [via for via in vias[1:] if LOOP_MARK in (via.branch or b"")] if len(vias) > 1 else None
         if not marked:
             return False
         ours = {listener.sent_by.lower() for listener in self.settings.listeners}

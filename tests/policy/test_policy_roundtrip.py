@@ -7,7 +7,7 @@ import io
 import tomllib
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from policy_samples import PROFILES
 
@@ -154,6 +154,7 @@ def test_lines_with_their_secrets_come_back(form: str, snapshot: Snapshot) -> No
 @slow
 @given(snapshot=snapshots())
 def test_lines_without_their_secrets_hold_none_and_come_back_otherwise(form: str, snapshot: Snapshot) -> None:
+    assume("ha1" not in repr(snapshot.lines))  # as somebody's reason for a status, which is no secret
     text = write_lines(snapshot, list(snapshot.lines.values()), form=form)
     assert not any(value in text for account in snapshot.accounts.values() for value in account.ha1.values())
     assert "ha1" not in text
