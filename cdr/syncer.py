@@ -80,7 +80,8 @@ class Syncer:
         loop = asyncio.get_running_loop()
         waiter = _Waiter(position, loop, loop.create_future())
         self._waiters.append(waiter)
-        self.want(position)
+        if position > self.synced:
+            self.want(position)
         self._settle(None)  # The thread may have been done before it could see that somebody waits.
         await waiter.future
 
