@@ -408,6 +408,7 @@ class Journal:
                 raise
             return active
         steps.at("journal.rotated")
+        active.is_active = False
         with self._lock:
             self._segments.append(created)
             self._dirty.append(created)

@@ -141,11 +141,12 @@ class Publisher:
 
     def appended(self, fact: Fact) -> None:
         """The journal has taken the fact. Cheap."""
-        if isinstance(fact, Answer):
-            self._interims.answered(fact.id, time.monotonic())
-        elif isinstance(fact, End):
+        if isinstance(fact, End):
             self._interims.ended(fact.record.id)
-        self._work.set()
+            self._work.set()
+        elif isinstance(fact, Answer):
+            self._interims.answered(fact.id, time.monotonic())
+            self._work.set()
 
     def ended(self, call: str) -> None:
         """The call is over, though the journal may not have taken its END yet: it has no interim record any more."""

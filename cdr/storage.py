@@ -31,13 +31,17 @@ _FALLOCATE = getattr(_LIBC, "fallocate64", None) or getattr(_LIBC, "fallocate", 
 class Segment:
     """One file of the journal. `size` counts what was written whole; `pins` the facts of live calls in it, by call."""
 
-    __slots__ = ("allocated", "broken", "damaged", "descriptor", "last_seq", "oldest_ms", "path", "pins", "position", "size")
+    __slots__ = (
+        *("allocated", "broken", "damaged", "descriptor", "is_active", "last_seq", "oldest_ms", "path", "pins", "position"),
+        "size",
+    )
 
     def __init__(self, path: Path, position: int, size: int) -> None:
         self.path = path
         self.position = position
         self.size = size
         self.descriptor = -1
+        self.is_active = False  # appended to, and therefore closed by nobody else
         self.last_seq = 0  # highest number of an END in it
         self.oldest_ms: float = inf  # when the first of the calls with an END in it ended, UTC ms
         self.pins: dict[str, int] = {}
@@ -52,7 +56,7 @@ class Segment:
         Raises OSError and leaves no file behind.
         """
         created = cls(directory / file_name(header.position), header.position, 0)
-        created.descriptor = os.open(created.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        created.descriptor = os.open(created.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
         created.allocate(size)
         try:
             created.write(write_header(header))
@@ -60,6 +64,7 @@ class Segment:
             created.close()
             created.path.unlink(missing_ok=True)
             raise
+        created.is_active = True
         return created
 
     @property
@@ -72,8 +77,9 @@ class Segment:
 
     def open(self) -> None:
         """Go on with a segment of an earlier run, whose torn end is cut off. Raises OSError."""
-        self.descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        self.descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
         os.ftruncate(self.descriptor, self.size)
+        self.is_active = True
 
     def allocate(self, size: int) -> None:
         """Have blocks for `size` bytes; without effect where the disk is too full or its file system does not do that."""
@@ -100,6 +106,7 @@ class Segment:
         os.fsync(self.descriptor)
 
     def close(self) -> None:
+        self.is_active = False
         if self.descriptor >= 0:
             if self.allocated > self.size:
                 with contextlib.suppress(OSError):  # Gives the blocks behind the end back.
@@ -110,13 +117,11 @@ class Segment:
 
     def read(self, start: int, end: int) -> bytes:
         """The bytes between two offsets, fewer when the file is shorter. Raises OSError."""
+        if self.is_active:
+            return _read(self.descriptor, start, end)
         descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            parts = []
-            while start < end and (part := os.pread(descriptor, end - start, start)):
-                parts.append(part)
-                start += len(part)
-            return b"".join(parts)
+            return _read(descriptor, start, end)
         finally:
             os.close(descriptor)
 
@@ -126,6 +131,14 @@ class Segment:
             self.path.rename(self.path.with_suffix(".damaged"))
         else:
             self.path.unlink(missing_ok=True)
+
+
+def _read(descriptor: int, start: int, end: int) -> bytes:
+    parts = []
+    while start < end and (part := os.pread(descriptor, end - start, start)):
+        parts.append(part)
+        start += len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 class Ref(NamedTuple):

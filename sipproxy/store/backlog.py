@@ -63,17 +63,20 @@ class Backlog(Generic[K, V]):
         return key in self._waiting or key in self._flight
 
     def put(self, key: K, wish: V, *, at_once: bool = False) -> bool:
-        """Wish for `wish`; `at_once` overtakes the window. False when the backlog is full and the wish was dropped."""
+        """Wish for `wish`; `at_once` overtakes the window. False when the backlog is full and the wish was dropped.
+
+        It leaves with what has to leave at once, or when it has waited for that (`LINGER_S`).
+        """
         if key in self._waiting:
             del self._waiting[key]  # the order is that of the latest wishes
         elif len(self._waiting) >= self._limit:
             self._drop("FULL")
             return False
         if at_once and self._sendable:
-            self._send(key, wish)
+            self._send(key, wish, linger=True)
             return True
         self._waiting[key] = wish
-        self.pump()
+        self.pump(linger=True)
         return True
 
     def discard(self, key: K) -> None:
@@ -81,16 +84,16 @@ class Backlog(Generic[K, V]):
         self._waiting.pop(key, None)
         self._flight.pop(key, None)
 
-    def pump(self) -> None:
-        """Send what the window allows."""
+    def pump(self, *, linger: bool = False) -> None:
+        """Send what the window allows; `linger` is that of `Store.submit`."""
         while self._waiting and self._in_flight < self._window and self._sendable:
-            self._send(*self._waiting.popitem(last=False))
+            self._send(*self._waiting.popitem(last=False), linger=linger)
 
     @property
     def _sendable(self) -> bool:
         return not self._held and self._store.state is not State.AWAY
 
-    def _send(self, key: K, wish: V) -> None:
+    def _send(self, key: K, wish: V, *, linger: bool) -> None:
         command = self._command(key, wish)
         if command is None:
             self._flight.pop(key, None)
@@ -98,7 +101,7 @@ class Backlog(Generic[K, V]):
         token = object()
         self._flight[key] = token
         self._in_flight += 1
-        self._store.submit(command, lambda reply: self._on_reply(key, wish, token, reply))
+        self._store.submit(command, lambda reply: self._on_reply(key, wish, token, reply), linger=linger)
 
     def _on_reply(self, key: K, wish: V, token: object, reply: object) -> None:
         self._in_flight -= 1

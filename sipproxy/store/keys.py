@@ -51,6 +51,7 @@ __all__ = [
     "holders",
     "node",
     "node_id",
+    "slot_keys",
     "slots",
 ]
 
@@ -78,12 +79,18 @@ def decoded(name: bytes) -> str:
 
 def slots(owner: str, kind: str = "line") -> bytes:
     """Return the key of the slots of a line, or of another kind of owner."""
-    return b"sp:{%b:%b}:slots" % (kind.encode(), encoded(owner))
+    return slot_keys(owner, kind)[0]
+
+
+def slot_keys(owner: str, kind: str = "line") -> tuple[bytes, bytes]:
+    """Return the key of the slots, and that of who has them."""
+    head = f"sp:{{{kind}:{owner}}}:".encode("utf-8", "surrogateescape")
+    return head + b"slots", head + b"holders"
 
 
 def holders(owner: str, kind: str = "line") -> bytes:
     """Return the key of who has them."""
-    return b"sp:{%b:%b}:holders" % (kind.encode(), encoded(owner))
+    return slot_keys(owner, kind)[1]
 
 
 def bindings(user: str) -> bytes:

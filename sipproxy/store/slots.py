@@ -24,7 +24,7 @@ import asyncio
 import hashlib
 import heapq
 from collections import OrderedDict
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from sipproxy.store import keys
@@ -256,11 +256,11 @@ class Slots:
             else:
                 self._finish(take, SlotResult(None, 0))
             return
-        result = _parsed(reply)
+        result = _parsed(reply, self._waited_s(take))
         if take.done:
             self.late += 1
             self.late_grants += bool(result.taken)
-        self._finish(take, replace(result, waited_s=self._waited_s(take)))
+        self._finish(take, result)
 
     def _waited_s(self, take: _Take) -> float:
         """For how long the store has been waited for: not the time in which its answer may have lain here unread."""
@@ -331,7 +331,7 @@ class Slots:
             self._is_loaded = True
             self._store.submit((b"SCRIPT", b"LOAD", _SCRIPT))
         head: Command = (b"EVAL", _SCRIPT) if self._is_lost else (b"EVALSHA", _SHA)
-        names = keys.slots(slot.owner, slot.kind), keys.holders(slot.owner, slot.kind)
+        names = keys.slot_keys(slot.owner, slot.kind)
         of_account = b"" if account_limit is None else max(account_limit, 0)
         who = write_holder(holder) if holder is not None else b""
         return (*head, 2, *names, keys.encoded(slot.member), limit, lease_ms, who, of_account)
@@ -359,10 +359,10 @@ class Slots:
             self.release_again()
 
 
-def _parsed(reply: object) -> SlotResult:
+def _parsed(reply: object, waited_s: float) -> SlotResult:
     """What the script returns; anything else, of a server that is none of ours, is no answer."""
-    match reply:
-        case [int(taken), int(used), int(of_account)]:
-            return SlotResult(bool(taken), used, of_account)
-        case _:
-            return SlotResult(None, 0)
+    if isinstance(reply, list) and len(reply) == 3:
+        taken, used, of_account = reply
+        if isinstance(taken, int) and isinstance(used, int) and isinstance(of_account, int):
+            return SlotResult(bool(taken), used, of_account, waited_s)
+    return SlotResult(None, 0, 0, waited_s)

@@ -297,6 +297,28 @@ def test_read_up_to_a_place_in_an_earlier_segment_skips_nothing_behind_it(
         assert [entry.seq for entry in (*entries, *further)] == list(range(1, 41)), end
 
 
+def test_facts_of_live_calls_are_read_wherever_they_stand(
+    directory: Path, opened: list[Journal], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the segment that is appended to without opening it; one that is full is closed by another thread at any time."""
+    journal = make(directory)
+    opened.append(journal)
+    journal.recover()
+    told = []
+    for number in range(1, 61):
+        call = f"live-{number}"
+        told.append((Admit(draft(call, user_agent="u" * 150)), answer(call)))
+        for fact in told[-1]:
+            journal.append(fact)
+        with monkeypatch.context() as patch:
+            patch.setattr("cdr.storage.os.open", None)
+            assert journal.facts_of(call) == (*told[-1], None)
+        for admit, answered in told[::7]:
+            assert journal.facts_of(admit.record.id) == (admit, answered, None)
+    assert journal.stats.segments > 3
+    assert journal.stats.damaged == 0
+
+
 @given(data=st.data())
 def test_read_out_of_memory_gives_what_reading_the_files_gives(data: st.DataObject) -> None:
     """Wherever reading begins and ends, whatever is wanted, confirmed and kept, and with numbers left out."""

@@ -27,6 +27,33 @@ async def test_submit_one_tick_leaves_as_one_pipeline_in_order(server: Server, c
     assert store.stats.pipelines == pipelines + 1
 
 
+async def test_submit_that_lingers_leaves_with_the_next_command_and_before_it(
+    server: Server, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sipproxy.store.connection.LINGER_S", 3600.0)
+    store = await connect(server.url, bounds=Bounds(probe_ms=3_600_000, stall_ms=3_600_000))
+    pipelines, replies = store.stats.pipelines, []
+    for number in range(3):
+        store.submit(("ECHO", number), replies.append, linger=True)
+        await asyncio.sleep(0.01)
+    assert store.stats.pipelines == pipelines
+    store.submit(("ECHO", "now"), replies.append)
+    store.submit(("ECHO", "last"), replies.append, linger=True)
+    await eventually(lambda: len(replies) == 5)
+    assert replies == [b"0", b"1", b"2", b"now", b"last"]
+    assert store.stats.pipelines == pipelines + 1
+
+
+async def test_submit_that_lingers_leaves_by_itself(server: Server, connect: Connect) -> None:
+    store = await connect(server.url, bounds=Bounds(probe_ms=3_600_000, stall_ms=3_600_000))  # no probe takes it along
+    replies: list[object] = []
+    for number in range(1, 4):
+        store.submit(("ECHO", number), replies.append, linger=True)
+        await eventually(lambda: len(replies) == number)  # noqa: B023  awaited here
+    await store.close()
+    assert len(replies) == 3
+
+
 async def test_submit_error_reply_reaches_only_its_own_callback(server: Server, connect: Connect) -> None:
     store = await connect(server.url)
     replies = await store.execute_all([("ECHO", "a"), ("NOSUCH",), ("SET", "k", "v"), ("ZADD", "k", 1, "m"), ("ECHO", "b")])

@@ -100,7 +100,7 @@ async def test_refresh_reasserts_after_flush_beyond_any_limit(server: Server, co
 
 async def test_release_right_after_refresh_of_many_wins_and_is_not_delayed(server: Server, connect: Connect) -> None:
     """The windows of a refresh must neither hold a release back nor bring a released call back."""
-    slots = Slots(await connect(server.url))
+    slots = Slots(await connect(server.url, deadline_ms=10_000))
     live = [(f"l{number}", "call") for number in range(3000)]
     slots.refresh(leases(live), LEASE_MS)
     for line, call in live[::2]:
