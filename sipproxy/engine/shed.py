@@ -46,6 +46,8 @@ CALM_S = 1.0  # without a sign of load until one kind less is refused
 # way to an answer, so that new calls have to give way before it is as long as T1.
 QUEUED = 0.5
 STANDING_S = 1.0  # for which there has to be a queue until new calls are refused: what a hiccup leaves is worked off before
+# Of that wait, and for so long nothing may have waited for it until the queue is held to be gone: the next hiccup is one again.
+EMPTY, EMPTY_S = 0.25, 0.2
 
 # What scanners of the internet call themselves. Anybody can call himself otherwise: this is only who goes first.
 _SCANNER = re.compile(
@@ -162,7 +164,8 @@ class Shedder:
         self._high_at = 0.0
         self._is_behind = False
         self._queued_s = QUEUED * rates.lag_s
-        self._queued_since, self._queued_at = math.inf, 0.0  # that messages have waited so long, and when one last did
+        self._queued_since = math.inf  # that messages have waited so long
+        self._waited_at = 0.0  # when one last did for a part of that
         self._has_queue = False
         desk.may_send = self.may_send
 
@@ -177,8 +180,8 @@ class Shedder:
         `kind` is what it counts as, where it is not SIP."""
         if flow.transport == LOOP:
             return None
-        queued = self._is_queued(waited_s)
-        source = self.source(flow)
+        queued = waited_s > 0.0 and self._is_queued(waited_s)
+        source = self.sources.find(source_of(flow.host)) or self.source(flow)
         if source.trusted or (flow.names and self._is_trusted(flow)):
             return self._trunk(data, flow, waited_s) if queued else None
         if data[:1] in (b"\r", b"\n"):
@@ -242,13 +245,14 @@ class Shedder:
     # New calls that have waited too long to be looked at
 
     def _is_queued(self, waited_s: float) -> bool:
-        """Take note of for how long a message waited to be read; whether it is one of a queue that does not get shorter."""
-        if waited_s < self._queued_s:
-            if waited_s:
-                self._queued_since = math.inf
-            return False
+        """Take note of how long a message waited to be read; whether it is one of a queue that does not get shorter."""
         now = self._desk.now.mono
-        self._queued_since, self._queued_at = min(self._queued_since, now), now
+        if waited_s >= EMPTY * self._queued_s:
+            self._waited_at = now
+        if waited_s < self._queued_s:
+            self._queued_since = math.inf
+            return False
+        self._queued_since = min(self._queued_since, now)
         self._has_queue = self._has_queue or now - self._queued_since >= STANDING_S
         return self._has_queue
 
@@ -381,7 +385,7 @@ class Shedder:
         now = desk.now.mono
         self.pace.observe(signals.lag_s + signals.wait_s, now)
         self._is_behind = signals.wait_s >= BEHIND_S
-        if now - self._queued_at >= CALM_S:
+        if now - self._waited_at >= EMPTY_S:
             self._queued_since, self._has_queue = math.inf, False
         pressure, bound = self._pressure(signals)
         self._high = self._high + 1 if pressure >= 1.0 else 0

@@ -11,7 +11,18 @@ from policy.emergency import service_of
 from sipproxy.engine.actions import Journal, Note, TakeSlot
 from sipproxy.engine.bucket import Bucket, Buckets
 from sipproxy.engine.settings import Rates
-from sipproxy.engine.shed import BEHIND_S, CALM_S, REPEATED_S, STANDING_S, Kind, Load, Signals, kind_of, may_be_emergency
+from sipproxy.engine.shed import (
+    BEHIND_S,
+    CALM_S,
+    EMPTY_S,
+    REPEATED_S,
+    STANDING_S,
+    Kind,
+    Load,
+    Signals,
+    kind_of,
+    may_be_emergency,
+)
 from sipproxy.sip.flow import Flow
 from sipproxy.sip.message import Response, check_message
 from tests.engine.desk import DOMAIN, ROUTER, STRANGER, Desk
@@ -463,14 +474,17 @@ def test_what_a_hiccup_leaves_is_worked_off() -> None:
     assert statuses(desk, desk.request(b"INVITE", CALL, call_id=b"alone"), ROUTER, 0.9) == [407], "and so later on"
 
 
-def test_queue_is_over_when_nothing_waits_for_a_while() -> None:
+@pytest.mark.parametrize(("waited_s", "status"), [(0.02, 407), (0.05, 503)])
+def test_queue_is_over_when_hardly_anything_waits_for_a_moment(waited_s: float, status: int) -> None:
+    """And the next hiccup is one again."""
     desk = desk_of(Rates())
     assert desk.register(CONTACT).status == 200
     with_queue(desk)
-    for _ in range(round(CALM_S / 0.1)):
+    for _ in range(round(EMPTY_S / 0.1)):
         desk.tick(0.1)
-        desk.engine.observe(Signals(0.0, 0, 0.001), desk.now)
-    assert statuses(desk, desk.request(b"INVITE", CALL), ROUTER, 0.2) == [407]
+        desk.receive(b"SIP/2.0 200 OK\r\n\r\n", TRUNK, waited_s=waited_s)
+        desk.engine.observe(Signals(0.0, 0, waited_s), desk.now)
+    assert statuses(desk, desk.request(b"INVITE", CALL), ROUTER, 0.2) == [status]
 
 
 def test_copy_of_a_call_that_was_taken_or_challenged_is_not_refused_for_its_wait() -> None:
