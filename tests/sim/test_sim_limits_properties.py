@@ -52,7 +52,7 @@ class Call:
     occupies: bool = False  # is there whatever the limit says
     store_wait_s: float = WAIT_S
     phase: Phase = Phase.PROCEEDING
-    slots: dict[Slot, Holder] = field(default_factory=dict)
+    slots: tuple[Slot, ...] = ()
     record: Any = field(default_factory=lambda: SimpleNamespace(direction="outgoing"))
 
 
@@ -95,7 +95,8 @@ class Node:
         return self.channels.held(self.town.limit.kind, self.town.limit.owner)
 
     def held_by(self, account: str) -> int:
-        return sum(holder.account == account for call in self.calls.values() for holder in call.slots.values())
+        held = [slot for call in self.calls.values() for slot in call.slots]
+        return sum(self.channels.holder(slot).account == account for slot in held)
 
     # Calls
 
@@ -208,13 +209,13 @@ class Node:
 
     def die(self, keeps: Callable[[Call], bool]) -> None:
         """Die and start again. Answered calls are taken up from the journal; the slots of others that it knows are released."""
-        old = self.live
+        old = [(call, {slot: self.channels.holder(slot) for slot in call.slots}) for call in self.live]
         for sent in self.asked.values():
             sent.answer = None  # nobody is there who could hear it
         self.begin()
         self.waiting.clear()
-        for call in old:
-            slots, call.slots = call.slots, {}
+        for call, slots in old:
+            call.slots = ()
             for slot, holder in slots.items():
                 if keeps(call):
                     self.calls[call.id] = call
