@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Call", "Dialog", "Phase"]
 
+BEFORE_ANSWER, AFTER_ANSWER = ("setup", "route", "edge", "ring"), ("maximum", "reap", "stop", "lost")  # timers of a call
 EARLY_DIALOGS = 32  # To tags remembered for one call; a forking UAS beyond that is refused its early requests
 
 
@@ -273,7 +274,7 @@ class Call:
     def _answered(self, branch: Branch[Target], response: Response) -> None:
         desk = self.desk
         self.phase = Phase.ANSWERED
-        for kind in ("setup", "route", "ring"):
+        for kind in BEFORE_ANSWER:
             desk.queue.cancel(("call", self.id, kind))
         if not self.is_emergency and self.head is None:
             # Whoever called for help is not cut off by a bound that guards against charges.
@@ -424,7 +425,7 @@ class Call:
         )
         desk.out.append(Journal(End(record)))
         desk.channels.give_back(self)
-        for kind in ("setup", "route", "edge", "ring", "maximum", "reap", "stop", "lost"):
+        for kind in BEFORE_ANSWER if self.answer is None else AFTER_ANSWER:
             desk.queue.cancel(("call", self.id, kind))
         for dialog in self.dialogs.values():
             liveness.stop(self, dialog)

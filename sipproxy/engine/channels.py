@@ -194,18 +194,23 @@ class Channels:
         """Give one of the call's slots back. Harmless when it has none such."""
         if slot not in call.slots:
             return
-        call.slots = tuple(held for held in call.slots if held != slot)
-        of_owner = self._held[slot[:2]]
-        del of_owner[slot]
-        if not of_owner:
-            del self._held[slot[:2]]
-        if self._is_leased(slot):
-            self._desk.out.append(ReleaseSlot(slot))
+        call.slots = tuple([held for held in call.slots if held != slot])
+        self._free(slot)
 
     def give_back(self, call: Call) -> None:
         """The call is over: nothing is its any more."""
-        for slot in call.slots:
-            self.leave(call, slot)
+        slots, call.slots = call.slots, ()
+        for slot in slots:
+            self._free(slot)
+
+    def _free(self, slot: Slot) -> None:
+        owner = slot[:2]
+        of_owner = self._held[owner]
+        del of_owner[slot]
+        if not of_owner:
+            del self._held[owner]
+        if self._is_leased(slot):
+            self._desk.out.append(ReleaseSlot(slot))
 
     def _is_leased(self, slot: Slot) -> bool:
         """Whether the store counts it: routes without a limit are counted for show, by each node for itself."""

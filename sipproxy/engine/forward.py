@@ -14,6 +14,7 @@ from sipproxy.sip.build import Sent
 from sipproxy.sip.digest import parse_credentials
 from sipproxy.sip.errors import ParseError
 from sipproxy.sip.flow import Flow, Hop, version_of
+from sipproxy.sip.memo import Remembered
 from sipproxy.sip.uri import Uri, parse_uri
 
 if TYPE_CHECKING:
@@ -121,10 +122,18 @@ def own_routes(desk: Desk, request: Request, call: str) -> int:
 
 def hop_of(uri: Uri) -> Hop:
     """The next hop that a SIP URI names (RFC 3263 §4 without look-ups)."""
+    return _hops[uri.raw]
+
+
+def _hop(raw: bytes) -> Hop:
+    uri = parse_uri(raw)
     named, host, port = uri.param(b"transport"), uri.host_text, uri.port or 0
     transport = (named or b"udp").decode("ascii", "replace").upper() if uri.scheme != b"sips" else "TLS"
     is_open = named is None and not port and not version_of(host)  # RFC 3263 §4.1
     return Hop(transport, host, port, -1, "", is_open)
+
+
+_hops = Remembered(_hop)
 
 
 def listener_of(settings: Settings, to: Flow | Hop) -> Listener | None:

@@ -368,7 +368,9 @@ def forward_in_dialog(
             editor.set(b"To", invite.first(b"from") or b"")
         if strict and not _same_person(request.from_, invite.to):
             editor.set(b"From", (invite.first(b"to") or b"") + tagged)
-    elif strict and not face.address and not _same_person(request.from_, invite.from_):
+    elif (
+        strict and not face.address and request.from_.raw != invite.from_.raw and not _same_person(request.from_, invite.from_)
+    ):
         editor.set(b"From", invite.first(b"from") or b"")
 
 

@@ -129,7 +129,7 @@ def kind_of(data: bytes) -> Kind:
     """What a message is that begins with its first line (line ends before it are for the caller to strip)."""
     if data.startswith(b"REGISTER "):  # outside every dialog, To tag or not (RFC 3261 §10.2)
         return Kind.REGISTER if _FIRST_LINE.match(data) is not None and _SCANNER.search(data) is None else Kind.SCANNER
-    if data.startswith((b"SIP/2.0 ", b"ACK ", b"CANCEL ", b"sip/2.0 ")) or _TO_TAG.search(data) is not None:
+    if data.startswith((b"SIP/2.0 ", b"ACK ", b"CANCEL ", b"sip/2.0 ")) or _has_to_tag(data):
         return Kind.PART
     if data.startswith(b"INVITE ") and may_be_emergency(data):
         return Kind.PART
@@ -141,6 +141,12 @@ def kind_of(data: bytes) -> Kind:
 def has_credentials(data: bytes) -> bool:
     """Whether a request answers a proxy's challenge, or tries to."""
     return _CREDENTIALS.search(data) is not None
+
+
+def _has_to_tag(data: bytes) -> bool:
+    """Whether the first To has a tag. Where it is written as nearly all write it, nothing else is searched."""
+    at = data.find(b"\nTo:")
+    return (_TO_TAG.search(data) if at < 0 else _TO_TAG.match(data, at)) is not None
 
 
 class Shedder:

@@ -6,6 +6,7 @@ bounded together: when they are full a new transaction is refused, which the cal
 
 from __future__ import annotations
 
+from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Protocol
 
@@ -40,6 +41,7 @@ Machine = InviteServer | NonInviteServer | InviteClient | NonInviteClient
 RELIABLE = frozenset({"TCP", "TLS", LOOP})
 ACCEPTED, TERMINATED = State.ACCEPTED, State.TERMINATED
 _NAMELESS = ("s", ())
+_send = partial(tuple.__new__, SendTo)  # a fifth of what SendTo(...) takes, several times for each message
 
 
 class ClientUser(Protocol):
@@ -211,7 +213,7 @@ class Transactions:
         """Feed a retransmission or an ACK. Returns an ACK that is the transaction user's (RFC 6026 §7.1)."""
         todo = server.machine.receive(request, now)
         if todo & SEND:
-            self._emit(SendTo(server.target, server.machine.out, server.name))
+            self._emit(_send((server.target, server.machine.out, server.name, 0.0)))
         self._arm_server(server)
         return request if todo & PASS_UP else None
 
@@ -219,7 +221,7 @@ class Transactions:
         server.tried = ()
         machine = server.machine
         if machine.respond(status, data, now):
-            self._emit(SendTo(server.target, data, server.name))
+            self._emit(_send((server.target, data, server.name, 0.0)))
         self._arm_server(server)
         if status >= 200 and isinstance(machine, NonInviteServer) and machine.state is not TERMINATED:
             if server.user is None:
@@ -293,7 +295,7 @@ class Transactions:
         """Send the ACK of a 2xx, which has no transaction: over TCP where it is too long for a datagram and TCP is known."""
         longer = self._long_requests.choose(ack, target, urgent=True) if self._long_requests is not None else None
         sent, to = longer or (ack, target)
-        self._emit(SendTo(to, sent.raw))
+        self._emit(_send((to, sent.raw, None, 0.0)))
 
     def accepted_client(self, request: Request, branch: bytes, target: Flow | Hop, user: ClientUser, now: float) -> None:
         """An INVITE's client transaction that got a 2xx before: repetitions of it go to `user` (RFC 6026 §7.2)."""
@@ -371,7 +373,7 @@ class Transactions:
         if way is None:
             return
         server.target = way
-        self._emit(SendTo(way, server.machine.out, server.name))
+        self._emit(_send((way, server.machine.out, server.name, 0.0)))
 
     def fire(self, key: tuple[str, Hashable], now: float) -> None:
         """Run the timers of the transaction that the queue named as due."""
@@ -381,7 +383,7 @@ class Transactions:
                 self._perform(client, client.machine.fire(now), None)
         elif (server := self.servers.get(transaction)) is not None:
             if server.machine.fire(now) & SEND:
-                self._emit(SendTo(server.target, server.machine.out, server.name))
+                self._emit(_send((server.target, server.machine.out, server.name, 0.0)))
             self._arm_server(server)
 
     def _perform(self, client: Client, todo: int, response: Response | None) -> None:
@@ -392,7 +394,7 @@ class Transactions:
             self._drop_client(client)
         self._arm(client.name, machine)
         if todo & SEND:
-            self._emit(SendTo(client.target, machine.out, client.name, CONNECT_S if client.instead is not None else 0.0))
+            self._emit(_send((client.target, machine.out, client.name, CONNECT_S if client.instead is not None else 0.0)))
         if todo <= SEND:
             return
         self.told = client
