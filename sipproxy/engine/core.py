@@ -409,10 +409,12 @@ class Engine:
 
     def _register(self, request: Request, flow: Flow) -> None:
         desk, uri = self.desk, request.parsed_uri
-        if not uri.is_sip or not (uri.host_text in desk.settings.domains or desk.settings.is_ours(uri.host_text, uri.port)):
+        host = uri.host_text
+        if not uri.is_sip or not (host in desk.settings.domains or desk.settings.is_ours(host, uri.port)):
             desk.reply(request, flow, 404)  # §10.3 step 1: not our domain, and we forward no REGISTER
             return
-        if unknown := [option for option in request.values(b"require")[:20] if option.lower() not in REGISTER_OPTIONS]:
+        required = request.values(b"require")[:20] if b"require" in request.first_line else ()
+        if unknown := [option for option in required if option.lower() not in REGISTER_OPTIONS]:
             desk.reply(request, flow, 420, headers=[(b"Unsupported", b", ".join(unknown))])  # §10.3 step 2
             return
         account = self.auth.account(request, flow, request.to.uri, proxy=False)

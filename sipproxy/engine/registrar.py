@@ -109,16 +109,23 @@ class Registrar:
         for contact in contacts:
             binding = self._binding(request, contact, held, account, flow)
             changes[binding.key] = replace(binding, path=paths) if paths else binding
-        kept = {b.key for b in held}
-        held_before, now_ms = len(kept), desk.now.utc_ms
-        kept.update([b.key for b in changes.values() if b.expires_at_ms > now_ms])
-        is_new = len(kept) > held_before
-        kept.difference_update([b.key for b in changes.values() if b.expires_at_ms <= now_ms])
-        if len(kept) > desk.settings.max_contacts:
-            raise _RefusedError(403, b"Too Many Contacts")
-        if is_new and desk.location.is_full:
-            raise _RefusedError(503, b"", ((b"Retry-After", b"60"),))
+        self._check_room(held, changes)
         return list(changes.values())
+
+    def _check_room(self, held: list[Binding], changes: dict[str, Binding]) -> None:
+        """Raise unless the account may have so many bindings, and the node has room for the new ones."""
+        desk = self._desk
+        known, now_ms = {b.key for b in held}, desk.now.utc_ms
+        new = gone = 0
+        for key, binding in changes.items():
+            if binding.expires_at_ms <= now_ms:
+                gone += key in known
+            elif key not in known:
+                new += 1
+        if len(known) + new - gone > desk.settings.max_contacts:
+            raise _RefusedError(403, b"Too Many Contacts")
+        if new and desk.location.is_full:
+            raise _RefusedError(503, b"", ((b"Retry-After", b"60"),))
 
     def _is_served(self, request: Request) -> bool:
         """Whether To is an address of ours (step 5): of our domain, or of the host that the Request-URI reached us by."""
