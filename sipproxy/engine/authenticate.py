@@ -35,6 +35,7 @@ __all__ = ["Authenticator", "Challenged", "Outcome", "Proven"]
 RECOUNT_S = 60.0  # between two counts of which algorithms accounts have: 10 ms for 10,000 of them
 # An HA1 that no password has, as long as a real one: the time taken must not tell who exists.
 _NOBODY = {"MD5": "0" * 32, "SHA-256": "0" * 64, "SHA-512-256": "0" * 64}
+OK = NonceState.OK
 
 
 @dataclass(slots=True)
@@ -75,7 +76,7 @@ class Authenticator:
     def _gave(self, nonce: bytes, flow: Flow) -> bool:
         """Whether the nonce was given to this source, and lives. Cheap: what came with it is not looked at."""
         utc_s = self._desk.now.utc_ms // 1000
-        return self._nonces.inspect(nonce, utc_s, source_of(flow.host).encode()) is NonceState.OK
+        return self._nonces.inspect(nonce, utc_s, source_of(flow.host).encode()) is OK
 
     def rekey(self, key: bytes) -> None:
         """Use the secret that all nodes share from now on."""
@@ -134,7 +135,7 @@ class Authenticator:
         desk = self._desk
         user, now, utc_s = credentials.username, desk.now.mono, desk.now.utc_ms // 1000
         state = self._nonces.inspect(credentials.nonce, utc_s, source.encode())
-        if state is not NonceState.OK:
+        if state is not OK:
             # Not looked at any further: it guesses nothing, costs no digest, and who knows the password comes again unasked.
             return state.name.lower(), user
         known = self._known_as(request, user, flow, source)
@@ -152,7 +153,7 @@ class Authenticator:
             self.guesses.wrong(user, source, now, known)
             return "wrong", user
         state = self._nonces.use(credentials.nonce, credentials.nc, utc_s)
-        if state is not NonceState.OK:
+        if state is not OK:
             return state.name.lower(), user
         assert account is not None
         self.guesses.right(account.user, source, now)  # the account's own text: what is kept for a day is there already

@@ -46,6 +46,7 @@ JOURNAL = "journal"  # why a node is closed: its disk takes no more than the end
 RETRY_S = 10  # the Retry-After of a closed or full node
 AGAIN = (b"Retry-After", b"%d" % RETRY_S)
 NOT_IMPLEMENTED = 79  # Q.850: service or option not implemented
+ALLOW, DENY, EMERGENCY = Verdict.ALLOW, Verdict.DENY, Verdict.EMERGENCY
 
 
 @dataclass(slots=True)
@@ -132,10 +133,10 @@ class Setup:
         call = self.open(request, flow, decision, from_customer=True)
         call.faces = Faces(request, said, decision, desk.settings, from_customer=True)
         call.edit = outgoing_edit(desk, request, decision, said, call.faces)
-        if decision.verdict is Verdict.EMERGENCY:
+        if decision.verdict is EMERGENCY:
             call.groups = emergency_groups(desk, decision)
             self._decide(call, decision, [])
-        elif self._is_leaving(call) or (decision.verdict is Verdict.ALLOW and self._cannot_serve(call, said)):
+        elif self._is_leaving(call) or (decision.verdict is ALLOW and self._cannot_serve(call, said)):
             return
         else:
             self.outgoing(call, attempt, decision, decision, needs_slot=True)
@@ -144,7 +145,7 @@ class Setup:
         """Take a line's call, other than an emergency one, to where its decision says. `caller` holds who is shown as calling;
         `needs_slot` is whether the call takes a channel of the line's."""
         desk, line, account = self._desk, decision.line, decision.account
-        if decision.verdict is Verdict.DENY or line is None or account is None:
+        if decision.verdict is DENY or line is None or account is None:
             self._decide(call, decision, [])
             return
         if attempt.setups is not None:
@@ -175,7 +176,7 @@ class Setup:
         attempt = internal_attempt(number, caller)
         decision = evaluate(attempt, desk.snapshot, desk.now.utc_ms)
         keep_trace(desk, call.request, call.record, decision, caller.asserted)
-        if decision.verdict is Verdict.DENY or decision.line is None or decision.account is None:
+        if decision.verdict is DENY or decision.line is None or decision.account is None:
             self._decide(call, decision, [])
             return
         call.record.callee_line, call.record.callee_account = decision.line.id, decision.account.user
@@ -191,10 +192,10 @@ class Setup:
         call.faces = Faces(request, said, decision, desk.settings, from_customer=False)
         call.edit = incoming_edit(desk, request, decision, said, call.faces)
         keep_trace(desk, request, call.record, decision, said.network)
-        if self._is_leaving(call) or (decision.verdict is Verdict.ALLOW and self._cannot_serve(call, said)):
+        if self._is_leaving(call) or (decision.verdict is ALLOW and self._cannot_serve(call, said)):
             return
         needs = []
-        if decision.verdict is Verdict.ALLOW and decision.line is not None and decision.account is not None:
+        if decision.verdict is ALLOW and decision.line is not None and decision.account is not None:
             needs = [Need(decision.line, decision.account, attempt, decision)]
             call.groups = binding_groups(desk, decision.account.user, decision.destination.canonical)
         self._decide(call, decision, needs)
@@ -251,7 +252,7 @@ class Setup:
     def _decide(self, call: Call, decision: Decision, needs: list[Need]) -> None:
         desk = self._desk
         desk.count("decisions", decision.verdict.value, rule_family(decision.rule))
-        if decision.verdict is Verdict.DENY:
+        if decision.verdict is DENY:
             self._deny(call, decision)
         elif needs:
             self._take(call, needs)
@@ -310,7 +311,7 @@ class Setup:
         if not call.slots:
             call.record.slots_used = grant.used
         desk.count("decisions", full.verdict.value, rule_family(full.rule))
-        if full.verdict is Verdict.DENY:
+        if full.verdict is DENY:
             self._deny(call, full)
         else:
             # The snapshot changed while the slot was being taken, and now allows more: the caller may try again.

@@ -77,6 +77,9 @@ class Kind(IntEnum):
     PART = 5
 
 
+SCANNER, OPTIONS, REGISTER, INVITE, PART = Kind  # to name one by its class costs ten times as much as this
+
+
 _LABELS = ("", *(kind.name.lower() for kind in Kind))
 # By kind, what has to be left of the budget that strangers share, so that what is more important still gets some of it.
 _FLOORS = (1.0, 0.75, 0.5, 0.25, 0.0, 0.0)
@@ -128,14 +131,14 @@ def may_be_emergency(data: bytes) -> bool:
 def kind_of(data: bytes) -> Kind:
     """What a message is that begins with its first line (line ends before it are for the caller to strip)."""
     if data.startswith(b"REGISTER "):  # outside every dialog, To tag or not (RFC 3261 §10.2)
-        return Kind.REGISTER if _FIRST_LINE.match(data) is not None and _SCANNER.search(data) is None else Kind.SCANNER
+        return REGISTER if _FIRST_LINE.match(data) is not None and _SCANNER.search(data) is None else SCANNER
     if data.startswith((b"SIP/2.0 ", b"ACK ", b"CANCEL ", b"sip/2.0 ")) or _has_to_tag(data):
-        return Kind.PART
+        return PART
     if data.startswith(b"INVITE ") and may_be_emergency(data):
-        return Kind.PART
+        return PART
     if _FIRST_LINE.match(data) is None or _SCANNER.search(data) is not None:
-        return Kind.SCANNER
-    return Kind.INVITE if data.startswith(b"INVITE ") else Kind.OPTIONS
+        return SCANNER
+    return INVITE if data.startswith(b"INVITE ") else OPTIONS
 
 
 def has_credentials(data: bytes) -> bool:
@@ -197,13 +200,13 @@ class Shedder:
         desk = self._desk
         user, sharing = desk.location.accounts_at(flow, desk.now.utc_ms)
         verdict = self._again(kind, data, flow, waited_s) if len(self.turned_away) else None
-        if verdict is None and queued and kind is Kind.INVITE:
+        if verdict is None and queued and kind is INVITE:
             verdict = self._late(data, flow, waited_s, user)
         if verdict is not None:
             pass
-        elif self._is_behind and kind <= (Kind.REGISTER if user else Kind.INVITE):
+        elif self._is_behind and kind <= (REGISTER if user else INVITE):
             # A customer is told when to come again, or he would repeat it every four seconds, which keeps the node behind.
-            verdict = Verdict("behind", self._retry(kind)) if user and kind is Kind.REGISTER else _BEHIND
+            verdict = Verdict("behind", self._retry(kind)) if user and kind is REGISTER else _BEHIND
         elif user:
             verdict = self._customer(kind, data, flow, user, sharing)
         else:
@@ -215,15 +218,15 @@ class Shedder:
         return verdict
 
     def _refused(self, kind: Kind, data: bytes, flow: Flow, verdict: Verdict) -> None:
-        if kind is Kind.INVITE and verdict.retry_s and verdict.reason != "repeated":
+        if kind is INVITE and verdict.retry_s and verdict.reason != "repeated":
             self.turned_away.add(self._copy_of(data, flow), Bucket(verdict.retry_s, self._desk.now.mono))
         self.counts[verdict.reason, _LABELS[kind]] += 1
 
     def _judge(self, kind: Kind, data: bytes, flow: Flow, verdict: Verdict | None) -> None:
         """Tell the drop list what speaks against a stranger, or for him."""
-        if kind is Kind.SCANNER or (verdict is not None and verdict.reason == "source"):
-            self._desk.drops.offended(flow.host, "scan" if kind is Kind.SCANNER else "flood")
-        elif kind is Kind.PART and data.startswith(b"INVITE ") and may_be_emergency(data):
+        if kind is SCANNER or (verdict is not None and verdict.reason == "source"):
+            self._desk.drops.offended(flow.host, "scan" if kind is SCANNER else "flood")
+        elif kind is PART and data.startswith(b"INVITE ") and may_be_emergency(data):
             self._desk.drops.called_for_help(flow.host)
 
     # Copies of an INVITE that was turned away
@@ -238,8 +241,8 @@ class Shedder:
         end it (RFC 3261 §8.2.7: a server without state answers a copy as it did the first). One that was there before the first
         was answered gets none: it asks for what is on its way. The ACK of the answer, which has the INVITE's branch
         (§17.1.1.3), ends here: there is no transaction that waits for it."""
-        is_ack = kind is Kind.PART and data.startswith(b"ACK ")
-        if not is_ack and kind is not Kind.INVITE:
+        is_ack = kind is PART and data.startswith(b"ACK ")
+        if not is_ack and kind is not INVITE:
             return None
         found = self.turned_away.find(self._copy_of(data, flow))
         if found is None or self._desk.now.mono - found.at >= REPEATED_S:
@@ -269,7 +272,7 @@ class Shedder:
             return None
         if not user and not self._desk.location.flows_at(flow.host):
             return Verdict("late")
-        return Verdict("late", self._retry(Kind.INVITE), user)
+        return Verdict("late", self._retry(INVITE), user)
 
     def _trunk(self, data: bytes, flow: Flow, waited_s: float) -> Verdict | None:
         """A message of a queue that a trunk route or another node sent: a trunk's new calls are refused as customers' are."""
@@ -277,7 +280,7 @@ class Shedder:
             return None
         kind = kind_of(data)
         verdict = self._again(kind, data, flow, waited_s) if len(self.turned_away) else None
-        if verdict is None and kind is Kind.INVITE:
+        if verdict is None and kind is INVITE:
             verdict = Verdict("late", self._retry(kind))
         if verdict is not None:
             self._refused(kind, data, flow, verdict)
@@ -306,20 +309,18 @@ class Shedder:
 
     def _customer(self, kind: Kind, data: bytes, flow: Flow, user: str, sharing: int) -> Verdict | None:
         """A message over the flow of live bindings, which so many accounts share; `user` is one of them."""
-        if kind is Kind.PART:
+        if kind is PART:
             return None
         desk, rates, now = self._desk, self._rates, self._desk.now.mono
-        if self.load >= kind is Kind.INVITE:
+        if self.load >= kind is INVITE:
             return Verdict("load", self._retry(kind), user)
         account = desk.snapshot.accounts.get(user)
         line = account.line if account is not None else user
         bucket = self.lines.find(line) or self.lines.add(line, Bucket(rates.line_burst, now))
         if not bucket.take(now, sharing * rates.line_per_s, sharing * rates.line_burst):
-            return Verdict("line", self._retry(kind) if kind >= Kind.REGISTER else 0, user)
+            return Verdict("line", self._retry(kind) if kind >= REGISTER else 0, user)
         self.spending.took("line", line, sharing * rates.line_burst)
-        if kind is Kind.REGISTER and not (
-            self.pace.take(now) or (self._answers(data, flow) and self.pace.take(now, answers=True))
-        ):
+        if kind is REGISTER and not (self.pace.take(now) or (self._answers(data, flow) and self.pace.take(now, answers=True))):
             return Verdict("registers", self._retry(kind))
         return None
 
@@ -330,14 +331,14 @@ class Shedder:
 
     def _source(self, kind: Kind, data: bytes, flow: Flow, source: Bucket) -> Verdict | None:
         """A message that no live binding explains: a stranger's, or of a customer behind an address that others share."""
-        if kind is Kind.PART and (self._is_live(data) or (data.startswith(b"INVITE ") and may_be_emergency(data))):
+        if kind is PART and (self._is_live(data) or (data.startswith(b"INVITE ") and may_be_emergency(data))):
             return None
         desk, rates, now = self._desk, self._rates, self._desk.now.mono
         lines = desk.location.flows_at(flow.host)
         is_stranger = not lines and not desk.settings.in_access_network(flow.host)
-        if self.load >= kind is Kind.REGISTER and self._answers(data, flow):
-            kind = Kind.INVITE  # so much has been done for it; it goes on when others begin
-        if self.load >= kind and (is_stranger or kind >= Kind.REGISTER):
+        if self.load >= kind is REGISTER and self._answers(data, flow):
+            kind = INVITE  # so much has been done for it; it goes on when others begin
+        if self.load >= kind and (is_stranger or kind >= REGISTER):
             return Verdict("load", 0 if is_stranger else self._retry(kind))
         burst = rates.source_burst + lines * rates.line_per_s
         if not source.take(now, rates.source_per_s + lines * rates.line_per_s, burst):
@@ -346,7 +347,7 @@ class Shedder:
         self.spending.took("source", source_of(flow.host), burst)
         if not is_stranger:
             return None
-        if self._take_as(kind) or (kind is Kind.REGISTER and self._answers(data, flow) and self._take_as(Kind.INVITE)):
+        if self._take_as(kind) or (kind is REGISTER and self._answers(data, flow) and self._take_as(INVITE)):
             return None
         return Verdict("strangers")
 
@@ -379,7 +380,7 @@ class Shedder:
     def _retry(self, kind: Kind) -> int:
         """Seconds until this one should come again; nobody keeps step with others."""
         jitter = int.from_bytes(self._desk.new_token(2), "big") / 65_536
-        if kind is Kind.REGISTER:
+        if kind is REGISTER:
             return self.pace.again_after(self._desk.now.mono, jitter)
         return round(MIN_RETRY_S * (1 + jitter))
 
