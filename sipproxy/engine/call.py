@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from dataclasses import replace as change
 from functools import partial
+from math import inf
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Call", "Dialog", "Phase"]
 
-BEFORE_ANSWER, AFTER_ANSWER = ("setup", "route", "edge", "ring"), ("maximum", "reap", "stop", "lost")  # timers of a call
+BEFORE_ANSWER, AFTER_ANSWER = ("setup", "route", "edge", "ring"), ("bound", "stop", "lost")  # timers of a call
 EARLY_DIALOGS = 32  # To tags remembered for one call; a forking UAS beyond that is refused its early requests
 
 
@@ -70,6 +71,8 @@ class Call:
     answer_mark: int = 0  # of what the journal has of these (engine.keep)
     ringing_at_ms: int | None = None
     last_seen: Now | None = None
+    maximum_at: float = inf  # monotonic seconds: when it has lasted for as long as any may
+    reap_at: float = inf  # and when nothing was heard of it for too long
     proof: Now | None = None  # when both parties of the answered call were last known to be there
     resumed: Resumed | None = None  # taken up again after a restart
     asked: session.Asked | None = None  # the session timer that our INVITE asks for
@@ -278,9 +281,10 @@ class Call:
             desk.queue.cancel(("call", self.id, kind))
         if not self.is_emergency and self.head is None:
             # Whoever called for help is not cut off by a bound that guards against charges.
-            desk.queue.set(("call", self.id, "maximum"), desk.now.mono + desk.settings.maximum_s)
+            self.maximum_at = desk.now.mono + desk.settings.maximum_s
         if self.head is None:  # whose bounds are those of its parts too
-            desk.queue.set(("call", self.id, "reap"), desk.now.mono + desk.settings.reap_s)
+            self.reap_at = desk.now.mono + desk.settings.reap_s
+            self.await_bound()
         if self.gave_up in final_response.STOPPED:
             # The answer crossed our CANCEL. RFC 3261 §15: no BYE to the caller before it has acknowledged the 2xx.
             desk.queue.set(("call", self.id, "stop"), desk.now.mono + 4 * desk.settings.timers.t1)
@@ -465,7 +469,11 @@ class Call:
                 self.proof = proof
                 desk.out.append(Journal(keep.proof_of_life(self, proof)))
             if self.head is None:
-                desk.queue.set(("call", self.id, "reap"), desk.now.mono + desk.settings.reap_s)
+                self.reap_at = desk.now.mono + desk.settings.reap_s  # the timer that is set comes too early, and is set again
+
+    def await_bound(self) -> None:
+        """Have the answered call looked at when the first of its bounds is reached: most calls end before."""
+        self.desk.queue.set(("call", self.id, "bound"), min(self.maximum_at, self.reap_at))
 
     def after_ms(self, at: Now) -> int:
         return round((at.mono - self.started.mono) * 1000)

@@ -35,12 +35,18 @@ def bound_reached(call: Call, kind: str) -> None:
     elif kind in ("setup", "ring"):
         if kind == "ring" or not is_going_on(call):
             call.give_up("no_answer")
-    elif kind == "maximum":
-        hang_up(call, "maximum", cause=NORMAL_UNSPECIFIED)
+    elif kind == "bound":
+        now = call.desk.now.mono
+        if call.maximum_at <= min(now, call.reap_at):
+            hang_up(call, "maximum", cause=NORMAL_UNSPECIFIED)
+        elif call.reap_at <= now:
+            hang_up(call, "session_expired", cause=TIMER_EXPIRY, certain=False)
+        elif call.is_answered:
+            call.await_bound()
     elif kind == "stop":
         assert call.gave_up is not None
         hang_up(call, call.gave_up, cause=NORMAL_UNSPECIFIED)
-    elif kind in ("reap", "lost"):
+    elif kind == "lost":
         hang_up(call, "session_expired", cause=TIMER_EXPIRY, certain=False)
     elif kind == "bye":
         say_bye_again(call)

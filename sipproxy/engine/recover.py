@@ -239,7 +239,7 @@ def _rebuilt(desk: Desk, calls: Calls, facts: Unfinished) -> Call | None:
     started, proof, _ = _proof(desk, admit, answer, alive)
     server = desk.transactions.accepted_server(request, desk.reply_target(request, flow))
     from_customer = admit.record.direction != "incoming" and not admit.record.forwarded_from
-    call = Call(desk, admit.record.id, server, flow, from_customer, admit.record, started, calls.ended, calls.number)
+    call = Call(desk, admit.record.id, server, flow, from_customer, admit.record, started, calls.on_end, calls.next_number)
     server.user = call
     call.faces = KnownFaces({fact.kind: _face(desk, admit.record.id, fact) for fact in answer.dialogs})
     call.phase, call.ringing_at_ms = Phase.ANSWERED, answer.ringing_at_ms
@@ -261,10 +261,11 @@ def _start(call: Call, number: int) -> None:
     late_s = number / ASKED_PER_S
     if call.head is None:  # whose bounds are those of its parts too
         if not call.is_emergency:
-            desk.queue.set(("call", call.id, "maximum"), answered_at + settings.maximum_s)
+            call.maximum_at = answered_at + settings.maximum_s
         # Whoever called for help may still speak where the signalling is lost: only the usual bound is for them.
         reap_s = settings.reap_s if call.is_emergency else min(settings.recovered_reap_s, settings.reap_s)
-        desk.queue.set(("call", call.id, "reap"), now.mono + late_s + reap_s)
+        call.reap_at = now.mono + late_s + reap_s
+        call.await_bound()
     young = now.mono < answered_at + 64 * settings.timers.t1
     if young:
         desk.transactions.put_server(call.server, now.mono)
