@@ -1,4 +1,5 @@
-"""Compile the SIP stack and the engine with mypyc, next to their sources: `compile_core.py` builds, `--remove` takes it away.
+"""Compile the SIP stack, the engine and the policy of a call with mypyc, next to their sources: `compile_core.py` builds,
+`--remove` takes it away.
 
 The sources stay plain Python and are all that is needed to run. Needs mypy, setuptools and a C compiler. The build goes on in
 build/core; modules and stamp are put in place at its end, so that one that fails changes nothing.
@@ -12,12 +13,17 @@ import hashlib
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 STAMP = ROOT / "sipproxy" / "compiled.stamp"  # sipproxy/compiled.py reads it
 BUILD = ROOT / "build" / "core"
 FOLDERS = ("sipproxy/sip", "sipproxy/engine")
+SINGLE = tuple(
+    f"policy/{name}.py"
+    for name in ("blocklist", "caller", "dialled", "emergency", "evaluate", "identity", "numbers", "rules", "windows")
+)
 PLAIN = {
     "sipproxy/engine/structs.py",  # msgspec makes its classes
     "sipproxy/engine/crew.py",  # and some of these
@@ -30,7 +36,7 @@ from mypyc.build import mypycify
 from setuptools import setup
 
 flags = ["--config-file=mypy.ini", *sys.argv.pop().split(",")]
-modules = mypycify(flags, opt_level="2", debug_level="0", multi_file=True, group_name={group!r})
+modules = mypycify(flags, opt_level="3", debug_level="0", multi_file=True, group_name={group!r})
 setup(name={group!r}, packages=[], py_modules=[], ext_modules=modules)
 """
 
@@ -43,23 +49,35 @@ def digest(source: Path) -> str:
 def sources() -> list[str]:
     """What is compiled, as paths below the root."""
     found = (path.relative_to(ROOT).as_posix() for folder in FOLDERS for path in sorted((ROOT / folder).glob("*.py")))
-    return [name for name in found if name not in PLAIN and not name.endswith("__init__.py")]
+    return [*(name for name in found if name not in PLAIN and not name.endswith("__init__.py")), *SINGLE]
 
 
 def built(root: Path) -> list[Path]:
     """The compiled modules below `root`, as paths below it."""
-    found = [*root.glob(f"{GROUP}__mypyc*.so"), *(path for folder in FOLDERS for path in (root / folder).glob("*.so"))]
+    folders = {*FOLDERS, *(name.rpartition("/")[0] for name in SINGLE)}
+    found = [*root.glob(f"{GROUP}__mypyc*.so"), *(path for folder in sorted(folders) for path in (root / folder).glob("*.so"))]
     return [path.relative_to(root) for path in found]
 
 
 def adapted(source: str) -> str:
-    """The source with what mypyc 2 needs and plain Python does not: it evaluates the annotations of fields.
+    """The source with what mypyc 2 needs and plain Python does not.
 
-    Those of named tuples are put into quotes. Those of dataclasses become unions with themselves, which are the same types and
-    are not evaluated. Lines stay where they are, so that tracebacks are right.
+    It evaluates the annotations of fields: those of named tuples are put into quotes, those of dataclasses become unions with
+    themselves, which are the same types and are not evaluated. And it finds what a module assigns once by its name in a
+    dictionary each time, unless that is said to be final. Lines stay where they are, so that tracebacks are right.
     """
     lines = source.split("\n")
-    for node in ast.walk(ast.parse(source)):
+    tree = ast.parse(source)
+    for statement in _constants(tree):
+        target = statement.targets[0] if isinstance(statement, ast.Assign) else statement.target
+        assert isinstance(target, ast.Name)
+        if isinstance(statement, ast.AnnAssign):
+            _replace(lines, statement.annotation, "_Final[{}]")
+        else:
+            _replace(lines, target, "{}: _Final")
+    future = "from __future__ import annotations"
+    lines[lines.index(future)] = future + "; from typing import Final as _Final"
+    for node in ast.walk(tree):
         if not isinstance(node, ast.ClassDef):
             continue
         if any(ast.unparse(base) == "NamedTuple" for base in node.bases):
@@ -72,6 +90,32 @@ def adapted(source: str) -> str:
             if isinstance(field, ast.AnnAssign) and not isinstance(field.annotation, ast.Constant):
                 _replace(lines, field.annotation, form)
     return "\n".join(lines)
+
+
+def _constants(tree: ast.Module) -> list[ast.Assign | ast.AnnAssign]:
+    """What a module assigns once to one name; not types, which mypy has to know as such, nor what functions assign to."""
+    names = Counter(node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store))
+    found: list[ast.Assign | ast.AnnAssign] = []
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and len(node.targets) == 1:
+            target = node.targets[0]
+        elif isinstance(node, ast.AnnAssign) and node.value is not None and "Final" not in ast.unparse(node.annotation):
+            target = node.target
+        else:
+            continue
+        if not isinstance(target, ast.Name) or names[target.id] > 1 or target.id.startswith("__") or _is_type(node.value):
+            continue
+        found.append(node)
+    return found
+
+
+def _is_type(value: ast.expr | None) -> bool:
+    """Whether it may be an alias of a type, or a type variable."""
+    if isinstance(value, ast.BinOp):
+        return _is_type(value.left) and _is_type(value.right)
+    if isinstance(value, ast.Call):
+        return isinstance(value.func, ast.Name) and value.func.id == "TypeVar"
+    return isinstance(value, (ast.Name, ast.Attribute, ast.Subscript))
 
 
 def _replace(lines: list[str], note: ast.expr, form: str) -> None:

@@ -38,9 +38,20 @@ __all__ = [
     "unquote",
 ]
 
-CR, LF, TAB, SPACE, QUOTE, PERCENT, PAREN, COMMA, EQUALS, LESS, GREATER, BACKSLASH = b'\r\n\t "%(,=<>\\'
-"""Bytes as the numbers that they are: `COMMA in value` looks for one at a tenth of the price of `b"," in value`, which Python
-tries as a number first, by way of an exception."""
+# Bytes as the numbers that they are: `COMMA in value` looks for one at a tenth of the price of `b"," in value`, which Python
+# tries as a number first, by way of an exception.
+TAB = 0x09
+LF = 0x0A
+CR = 0x0D
+SPACE = 0x20
+QUOTE = 0x22
+PERCENT = 0x25
+PAREN = 0x28
+COMMA = 0x2C
+LESS = 0x3C
+EQUALS = 0x3D
+GREATER = 0x3E
+BACKSLASH = 0x5C
 
 Params = tuple[tuple[bytes, bytes], ...]
 """Names in lower case and values as written; b"" is no value, as an empty one is none."""
