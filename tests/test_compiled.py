@@ -77,7 +77,7 @@ def test_everything_that_is_compiled_is_still_the_same_program() -> None:
 
 def _assigned(node: ast.stmt) -> ast.stmt:
     if isinstance(node, ast.AnnAssign) and node.value is not None:
-        return ast.Assign([node.target], node.value)
+        return ast.copy_location(ast.Assign([node.target], node.value), node)
     if isinstance(node, ast.AnnAssign):
         node.annotation = ast.Constant(None)
     return node

@@ -13,7 +13,7 @@ from sipproxy.sip.errors import ParseError
 from sipproxy.sip.grammar import COMMA, CR, LESS, QUOTED, SPACE, TAB, parse_number, shown, unfold
 from sipproxy.sip.headers import CSeq, NameAddr, Via, parse_cseq, parse_name_addr, parse_via, split_commas
 from sipproxy.sip.memo import CACHED, Remembered
-from sipproxy.sip.shape import key_of
+from sipproxy.sip.shape import KNOWN, key_of
 
 __all__ = [
     "LINE_END",
@@ -62,8 +62,9 @@ def check_line(line: bytes) -> None:
 
 def _name(line: bytes) -> bytes:
     """The header's name in its long form and lower case. Raises ParseError for a line that is not sound."""
-    check_line(line)
-    return key_of(line)
+    if len(line.translate(None, _CONTROLS)) != len(line):
+        _check_controls(line)
+    return KNOWN.get(line[: line.find(b":") + 1]) or key_of(line)
 
 
 def _check_controls(head: bytes) -> None:

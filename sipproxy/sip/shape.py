@@ -10,6 +10,7 @@ from sipproxy.sip.errors import ParseError
 from sipproxy.sip.headers import canonical_name
 
 __all__ = [
+    "KNOWN",
     "MAX_SHAPES",
     "MAX_SHAPE_BYTES",
     "MAX_SHAPE_NAMES",
@@ -32,7 +33,6 @@ SINGLE = frozenset(
 )
 """Headers that come at most once (§7.3.1 and the RFC of each): two would have two readings."""
 
-# Ways to write the names that real messages hold, so that most lines need one dictionary look-up. The key has the colon.
 _SPELLINGS = (
     b"Accept Accept-Encoding Accept-Language Allow Allow-Events Authorization Call-ID Contact Content-Disposition "
     b"Content-Length Content-Type CSeq Date Diversion Event Expires From Max-Forwards Min-Expires Min-SE "
@@ -40,11 +40,12 @@ _SPELLINGS = (
     b"Proxy-Require RAck Reason Record-Route Refer-To Require Route RSeq Server Session-Expires Subject Supported "
     b"Timestamp To Unsupported User-Agent Via Warning WWW-Authenticate"
 ).split()
-_KNOWN = {
+KNOWN = {
     spelling + b":": canonical_name(name)
     for name in (*_SPELLINGS, *(bytes((letter,)) for letter in b"abcdefijklmnorstuvxy"))
     for spelling in (name, name.lower(), name.upper())
 }
+"""Ways to write the names that real messages hold, with the colon, so that most lines need one look into a dictionary."""
 NEEDED = (b"via", b"from", b"to", b"call-id", b"cseq")
 """What every message has (§8.1.1), in the order in which a fault is told."""
 
@@ -117,4 +118,4 @@ def key_of(line: bytes) -> bytes:
     end = line.find(b":")
     if end < 0:
         raise ParseError("header line without a colon", section="RFC 3261 §7.3.1")
-    return _KNOWN.get(line[: end + 1]) or canonical_name(line[:end].rstrip(b" \t"))  # §25.1 HCOLON: spaces before the colon
+    return canonical_name(line[:end].rstrip(b" \t"))  # §25.1 HCOLON: spaces before the colon
