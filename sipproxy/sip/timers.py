@@ -119,10 +119,10 @@ class TimerQueue:
         while heap:
             entry = heap[0]
             current = live.get(entry[2])
-            if current is entry:
-                return entry[0]
             if current is None:
                 heappop(heap)
+            elif current[1] == entry[1]:  # by its number: compiled code makes a tuple anew each time
+                return entry[0]
             else:
                 heapreplace(heap, current)
         return None
