@@ -11,8 +11,11 @@ TARGETS ?=
 MIX ?= evening
 COMPARE ?=
 SOAK ?=
-# It replaces a function within a module, which compiled code does not look up.
-PLAIN_ALONE := --deselect tests/engine/test_authenticate.py::test_wrong_response_costs_the_same_work_for_every_kind_of_name
+# They replace a function or a bound within a module, which compiled code does not look up.
+PLAIN_ALONE := --deselect tests/engine/test_authenticate.py::test_wrong_response_costs_the_same_work_for_every_kind_of_name \
+	--deselect tests/engine/test_spending.py::test_untold_messages_are_bounded_and_counted \
+	--deselect tests/engine/test_refusals.py::test_known_refusals_are_bounded_and_counted \
+	--deselect tests/engine/test_refusals.py::test_records_wait_without_a_number_while_the_disk_has_room_for_live_calls_alone
 VENV := .venv
 BIN := $(VENV)/bin
 
