@@ -106,6 +106,8 @@ class Health:
         return True
 
     def _works(self) -> None:
+        if self.state is HealthState.UP and not self.failures:
+            return  # as after nearly every answer
         self.failures, self.hold_until, self.backoff_s = 0, 0.0, FIRST_BACKOFF_S
         self._enter(HealthState.UP)
 

@@ -66,7 +66,7 @@ class Trunks:
         """The route answered a call of ours with this status."""
         health = self._routes.get(name)
         if health is not None:
-            health.heard(status, hold_s=retry_after_s(retry_after))
+            health.heard(status, hold_s=retry_after_s(retry_after) if status == 503 else None)
 
     def failed(self, name: str, why: str) -> None:
         """A call got no answer (`timeout`) or could not be sent (`transport`)."""
