@@ -101,7 +101,6 @@ class Shell:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf  # when it runs, monotonic seconds; never when there is none
         self._performers: dict[type, Callable[[Any], None]] = {
-            SendTo: self._send,
             JournalFact: self._journal_fact,
             TakeSlot: self._take_slot,
             ReleaseSlot: self._release_slot,
@@ -238,13 +237,13 @@ class Shell:
         try:
             while line and self._waiting is None:
                 action = line.popleft()
-                performers[type(action)](action)
+                if type(action) is SendTo:  # which most are
+                    assert self.transports is not None
+                    self.transports.send(action.target, action.data, action.key, connect_s=action.connect_s)
+                else:
+                    performers[type(action)](action)
         finally:
             self._draining = False
-
-    def _send(self, action: SendTo) -> None:
-        assert self.transports is not None
-        self.transports.send(action.target, action.data, action.key, connect_s=action.connect_s)
 
     def _journal_fact(self, action: JournalFact) -> None:
         self._append(action.fact)

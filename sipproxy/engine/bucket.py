@@ -52,6 +52,10 @@ class Buckets:
             self._table.move_to_end(key)
         return found
 
+    def forget(self, key: Hashable) -> None:
+        """Harmless when there is none."""
+        self._table.pop(key, None)
+
     def add(self, key: Hashable, bucket: Bucket) -> Bucket:
         self._table[key] = bucket
         if len(self._table) > self._limit:

@@ -321,6 +321,7 @@ class Engine:
         except ParseError:
             self.desk.count("malformed", "unanswerable")
             return
+        self.shedder.take_back(data, flow)
         self._deliver(data, flow)
 
     def _salvage(self, data: bytes, flow: Flow, fault: ParseError) -> None:

@@ -251,6 +251,10 @@ class Shedder:
             return _ACKNOWLEDGED
         return Verdict("repeated", round(found.tokens) if self._desk.now.mono - waited_s >= found.at else 0)
 
+    def take_back(self, data: bytes, flow: Flow) -> None:
+        """An INVITE that was to be turned away is taken after all: it is a copy of one that was, whose ACK is waited for."""
+        self.turned_away.forget(self._copy_of(data, flow))
+
     # New calls that have waited too long to be looked at
 
     def _is_queued(self, waited_s: float) -> bool:

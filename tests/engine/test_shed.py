@@ -502,6 +502,9 @@ def test_copy_of_a_call_that_was_taken_or_challenged_is_not_refused_for_its_wait
     assert statuses(desk, first, ROUTER, 0.4) == [407]
     assert 503 not in statuses(desk, second, ROUTER, 0.4)
     assert (records(desk), any(isinstance(action, TakeSlot) for action in desk.actions)) == ([], False)
+    for branch in (b"z9hG4bKfirst", b"z9hG4bKsecond"):
+        ack = desk.request(b"ACK", CALL, branch=branch, to_tag=b"t")
+        assert desk.engine.shedder.check(ack, ROUTER, 0.4) is None, "its answer's ACK is waited for"
 
 
 def test_call_of_a_trunk_that_waited_in_a_queue_is_refused_with_a_record() -> None:
