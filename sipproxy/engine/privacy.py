@@ -65,6 +65,7 @@ __all__ = [
 
 ANONYMOUS = b'"Anonymous" <sip:anonymous@anonymous.invalid>'  # RFC 3323 §4.1.1.3
 MAX_IDENTITIES = 4  # asserted identities that are looked at; RFC 3325 §9.1 allows two
+KNOWN_FACES = 4096  # ways to name oneself in From of which is kept how they are shown
 SHORTEST_SECRET = 6  # digits; what is shorter stands in too many places by chance
 
 # Taken out for a customer when the caller is hidden, whatever they say.
@@ -230,7 +231,7 @@ class _Named(NamedTuple):
     claims: bool
 
 
-@functools.lru_cache(maxsize=4096)  # a line names itself in all its calls alike
+@functools.lru_cache(maxsize=KNOWN_FACES)  # a line names itself in all its calls alike
 def _shown(named: _Named, number: str, area: str, kind: str, restricted: bool, realm: str) -> bytes:  # noqa: FBT001, PLR0917
     """From for a target of this kind of a customer who is not hidden from it; b"" where it may stay as it came."""
     given = named.given
