@@ -276,7 +276,7 @@ class Generator:
         truth.answered_at, truth.status = time.monotonic(), 200
         side.remote = head.receiver
         side.learn(head, reverse=True)
-        attempt.slack_ms += (stamp - attempt.ok_ns) / 1e6
+        attempt.slack_ms += (time.time_ns() - attempt.ok_ns) / 1e6  # and until it was read here
         self.seen.delays["answer"].add(self.now(), (stamp - attempt.ok_ns) / 1e6)
         attempt.setup_ms = (stamp - attempt.first_ns) / 1e6
         self.seen.delays["setup"].add(self.now(), attempt.setup_ms)

@@ -7,7 +7,6 @@ Each is done to its end before the next one begins; what it found wrong is retur
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import random
 import signal
@@ -21,9 +20,6 @@ from loadtest.cut_calls import Away
 from loadtest.reconcile import becomes
 from loadtest.ua import CallError, NoAnswerError
 from policy import store as policy_store
-from policy.change import Change
-from policy.parse_rules import read_blocks
-from policy.profiles import load as load_profiles
 
 if TYPE_CHECKING:
     from loadtest.mixed import Around
@@ -77,14 +73,24 @@ async def _parties_vanished(around: Around, rng: random.Random) -> str:
 
 
 async def _policy_edited(around: Around, rng: random.Random) -> str:
-    """An operator's rule comes or goes: of a network that nobody calls."""
+    """An operator's rule comes and goes: of a network that nobody calls."""
     number = rng.randrange(RULES)
-    rules = tuple(read_blocks(_rows([number]), file="an edit", profiles=load_profiles()))
-    change = Change(blocks=rules) if rng.random() < 0.5 else Change(remove_blocks=tuple(rule.id for rule in rules))
-    client = around.network.store.client
-    with contextlib.suppress(ValueError):  # it was not there to be removed
-        await policy_store.apply(client, change, who="soak", why="an edit")
-    return await _followed(around)
+    for edit in (("add", f"+887{number:04}", "--id", f"soak-{number}", "--reason", "a rule"), ("remove", f"soak-{number}")):
+        if fault := await _operator(around, "block", *edit, "--why", "soak") or await _followed(around):
+            return fault
+    return ""
+
+
+async def _operator(around: Around, *words: str) -> str:
+    """Run a command of the program: what it said where it failed, else ""."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "sipproxy", *words, "-c", str(around.network.node.config)),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    output, _ = await process.communicate()
+    return "" if process.returncode == 0 else f"{' '.join(words)}: {output.decode('utf-8', 'replace')[-300:]}"
 
 
 async def _reloaded(around: Around, rng: random.Random) -> str:
@@ -149,14 +155,7 @@ async def reseed(around: Around) -> str:
     node, client = around.network.node, around.network.store.client
     if node.workers * await policy_store.version_in(client) >= (await node.metrics()).get("sipproxy_policy_version", 0.0):
         return ""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "sipproxy", "reseed", "-c", str(around.network.node.config)),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    output, _ = await process.communicate()
-    return "" if process.returncode == 0 else f"reseed: {output.decode('utf-8', 'replace')[-300:]}"
+    return await _operator(around, "reseed")
 
 
 TROUBLES: Mapping[str, Trouble] = {

@@ -90,7 +90,7 @@ async def test_goodput_at_a_part_of_the_capacity_is_told_and_every_call_reconcil
 SOAKED = """name = "soaked"
 [load]
 rate = 8
-seconds = 12
+seconds = 10
 failed_at_most = 1.0
 [accounts]
 count = 150

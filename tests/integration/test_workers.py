@@ -83,32 +83,6 @@ async def test_calls_in_all_directions_reach_their_owner_by_whichever_worker(sta
     assert await network.slots_of_all(0) == 0
 
 
-async def test_worker_killed_under_calls_loses_none_and_help_is_answered_meanwhile(start_network: Callable[..., Any]) -> None:
-    """Design: invariants 1, 2, 3. Its sockets are read by the other one, its calls are taken up from its journal."""
-    network = await started(start_network)
-    routers = [await network.router(line.user) for line in LINES]
-    outgoing = await both_ends(network, routers)
-    before = {row["id"]: row["worker"] for row in (await asked(network, "calls"))["calls"]}
-    pids = network.node.worker_pids()
-    os.kill(pids[1], signal.SIGKILL)
-    helped = []
-    for number, router in enumerate(routers):
-        call = await (await router.call(("110", "112")[number % 2])).answered()
-        helped.append((call, await next_call(network.psap)))
-    await network.followed(network.node, "sipproxy_worker_restarts_total", 1.0)
-    await network.followed(network.node, "sipproxy_worker_up", 2.0)
-    after = {row["id"]: row["worker"] for row in (await asked(network, "calls"))["calls"]}
-    assert before.items() <= after.items()
-    assert network.node.worker_pids()[2] == pids[2]
-    assert network.node.worker_pids()[1] != pids[1]
-    assert await network.slots_of_all(8) == 8
-    for number, (call, far) in enumerate(outgoing + helped):
-        assert await (far if number % 2 else call).hang_up() == 200
-    _, result = await network.reconciled()
-    assert result.ok, result
-    assert await network.slots_of_all(0) == 0
-
-
 async def test_customers_on_tcp_are_reached_by_whichever_worker_has_the_call(start_network: Callable[..., Any]) -> None:
     """A connection belongs to who accepted it; calls come to all workers, and so do requests within them."""
     network = await started(start_network)
