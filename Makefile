@@ -76,7 +76,7 @@ transparency: $(DEVELOPMENT)  ## 2,000 calls of messages as odd as they are vali
 linear: $(DEVELOPMENT)  ## CPU time of every entry point while its input doubles
 	$(BIN)/python -m tests.fuzz.linear
 
-torture: $(DEVELOPMENT)  ## all message corpora against a real node, over UDP and TCP, three times
+torture: $(DEVELOPMENT)  ## all message corpora against a real node, over UDP and TCP, four times
 	nice $(BIN)/python -m tests.torture
 
 fuzz: $(DEVELOPMENT)  ## every entry point, guided by coverage (FUZZ_SECONDS=600 each, TARGETS="message uri" for some)
