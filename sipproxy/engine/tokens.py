@@ -23,6 +23,7 @@ __all__ = ["Tokens"]
 MAC_BYTES = 12  # 96 bits: RFC 2104 §5 asks for no fewer than 80
 MARK_BYTES = 10  # RFC 2104 §5 again
 MAX_BYTES = 1024  # of a token that is looked at
+PURPOSES = ((b"to-tag", 3), (b"to-tag", 1), (b"loop", 3), (b"seed", 1), (b"branch", 2), (b"tag", 1))  # and how many parts
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -40,7 +41,7 @@ class Tokens:
         self._mac_of = Mac(hashlib.sha256(b"token-mac" + key).digest())
         self._stream = Mac(hashlib.sha256(b"token-stream" + key).digest())
         self._sign_key = hashlib.sha256(b"token-sign" + key).digest()
-        self._begun: dict[tuple[bytes, int], hashlib.blake2b] = {}  # by purpose and number of parts, of which there are few
+        self._begun = {purpose: self._begin_mark(*purpose) for purpose in PURPOSES}
 
     def seal(self, content: msgspec.Struct, context: bytes = b"") -> bytes:
         """A token of characters that a URI parameter may hold (RFC 3261 §25.1); it opens with the same `context` alone."""
@@ -70,14 +71,14 @@ class Tokens:
 
         Where there are several parts none holds a line feed: they are pieces of header lines.
         """
-        begun = self._begun.get((purpose, len(parts)))
-        if begun is None:
-            begun = hashlib.blake2b(digest_size=MARK_BYTES, key=self._sign_key)
-            begun.update(b"%b %d\n" % (purpose, len(parts)))  # the key's block is hashed when something follows it
-            self._begun[purpose, len(parts)] = begun
-        mac = begun.copy()
+        mac = self._begun[purpose, len(parts)].copy()
         mac.update(parts[0] if len(parts) == 1 else b"\n".join(parts))
         return mac.hexdigest().encode()
+
+    def _begin_mark(self, purpose: bytes, parts: int) -> hashlib.blake2b:
+        begun = hashlib.blake2b(digest_size=MARK_BYTES, key=self._sign_key)
+        begun.update(b"%b %d\n" % (purpose, parts))  # the key's block is hashed when something follows it
+        return begun
 
     def _mac(self, kind: type, plain: bytes, context: bytes) -> bytes:
         text = b"\0".join((kind.__name__.encode(), hashlib.sha256(context).digest(), plain))
