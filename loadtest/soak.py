@@ -17,6 +17,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from redis.exceptions import RedisError
+
 from loadtest.mix import read
 from loadtest.mix_command import add_node_settings, node_settings, progress_bar
 from loadtest.mix_plot import draw, plotting
@@ -38,6 +40,7 @@ LOSSES = ("flushed", "old copy")  # after which an operator brings the policy ba
 LASTS_S = (1.0, 8.0)
 WARM_SHARE, WARM_S = 0.25, 300.0  # of each life of the node, at most
 SINK = "soak"
+MAX_FAULT = 500  # characters of what a trouble itself met
 SLOPES: Sequence[tuple[str, str, Callable[[Sample], float], str]] = (
     ("memory_slope", "memory of the node", lambda sample: sample.node_bytes, "bytes an hour"),
     ("descriptors_slope", "its open files and sockets", lambda sample: sample.descriptors, "an hour"),
@@ -121,7 +124,10 @@ class _Plan:
                 return
             await asyncio.sleep(wait)
             kind = deck.pop()
-            fault = await self._make(kind, around, store)
+            try:
+                fault = await self._make(kind, around, store)
+            except (OSError, AssertionError, RuntimeError, RedisError) as error:  # hours of calls are not thrown away for it
+                fault = repr(error)[:MAX_FAULT]
             self.made[kind] += 1
             if fault:
                 self.faults.append(f"{kind}: {fault}")

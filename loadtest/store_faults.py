@@ -87,6 +87,7 @@ async def _lost_reply(store: RelayedValkey, seconds: float) -> None:
 async def _misconf(store: RelayedValkey, seconds: float) -> None:
     """A save to disk fails: a directory with something in it stands where the file is to go."""
     obstacle = store.directory / "dump.rdb" / "in the way"
+    obstacle.parent.unlink(missing_ok=True)  # of the save that ended the last such trouble; the store has its append-only file
     obstacle.mkdir(parents=True)
     await store.client.config_set("save", "3600 1")  # without any the store does not mind
     await _save(store, "err")
