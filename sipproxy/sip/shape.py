@@ -79,11 +79,11 @@ class Shape:
 class Shapes(dict[tuple[bytes, ...], Shape]):
     """Shapes by their keys; emptied when it is full."""
 
-    __slots__ = ("forgotten",)
-    most = MAX_SHAPES
+    __slots__ = ("forgotten", "most")
 
     def __init__(self) -> None:
         super().__init__()
+        self.most = MAX_SHAPES
         self.forgotten = 0
         """How many went for lack of room."""
 
