@@ -126,6 +126,8 @@ class Desk:
     def is_own_branch(self, branch: bytes) -> bool:
         """Whether this node made the branch, in whatever process."""
         mark = loop_mark_of(branch)
+        if len(branch) < len(BRANCH) + 20 + len(mark):
+            return False  # and no slice ends before it begins, which compiled code does not bear
         unique, signature = branch[len(BRANCH) : -20 - len(mark)], branch[-20 - len(mark) : len(branch) - len(mark)]
         return hmac.compare_digest(signature, self.tokens.sign(b"branch", unique, mark))
 
