@@ -282,7 +282,7 @@ def store(data: bytes) -> None:
     wire = Wire(lambda _, found: replies.extend(found), lambda *_: None, lambda _: None)
     wire.data_received(data)
     for reply in replies:
-        _parsed(reply)
+        _parsed(reply, 0.0)
     _read_holder(data)
     parts = data.split(b"\n")
     seen = _seen(b"sp:node:n7", parts[: len(parts) // 2 * 2])
