@@ -56,5 +56,7 @@ def _teller(value: object) -> Callable[[], Filled] | None:
 
 
 def filled(info: functools._CacheInfo) -> Filled:
-    """How full an `lru_cache` is. What it forgot is what it read and has not; faults are among it."""
-    return Filled(info.currsize, info.maxsize or 0, max(0, info.misses - info.currsize))
+    """How full an `lru_cache` is. What it forgot is what it read and has not; faults are among it. One without a bound is of a
+    function without arguments, of which there is one value (tests/test_caches.py)."""
+    most = 1 if info.maxsize is None else info.maxsize
+    return Filled(info.currsize, most, max(0, info.misses - info.currsize))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from policy.plan.areas import area_codes
 from sipproxy.caches import PACKAGES, caches, filled
 from sipproxy.metrics import Metrics
 from sipproxy.net.resolver import Resolver
@@ -45,9 +46,10 @@ def test_every_cache_of_the_program_is_bounded_and_told() -> None:
     for path in SOURCES:
         if "lru_cache" in (text := path.read_text()) or "Remembered(" in text:
             import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    area_codes()  # kept from its first use on
     found = {name: tell() for name, tell in caches().items()}
     assert {"sip.flow.source_of", "sip.lines.vias_of", "sip.text.shared", "sip.shape.remembered"} <= set(found)
-    assert all(0 <= one.entries <= one.most and one.forgotten >= 0 for one in found.values()), found
+    assert not {name: one for name, one in found.items() if not (0 <= one.entries <= one.most and one.forgotten >= 0)}
     known = sum(len(made_in(path)) for path in SOURCES)
     told = sum(isinstance(value, functools._lru_cache_wrapper) for value in _values())
     assert known - 1 == told, "one is made for each instance of Transports, which tells it by itself"
@@ -59,6 +61,16 @@ def _values() -> list[object]:
     names = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in SOURCES if "lru_cache" in path.read_text()}
     found = {id(value): value for name in names for value in vars(import_module(name)).values()}
     return list(found.values())
+
+
+def test_values_that_are_kept_without_a_bound_have_no_arguments() -> None:
+    found = []
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef) and {"cache", "functools.cache"} & set(map(ast.unparse, node.decorator_list)):
+                found.append((path.name, node.name))
+                assert not ast.unparse(node.args), f"{path}: {node.name} keeps a value for each argument that ever came"
+    assert ("areas.py", "area_codes") in found
 
 
 def test_entries_and_what_was_forgotten_are_metrics() -> None:
