@@ -56,10 +56,12 @@ class Clockwork:
     def _run(self) -> None:
         self._handle, self._armed_at = None, float("inf")
         heap, now = self._heap, time.monotonic()
-        for _ in range(AT_ONCE):
-            if not heap or heap[0][0] > now:
-                break
-            _, _, work, subject = heapq.heappop(heap)
-            work(subject)
-        if heap and heap[0][0] < self._armed_at:
-            self._arm(heap[0][0])
+        try:
+            for _ in range(AT_ONCE):
+                if not heap or heap[0][0] > now:
+                    break
+                _, _, work, subject = heapq.heappop(heap)
+                work(subject)
+        finally:  # one that fails is reported by the loop, and stops none of the others
+            if heap and heap[0][0] < self._armed_at:
+                self._arm(heap[0][0])

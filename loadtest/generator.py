@@ -472,14 +472,12 @@ class Generator:
 
     def sweep(self) -> None:
         """Give up calls that neither went on nor ended: to be called now and then."""
-        now = time.monotonic()
-        setup_s = 2 * LIFETIME_S + self.mix.calls.ring_s
+        now, lost_s = time.monotonic(), 2 * LIFETIME_S + self.mix.calls.ring_s
         for attempt in list(self.calls.values()):
-            waited = now - attempt.began
-            if attempt.stage == "calling" and waited > setup_s:
-                self._lose(attempt)
-            elif attempt.stage == "ending" and waited > LIFETIME_S + (LOST_BYE_S if attempt.kind == "lost_bye" else SPARE):
-                self._over(attempt, "did not end")
+            bye_s = LIFETIME_S + (LOST_BYE_S if attempt.kind == "lost_bye" else SPARE)
+            bounds = {"calling": lost_s, "lost": lost_s, "talking": attempt.hold_s + LIFETIME_S, "ending": bye_s}
+            if now - attempt.began > bounds.get(attempt.stage, float("inf")):
+                self._lose(attempt) if attempt.stage == "calling" else self._over(attempt, "did not end")
 
     @property
     def live(self) -> int:
