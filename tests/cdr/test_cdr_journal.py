@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
+import threading
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import msgpack
 import pytest
@@ -304,14 +307,19 @@ def test_facts_of_live_calls_are_read_wherever_they_stand(
     journal = make(directory)
     opened.append(journal)
     journal.recover()
-    told = []
+    told, opens = [], os.open
+
+    def by_another_thread(*args: Any, **more: Any) -> int:
+        assert threading.current_thread() is not threading.main_thread()
+        return opens(*args, **more)
+
     for number in range(1, 61):
         call = f"live-{number}"
         told.append((Admit(draft(call, user_agent="u" * 150)), answer(call)))
         for fact in told[-1]:
             journal.append(fact)
         with monkeypatch.context() as patch:
-            patch.setattr("cdr.storage.os.open", None)
+            patch.setattr("cdr.storage.os.open", by_another_thread)
             assert journal.facts_of(call) == (*told[-1], None)
         for admit, answered in told[::7]:
             assert journal.facts_of(admit.record.id) == (admit, answered, None)
