@@ -107,8 +107,8 @@ compiled: $(DEVELOPMENT)  ## compile the SIP stack and the engine with mypyc, fo
 plain: | $(VENV)/bin/python  ## take compiled modules away again
 	$(BIN)/python tools/compile_core.py --remove
 
-test-compiled: compiled  ## the tests of the SIP stack and the engine, on compiled modules
-	$(BIN)/python -m pytest tests/sip tests/torture tests/engine tests/sim tests/test_compiled.py $(PLAIN_ALONE)
+test-compiled: compiled  ## the tests of the SIP stack, the engine and the policy, on compiled modules
+	$(BIN)/python -m pytest tests/sip tests/torture tests/engine tests/policy tests/sim tests/test_compiled.py $(PLAIN_ALONE)
 
 audit:  ## compare the pinned requirements with published advisories (asks the package index)
 	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --target build/audit pip-audit
