@@ -15,6 +15,7 @@ from rich.table import Table
 __all__ = ["Report", "counted", "progress_of", "show"]
 
 PROGRESS_EVERY_S = 1.0
+COLUMNS, ENDLESS = 3, 1000  # of a table: more than three are squeezed on an ordinary terminal
 SPREAD = ((0.5, "p50"), (0.9, "p90"), (0.99, "p99"), (0.999, "p99.9"), (1.0, "max"))
 
 
@@ -74,21 +75,29 @@ def progress_of(title: str) -> Callable[[str], None]:
 
 
 def _show_side_by_side(reports: Sequence[Report]) -> None:
-    """Write reports of the same figures as one table, a column each, to standard output."""
+    """Write reports of the same figures as tables, a column each, to standard output."""
     console = Console()
+    tables = [_table_of(reports[first : first + COLUMNS]) for first in range(0, len(reports), COLUMNS)]
+    if not console.is_terminal:
+        endless = Console(width=ENDLESS)
+        console = Console(width=max(80, *(endless.measure(table).maximum for table in tables)))
+    for table in tables:
+        console.print(table, highlight=False, markup=False)
+        console.print()
+    for report in reports:
+        for fault in report.faults:
+            console.print(f"fault, {report.title}: {fault}", highlight=False, markup=False)
+    console.print("ok" if all(report.ok for report in reports) else "not ok", highlight=False)
+
+
+def _table_of(reports: Sequence[Report]) -> Table:
     table = Table(box=None, pad_edge=False)
     table.add_column("")
     for report in reports:
         table.add_column(report.title, justify="right", overflow="fold")
     for index, (_, text, _, unit) in enumerate(reports[0].figures):
         table.add_row(f"{text} [{unit}]" if unit else text, *(_shown(report.figures[index][2]) for report in reports))
-    if not console.is_terminal:
-        console = Console(width=max(80, console.measure(table).maximum))
-    console.print(table, highlight=False, markup=False)
-    for report in reports:
-        for fault in report.faults:
-            console.print(f"fault, {report.title}: {fault}", highlight=False, markup=False)
-    console.print("ok" if all(report.ok for report in reports) else "not ok", highlight=False)
+    return table
 
 
 def _shown(value: float | str) -> str:
