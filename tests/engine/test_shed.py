@@ -6,17 +6,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cdr.facts import End, Record
 from policy.emergency import service_of
-from sipproxy.engine.actions import Journal, Note, TakeSlot
+from sipproxy.engine.actions import Note, TakeSlot
 from sipproxy.engine.bucket import Bucket, Buckets
 from sipproxy.engine.settings import Rates
 from sipproxy.engine.shed import (
-    BEHIND_S,
     CALM_S,
-    EMPTY_S,
     REPEATED_S,
-    STANDING_S,
     Kind,
     Load,
     Signals,
@@ -26,37 +22,8 @@ from sipproxy.engine.shed import (
 from sipproxy.sip.flow import Flow
 from sipproxy.sip.message import Response, check_message
 from tests.engine.desk import DOMAIN, ROUTER, STRANGER, Desk
-from tests.sim.conftest import TRUNK_A, make_town
-
-CONTACT = b"<sip:alice@203.0.113.1:5060>"
-FEW = Rates(
-    source_per_s=1, source_burst=8, line_per_s=1, line_burst=6, strangers_per_s=1, strangers_burst=20, registers_per_s=1,
-    registers_burst=4, sources=50,
-)  # fmt: skip
-CALL = b"sip:03023125001@sip.example"
-TRUNK = Flow("UDP", 0, *TRUNK_A)
-
-
-def desk_of(rates: Rates = FEW) -> Desk:
-    return Desk(make_town(rates=rates).world.engine)
-
-
-def at_load(desk: Desk, load: Load) -> Desk:
-    """The node's loop is late until it is in this state."""
-    for _ in range(2 * load):
-        desk.tick(0.1)
-        desk.actions = desk.engine.observe(Signals(1.0, 0), desk.now)
-    assert desk.engine.shedder.load is load
-    return desk
-
-
-def stranger(number: int) -> Flow:
-    return Flow("UDP", 0, f"192.0.2.{number}", 5060)
-
-
-def messages(desk: Desk, method: bytes, count: int, flow: Flow, uri: bytes = DOMAIN) -> list[list[int]]:
-    """The statuses that each of `count` requests of its own got at once."""
-    return [[m.status for m in desk.receive(desk.request(method, uri), flow) if isinstance(m, Response)] for _ in range(count)]
+from tests.engine.shedding import CALL, CONTACT, at_load, desk_of, messages, stranger
+from tests.sim.conftest import TRUNK_A
 
 
 def test_kinds_are_told_by_bytes_alone() -> None:
@@ -393,164 +360,6 @@ def test_repetition_of_a_register_that_was_taken_gets_its_answer_when_others_are
     assert desk.answer(taken).status == 200
 
 
-def test_node_that_is_behind_catches_up_by_looking_at_calls_alone() -> None:
-    """What has waited for T1 is repeated by who sent it. Design: invariant 1."""
-    desk = desk_of(Rates())
-    assert desk.register(CONTACT).status == 200
-    desk.engine.observe(Signals(0.0, 0, BEHIND_S), desk.now)
-    for flow in (ROUTER, STRANGER):
-        assert messages(desk, b"REGISTER", 1, flow) == [[503] if flow == ROUTER else []], "a customer would repeat it otherwise"
-        assert messages(desk, b"OPTIONS", 1, flow) == [[]]
-        assert desk.receive(desk.request(b"INVITE", b"sip:112@sip.example", call_id=b"help-%d" % flow.port), flow)
-        assert desk.receive(desk.request(b"BYE", CALL, to_tag=b"t"), flow)
-    assert messages(desk, b"INVITE", 1, ROUTER, CALL) == [[407]]
-    assert messages(desk, b"INVITE", 1, STRANGER, CALL) == [[]]
-    assert desk.engine.shedder.counts == {("behind", "register"): 2, ("behind", "options"): 2, ("behind", "invite"): 1}
-    desk.tick(0.1)
-    desk.engine.observe(Signals(0.0, 0, 0.1), desk.now)
-    assert messages(desk, b"REGISTER", 1, ROUTER) == [[401]]
-
-
-def with_queue(desk: Desk, waited_s: float = 0.2) -> Desk:
-    """Messages have waited so long to be read, for long enough."""
-    for _ in range(round(STANDING_S / 0.1) + 1):
-        desk.receive(b"SIP/2.0 200 OK\r\n\r\n", TRUNK, waited_s=waited_s)
-        desk.engine.observe(Signals(0.0, 0, waited_s), desk.now)
-        desk.tick(0.1)
-    return desk
-
-
-def statuses(desk: Desk, data: bytes, flow: Flow, waited_s: float) -> list[int]:
-    return [m.status for m in desk.receive(data, flow, waited_s=waited_s) if isinstance(m, Response)]
-
-
-def records(desk: Desk) -> list[Record]:
-    return [a.fact.record for a in desk.actions if isinstance(a, Journal) and isinstance(a.fact, End)]
-
-
-def test_new_call_that_waited_in_a_queue_is_refused_before_anything_is_done_for_it() -> None:
-    desk = desk_of(Rates())
-    assert desk.register(CONTACT).status == 200
-    with_queue(desk)
-    invite = desk.request(b"INVITE", CALL, branch=b"z9hG4bKlate", headers=((b"Contact", CONTACT),))
-    answer = desk.answer(invite, waited_s=0.2)
-    assert (answer.status, 5 <= int(answer.first(b"retry-after") or b"") <= 10) == (503, True)
-    check_message(answer)
-    assert records(desk) == [], "nobody has proven to have sent it: it is no attempt yet, as when it is challenged"
-    assert statuses(desk, invite, ROUTER, 0.2) == [], "a copy that came before the answer left asks for nothing more"
-    desk.tick(0.5)
-    assert desk.answer(invite, waited_s=0.2).to.tag == answer.to.tag, "a later one gets the same answer (RFC 3261 §8.2.7)"
-    ack = desk.request(b"ACK", CALL, branch=b"z9hG4bKlate", to_tag=answer.to.tag or b"")
-    assert desk.receive(ack, waited_s=0.2) == []
-    counts = desk.engine.shedder.counts
-    assert counts == {("late", "invite"): 1, ("repeated", "invite"): 2, ("acknowledged", "part"): 1}
-    assert statuses(desk, desk.request(b"INVITE", CALL), STRANGER, 0.2) == [], (
-        "who waited in vain and is not known gets nothing"
-    )
-    assert statuses(desk, desk.request(b"INVITE", CALL), ROUTER, 0.05) == [407], "others are taken"
-    desk.engine.shedder.use(Rates(lag_s=0.5))
-    assert statuses(desk, desk.request(b"INVITE", CALL), ROUTER, 0.2) == [407], "where more lateness is allowed"
-
-
-def test_new_call_that_answers_its_challenge_may_wait_twice_as_long() -> None:
-    """Something has been done for it. What is refused then has a record: its caller is known by his binding."""
-    desk = desk_of(Rates())
-    assert desk.register(CONTACT).status == 200
-    headers = (desk.credentials(b"INVITE", CALL), (b"Contact", CONTACT))
-    with_queue(desk)
-    desk.receive(desk.request(b"INVITE", CALL, headers=headers), waited_s=0.24)
-    assert any(isinstance(action, TakeSlot) for action in desk.actions)
-    again = desk.request(b"INVITE", CALL, call_id=b"second", headers=headers)
-    assert statuses(desk, again, ROUTER, 0.26) == [503]
-    assert [(record.rule, record.account, record.status) for record in records(desk)] == [("node.overload", "alice", 503)]
-
-
-def test_what_a_hiccup_leaves_is_worked_off() -> None:
-    desk = desk_of(Rates())
-    assert desk.register(CONTACT).status == 200
-    for number in range(9):  # all that arrived within the time for which nothing was read
-        assert statuses(desk, desk.request(b"INVITE", CALL, call_id=b"%d" % number), ROUTER, 0.9 - 0.1 * number) == [407]
-        desk.tick(0.1)
-        desk.engine.observe(Signals(0.0, 0, 0.9 - 0.1 * number), desk.now)
-    desk.tick(5.0)
-    assert statuses(desk, desk.request(b"INVITE", CALL, call_id=b"alone"), ROUTER, 0.9) == [407], "and so later on"
-
-
-@pytest.mark.parametrize(("waited_s", "status"), [(0.02, 407), (0.05, 503)])
-def test_queue_is_over_when_hardly_anything_waits_for_a_moment(waited_s: float, status: int) -> None:
-    """And the next hiccup is one again."""
-    desk = desk_of(Rates())
-    assert desk.register(CONTACT).status == 200
-    with_queue(desk)
-    for _ in range(round(EMPTY_S / 0.1)):
-        desk.tick(0.1)
-        desk.receive(b"SIP/2.0 200 OK\r\n\r\n", TRUNK, waited_s=waited_s)
-        desk.engine.observe(Signals(0.0, 0, waited_s), desk.now)
-    assert statuses(desk, desk.request(b"INVITE", CALL), ROUTER, 0.2) == [status]
-
-
-def test_copy_of_a_call_that_was_taken_or_challenged_is_not_refused_for_its_wait() -> None:
-    desk = desk_of(Rates())
-    assert desk.register(CONTACT).status == 200
-    first = desk.request(b"INVITE", CALL, branch=b"z9hG4bKfirst", headers=((b"Contact", CONTACT),))
-    assert desk.answer(first).status == 407
-    headers = (desk.credentials(b"INVITE", CALL), (b"Contact", CONTACT))
-    second = desk.request(b"INVITE", CALL, branch=b"z9hG4bKsecond", headers=headers)
-    desk.receive(second)
-    assert any(isinstance(action, TakeSlot) for action in desk.actions)
-    with_queue(desk, 0.4)
-    assert statuses(desk, first, ROUTER, 0.4) == [407]
-    assert 503 not in statuses(desk, second, ROUTER, 0.4)
-    assert (records(desk), any(isinstance(action, TakeSlot) for action in desk.actions)) == ([], False)
-    for branch in (b"z9hG4bKfirst", b"z9hG4bKsecond"):
-        ack = desk.request(b"ACK", CALL, branch=branch, to_tag=b"t")
-        assert desk.engine.shedder.check(ack, ROUTER, 0.4) is None, "its answer's ACK is waited for"
-
-
-def test_call_of_a_trunk_that_waited_in_a_queue_is_refused_with_a_record() -> None:
-    desk = desk_of(Rates())
-    assert desk.register(CONTACT).status == 200
-    with_queue(desk)
-    invite = desk.request(b"INVITE", b"sip:+4920515551234@sip.example", branch=b"z9hG4bKlate")
-    answer = desk.answer(invite, TRUNK, waited_s=0.2)
-    assert answer.status == 503
-    assert [(record.rule, record.direction) for record in records(desk)] == [("node.overload", "incoming")]
-    assert desk.receive(invite, TRUNK, waited_s=0.2) == [], "it was there before the answer"
-    desk.tick(0.5)
-    assert desk.answer(invite, TRUNK, waited_s=0.2).to.tag == answer.to.tag
-    assert records(desk) == [], "of the same attempt"
-    assert desk.receive(desk.request(b"ACK", CALL, branch=b"z9hG4bKlate"), TRUNK, waited_s=0.2) == []
-    assert desk.engine.shedder.counts == {("late", "invite"): 1, ("repeated", "invite"): 2, ("acknowledged", "part"): 1}
-    assert statuses(desk, desk.request(b"BYE", CALL, to_tag=b"t"), TRUNK, 0.2) == [481], "which was looked at"
-
-
-@settings(deadline=None, max_examples=60)
-@given(
-    st.lists(st.tuples(st.floats(0.0, 30.0), st.floats(0.0, 2.0)), max_size=30),
-    st.floats(0.0, 60.0),
-    st.sampled_from([b"sip:112@sip.example", b"sip:110@sip.example", b"urn:service:sos", b"sip:+49112@sip.example"]),
-    st.sampled_from([ROUTER, STRANGER]),
-)
-def test_call_for_help_and_what_belongs_to_calls_pass_however_long_they_waited(
-    waits: list[tuple[float, float]], waited_s: float, target: bytes, flow: Flow
-) -> None:
-    """Design: invariant 1."""
-    desk = desk_of(Rates())
-    assert desk.register(CONTACT).status == 200
-    for waited, pause in waits:
-        desk.receive(b"SIP/2.0 200 OK\r\n\r\n", TRUNK, waited_s=waited)
-        desk.engine.observe(Signals(0.0, 0, waited), desk.now)
-        desk.tick(pause)
-    check = desk.engine.shedder.check
-    desk.engine.desk.now = desk.now
-    if service_of(target):
-        assert check(desk.request(b"INVITE", target), flow, waited_s) is None
-    for method in (b"BYE", b"ACK", b"INVITE", b"CANCEL"):
-        data = desk.request(method, CALL, to_tag=b"" if method == b"CANCEL" else b"t")
-        assert check(data, ROUTER, waited_s) is None
-    assert check(b"SIP/2.0 200 OK\r\n\r\n", ROUTER, waited_s) is None
-
-
 def test_register_with_a_to_tag_is_counted_as_one() -> None:
     """It belongs to no call, whatever it says."""
     desk = desk_of()
@@ -576,75 +385,3 @@ def test_time_that_stands_still_gives_nothing_back() -> None:
     assert bucket.take(5.0, 1.0, 1.0)
     assert not bucket.take(4.0, 1.0, 1.0)
     assert bucket.take(6.0, 1.0, 1.0)
-
-
-# Bytes back (design: nobody is flooded through us)
-
-
-@settings(deadline=None, max_examples=60)
-@given(st.data())
-def test_a_stranger_never_gets_more_bytes_than_he_sent(data: st.DataObject) -> None:
-    """With `credit_bytes` more at most, over any sequence of his messages; 0 means never."""
-    credit = data.draw(st.sampled_from([0, 0, 2048]))
-    desk = desk_of(Rates(credit_bytes=credit))
-    sent = got = 0
-    for _ in range(data.draw(st.integers(1, 12))):
-        method = data.draw(st.sampled_from([b"OPTIONS", b"REGISTER", b"INVITE", b"BYE", b"FOO", b"SUBSCRIBE"]))
-        headers = data.draw(
-            st.lists(
-                st.sampled_from(
-                    [
-                        (b"Via", b"SIP/2.0/UDP a.example;branch=z9hG4bKx" + b"y" * 300),
-                        (b"Record-Route", b"<sip:p.example;lr>"),
-                        (b"Proxy-Require", b"a" * 100),
-                        (b"User-Agent", b"x" * 200),
-                        (b"Max-Forwards", b"0"),
-                    ]
-                ),
-                max_size=3,
-                unique_by=lambda header: header[0],
-            )
-        )
-        uri = data.draw(st.sampled_from([DOMAIN, CALL, b"sip:x", b"http:x"]))
-        tag = data.draw(st.sampled_from([b"", b"t"]))
-        request = desk.request(method, uri, headers=tuple(headers), to_tag=tag)
-        request = data.draw(
-            st.sampled_from([request, request, request.replace(b"CSeq: ", b"CSeq: x"), request[: len(request) // 2]])
-        )
-        sent += len(request)
-        got += sum(len(message.raw) for message in desk.receive(request, STRANGER))
-        assert got <= sent + credit
-
-
-def test_an_answer_goes_without_what_it_may_lack_before_it_is_left_out() -> None:
-    desk = desk_of(Rates(credit_bytes=0))
-    long = desk.request(b"OPTIONS", headers=((b"User-Agent", b"x" * 50),))
-    assert desk.answer(long, STRANGER).first(b"allow") is None
-    assert desk.answer(desk.request(b"OPTIONS", headers=((b"User-Agent", b"x" * 500),)), STRANGER).first(b"allow")
-
-
-def test_a_router_whose_request_is_too_short_is_answered_when_it_repeats_it() -> None:
-    desk = desk_of(Rates(credit_bytes=0))
-    register = desk.request(b"REGISTER")
-    assert desk.receive(register, STRANGER) == []
-    assert desk.engine.desk.counters["unanswered", "REGISTER"] == 1
-    assert [
-        m.status for m in (desk.receive(register, STRANGER) or desk.receive(register, STRANGER)) if isinstance(m, Response)
-    ] == [401]
-
-
-def test_a_call_for_help_is_answered_however_short_it_is() -> None:
-    """Design: invariant 1."""
-    desk = desk_of(Rates(credit_bytes=0))
-    assert desk.answer(desk.request(b"INVITE", b"sip:112@sip.example"), STRANGER).status == 407
-
-
-def test_over_a_connection_and_to_trunks_and_customers_answers_are_as_long_as_they_are() -> None:
-    desk = desk_of(Rates(credit_bytes=0))
-    assert desk.answer(desk.request(b"REGISTER"), Flow("TCP", 0, "203.0.113.99", 5060, 7)).status == 401
-    assert desk.answer(desk.request(b"OPTIONS"), Flow("UDP", 0, *TRUNK_A)).first(b"allow")
-    for _ in range(3):
-        desk.receive(desk.request(b"REGISTER", headers=((b"User-Agent", b"x" * 900),)))
-    assert desk.register(CONTACT).status == 200
-    desk.engine.shedder.source(ROUTER).credit = 0
-    assert desk.answer(desk.request(b"OPTIONS")).first(b"allow")
