@@ -12,7 +12,7 @@ import pytest
 from cdr.syncer import Syncer, SyncFailedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 
 class Disk:
@@ -28,11 +28,31 @@ class Disk:
         return target
 
 
-async def test_wait_is_heard_whether_the_thread_sleeps_is_about_to_or_works() -> None:
+@pytest.fixture
+def disk() -> Disk:
+    return Disk()
+
+
+@pytest.fixture
+def started(disk: Disk) -> Iterator[Callable[[float], Syncer]]:
+    """Makes what syncs the disk at most once in so many seconds; stopped behind the test."""
+    made: list[Syncer] = []
+
+    def start(interval_s: float) -> Syncer:
+        made.append(Syncer(disk.sync, interval_s=interval_s, position=0))
+        made[-1].start()
+        return made[-1]
+
+    yield start
+    for syncer in made:
+        syncer.stop()
+
+
+async def test_wait_is_heard_whether_the_thread_sleeps_is_about_to_or_works(
+    disk: Disk, started: Callable[[float], Syncer]
+) -> None:
     """Between two of them lies any number of bytecodes of the thread: a wake-up that is lost stops everything."""
-    disk = Disk()
-    syncer = Syncer(disk.sync, interval_s=0.0, position=0)
-    syncer.start()
+    syncer = started(0.0)
     async with asyncio.timeout(60):
         for number in range(1, 3001):
             disk.written = number
@@ -42,13 +62,10 @@ async def test_wait_is_heard_whether_the_thread_sleeps_is_about_to_or_works() ->
             await syncer.wait(number)
             assert syncer.synced >= number
             await syncer.wait(number)  # of what is on disk already
-    syncer.stop()
 
 
-async def test_what_was_wanted_without_waiting_is_synced() -> None:
-    disk = Disk()
-    syncer = Syncer(disk.sync, interval_s=0.001, position=0)
-    syncer.start()
+async def test_what_was_wanted_without_waiting_is_synced(disk: Disk, started: Callable[[float], Syncer]) -> None:
+    syncer = started(0.001)
     async with asyncio.timeout(60):
         for number in range(1, 101):
             disk.written = number
@@ -60,7 +77,6 @@ async def test_what_was_wanted_without_waiting_is_synced() -> None:
     async with asyncio.timeout(60):
         while len(disk.at) == before:  # noqa: ASYNC110  the thread tells nobody
             await asyncio.sleep(0.001)
-    syncer.stop()
 
 
 class AskedBetween(Syncer):
@@ -95,23 +111,20 @@ async def test_what_is_asked_for_while_the_thread_falls_asleep_is_done(poked: bo
     syncer.stop()
 
 
-async def test_syncs_keep_their_distance_however_often_somebody_asks() -> None:
-    disk = Disk()
-    syncer = Syncer(disk.sync, interval_s=0.05, position=0)
-    syncer.start()
+async def test_syncs_keep_their_distance_however_often_somebody_asks(disk: Disk, started: Callable[[float], Syncer]) -> None:
+    syncer = started(0.05)
     async with asyncio.timeout(60):
         while len(disk.at) < 5:
             disk.written += 1
             syncer.want(disk.written)
             await asyncio.sleep(0.001)
     assert min(later - earlier for earlier, later in pairwise(disk.at)) >= 0.045
-    syncer.stop()
 
 
-async def test_stop_syncs_what_is_left_without_waiting_for_the_interval_and_refuses_who_waits_later() -> None:
-    disk = Disk()
-    syncer = Syncer(disk.sync, interval_s=3600.0, position=0)
-    syncer.start()
+async def test_stop_syncs_what_is_left_without_waiting_for_the_interval_and_refuses_who_waits_later(
+    disk: Disk, started: Callable[[float], Syncer]
+) -> None:
+    syncer = started(3600.0)
     disk.written = 1
     await syncer.wait(1)
     disk.written = 2
@@ -120,4 +133,3 @@ async def test_stop_syncs_what_is_left_without_waiting_for_the_interval_and_refu
     assert syncer.synced == 2
     with pytest.raises(SyncFailedError, match="closed"):
         await syncer.wait(3)
-    syncer.stop()
