@@ -27,8 +27,9 @@ import argparse
 import asyncio
 import contextlib
 import resource
+import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from loadtest import channels
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 CHANNELS = 2
+END_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SETTLE_S = 30.0
 KILL_LEASE_S = 10
 
@@ -74,12 +76,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _raise_file_limit()
     try:
         with asyncio.Runner(loop_factory=getattr(options, "loop_factory", None)) as runner:
-            reports: list[Report] = runner.run(options.run(options))
+            reports = runner.run(_until_ended(options.run(options)))
     except (ConfigError, NodeError, FileNotFoundError) as error:
         sys.stderr.write(f"{error}\n")
         return 2
+    except asyncio.CancelledError:
+        sys.stderr.write("\nended before there was anything to report\n")
+        return 2
     show(reports, as_json=options.json)
     return 0 if all(report.ok for report in reports) else 1
+
+
+async def _until_ended(work: Coroutine[object, object, list[Report]]) -> list[Report]:
+    """Work until it is done, or a signal asks for the end: nodes and stores that were started are ended then, too."""
+    loop, working = asyncio.get_running_loop(), asyncio.ensure_future(work)
+    for sign in END_SIGNALS:
+        loop.add_signal_handler(sign, working.cancel)
+    return await working
 
 
 def _parser() -> argparse.ArgumentParser:

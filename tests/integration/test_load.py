@@ -186,6 +186,36 @@ async def test_interrupted_comparison_of_two_checkouts_tells_what_it_has() -> No
     assert ratio["calls_10_cpu_s_per_1000"] > 0
 
 
+def children_of(pid: int) -> list[Path]:
+    """What /proc tells of each process that this one started."""
+    return [Path("/proc", child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def is_alive(process: Path) -> bool:
+    return process.exists() and ") Z " not in (process / "stat").read_text()
+
+
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+async def test_ended_run_leaves_neither_node_nor_store(sign: signal.Signals) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "loadtest", "mix", "evening", "--seconds", "60"),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stderr is not None
+    async with asyncio.timeout(100):
+        while b"registering" not in await process.stderr.readline():
+            assert process.returncode is None
+        started = children_of(process.pid)
+        assert len(started) == 2  # a node and its store
+        process.send_signal(sign)
+        output, errors = await process.communicate()
+    assert (process.returncode, output) == (2, b"")
+    assert errors.endswith(b"\nended before there was anything to report\n")
+    assert b"Traceback" not in errors
+    assert not [path for path in started if is_alive(path)]
+
+
 async def test_calls_of_every_kind_have_records_whose_every_field_is_the_truth() -> None:
     (report,) = await measure("fields", "--calls", "130", "--rate", "15")
     assert (report["calls"], report["records"] + report["shed"], report["different"]) == (130, 130, 0)
