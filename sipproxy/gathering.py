@@ -35,7 +35,6 @@ class Gathering:
         self, config: Config, present: Callable[[], list[int]], counters: Callable[[], Mapping[int, tuple[bool, int]]]
     ) -> None:
         self._config, self._present, self._counters = config, present, counters
-        self._of_workers: dict[int, tuple[bool, int]] = {}
 
     def handlers(self) -> dict[str, Handler]:
         """What the node's control socket answers."""
@@ -189,18 +188,19 @@ class Gathering:
 
     # Metrics
 
-    def take(self) -> None:
-        """Note which workers there are; runs on the event loop."""
-        self._of_workers = dict(self._counters())
+    async def text(self) -> bytes:
+        """The metrics of all workers that serve and answer."""
+        workers = dict(self._counters())
 
-    def render(self) -> bytes:
-        """The metrics of all workers; runs in a thread."""
-        texts: dict[int, str] = {}
-        for worker, (serves, _) in self._of_workers.items():
-            if serves:
-                with contextlib.suppress(ControlError):
-                    texts[worker] = ask(worker_socket(self._config, worker), "metrics", timeout_s=SCRAPE_S)["text"]
-        return (_own_metrics(self._of_workers) + merged(texts)).encode()
+        async def of(worker: int) -> str:
+            with contextlib.suppress(ControlError):
+                answer = await asyncio.to_thread(ask, worker_socket(self._config, worker), "metrics", timeout_s=SCRAPE_S)
+                return str(answer["text"])
+            return ""
+
+        serving = [worker for worker, (serves, _) in workers.items() if serves]
+        texts = await asyncio.gather(*map(of, serving))
+        return (_own_metrics(workers) + merged(dict(zip(serving, texts, strict=True)))).encode()
 
 
 def _own_metrics(workers: Mapping[int, tuple[bool, int]]) -> str:

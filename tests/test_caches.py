@@ -73,13 +73,12 @@ def test_values_that_are_kept_without_a_bound_have_no_arguments() -> None:
     assert ("areas.py", "area_codes") in found
 
 
-def test_entries_and_what_was_forgotten_are_metrics() -> None:
+async def test_entries_and_what_was_forgotten_are_metrics() -> None:
     transports = Transports(Resolver(), lambda *_: None, lambda *_: None, lambda *_: None, lambda *_: None)
     metrics = Metrics()
     _cache_metrics(metrics, transports)
     source_of("192.0.2.77")
-    metrics.take()
-    text = metrics.render().decode()
+    text = (await metrics.text()).decode()
     assert 'sipproxy_cache_entries{cache="sip.flow.source_of"}' in text
     assert 'sipproxy_cache_forgotten_total{cache="net.transports.ways"} 0' in text
 

@@ -100,9 +100,8 @@ async def test_more_groups_than_the_bound_are_counted_and_the_furthest_behind_ar
     assert (set(seen.groups), seen.untold) == ({"new", "late"}, 1)
 
 
-def shown(metrics: Metrics) -> dict[str, float]:
-    metrics.take()
-    families = list(text_string_to_metric_families(metrics.render().decode()))
+async def shown(metrics: Metrics) -> dict[str, float]:
+    families = list(text_string_to_metric_families((await metrics.text()).decode()))
     samples = [sample for family in families for sample in family.samples if sample.name.startswith("sipproxy_cdr_")]
     return {" ".join([sample.name.removeprefix("sipproxy_cdr_"), *sample.labels.values()]): sample.value for sample in samples}
 
@@ -115,7 +114,7 @@ async def test_metrics_of_a_store_that_stands_still_are_absent_until_it_is_back(
     await client.hset(pulls_key(STREAM), 'b"1', int(time.time() * 1000) - HOUR_MS)
     readers, metrics = Readers(client, STREAM, every_s=0.02, timeout_s=0.3), Metrics()
     register_readers(metrics, readers)
-    assert shown(metrics) == {}, "nothing is known yet"
+    assert (await shown(metrics)) == {}, "nothing is known yet"
     running = asyncio.create_task(readers.run())
 
     async def until(known: bool) -> None:
@@ -132,15 +131,15 @@ async def test_metrics_of_a_store_that_stands_still_are_absent_until_it_is_back(
     }
     try:
         await until(True)
-        assert shown(metrics) == expected
+        assert (await shown(metrics)) == expected
         valkey.signal(signal.SIGSTOP)
         try:
             await until(False)
-            assert shown(metrics) == {}
+            assert (await shown(metrics)) == {}
         finally:
             valkey.signal(signal.SIGCONT)
         await until(True)
-        assert shown(metrics) == expected
+        assert (await shown(metrics)) == expected
     finally:
         running.cancel()
         await asyncio.wait([running])
