@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from cdr.recovery import Recovered
     from policy.model import Snapshot
     from sipproxy.config import Config
+    from sipproxy.engine.shed import Kind
     from sipproxy.orders import Spec
     from sipproxy.sip.errors import ParseError
     from sipproxy.sip.flow import Flow
@@ -209,6 +210,7 @@ class Node:
         self._transports.on_resolved = self.engine.resolved
         self._transports.customers_at = self.engine.desk.location.flows_at
         self._transports.may_end = lambda flow: not self.engine.calls.has_help_by(flow)
+        self._transports.read_ahead(self.engine.shedder)
         self.shell = Shell(
             self.engine,
             journal=self._journal,
@@ -286,11 +288,8 @@ class Node:
         stack.push_async_callback(drops.close)
         self.shell.kernel = drops
 
-    def _on_message(self, data: bytes, flow: Flow, waited_s: float) -> None:
-        if self.siblings is None:
-            self.shell.message(data, flow, waited_s)
-        else:
-            self.siblings.message(data, flow, waited_s)
+    def _on_message(self, data: bytes, flow: Flow, waited_s: float, kind: Kind | None) -> None:
+        (self.siblings or self.shell).message(data, flow, waited_s, kind)
 
     def _on_failed(self, key: Hashable) -> None:
         if self.siblings is None or not self.siblings.is_failure_of_another(key):

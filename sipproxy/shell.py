@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from sipproxy.engine.crew import Word
     from sipproxy.engine.drops import Drops
     from sipproxy.engine.recover import Ended, Unfinished
+    from sipproxy.engine.shed import Kind
     from sipproxy.engine.structs import Binding
     from sipproxy.net.droplist import KernelDrops
     from sipproxy.net.transports import Transports
@@ -119,8 +120,8 @@ class Shell:
         self.on_binding: Callable[[SaveBinding | RemoveBinding], None] = lambda action: None  # noqa: ARG005
         self.watchers: list[Callable[[Fact], None]] = []  # are told each fact before it is journalled
         self._started_at = 0.0  # when messages began to be read, monotonic seconds
-        self._drops = 0  # datagrams that the kernel has dropped so far
-        self._waited_s = 0.0  # that the first datagram since the last look at it had waited to be read
+        self._drops = 0  # datagrams that found no room so far
+        self._waited_s = 0.0  # that a message waited at most to be looked at, since somebody asked
         self.quality = RunningFigures()
         self.disk: Literal["ok", "filling", "full"] = "ok"  # where the journal lies
 
@@ -131,14 +132,13 @@ class Shell:
 
     # Events
 
-    def message(self, data: bytes, flow: Flow, waited_s: float = 0.0) -> None:
-        """A message came in, and had waited for so many seconds to be read."""
+    def message(self, data: bytes, flow: Flow, waited_s: float = 0.0, kind: Kind | None = None) -> None:
+        """A message came in, and had waited for so many seconds to be looked at; `kind` is what it counts as, where known."""
         now = instant()
         if waited_s > now.mono - self._started_at:
             waited_s = 0.0  # since before this process served: it says nothing about how fast it is
-        if waited_s and not self._waited_s:
-            self._waited_s = waited_s
-        self._perform(self.engine.receive(data, flow, now, waited_s))
+        self._waited_s = max(self._waited_s, waited_s)
+        self._perform(self.engine.receive(data, flow, now, waited_s, kind))
 
     def send_failed(self, key: Hashable) -> None:
         """The transport could not send what had this key."""
@@ -159,7 +159,7 @@ class Shell:
     def late(self, lag_s: float) -> None:
         """The event loop ran a timer so many seconds late."""
         assert self.transports is not None
-        drops = self.transports.kernel_drops
+        drops = self.transports.drops
         now, waited_s, self._waited_s = instant(), self._waited_s, 0.0
         self._perform(self.engine.observe(Signals(lag_s, drops - self._drops, waited_s), now))
         self._drops = drops

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
     from sipproxy.engine.actions import RemoveBinding
+    from sipproxy.engine.shed import Kind
     from sipproxy.metrics import Metrics
     from sipproxy.net.transports import Transports
     from sipproxy.orders import Spec
@@ -292,16 +293,16 @@ class Siblings:
 
     # Messages
 
-    def message(self, data: bytes, flow: Flow, waited_s: float) -> None:
+    def message(self, data: bytes, flow: Flow, waited_s: float, kind: Kind | None = None) -> None:
         """A message that this worker's sockets brought: handled here, or by the worker whose it is."""
         assert self._shell is not None
         owner = self.steering.owner(data)
         if owner == self.me:
-            self._shell.message(data, flow, waited_s)
+            self._shell.message(data, flow, waited_s, kind)
         elif self._pass(owner, Passed(flow, data, waited_s)):
             self.counters["responses" if data.startswith(b"SIP/2.0 ") else "requests"] += 1
         elif self._take_here(data):
-            self._shell.message(data, flow, waited_s)
+            self._shell.message(data, flow, waited_s, kind)
 
     def _take_here(self, data: bytes) -> bool:
         """Whether a message that its owner has no room for begins something that this worker can do as well."""

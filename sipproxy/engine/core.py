@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from sipproxy.engine.peers import Peer
     from sipproxy.engine.recover import Ended, Unfinished
     from sipproxy.engine.settings import Settings
-    from sipproxy.engine.shed import Signals, Verdict
+    from sipproxy.engine.shed import Kind, Signals, Verdict
     from sipproxy.engine.structs import Binding
     from sipproxy.sip.places import Place
 
@@ -93,13 +93,14 @@ class Engine:
 
     # Events
 
-    def receive(self, data: bytes, flow: Flow, now: Now, waited_s: float = 0.0) -> list[Action]:
-        """One message, whole, as it came from the network, where it waited to be read for so many seconds (0.0: not known)."""
+    def receive(self, data: bytes, flow: Flow, now: Now, waited_s: float = 0.0, kind: Kind | None = None) -> list[Action]:
+        """One message, whole, as it came from the network, where it waited for so many seconds (0.0: not known). `kind` is what
+        the shedder takes it for, where it was asked before."""
         self.desk.now = now
         if is_stun(data) and flow.transport == "UDP":
             self._flows.ping(data, flow)
             return self.desk.take_actions()
-        verdict = self.shedder.check(data, flow, waited_s)
+        verdict = self.shedder.check(data, flow, waited_s, kind=kind)
         if verdict is None:
             self._deliver(data, flow)
         elif verdict.retry_s:

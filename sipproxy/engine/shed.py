@@ -32,7 +32,18 @@ if TYPE_CHECKING:
     from sipproxy.engine.state import Desk
     from sipproxy.sip.flow import Flow
 
-__all__ = ["Kind", "Load", "Shedder", "Signals", "Verdict", "has_credentials", "kind_of", "may_be_emergency"]
+__all__ = [
+    "Kind",
+    "Load",
+    "Shedder",
+    "Signals",
+    "Verdict",
+    "copy_of",
+    "has_authorization",
+    "has_credentials",
+    "kind_of",
+    "may_be_emergency",
+]
 
 MAX_CREDIT = 65_536  # bytes that a source may get back at most for what it sent before
 STEP_UP = 2  # samples in a row above the mark until one more kind is refused: one is a hiccup
@@ -42,8 +53,8 @@ CALM = 0.5  # of a mark; what stays below it for a while is calm
 # be later for it. Until the node has caught up only calls are looked at.
 BEHIND_S = 0.5
 CALM_S = 1.0  # without a sign of load until one kind less is refused
-# Of the lateness at which the node is under load: a message that waited so long to be read is one of a queue. Six wait on the
-# way to an answer, so that new calls have to give way before it is as long as T1.
+# Of the lateness at which the node is under load: a new call that waited so long is one of a queue. What was begun goes before
+# it (`backlog`), so that new calls get what time is left, and those that are refused hear of it well before T1.
 QUEUED = 0.5
 STANDING_S = 1.0  # for which there has to be a queue until new calls are refused: what a hiccup leaves is worked off before
 # Of that wait, and for so long nothing may have waited for it until the queue is held to be gone: the next hiccup is one again.
@@ -112,7 +123,7 @@ class Verdict(NamedTuple):
     user: str = ""  # an account with a live binding over this flow
 
 
-_BEHIND = Verdict("behind")
+_BEHIND, _LATE = Verdict("behind"), Verdict("late")
 _ACKNOWLEDGED = Verdict("acknowledged")  # the end of a call that was turned away
 
 
@@ -146,6 +157,17 @@ def has_credentials(data: bytes) -> bool:
     return _CREDENTIALS.search(data) is not None
 
 
+def has_authorization(data: bytes) -> bool:
+    """Whether a REGISTER answers a challenge, or tries to."""
+    return _NONCE.search(data) is not None
+
+
+def copy_of(data: bytes, flow: Flow) -> Hashable:
+    """What an INVITE has in common with its copies, its CANCEL and the ACK of its refusal (RFC 3261 §17.2.3, §9.1)."""
+    found = _BRANCH.search(data)
+    return flow.host, flow.port, found[1] if found is not None else data
+
+
 def _has_to_tag(data: bytes) -> bool:
     """Whether the first To has a tag. Where it is written as nearly all write it, nothing else is searched."""
     at = data.find(b"\nTo:")
@@ -173,15 +195,17 @@ class Shedder:
         self._high_at = 0.0
         self._is_behind = False
         self._queued_s = QUEUED * rates.lag_s
-        self._queued_since = math.inf  # that messages have waited so long
+        self._queued_since = math.inf  # that new calls have waited so long
         self._waited_at = 0.0  # when one last did for a part of that
         self._has_queue = False
+        self._notable_s = EMPTY * self._queued_s  # waits up to here say nothing; 0.0 while there may be a queue
         desk.may_send = self.may_send
 
     def use(self, rates: Rates) -> None:
         """Count by these from now on."""
         self._rates = rates
         self._queued_s = QUEUED * rates.lag_s
+        self._notable_s = min(self._notable_s, EMPTY * self._queued_s)
         self.pace.use(rates)
 
     def check(self, data: bytes, flow: Flow, waited_s: float = 0.0, *, kind: Kind | None = None) -> Verdict | None:
@@ -189,10 +213,10 @@ class Shedder:
         `kind` is what it counts as, where it is not SIP."""
         if flow.transport == LOOP:
             return None
-        queued = waited_s > 0.0 and self._is_queued(waited_s)
+        notable = waited_s > self._notable_s
         source = self.sources.find(source_of(flow.host)) or self.source(flow)
         if source.trusted or (flow.names and self._is_trusted(flow)):
-            return self._trunk(data, flow, waited_s) if queued else None
+            return self._trunk(data, flow, waited_s, kind) if notable else None
         if data[:1] in (b"\r", b"\n"):
             data = data.lstrip(b"\r\n")  # RFC 3261 §7.5: line ends before the first line are ignored
         source.credit = min(self._most, source.credit + len(data))
@@ -200,8 +224,10 @@ class Shedder:
         desk = self._desk
         user, sharing = desk.location.accounts_at(flow, desk.now.utc_ms)
         verdict = self._again(kind, data, flow, waited_s) if len(self.turned_away) else None
-        if verdict is None and queued and kind is INVITE:
-            verdict = self._late(data, flow, waited_s, user)
+        if notable and kind is INVITE and verdict is None and self._is_late(data, waited_s):
+            # A stranger who waited in vain is not answered.
+            known = user or desk.location.flows_at(flow.host)
+            verdict = Verdict("late", self._retry(INVITE), user) if known else _LATE
         if verdict is not None:
             pass
         elif self._is_behind and kind <= (REGISTER if user else INVITE):
@@ -219,7 +245,7 @@ class Shedder:
 
     def _refused(self, kind: Kind, data: bytes, flow: Flow, verdict: Verdict) -> None:
         if kind is INVITE and verdict.retry_s and verdict.reason != "repeated":
-            self.turned_away.add(self._copy_of(data, flow), Bucket(verdict.retry_s, self._desk.now.mono))
+            self.turned_away.add(copy_of(data, flow), Bucket(verdict.retry_s, self._desk.now.mono))
         self.counts[verdict.reason, _LABELS[kind]] += 1
 
     def _judge(self, kind: Kind, data: bytes, flow: Flow, verdict: Verdict | None) -> None:
@@ -231,11 +257,6 @@ class Shedder:
 
     # Copies of an INVITE that was turned away
 
-    @staticmethod
-    def _copy_of(data: bytes, flow: Flow) -> Hashable:
-        found = _BRANCH.search(data)
-        return flow.host, flow.port, found[1] if found is not None else data
-
     def _again(self, kind: Kind, data: bytes, flow: Flow, waited_s: float) -> Verdict | None:
         """The same answer for a copy of an INVITE that was turned away: its caller has given the call up, and nobody would
         end it (RFC 3261 §8.2.7: a server without state answers a copy as it did the first). One that was there before the first
@@ -244,7 +265,7 @@ class Shedder:
         is_ack = kind is PART and data.startswith(b"ACK ")
         if not is_ack and kind is not INVITE:
             return None
-        found = self.turned_away.find(self._copy_of(data, flow))
+        found = self.turned_away.find(copy_of(data, flow))
         if found is None or self._desk.now.mono - found.at >= REPEATED_S:
             return None
         if is_ack:
@@ -253,42 +274,49 @@ class Shedder:
 
     def take_back(self, data: bytes, flow: Flow) -> None:
         """An INVITE that was to be turned away is taken after all: it is a copy of one that was, whose ACK is waited for."""
-        self.turned_away.forget(self._copy_of(data, flow))
+        self.turned_away.forget(copy_of(data, flow))
 
     # New calls that have waited too long to be looked at
 
-    def _is_queued(self, waited_s: float) -> bool:
-        """Take note of how long a message waited to be read; whether it is one of a queue that does not get shorter."""
-        now = self._desk.now.mono
-        if waited_s >= EMPTY * self._queued_s:
+    def _is_late(self, data: bytes, waited_s: float) -> bool:
+        """Take note of how long an INVITE waited to be looked at; whether that is too long, in a queue that does not get
+        shorter. One that answers a challenge may have waited twice as long: something has been done for it."""
+        now, bound = self._desk.now.mono, self._queued_s
+        if waited_s >= EMPTY * bound:
             self._waited_at = now
-        if waited_s < self._queued_s:
+        if has_credentials(data):
+            bound /= QUEUED
+        elif waited_s < bound:
             self._queued_since = math.inf
+        if waited_s < bound:
             return False
-        self._queued_since = min(self._queued_since, now)
+        self._queued_since, self._notable_s = min(self._queued_since, now), 0.0
         self._has_queue = self._has_queue or now - self._queued_since >= STANDING_S
         return self._has_queue
 
-    def _late(self, data: bytes, flow: Flow, waited_s: float, user: str) -> Verdict | None:
-        """An INVITE of a queue: refused before anything is done for it, and at twice the wait one that answers a challenge. A
-        stranger who waited in vain is not answered."""
-        if waited_s * QUEUED < self._queued_s and has_credentials(data):
-            return None
-        if not user and not self._desk.location.flows_at(flow.host):
-            return Verdict("late")
-        return Verdict("late", self._retry(INVITE), user)
-
-    def _trunk(self, data: bytes, flow: Flow, waited_s: float) -> Verdict | None:
+    def _trunk(self, data: bytes, flow: Flow, waited_s: float, kind: Kind | None) -> Verdict | None:
         """A message of a queue that a trunk route or another node sent: a trunk's new calls are refused as customers' are."""
         if not data.startswith((b"INVITE ", b"ACK ")) or self._desk.peers.has_host(flow.host):
             return None
-        kind = kind_of(data)
+        kind = kind or kind_of(data)
         verdict = self._again(kind, data, flow, waited_s) if len(self.turned_away) else None
-        if verdict is None and kind is INVITE:
+        if verdict is None and kind is INVITE and self._is_late(data, waited_s):
             verdict = Verdict("late", self._retry(kind))
         if verdict is not None:
             self._refused(kind, data, flow, verdict)
         return verdict
+
+    def is_known(self, flow: Flow) -> bool:
+        """Whether its source is no stranger: a trunk route, another node, where customers are registered, or in an emergency
+        access network."""
+        desk, source = self._desk, self.sources.find(source_of(flow.host))
+        trusted = source.trusted if source is not None else self._is_trusted(flow)
+        return (
+            trusted
+            or (flow.names != () and self._is_trusted(flow))
+            or desk.location.flows_at(flow.host) > 0
+            or desk.settings.in_access_network(flow.host)
+        )
 
     # Budgets
 
@@ -335,7 +363,7 @@ class Shedder:
 
     def _source(self, kind: Kind, data: bytes, flow: Flow, source: Bucket) -> Verdict | None:
         """A message that no live binding explains: a stranger's, or of a customer behind an address that others share."""
-        if kind is PART and (self._is_live(data) or (data.startswith(b"INVITE ") and may_be_emergency(data))):
+        if kind is PART and (self.is_live(data) or (data.startswith(b"INVITE ") and may_be_emergency(data))):
             return None
         desk, rates, now = self._desk, self._rates, self._desk.now.mono
         lines = desk.location.flows_at(flow.host)
@@ -377,7 +405,8 @@ class Shedder:
             bucket = self.lines.find(whose) or self.lines.add(whose, Bucket(rates.line_burst, now))
             bucket.owe(now, rates.line_per_s, rates.line_burst, count)
 
-    def _is_live(self, data: bytes) -> bool:
+    def is_live(self, data: bytes) -> bool:
+        """Whether it names a call of this node's."""
         found = _CALL_ID.search(data)
         return found is not None and self._calls.has(found[1])
 
@@ -398,6 +427,7 @@ class Shedder:
         self._is_behind = signals.wait_s >= BEHIND_S
         if now - self._waited_at >= EMPTY_S:
             self._queued_since, self._has_queue = math.inf, False
+            self._notable_s = EMPTY * self._queued_s
         pressure, bound = self._pressure(signals)
         self._high = self._high + 1 if pressure >= 1.0 else 0
         self._middling = self._middling + 1 if pressure >= CALM else 0

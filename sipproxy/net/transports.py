@@ -12,7 +12,9 @@ import functools
 import time
 from typing import TYPE_CHECKING
 
+from sipproxy.engine.backlog import Backlog
 from sipproxy.net.addresses import is_here
+from sipproxy.net.intake import Intake
 from sipproxy.net.passed import Passed
 from sipproxy.net.stream import StreamLimits, StreamListener
 from sipproxy.net.udp import UdpListener
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Hashable, Iterable, Sequence
 
+    from sipproxy.engine.shed import Kind, Shedder
     from sipproxy.net.resolver import Resolver
     from sipproxy.net.tls import Tls
     from sipproxy.sip.errors import ParseError
@@ -39,16 +42,16 @@ AHEAD_S = 4.0  # before a record's time is over that `look_ahead` asks anew: bel
 class Transports:
     """Listeners in the order of the configuration; `Flow.listener` is the index.
 
-    `on_message(data, flow, waited_s)` gets each message, STUN's on UDP included, with the seconds that it waited in the
-    kernel's buffer as far as that is known; `on_failed(key)` the key of what could not be sent, or what ICMP says did not
-    arrive (RFC 3261 §18.4); `on_refused(head, fault, flow)` the head of a message that a stream cannot be read beyond, while it
-    can still be answered; `on_closed(flow)` a connection that has ended.
+    `on_message(data, flow, waited_s, kind)` gets each message, STUN's on UDP included, with the seconds that it waited to be
+    looked at as far as that is known, and its kind where that is known; `on_failed(key)` the key of what could not be sent, or
+    what ICMP says did not arrive (RFC 3261 §18.4); `on_refused(head, fault, flow)` the head of a message that a stream cannot
+    be read beyond, while it can still be answered; `on_closed(flow)` a connection that has ended.
     """
 
     def __init__(
         self,
         resolver: Resolver,
-        on_message: Callable[[bytes, Flow, float], None],
+        on_message: Callable[[bytes, Flow, float, Kind | None], None],
         on_failed: Callable[[Hashable], None],
         on_refused: Callable[[bytes, ParseError, Flow], None],
         on_closed: Callable[[Flow], None],
@@ -74,6 +77,7 @@ class Transports:
         self._message_bytes = message_bytes
         self._tls = tls
         self._listeners: list[UdpListener | StreamListener] = []
+        self._intake: Intake | None = None
         self._by_kind: dict[tuple[str, int], int] = {}  # (transport, IP version) -> the first listener
         self._lookups: set[asyncio.Task[None]] = set()
         self._way_to = functools.lru_cache(maxsize=WAYS)(self._find_way)
@@ -159,11 +163,18 @@ class Transports:
     def _customers_at(self, host: str) -> int:
         return self.customers_at(host)  # which is set once there is an engine to ask
 
-    def take(self, data: bytes, flow: Flow, waited_s: float) -> None:
+    def take(self, data: bytes, flow: Flow, waited_s: float, kind: Kind | None = None) -> None:
         """A message that a listener, or another worker's socket of one, has read."""
         if self.watchers:
             self._show(flow, data, outgoing=False)
-        self._on_message(data, flow, waited_s)
+        self._on_message(data, flow, waited_s, kind)
+
+    def read_ahead(self, shedder: Shedder) -> None:
+        """Have messages that wait in the sockets handed on by their urgency, of which the shedder knows."""
+        self._intake = Intake(self.take, Backlog(shedder))
+        for listener in self._listeners:
+            if isinstance(listener, UdpListener):
+                listener.intake = self._intake
 
     def failed(self, key: Hashable) -> None:
         """What another worker was to send for this key did not go out."""
@@ -223,6 +234,8 @@ class Transports:
         for task in self._lookups:
             task.cancel()
         await asyncio.gather(*self._lookups, return_exceptions=True)
+        if self._intake is not None:
+            self._intake.close()
         for listener in self._listeners:
             if isinstance(listener, UdpListener):
                 listener.close()
@@ -334,9 +347,10 @@ class Transports:
             asyncio.get_running_loop().call_soon(self._on_failed, key)
 
     @property
-    def kernel_drops(self) -> int:
-        """Datagrams that the kernel dropped because a listener's receive buffer was full."""
-        return sum(listener.kernel_drops for listener in self._listeners if isinstance(listener, UdpListener))
+    def drops(self) -> int:
+        """Datagrams that found no room: in a listener's receive buffer, where the kernel drops them, or among those that wait."""
+        kept_out = self._intake.backlog.counts["crowded"] if self._intake is not None else 0
+        return kept_out + sum(listener.kernel_drops for listener in self._listeners if isinstance(listener, UdpListener))
 
     def counters(self) -> dict[tuple[str, ...], float]:
         """(transport, what) -> count, over all listeners."""
@@ -351,6 +365,8 @@ class Transports:
             transport = _transport_of(listener)
             for name, value in rows.items():
                 totals[transport, name] = totals.get((transport, name), 0) + value
+        if self._intake is not None:
+            totals |= {("UDP", f"dropped_{reason}"): count for reason, count in self._intake.backlog.counts.items()}
         return totals
 
 

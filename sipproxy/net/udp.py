@@ -23,10 +23,13 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING
 
+from sipproxy.net.intake import QUEUE_S
 from sipproxy.sip.flow import Flow, is_literal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
+
+    from sipproxy.net.intake import Intake
 
 __all__ = ["UdpListener", "bind_ahead", "bind_udp"]
 
@@ -34,6 +37,7 @@ _Datagram = tuple[bytes, str, int, "Hashable | None"]
 
 DRAIN = 4  # datagrams per wake-up, 2 ms of work: only then is the store asked for their slots, and its answers and timers read
 FRESH_S = 0.0002  # what has waited for less was alone: to be told that nothing else is there costs more than to be woken again
+AHEAD = 64  # datagrams per wake-up while there is a backlog, which is worked off besides
 FLOWS = 4096  # sources whose `Flow` is kept: one object for all that is known by it, compared by identity
 ERRORS = 64  # ICMP errors read in one go
 RECENT = 512  # datagrams remembered with their keys, for ICMP errors to name them: some seconds' worth of INVITEs
@@ -86,6 +90,7 @@ class UdpListener:
         self.counters = {"received": 0, "received_bytes": 0, "sent": 0, "sent_bytes": 0, "keepalives": 0, "unreachable": 0}
         self.dropped = {"too_large": 0, "send_queue_full": 0, "no_buffers": 0, "send_failed": 0}
         self._on_datagram = on_datagram
+        self.intake: Intake | None = None  # gets what comes while datagrams wait; set by who has one for several listeners
         self._index = index
         self._on_failed = on_failed
         self._max_datagram = max_datagram
@@ -210,9 +215,13 @@ class UdpListener:
     def _wake(self) -> None:
         if self._queue:
             self._flush()
-        for _ in range(DRAIN):
-            if not self.is_open:
-                return  # Closed by what a datagram brought about.
+        intake = self.intake
+        is_behind = intake is not None and intake.backlog.waiting > 0
+        left = AHEAD if is_behind else DRAIN
+        while left > 0 and self.is_open:  # which a datagram may change
+            left -= 1
+            if is_behind and intake is not None and not intake.backlog.has_room:
+                return
             try:
                 data, ancillary, _, source = self._socket.recvmsg(MAX_DATAGRAM, _STAMP_BYTES)
             except BlockingIOError:
@@ -221,11 +230,13 @@ class UdpListener:
                 self._drain_errors()  # An ICMP error of an earlier datagram stood before the datagrams to be read.
                 continue
             waited_s = _waited_s(ancillary)
-            self._receive(data, _flow_of(self._index, source), waited_s)
+            if waited_s >= QUEUE_S and intake is not None and not is_behind:
+                is_behind, left = True, AHEAD
+            self._receive(data, _flow_of(self._index, source), waited_s, intake if is_behind else None)
             if waited_s < FRESH_S:
                 return
 
-    def _receive(self, data: bytes, flow: Flow, waited_s: float) -> None:
+    def _receive(self, data: bytes, flow: Flow, waited_s: float, intake: Intake | None) -> None:
         size, counters = len(data), self.counters
         counters["received"] += 1
         counters["received_bytes"] += size
@@ -233,6 +244,8 @@ class UdpListener:
             self.dropped["too_large"] += 1
         elif size <= 4 and not data.strip(b"\r\n\0"):
             counters["keepalives"] += 1  # What routers send to hold their NAT's mapping: nothing to answer.
+        elif intake is not None:
+            intake.put(data, flow, waited_s)
         else:
             self._on_datagram(data, flow, waited_s)
 

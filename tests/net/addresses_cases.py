@@ -34,7 +34,7 @@ class Parts:
         self.closed: list[Flow] = []
         self.transports = Transports(Resolver(), self.echo, self.failed.append, lambda *_: None, self.closed.append)
 
-    def echo(self, data: bytes, flow: Flow, _waited_s: float) -> None:
+    def echo(self, data: bytes, flow: Flow, *_: object) -> None:
         self.transports.send(flow, data, None)
 
     async def connect(self, listener: int, host: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

@@ -77,7 +77,7 @@ async def test_a_silent_connection_is_asked_about_by_its_flow_and_its_end_is_tol
     closed: list[Flow] = []
     asked: list[Flow] = []
     resolver = Resolver()
-    transports = Transports(resolver, lambda _, flow, __: came.append(flow), lambda _: None, lambda *_: None, closed.append)
+    transports = Transports(resolver, lambda _, flow, *__: came.append(flow), lambda _: None, lambda *_: None, closed.append)
     transports.may_end = lambda flow: asked.append(flow) or len(asked) > 1  # type: ignore[func-returns-value]
     bound = transports.bind([("UDP", "127.0.0.1", 0), ("TCP", "127.0.0.1", 0)])
     await transports.start()

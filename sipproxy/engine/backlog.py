@@ -1,0 +1,152 @@
+"""Messages that were read and wait to be looked at: the most urgent first, so that what is begun is finished.
+
+Pure. A call that goes on is worth more than one that begins, since its messages are repeated, and all that was done for it is
+lost, when they wait behind thousands that will be refused (RFC 6357 §3, RFC 5390 §4: goodput). Within a rank messages keep
+their order. One of STEP goes to whoever has waited longest, so that no rank waits forever. Copies of an INVITE that still waits
+are dropped, and a CANCEL stays behind the INVITE that it is for. Leaves out: what is refused (`shed`), and when to read ahead.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from enum import IntEnum
+from typing import TYPE_CHECKING, NamedTuple
+
+from sipproxy.engine.shed import (
+    INVITE,
+    PART,
+    REGISTER,
+    Kind,
+    copy_of,
+    has_authorization,
+    has_credentials,
+    kind_of,
+    may_be_emergency,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+    from sipproxy.engine.shed import Shedder
+    from sipproxy.sip.flow import Flow
+
+__all__ = ["HELD", "HELD_BYTES", "Backlog", "Rank", "Waiting"]
+
+HELD = 4096  # messages: a second of ten times what a node can carry, and then those of the least urgent rank go
+HELD_BYTES = 16 * 1024 * 1024
+STEP = 8
+
+
+class Rank(IntEnum):
+    """How urgent a message is. A stranger's is last, whatever it says, but for calls for help and what names a live call."""
+
+    HELP = 0
+    PART = 1  # of a call or a transaction
+    BEGUN = 2  # INVITE with credentials: its caller was challenged
+    REGISTER = 3  # that answers a challenge
+    NEW = 4  # other INVITEs, a trunk's too
+    OTHER = 5
+    STRANGER = 6
+
+
+_RANKS = tuple(Rank)
+_LOWEST_FIRST = tuple(rank for rank in reversed(_RANKS) if rank > Rank.PART)
+
+
+class Waiting(NamedTuple):
+    """A message, its way, the monotonic second in which it arrived, and what it is."""
+
+    data: bytes
+    flow: Flow
+    at: float
+    kind: Kind
+    size: int
+    copy: Hashable  # what it is known by while it waits, None but for an INVITE
+
+
+class Backlog:
+    """See the module. `counts` are messages that were dropped here, by reason."""
+
+    def __init__(self, shedder: Shedder) -> None:
+        self._shedder = shedder
+        self._lines: tuple[deque[Waiting], ...] = tuple(deque() for _ in _RANKS)
+        self._invites: dict[Hashable, Rank] = {}  # that wait, by what a copy or CANCEL has in common with them
+        self._turn = 0
+        self.waiting = 0
+        self.bytes = 0
+        self.counts: Counter[str] = Counter()
+
+    def waiting_of(self, rank: Rank) -> int:
+        """How many of this rank wait."""
+        return len(self._lines[rank])
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more can be read: where not, all that waits is too urgent to be dropped."""
+        urgent = len(self._lines[Rank.HELP]) + len(self._lines[Rank.PART])
+        return (self.waiting < HELD and self.bytes < HELD_BYTES) or urgent < self.waiting
+
+    def put(self, data: bytes, flow: Flow, at: float) -> None:
+        """A message that arrived in this monotonic second."""
+        text = data.lstrip(b"\r\n") if data[:1] in (b"\r", b"\n") else data
+        kind = kind_of(text)
+        rank, copy = self._rank(text, flow, kind), None
+        if kind is INVITE:
+            copy = copy_of(text, flow)
+            if copy in self._invites:
+                self.counts["repeated"] += 1
+                return
+            self._invites[copy] = rank
+        elif self._invites and kind is PART and text.startswith(b"CANCEL "):
+            rank = self._invites.get(copy_of(text, flow), rank)  # RFC 3261 §9.2: before its INVITE there is nothing to cancel
+        size = len(data)
+        self._lines[rank].append(Waiting(data, flow, at, kind, size, copy))
+        self.waiting += 1
+        self.bytes += size
+        while self.waiting > HELD or self.bytes > HELD_BYTES:
+            if not self._drop():
+                return
+
+    def take(self) -> Waiting | None:
+        """The next one; None when nothing waits."""
+        if not self.waiting:
+            return None
+        self._turn = (self._turn + 1) % STEP
+        if not self._turn:
+            return self._out(min((line for line in self._lines if line), key=lambda line: line[0].at))
+        return self._out(next(line for line in self._lines if line))
+
+    def clear(self) -> None:
+        """Forget all that waits."""
+        while self.take() is not None:
+            self.counts["closed"] += 1
+
+    def _out(self, line: deque[Waiting]) -> Waiting:
+        one = line.popleft()
+        self.waiting -= 1
+        self.bytes -= one.size
+        if one.copy is not None:
+            del self._invites[one.copy]
+        return one
+
+    def _drop(self) -> bool:
+        """Drop what has waited longest of the least urgent rank; False where nothing may be dropped."""
+        for rank in _LOWEST_FIRST:
+            if self._lines[rank]:
+                self._out(self._lines[rank])
+                self.counts["crowded"] += 1
+                return True
+        return False
+
+    def _rank(self, data: bytes, flow: Flow, kind: Kind) -> Rank:
+        if kind is PART:
+            if data.startswith(b"INVITE ") and may_be_emergency(data):
+                return Rank.HELP
+            return Rank.PART if self._shedder.is_known(flow) or self._shedder.is_live(data) else Rank.STRANGER
+        if not self._shedder.is_known(flow):
+            return Rank.STRANGER
+        if kind is INVITE:
+            return Rank.BEGUN if has_credentials(data) else Rank.NEW
+        if kind is REGISTER and has_authorization(data):
+            return Rank.REGISTER
+        return Rank.OTHER

@@ -1,0 +1,180 @@
+"""The order in which messages that wait are looked at (docs/design.md, "Under load")."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sipproxy.engine import backlog as backlog_module
+from sipproxy.engine.backlog import STEP, Backlog, Rank
+from sipproxy.engine.settings import Rates
+from sipproxy.sip.flow import Flow
+from tests.engine.desk import DOMAIN, ROUTER, STRANGER, Desk
+from tests.engine.shedding import CALL, CONTACT, TRUNK, desk_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+HELP = b"sip:112@sip.example"
+PROVEN = (b"Proxy-Authorization", b'Digest username="alice"')
+NONCE = (b"Authorization", b'Digest username="alice", nonce="abc"')
+CARRIED = b"SIP/2.0 200 OK\r\n\r\n"
+
+
+@pytest.fixture
+def desk() -> Desk:
+    desk = desk_of(Rates())
+    assert desk.register(CONTACT).status == 200
+    return desk
+
+
+@pytest.fixture
+def backlog(desk: Desk) -> Backlog:
+    return Backlog(desk.engine.shedder)
+
+
+def out(backlog: Backlog) -> list[bytes]:
+    """All that waits, in the order in which it is looked at."""
+    taken = []
+    while (one := backlog.take()) is not None:
+        taken.append(one.data)
+    return taken
+
+
+def of_ranks(desk: Desk) -> list[tuple[Rank, bytes, Flow]]:
+    """A message of each rank, the most urgent first."""
+    return [
+        (Rank.HELP, desk.request(b"INVITE", HELP), STRANGER),
+        (Rank.PART, desk.request(b"BYE", CALL, to_tag=b"t"), ROUTER),
+        (Rank.BEGUN, desk.request(b"INVITE", CALL, headers=(PROVEN,)), ROUTER),
+        (Rank.REGISTER, desk.request(b"REGISTER", headers=(NONCE,)), ROUTER),
+        (Rank.NEW, desk.request(b"INVITE", CALL), TRUNK),
+        (Rank.OTHER, desk.request(b"REGISTER"), ROUTER),
+        (Rank.STRANGER, desk.request(b"INVITE", CALL), STRANGER),
+    ]
+
+
+def test_what_is_begun_goes_before_what_begins_whatever_came_first(desk: Desk, backlog: Backlog) -> None:
+    messages = of_ranks(desk)
+    for at, (_, data, flow) in enumerate(reversed(messages)):
+        backlog.put(data, flow, float(at))
+    assert [backlog.waiting_of(rank) for rank in Rank] == [1] * len(Rank)
+    assert out(backlog) == [data for _, data, _ in messages]
+    assert (backlog.waiting, backlog.bytes, backlog.counts) == (0, 0, {})
+
+
+@pytest.mark.parametrize(
+    ("method", "to_tag", "headers", "flow", "rank"),
+    [
+        (b"ACK", b"t", (), ROUTER, Rank.PART),
+        (b"CANCEL", b"", (), ROUTER, Rank.PART),
+        (b"INVITE", b"t", (), TRUNK, Rank.PART),
+        (b"BYE", b"t", (), STRANGER, Rank.STRANGER),
+        (b"INVITE", b"", (PROVEN,), STRANGER, Rank.STRANGER),
+        (b"REGISTER", b"", (NONCE,), STRANGER, Rank.STRANGER),
+        (b"OPTIONS", b"", (), TRUNK, Rank.OTHER),
+        (b"INVITE", b"", (), ROUTER._replace(port=6000), Rank.NEW),
+        (b"INVITE", b"", (), Flow("UDP", 0, "198.51.100.200", 5060), Rank.STRANGER),
+    ],
+)
+def test_rank_is_by_what_a_message_is_and_whether_its_source_is_known(
+    desk: Desk, backlog: Backlog, method: bytes, to_tag: bytes, headers: tuple[tuple[bytes, bytes], ...], flow: Flow, rank: Rank
+) -> None:
+    """Nobody gets before customers by writing a To tag or credentials."""
+    uri = DOMAIN if method == b"REGISTER" else CALL
+    backlog.put(b"\r\n" + desk.request(method, uri, to_tag=to_tag, headers=headers), flow, 0.0)
+    assert backlog.waiting_of(rank) == backlog.waiting == 1
+
+
+def test_message_that_names_a_live_call_is_part_of_it_wherever_it_comes_from(desk: Desk, backlog: Backlog) -> None:
+    headers = (desk.credentials(b"INVITE", CALL), (b"Contact", CONTACT))
+    desk.receive(desk.request(b"INVITE", CALL, call_id=b"live", headers=headers))
+    backlog.put(desk.request(b"BYE", CALL, call_id=b"live", to_tag=b"t"), STRANGER, 0.0)
+    assert backlog.waiting_of(Rank.PART) == 1
+
+
+def test_no_rank_waits_for_ever(desk: Desk, backlog: Backlog) -> None:
+    """One of STEP goes to who has waited longest."""
+    register = desk.request(b"REGISTER")
+    backlog.put(register, ROUTER, 0.0)
+    for at in range(1, 4 * STEP):
+        backlog.put(CARRIED, TRUNK, float(at))
+    assert out(backlog).index(register) < STEP
+
+
+def test_copy_of_an_invite_that_waits_is_dropped_and_a_later_one_is_not(desk: Desk, backlog: Backlog) -> None:
+    invite = desk.request(b"INVITE", CALL, branch=b"z9hG4bKone")
+    other = desk.request(b"INVITE", CALL, branch=b"z9hG4bKtwo")
+    for data in (invite, other, invite, invite):
+        backlog.put(data, ROUTER, 0.0)
+    backlog.put(invite, ROUTER._replace(port=6000), 0.0)
+    assert (out(backlog), backlog.counts) == ([invite, other, invite], {"repeated": 2})
+    backlog.put(invite, ROUTER, 1.0)
+    assert out(backlog) == [invite], "what was looked at is the engine's to know"
+
+
+def test_cancel_stays_behind_the_invite_that_waits(desk: Desk, backlog: Backlog) -> None:
+    """RFC 3261 §9.2: what comes before its INVITE cancels nothing. Its other messages wait for nobody."""
+    invite = desk.request(b"INVITE", CALL, branch=b"z9hG4bKone")
+    cancel = desk.request(b"CANCEL", CALL, branch=b"z9hG4bKone")
+    another = desk.request(b"CANCEL", CALL, branch=b"z9hG4bKtwo")
+    ack = desk.request(b"ACK", CALL, branch=b"z9hG4bKone", to_tag=b"t")
+    for data in (invite, cancel, another, ack):
+        backlog.put(data, ROUTER, 0.0)
+    assert out(backlog) == [another, ack, invite, cancel]
+
+
+@pytest.mark.parametrize(("held", "held_bytes"), [(4, 1_000_000), (100, 1200)])
+def test_backlog_is_bounded_and_what_is_least_urgent_goes_first(
+    desk: Desk, backlog: Backlog, monkeypatch: pytest.MonkeyPatch, held: int, held_bytes: int
+) -> None:
+    """Design: invariant 1. Calls for help and what belongs to calls are never dropped: what has no room stays in the socket."""
+    monkeypatch.setattr(backlog_module, "HELD", held)
+    monkeypatch.setattr(backlog_module, "HELD_BYTES", held_bytes)
+    stranger = [desk.request(b"OPTIONS", DOMAIN, body=b"x" * 100) for _ in range(9)]
+    for at, data in enumerate(stranger):
+        backlog.put(data, STRANGER, float(at))
+    left = backlog.waiting
+    assert backlog.waiting <= held
+    assert backlog.bytes <= held_bytes
+    assert backlog.counts == {"crowded": 9 - left}
+    helps = [desk.request(b"INVITE", HELP, call_id=b"%d" % number, body=b"x" * 100) for number in range(9)]
+    read = 0
+    while backlog.has_room:
+        backlog.put(helps[read], STRANGER, 9.0)
+        read += 1
+    assert (backlog.waiting_of(Rank.STRANGER), backlog.waiting_of(Rank.HELP)) == (0, read)
+    assert backlog.counts == {"crowded": 9}
+    assert out(backlog) == helps[:read]
+    assert backlog.has_room
+
+
+def test_what_waits_is_forgotten_when_the_node_ends(desk: Desk, backlog: Backlog) -> None:
+    invite = desk.request(b"INVITE", CALL)
+    backlog.put(invite, ROUTER, 0.0)
+    backlog.clear()
+    assert (backlog.waiting, backlog.counts) == (0, {"closed": 1})
+    backlog.put(invite, ROUTER, 0.0)
+    assert out(backlog) == [invite]
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=60), st.integers(1, 12))
+def test_all_that_is_read_comes_out_once_and_in_order_within_its_rank(kinds: Sequence[int], every: int) -> None:
+    desk = desk_of(Rates())
+    assert desk.register(CONTACT).status == 200
+    backlog, given, taken = Backlog(desk.engine.shedder), list[tuple[Rank, bytes]](), list[bytes]()
+    for at, number in enumerate(kinds):
+        rank, data, flow = of_ranks(desk)[number]
+        backlog.put(data, flow, float(at))
+        given.append((rank, data))
+        if at % every == 0 and (one := backlog.take()) is not None:
+            taken.append(one.data)
+    taken += out(backlog)
+    for rank in Rank:
+        mine = [data for of, data in given if of is rank]
+        assert [data for data in taken if data in mine] == mine
+    assert len(taken) == len(given)

@@ -1,0 +1,131 @@
+"""Datagrams that waited in a node's sockets are handed on by their urgency (docs/design.md, "Under load")."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+import pytest
+from waiting import until
+
+from sipproxy.engine import backlog as backlog_module
+from sipproxy.engine.settings import Rates
+from sipproxy.net import udp
+from sipproxy.net.intake import QUEUE_S
+from sipproxy.net.resolver import Resolver
+from sipproxy.net.transports import Transports
+from tests.engine.desk import DOMAIN, Desk
+from tests.engine.shedding import CALL, desk_of
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from sipproxy.engine.shed import Kind
+    from sipproxy.sip.flow import Flow
+
+HELP = b"sip:112@sip.example"
+
+
+class Came(NamedTuple):
+    data: bytes
+    port: int  # of the listener's side of the sender
+    waited_s: float
+    kind: Kind | None
+
+
+class Site:
+    """Two listeners with one engine's shedder before them, and a stranger who sends to them. `hold` seconds pass in the first
+    message, as in a node that has to do something else."""
+
+    def __init__(self) -> None:
+        self.desk: Desk = desk_of(Rates())
+        self.came: list[Came] = []
+        self.fault = b""
+        self.transports = Transports(Resolver(), self._take, lambda *_: None, lambda *_: None, lambda *_: None)
+        bound = self.transports.bind([("UDP", "127.0.0.1", 0), ("UDP", "127.0.0.2", 0)])
+        self.transports.read_ahead(self.desk.engine.shedder)
+        self.addresses = [(host, port) for _, host, port in bound]
+        self.peer = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.peer.bind(("127.0.0.1", 0))
+
+    def _take(self, data: bytes, flow: Flow, waited_s: float, kind: Kind | None) -> None:
+        self.came.append(Came(data, flow.port, waited_s, kind))
+        if data == self.fault:
+            raise RuntimeError("a fault of ours")
+
+    def send(self, *messages: bytes, listener: int = 0) -> None:
+        for data in messages:
+            self.peer.sendto(data, self.addresses[listener])
+
+    def invites(self, count: int) -> list[bytes]:
+        return [self.desk.request(b"INVITE", CALL, call_id=b"%d" % number) for number in range(count)]
+
+    @property
+    def data(self) -> list[bytes]:
+        return [one.data for one in self.came]
+
+
+@pytest.fixture
+async def site() -> AsyncIterator[Site]:
+    site = Site()
+    yield site
+    await site.transports.close()
+    site.peer.close()
+
+
+async def test_call_for_help_that_waits_goes_before_all_that_waits_in_any_socket(site: Site) -> None:
+    """Design: invariant 1."""
+    invites = site.invites(4 * udp.DRAIN)
+    site.send(*invites[udp.DRAIN :])
+    site.send(*invites[: udp.DRAIN], listener=1)
+    for listener in (0, 1):
+        site.send(site.desk.request(b"INVITE", HELP, call_id=b"help%d" % listener), listener=listener)
+    time.sleep(4 * QUEUE_S)  # noqa: ASYNC251  nobody reads meanwhile
+    await site.transports.start()
+    await until(lambda: len(site.came) == len(invites) + 2)
+    helps = [number for number, one in enumerate(site.came) if HELP in one.data]
+    assert helps == [0, 1], "all is read before any is handed on"
+    assert min(one.waited_s for one in site.came) >= 4 * QUEUE_S
+    assert all(one.kind is not None for one in site.came)
+
+
+async def test_what_does_not_wait_is_handed_on_as_it_comes(site: Site) -> None:
+    await site.transports.start()
+    site.send(*site.invites(1))
+    await until(lambda: site.came)
+    assert [one.kind for one in site.came] == [None] or site.came[0].waited_s >= QUEUE_S, "nobody had to look at it"
+
+
+async def test_all_that_waited_comes_in_order_and_every_datagram_is_accounted_for(site: Site) -> None:
+    invites = site.invites(udp.AHEAD + 6)
+    site.send(*invites, *invites[:20])
+    time.sleep(2 * QUEUE_S)  # noqa: ASYNC251  nobody reads meanwhile
+    await site.transports.start()
+    await until(lambda: len(site.came) + site.transports.counters().get(("UDP", "dropped_repeated"), 0) == len(invites) + 20)
+    assert list(dict.fromkeys(site.data)) == invites
+
+
+async def test_fault_in_one_message_does_not_hold_up_the_others(site: Site) -> None:
+    faults: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: faults.append(context["exception"]))
+    invites = site.invites(20)
+    site.fault = invites[3]
+    site.send(*invites)
+    time.sleep(2 * QUEUE_S)  # noqa: ASYNC251  nobody reads meanwhile
+    await site.transports.start()
+    await until(lambda: len(site.came) == len(invites))
+    assert (site.data, len(faults)) == (invites, 1)
+
+
+async def test_socket_is_not_read_while_only_calls_for_help_wait(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Design: invariant 1. They are dropped for no bound: what has no room stays in the socket until there is some."""
+    monkeypatch.setattr(backlog_module, "HELD", 3)
+    helps = [site.desk.request(b"INVITE", HELP, call_id=b"%d" % number) for number in range(20)]
+    site.send(*(site.desk.request(b"OPTIONS", DOMAIN) for _ in range(5)), *helps)
+    time.sleep(2 * QUEUE_S)  # noqa: ASYNC251  nobody reads meanwhile
+    await site.transports.start()
+    await until(lambda: set(helps) <= set(site.data))
+    assert [data for data in site.data if HELP in data] == helps
+    assert site.transports.counters()["UDP", "dropped_crowded"] > 0
