@@ -348,7 +348,7 @@ class Transports:
 
     @property
     def drops(self) -> int:
-        """Datagrams that found no room: in a listener's receive buffer, where the kernel drops them, or among those that wait."""
+        """Datagrams that found no room: in a socket's buffer, where the kernel drops them, or among those that wait here."""
         kept_out = self._intake.backlog.counts["crowded"] if self._intake is not None else 0
         return kept_out + sum(listener.kernel_drops for listener in self._listeners if isinstance(listener, UdpListener))
 
