@@ -28,8 +28,8 @@ class Interims:
 
     def __init__(self, interval_s: float) -> None:
         self._interval_s = interval_s
-        self._next: dict[str, tuple[float, Literal["start", "interim"]]] = {}
-        self._queue: list[tuple[float, str]] = []
+        self._next: dict[str, tuple[float, str, Literal["start", "interim"]]] = {}  # by call what the queue has of it
+        self._queue: list[tuple[float, str, Literal["start", "interim"]]] = []
 
     def __len__(self) -> int:
         return len(self._next)
@@ -51,15 +51,13 @@ class Interims:
     def due(self, now: float, most: int) -> list[Due]:
         """At most `most` calls whose time has come. They stay due until `done`."""
         found: list[Due] = []
-        taken: list[tuple[float, str]] = []
         while self._queue and self._queue[0][0] <= now and len(found) < most:
-            at, call = heapq.heappop(self._queue)
+            at, call, _ = heapq.heappop(self._queue)
             current = self._next.get(call)
             if current is not None and current[0] == at:
-                found.append(Due(call, current[1]))
-                taken.append((at, call))
-        for item in taken:
-            heapq.heappush(self._queue, item)
+                found.append(Due(call, current[2]))
+        for due in found:
+            heapq.heappush(self._queue, self._next[due.call])
         return found
 
     def done(self, calls: Sequence[Due], now: float) -> None:
@@ -68,7 +66,7 @@ class Interims:
             if call in self._next:
                 self._put(call, now + self._interval_s, "interim")
         if len(self._queue) > 2 * len(self._next) + 1000:
-            self._queue = [(at, call) for call, (at, _) in self._next.items()]
+            self._queue = list(self._next.values())
             heapq.heapify(self._queue)
 
     @property
@@ -77,5 +75,5 @@ class Interims:
         return self._queue[0][0] if self._queue else None
 
     def _put(self, call: str, at: float, kind: Literal["start", "interim"]) -> None:
-        self._next[call] = (at, kind)
-        heapq.heappush(self._queue, (at, call))
+        entry = self._next[call] = (at, call, kind)
+        heapq.heappush(self._queue, entry)

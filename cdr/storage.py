@@ -14,6 +14,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import struct
 from math import inf
 from pathlib import Path
 from typing import NamedTuple
@@ -141,6 +142,11 @@ def _read(descriptor: int, start: int, end: int) -> bytes:
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
+_REF = struct.Struct("<QII")
+_KINDS = {"admit": 0, "answer": 1, "alive": 2}
+_NO_REFS = bytes(len(_KINDS) * _REF.size)
+
+
 class Ref(NamedTuple):
     """Where a fact of a live call stands: a frame's offset and size in its segment."""
 
@@ -150,10 +156,14 @@ class Ref(NamedTuple):
 
 
 class LiveCalls:
-    """Which facts of which calls are needed until the calls end, and which segments they hold back."""
+    """Which facts of which calls are needed until the calls end, and which segments they hold back.
+
+    A call's refs are one row of numbers: for each kind of fact its segment's position, its offset and its size, 0 for none.
+    """
 
     def __init__(self) -> None:
-        self._refs: dict[str, dict[str, Ref]] = {}
+        self._refs: dict[str, bytes] = {}
+        self._segments: dict[int, Segment] = {}  # those with pins, by position
         self.bytes = 0
 
     def __len__(self) -> int:
@@ -167,34 +177,37 @@ class LiveCalls:
 
     def of(self, call: str) -> dict[str, Ref]:
         """Its facts by kind; the last one of each kind counts."""
-        return self._refs[call]
+        rows = zip(_KINDS, _REF.iter_unpack(self._refs[call]), strict=True)
+        return {kind: Ref(self._segments[place], offset, size) for kind, (place, offset, size) in rows if size}
 
     def put(self, call: str, kind: str, ref: Ref) -> None:
-        refs = self._refs.get(call)
-        if refs is None:
-            self._refs[call] = {kind: ref}
-        else:
-            before = refs.pop(kind, None)
-            if before is not None:
-                self._unpin(call, before)
-            refs[kind] = ref
+        row = self._refs.get(call, _NO_REFS)
+        at = _KINDS[kind] * _REF.size
+        place, _, size = _REF.unpack_from(row, at)
+        segment = ref.segment
+        self._refs[call] = row[:at] + _REF.pack(segment.position, ref.offset, ref.size) + row[at + _REF.size :]
         self.bytes += ref.size
-        pins = ref.segment.pins
-        pins[call] = pins.get(call, 0) + 1
+        self._segments[segment.position] = segment
+        segment.pins[call] = segment.pins.get(call, 0) + 1
+        if size:
+            self._unpin(call, place, size)
 
     def end(self, call: str) -> None:
-        refs = self._refs.pop(call, None)
-        if refs is not None:
-            for ref in refs.values():
-                self._unpin(call, ref)
+        row = self._refs.pop(call, None)
+        if row is not None:
+            for place, _, size in _REF.iter_unpack(row):
+                if size:
+                    self._unpin(call, place, size)
 
-    def _unpin(self, call: str, ref: Ref) -> None:
-        self.bytes -= ref.size
-        pins = ref.segment.pins
-        if pins[call] == 1:
-            del pins[call]
-        else:
+    def _unpin(self, call: str, place: int, size: int) -> None:
+        self.bytes -= size
+        pins = self._segments[place].pins
+        if pins[call] > 1:
             pins[call] -= 1
+            return
+        del pins[call]
+        if not pins:
+            del self._segments[place]
 
 
 class Reserve:

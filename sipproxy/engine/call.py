@@ -272,6 +272,8 @@ class Call:
         data = self.upstream(response, branch.target, edit=partial(session.tell, response, agreed))
         if dialog is not None and dialog.watch is None and dialog.sides is not None:
             liveness.watch(self, dialog, agreed)
+        elif first:
+            self.await_bound()
         desk.transactions.respond(self.server, response.status, data, desk.now.mono)
 
     def _answered(self, branch: Branch[Target], response: Response) -> None:
@@ -284,7 +286,6 @@ class Call:
             self.maximum_at = desk.now.mono + desk.settings.maximum_s
         if self.head is None:  # whose bounds are those of its parts too
             self.reap_at = desk.now.mono + desk.settings.reap_s
-            self.await_bound()
         if self.gave_up in final_response.STOPPED:
             # The answer crossed our CANCEL. RFC 3261 §15: no BYE to the caller before it has acknowledged the 2xx.
             desk.queue.set(("call", self.id, "stop"), desk.now.mono + 4 * desk.settings.timers.t1)
@@ -324,6 +325,11 @@ class Call:
             caller = change(caller, remote=received.first(b"from") or b"")
         dialog.confirmed, dialog.sides, dialog.first = True, (caller, callee), None
         dialog.kept = (client.kept, reduced(response))
+
+    def is_answer(self, dialog: Dialog, response: Response) -> bool:
+        """Whether the 2xx is the one that confirmed the dialog: to an INVITE of ours, with the number of the first."""
+        own = self.desk.is_own_branch(response.via.branch or b"")
+        return own and dialog.confirmed and response.cseq.number == dialog.shift.of(self.request.cseq.number)
 
     def upstream(self, response: Response, target: Target, *, edit: Callable[[Editor], None] | None = None) -> bytes:
         """The response of a branch as the caller gets it."""
@@ -431,8 +437,6 @@ class Call:
         desk.channels.give_back(self)
         for kind in BEFORE_ANSWER if self.answer is None else AFTER_ANSWER:
             desk.queue.cancel(("call", self.id, kind))
-        for dialog in self.dialogs.values():
-            liveness.stop(self, dialog)
         desk.count("calls_ended", reason)
         level = "warning" if self.is_emergency and self.answer is None and reason != "cancelled" else "info"
         desk.out.append(Note(level, "call_ended", {"call": self.id, "reason": reason, "status": record.status}))
@@ -472,8 +476,18 @@ class Call:
                 self.reap_at = desk.now.mono + desk.settings.reap_s  # the timer that is set comes too early, and is set again
 
     def await_bound(self) -> None:
-        """Have the answered call looked at when the first of its bounds is reached: most calls end before."""
-        self.desk.queue.set(("call", self.id, "bound"), min(self.maximum_at, self.reap_at))
+        """Have the answered call looked at when the first of its bounds is reached, those of its dialogs among them: most calls
+        end before. One timer for all of them, as there are as many of it as live calls."""
+        if not self.is_answered:
+            return
+        at = min(self.maximum_at, self.reap_at)
+        for dialog in self.dialogs.values():
+            if dialog.watch is not None and not dialog.ended:
+                at = min(at, dialog.watch.next_at)
+        if at < inf:
+            self.desk.queue.set(("call", self.id, "bound"), at)
+        else:
+            self.desk.queue.cancel(("call", self.id, "bound"))
 
     def after_ms(self, at: Now) -> int:
         return round((at.mono - self.started.mono) * 1000)

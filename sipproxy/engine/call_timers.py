@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sipproxy.engine import keep
+from sipproxy.engine import keep, liveness
 from sipproxy.engine.call import Call, Phase
 from sipproxy.engine.causes import NORMAL_UNSPECIFIED, TIMER_EXPIRY
 from sipproxy.engine.ending import hang_up
@@ -41,7 +41,9 @@ def bound_reached(call: Call, kind: str) -> None:
             hang_up(call, "maximum", cause=NORMAL_UNSPECIFIED)
         elif call.reap_at <= now:
             hang_up(call, "session_expired", cause=TIMER_EXPIRY, certain=False)
-        elif call.is_answered:
+        else:
+            for dialog in list(call.dialogs.values()):
+                liveness.check(call, dialog)
             call.await_bound()
     elif kind == "stop":
         assert call.gave_up is not None

@@ -122,11 +122,16 @@ class Calls:
 
     def late(self, response: Response) -> tuple[Call, Target] | None:
         """The call and target of a response whose client transaction is over; None when nobody knows of it."""
+        calls = self._by_call_id.get(response.call_id)
+        if calls is None:
+            return None
         key = response_key(response)
-        for call in self._by_call_id.get(response.call_id, ()):
+        for call in calls:
             branch = call.context.branches.get(key)
             if branch is not None:
                 return call, branch.target
+            if (dialog := call.dialogs.get(response.to.tag or b"")) is not None and call.is_answer(dialog, response):
+                return call, dialog.target
         return None
 
     def find(self, message: Message, call: Call | None, flow: Flow) -> Found | None:

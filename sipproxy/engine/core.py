@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from policy.emergency import service_of
 from policy.model import LineStatus
-from sipproxy.engine import liveness
 from sipproxy.engine.actions import SendTo
 from sipproxy.engine.authenticate import Authenticator
 from sipproxy.engine.call import Call, Phase
@@ -88,7 +87,7 @@ class Engine:
         self._flows = Flows(self.desk, self.shedder)
         self.crew = Crew(self.desk, self.auth.guesses, self._setup, self._flows, self.shedder, act=self._actions)
         self.desk.drops.protectors = [self.auth.guesses.protects, self.calls.protects]
-        self.desk.timers |= {"call": self._call_timer, "session": self._session_timer, "edge": self._edges.timer}
+        self.desk.timers |= {"call": self._call_timer, "edge": self._edges.timer}
         self.desk.timers |= {"relay": self._relay_timer, "s": self._server_timer, "c": self._client_timer}
 
     # Events
@@ -482,12 +481,6 @@ class Engine:
             self.calls.remove(call)
         else:
             bound_reached(call, kind)
-
-    def _session_timer(self, call_id: str, to_tag: bytes) -> None:
-        call = self.calls.by_id.get(call_id)
-        dialog = call.dialogs.get(to_tag) if call is not None else None
-        if call is not None and dialog is not None:
-            liveness.check(call, dialog)
 
     def _relay_timer(self, key: Hashable) -> None:
         client = self.desk.transactions.clients.get(key)

@@ -42,5 +42,5 @@ class Dialog:
     ended: bool = False
     sides: tuple[DialogSide, DialogSide] | None = None  # caller and callee, once confirmed: what a BYE of ours needs
     watch: Watch | None = None  # whether both are there, once confirmed
-    kept: tuple[bytes, bytes] | None = None  # INVITE and 2xx as the journal has them
+    kept: tuple[bytes, bytes] | bytes | None = None  # INVITE and 2xx as the journal has them; packed when the call rests
     shift: Shift = field(default_factory=Shift)  # of what the customer sends towards a trunk

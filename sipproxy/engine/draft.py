@@ -63,7 +63,7 @@ def draft(
     record.calling, record.presented = calling, presented
     record.privacy, record.dialled = _text(request.first(b"privacy")), _text(request.uri)
     record.canonical, record.tariff_prefix = destination.canonical, destination.prefix
-    record.destination_class = str(destination.kind)
+    record.destination_class = destination.kind.value
     record.diversions = [_text(value) for value in diversions[:MAX_DIVERSIONS]] or _NONE
     record.call_id, record.from_tag = _text(request.call_id), _text(request.from_.tag)
     record.source, record.transport = f"{flow.host}:{flow.port}", flow.transport

@@ -15,6 +15,8 @@ from sipproxy.engine.causes import NORMAL_CLEARING
 from sipproxy.engine.dialogs import Side
 from sipproxy.engine.forward import is_ours, next_hop, via_of
 from sipproxy.engine.privacy import Faces
+from sipproxy.engine.reduced import packed
+from sipproxy.engine.response_context import ResponseContext
 from sipproxy.engine.state import reason_header
 from sipproxy.engine.transactions import Ignored
 from sipproxy.engine.trunk_auth import AuthenticatedBye
@@ -31,8 +33,9 @@ if TYPE_CHECKING:
     from sipproxy.sip.flow import Hop
     from sipproxy.sip.message import Response
 
-__all__ = ["bye", "dismiss", "hang_up", "let_go", "reach", "settle"]
+__all__ = ["bye", "dismiss", "hang_up", "let_go", "reach", "rest", "settle"]
 
+OVER: ResponseContext[Target] = ResponseContext([])  # of every call whose branches are all over
 DISMISSED = 32  # late dialogs of one call that are ended; a forking UAS beyond that is acknowledged only
 
 
@@ -58,6 +61,22 @@ def settle(call: Call) -> None:
     call.groups, call.edit = [], None
     call.context.groups.clear()
     call.faces = call.faces.known() if isinstance(call.faces, Faces) else call.faces
+
+
+def rest(call: Call) -> None:
+    """No transaction of the INVITE is left: keep of the call, which lives on or is over, what messages within it need.
+
+    Of its branches those stay of which a 2xx would still be news; the one that was answered is known by its dialog.
+    """
+    context, clients = call.context, call.desk.transactions.clients
+    if context.winner is not None and context.winner.key not in clients:
+        context.branches.pop(context.winner.key, None)
+        if not context.branches:
+            call.context = OVER
+    call.asked, call.store_wait_s = None, 0.0
+    for dialog in call.dialogs.values():
+        if isinstance(dialog.kept, tuple):
+            dialog.kept = packed(*dialog.kept, call.server.kept)
 
 
 def let_go(call: Call) -> None:

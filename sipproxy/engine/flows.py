@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
+from sipproxy.engine import ending
 from sipproxy.engine.actions import RemoveBinding, SaveBinding, SendTo
 from sipproxy.engine.call import Call
 from sipproxy.engine.relay import Relay
@@ -60,6 +61,7 @@ class Flows:
         self._shedder = shedder
         desk.transactions.ways_back = self._ways_back
         desk.transactions.unheard = self._unheard
+        desk.transactions.over = _over
 
     def ping(self, data: bytes, flow: Flow) -> None:
         """A STUN message: answered within what its source may get, like any request outside a call."""
@@ -114,3 +116,9 @@ class Flows:
                 desk.location.put(user, moved)
                 desk.out.append(SaveBinding(user, moved))
         desk.transactions.flow_closed(flow, desk.now.mono)
+
+
+def _over(user: object) -> None:
+    """The server transaction of this user's INVITE is over."""
+    if isinstance(user, Call):
+        ending.rest(user)

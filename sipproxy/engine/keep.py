@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from cdr.facts import Admit, Alive, Answer, Confirmed, LineSlot, PartySide, Place
 from sipproxy.engine.actions import Journal
+from sipproxy.engine.reduced import unpacked
 from sipproxy.engine.structs import Mask
 from sipproxy.sip.build import via_values
 from sipproxy.sip.flow import Flow, Hop
@@ -118,6 +119,8 @@ def _dialogs(call: Call) -> tuple[Confirmed, ...]:
 def _confirmed(call: Call, dialog: Dialog) -> Confirmed | None:
     if dialog.kept is None or dialog.sides is None:
         return None
+    if isinstance(dialog.kept, bytes):
+        dialog.kept = unpacked(dialog.kept, call.server.kept)
     caller, callee = dialog.sides
     invite, response = dialog.kept
     face, own_from, target, mask = call.face(dialog.target), b"", caller.remote_target, b""

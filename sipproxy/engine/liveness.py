@@ -10,7 +10,7 @@ Pure. `Watch` keeps one dialog's deadlines and proofs; the functions below it ac
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from sipproxy.engine.session import Agreed
     from sipproxy.sip.message import Response
 
-__all__ = ["GONE", "Side", "Watch", "check", "heard", "known", "refreshed", "stop", "watch"]
+__all__ = ["GONE", "Side", "Watch", "check", "heard", "known", "refreshed", "watch"]
 
 GONE = frozenset([481, 408])  # RFC 3261 §12.2.1.2: after these a dialog is over
 
@@ -40,37 +40,55 @@ class Watch:
 
     probe_s: float  # of silence until a side is asked
     longest_s: float  # an agreed interval above it does not replace probes
-    proofs: list[Now]  # of each side, the last message from it
+    caller: Now  # the last message from him
+    callee: Now
     expires_at: float = inf
     gone: tuple[Side, ...] = ()
-    _probe_at: list[float] = field(default_factory=lambda: [inf, inf])
+    _ask_caller_at: float = inf
+    _ask_callee_at: float = inf
     _failed: tuple[Side, ...] = ()  # whose last probe failed
 
     @classmethod
     def start(cls, now: Now, *, probe_s: float, longest_s: float) -> Watch:
         """A dialog that is confirmed now, or found again after a restart."""
         at = now.mono + probe_s if probe_s else inf
-        return cls(probe_s, longest_s, [now, now], _probe_at=[at, at])
+        return cls(probe_s, longest_s, now, now, _ask_caller_at=at, _ask_callee_at=at)
+
+    def proof_of(self, side: Side) -> Now:
+        """The last message from that side."""
+        return self.callee if side else self.caller
+
+    def prove(self, side: Side, now: Now) -> None:
+        """A message came from that side, or was sent then at the latest."""
+        if side:
+            self.callee = now
+        else:
+            self.caller = now
+
+    def _ask_at(self, side: Side, at: float) -> None:
+        if side:
+            self._ask_callee_at = at
+        else:
+            self._ask_caller_at = at
 
     @property
     def proof(self) -> Now:
         """The last instant at which both parties are known to have been there."""
-        caller, callee = self.proofs
-        return callee if callee < caller else caller
+        return self.callee if self.callee < self.caller else self.caller
 
     @property
     def next_at(self) -> float:
         """The earliest deadline, infinite when there is none."""
-        return self.expires_at if self.expires_at < inf else min(self._probe_at)
+        return self.expires_at if self.expires_at < inf else min(self._ask_caller_at, self._ask_callee_at)
 
     def heard(self, side: Side, now: Now) -> None:
         """A message of that side arrived."""
-        self.proofs[side] = now
+        self.prove(side, now)
         if self.gone:
             self.gone = _without(self.gone, side)
         if self._failed:
             self._failed = _without(self._failed, side)
-        self._probe_at[side] = now.mono + self.probe_s if self.probe_s else inf
+        self._ask_at(side, now.mono + self.probe_s if self.probe_s else inf)
 
     def refreshed(self, interval_s: int | None, now: Now) -> None:
         """A 2xx to a session refresh request passed with this interval, None for a session without one."""
@@ -81,9 +99,10 @@ class Watch:
         """The sides to be asked now. Each is asked once until `heard` or `failed` tells what came of it."""
         if self.expires_at < inf:
             return []
-        sides = [side for side in Side if self._probe_at[side] <= now]
+        asks = zip(Side, (self._ask_caller_at, self._ask_callee_at), strict=True)
+        sides = [side for side, at in asks if at <= now]
         for side in sides:
-            self._probe_at[side] = inf
+            self._ask_at(side, inf)
         return sides
 
     def failed(self, side: Side, now: float, *, again_s: float) -> bool:
@@ -91,7 +110,7 @@ class Watch:
         transport that failed once may be a connection that is being renewed."""
         doubt = again_s > 0 and side not in self._failed
         self._failed = (*_without(self._failed, side), side)
-        self._probe_at[side] = now + (again_s if doubt else self.probe_s or inf)
+        self._ask_at(side, now + (again_s if doubt else self.probe_s or inf))
         if not doubt:
             self.gone = (*_without(self.gone, side), side)
         return not doubt
@@ -142,7 +161,7 @@ def refreshed(call: Call, dialog: Dialog, agreed: Agreed | None) -> None:
         return
     if not call.is_emergency:
         dialog.watch.refreshed(agreed.interval_s if agreed is not None else None, call.desk.now)
-    _arm(call, dialog)
+    call.await_bound()
 
 
 def heard(call: Call, dialog: Dialog, side: Side, *, sent: Now | None = None) -> None:
@@ -151,26 +170,26 @@ def heard(call: Call, dialog: Dialog, side: Side, *, sent: Now | None = None) ->
     if dialog.watch is None or dialog.ended or not call.is_answered:
         call.seen()
         return
-    before = dialog.watch.proofs[side]
+    before = dialog.watch.proof_of(side)
     dialog.watch.heard(side, _heard_at(call, dialog, side))
     if sent is not None:
-        dialog.watch.proofs[side] = max(before, min(sent, dialog.watch.proofs[side]))
+        dialog.watch.prove(side, max(before, min(sent, dialog.watch.proof_of(side))))
     call.alive(dialog.watch.proof)
-    _arm(call, dialog)
+    call.await_bound()
 
 
 def _heard_at(call: Call, dialog: Dialog, side: Side) -> Now:
     """When that side was heard: of a forwarded part's caller, what the forwarded call knows of him. Its own question to the
     callee, which passes by here, is no word of his."""
     before = call.head.dialogs.get(dialog.to_tag) if call.head is not None and side is Side.CALLER else None
-    return before.watch.proofs[side] if before is not None and before.watch is not None else call.desk.now
+    return before.watch.proof_of(side) if before is not None and before.watch is not None else call.desk.now
 
 
 def known(call: Call, dialog: Dialog, side: Side) -> Now:
     """The last proof of life of that side of a watched dialog. Of a forwarded part's caller the forwarded call, which asks him,
     may know a later one."""
     assert dialog.watch is not None
-    own = dialog.watch.proofs[side]
+    own = dialog.watch.proof_of(side)
     before = call.head.dialogs.get(dialog.to_tag) if call.head is not None and side is Side.CALLER else None
     if call.head is None or before is None or before.watch is None:
         return own
@@ -178,7 +197,7 @@ def known(call: Call, dialog: Dialog, side: Side) -> Now:
 
 
 def check(call: Call, dialog: Dialog) -> None:
-    """A deadline of the dialog's watch may be due. Early and repeated calls are harmless."""
+    """A deadline of the dialog's watch may be due; the next one is to be awaited. Early and repeated calls are harmless."""
     found, now = dialog.watch, call.desk.now.mono
     if found is None or dialog.ended or not call.is_answered:
         return
@@ -188,21 +207,6 @@ def check(call: Call, dialog: Dialog) -> None:
         return
     for side in found.due(now):
         _send(call, dialog, side)
-    _arm(call, dialog)
-
-
-def stop(call: Call, dialog: Dialog) -> None:
-    """The dialog is over."""
-    call.desk.queue.cancel(("session", call.id, dialog.to_tag))
-
-
-def _arm(call: Call, dialog: Dialog) -> None:
-    assert dialog.watch is not None
-    at = dialog.watch.next_at
-    if dialog.ended or not call.is_answered or at == inf:
-        stop(call, dialog)
-    else:
-        call.desk.queue.set(("session", call.id, dialog.to_tag), at)
 
 
 def _send(call: Call, dialog: Dialog, side: Side) -> None:
@@ -226,11 +230,11 @@ def _lost(probe: Probe, *, again_s: float) -> None:
     if dialog.watch is None or dialog.ended or not call.is_answered:
         return
     if not dialog.watch.failed(probe.side, call.desk.now.mono, again_s=again_s):
-        _arm(call, dialog)
+        call.await_bound()
         return
     call.desk.count("parties_lost", probe.side.name.lower())
     if call.is_emergency and len(dialog.watch.gone) < len(Side):
-        _arm(call, dialog)
+        call.await_bound()
         return
     _end(call, dialog)
 

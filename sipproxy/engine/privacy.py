@@ -179,6 +179,12 @@ class KnownFaces:
         raise KeyError(kind)
 
 
+@functools.lru_cache(maxsize=KNOWN_FACES)  # of the few kinds that there are
+def _plain(kinds: tuple[str, ...]) -> KnownFaces:
+    """The faces of the many calls whose caller looks to everybody as he says."""
+    return KnownFaces(dict.fromkeys(kinds, PLAIN))
+
+
 class Faces:
     """The caller's face for each kind of target, by the policy's decision about the call."""
 
@@ -198,7 +204,8 @@ class Faces:
 
     def known(self) -> KnownFaces:
         """The faces that were asked for so far, without what they were made from."""
-        return KnownFaces(self._made)
+        made = self._made
+        return _plain(tuple(made)) if all(face is PLAIN for face in made.values()) else KnownFaces(made)
 
     def _make(self, kind: str) -> Face:
         decision, said = self._decision, self._said
@@ -207,7 +214,8 @@ class Faces:
             return Face(ANONYMOUS, hidden=True, secrets=secrets_of(numbers), veiled=bool(said.privacy & _VEILING))
         if not self._from_customer:
             return PLAIN
-        return Face(self._shown(kind))
+        shown = self._shown(kind)
+        return Face(shown) if shown else PLAIN
 
     def _shown(self, kind: str) -> bytes:
         """From of a customer who is not hidden from this target; b"" where it may stay as it came."""

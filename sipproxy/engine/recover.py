@@ -265,15 +265,18 @@ def _start(call: Call, number: int) -> None:
         # Whoever called for help may still speak where the signalling is lost: only the usual bound is for them.
         reap_s = settings.reap_s if call.is_emergency else min(settings.recovered_reap_s, settings.reap_s)
         call.reap_at = now.mono + late_s + reap_s
-        call.await_bound()
     young = now.mono < answered_at + 64 * settings.timers.t1
     if young:
         desk.transactions.put_server(call.server, now.mono)
+    else:
+        call.server.rest()
+        ending.rest(call)
     ask_after_s = settings.timers.t2 + ASK_MARGIN_S + late_s
     for dialog in call.dialogs.values():
         if young and dialog.kept is not None:
             _expect_2xx(call, dialog)
         _watch(call, dialog, ask_after_s)
+    call.await_bound()
     assert call.proof is not None
     desk.out.append(
         Journal(keep.proof_of_life(call, call.proof))
@@ -282,7 +285,7 @@ def _start(call: Call, number: int) -> None:
 
 def _expect_2xx(call: Call, dialog: Dialog) -> None:
     """A callee that has not got its ACK repeats its 2xx, which the caller then acknowledges."""
-    assert dialog.kept is not None
+    assert isinstance(dialog.kept, tuple)
     sent = parse_message(dialog.kept[0])
     assert isinstance(sent, Request)
     assert sent.via.branch is not None
@@ -302,10 +305,8 @@ def _watch(call: Call, dialog: Dialog, ask_after_s: float) -> None:
     asks = call.head is None  # a forwarded call asks for its parts
     watch = liveness.Watch.start(now, probe_s=ask_after_s if asks else 0, longest_s=settings.session_expires_s if asks else 0)
     watch.probe_s = settings.probe_s if asks else 0
-    watch.proofs = [call.proof, call.proof]
+    watch.caller = watch.callee = call.proof
     dialog.watch = watch
-    if asks:
-        call.desk.queue.set(("session", call.id, dialog.to_tag), watch.next_at)
 
 
 def _proof(desk: Desk, admit: Admit, answer: Answer | None, alive: Alive | None) -> tuple[Now, Now, bool]:

@@ -172,6 +172,7 @@ class Transactions:
         # Where else the sender of an INVITE is reached whose connection has ended, and who is told which way is taken, if any.
         self.ways_back: Callable[[Server], Iterable[Flow]] = lambda server: ()  # noqa: ARG005
         self.unheard: Callable[[Server, Flow | None], None] = lambda server, way: None  # noqa: ARG005
+        self.over: Callable[[object], None] = lambda user: None  # noqa: ARG005  # is told whose INVITE's transaction is over
         self._over: InviteServer | None = None  # the machine of all INVITEs' transactions that are over: it absorbs everything
         self.told: Client | None = None  # whose response its user is being told; over TCP it has left the table by then
 
@@ -235,11 +236,12 @@ class Transactions:
         if machine.state is not TERMINATED:
             return
         self.servers.pop(server.key, None)
-        server.user = None  # which refers back to it: memory is free at once, without the garbage collector
+        user, server.user = server.user, None  # which refers back to it: memory is free at once, without the garbage collector
         if isinstance(machine, InviteServer):
             server.rest()  # its call goes on with it, and needs neither key nor machine
             server.name, self._over = _NAMELESS, self._over or machine
             server.key, server.machine = _NAMELESS[1], self._over
+            self.over(user)
 
     def _arm(self, name: tuple[str, Hashable], machine: Machine) -> None:
         at = machine.again_at if machine.again_at < machine.end_at else machine.end_at

@@ -89,6 +89,8 @@ class TimerQueue:
         old = self._at.get(key)
         if old is not None and old[0] == at:
             return
+        if old is not None:
+            key = old[2]  # one of each in memory
         self._count += 1  # orders equal deadlines by when they were set
         entry = self._at[key] = (at, self._count, key)
         if old is None:

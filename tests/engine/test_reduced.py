@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sipproxy.engine.reduced import reduced, request_of
+from sipproxy.engine.reduced import packed, reduced, request_of, unpacked
 from sipproxy.sip.dialog import from_invite_2xx
 from sipproxy.sip.matching import server_key
 from sipproxy.sip.message import Request, Response, parse_message
@@ -50,3 +50,10 @@ def test_transaction_of_the_reduced_request_is_that_of_the_whole_one() -> None:
     assert request_of(kept).values(b"via") == invite.values(b"via")
     assert b"no dialog" not in kept
     assert len(kept) < len(INVITE)
+
+
+def test_packed_messages_come_back_as_they_were_in_less_room() -> None:
+    invite, answer = (reduced(parse_message(data)) for data in (INVITE, ANSWER))
+    for pair in ((invite, answer), (b"", answer), (invite, b""), (b"7 \0\r\n\r\n" + invite, b"12 " + answer)):
+        assert unpacked(packed(*pair, invite), invite) == pair
+    assert len(packed(invite, answer, invite)) < (len(invite) + len(answer)) / 2

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.sim.conftest import Town, make_town
+from sipproxy.engine.reduced import unpacked
+from tests.sim.conftest import TRUNK_A, Town, make_town
+from tests.sim.world import PROXY
 
 if TYPE_CHECKING:
     from sipproxy.engine.call import Call
@@ -108,3 +112,73 @@ def test_emergency_call_goes_on_when_it_is_old(town: Town) -> None:
     town.world.run(1.0)
     assert [(record.verdict, record.end_reason) for record in town.world.records] == [("emergency", "normal")]
     assert town.psap.calls[0].ended == "remote"
+
+
+def test_old_call_has_its_messages_packed_until_a_party_may_have_moved(town: Town) -> None:
+    theirs, ours = up(town)
+    (dialog,) = ours.dialogs.values()
+    before = dialog.kept
+    town.world.run(OVER_S)
+    assert isinstance(before, tuple)
+    assert isinstance(dialog.kept, bytes)
+    assert len(dialog.kept) < sum(map(len, before)) / 2
+    assert unpacked(dialog.kept, ours.server.kept) == before
+    assert not ours.context.branches
+    assert ours.asked is None
+    town.alice.reinvite(theirs, lambda _: None)
+    town.world.run(2.0)
+    assert dialog.kept == before
+    town.alice.bye(theirs)
+    town.world.run(1.0)
+    town.assert_reconciled()
+
+
+def test_answer_that_is_repeated_to_an_old_call_is_acknowledged_and_ends_nothing(town: Town) -> None:
+    """RFC 3261 §13.3.1.4: whoever repeats it has heard no ACK. That of a re-INVITE is none of ours to acknowledge."""
+    theirs, ours = up(town)
+    town.alice.reinvite(theirs, lambda _: None)
+    town.world.run(OVER_S)
+    sent = [data for _, source, _, data in town.world.wire if source == TRUNK_A]
+    first, second = dict.fromkeys(data for data in sent if data.startswith(b"SIP/2.0 200") and b" INVITE\r\n" in data)
+    counters = town.world.engine.desk.counters
+    for answer, late, dropped in ((first, 1, 0), (second, 1, 1)):
+        town.trunk.requests.clear()
+        town.world.send(answer, TRUNK_A, PROXY)
+        town.world.run(1.0)
+        assert [request.method for request in town.trunk.requests] == [b"ACK"] * (late - dropped)
+        assert (counters["late_2xx", "trunk"], counters["responses_dropped", "no_transaction"]) == (late, dropped)
+    assert ours.is_live
+    town.alice.bye(theirs)
+    town.world.run(1.0)
+    town.assert_reconciled()
+
+
+def reachable(root: object) -> int:
+    """Bytes of everything that the object refers to, classes and modules left out."""
+    seen, size, waiting = {id(root)}, 0, [root]
+    while waiting:
+        found = waiting.pop()
+        size += sys.getsizeof(found)
+        for other in gc.get_referents(found):
+            if id(other) not in seen and not isinstance(other, type | type(sys) | type(reachable)):
+                seen.add(id(other))
+                waiting.append(other)
+    return size
+
+
+def test_live_call_has_one_timer_and_takes_the_engine_less_than_five_kilobytes() -> None:
+    """What the journal, the publisher and gaps in memory take comes on top of it; all together stay below 6 KB."""
+    town = make_town(line_fields={"channels": 100})
+    town.register_all()
+    desk, sizes = town.world.engine.desk, []
+    for _ in range(2):
+        for _ in range(20):
+            town.alice.call(b"03023125001")
+            town.world.run(7.0)
+        town.world.run(OVER_S)
+        gc.collect()
+        sizes.append(reachable((desk, town.world.engine.calls)))
+    assert town.world.engine.calls.live == 40
+    assert len(desk.transactions.servers) == 0
+    assert len(desk.queue) < 50
+    assert (sizes[1] - sizes[0]) / 20 < 5000

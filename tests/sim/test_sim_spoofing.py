@@ -91,7 +91,7 @@ def state(town: Town) -> object:
     (call,) = town.world.engine.calls.by_id.values()
     (dialog,) = call.dialogs.values()
     told = [(len(agent.requests), len(agent.responses)) for agent in agents(town)]
-    proofs = (call.last_seen, call.proof, dialog.watch.proofs if dialog.watch else None)
+    proofs = (call.last_seen, call.proof, (dialog.watch.caller, dialog.watch.callee) if dialog.watch else None)
     bounds = town.world.engine.next_at
     return told, call.phase, call.flow, dialog.to, dialog.sides, dialog.ended, proofs, bounds, list(town.world.facts)
 
