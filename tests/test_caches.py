@@ -94,7 +94,6 @@ def test_remembered_values_are_bounded_and_those_that_go_are_counted() -> None:
 def test_shapes_are_bounded_and_those_that_go_are_counted() -> None:
     shapes = Shapes()
     for number in range(MAX_SHAPES + 10):
-        keys = (b"x-%d" % number,)
-        shapes.keep(keys, Shape(keys))
+        assert isinstance(shapes[b"x-%d" % number,], Shape)
         assert shapes.kept <= shapes.most == MAX_SHAPES
     assert (shapes.kept, shapes.forgotten) == (10, MAX_SHAPES)

@@ -8,14 +8,15 @@ Left out: which lines a proxy changes, and where a message goes (engine).
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import re
 from typing import TYPE_CHECKING
 
 from sipproxy.sip.errors import ParseError
 from sipproxy.sip.grammar import COMMA, CR, LF, unfold
-from sipproxy.sip.headers import COMPACT, element_end
-from sipproxy.sip.memo import Remembered
+from sipproxy.sip.headers import COMPACT, ViaFrame, element_end, parse_frame
+from sipproxy.sip.memo import CACHED_LENGTH, Remembered
 from sipproxy.sip.message import MAX_HEADERS, Message, Request, Response, message_of, parse_message
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ REASONS: dict[int, bytes] = {
 
 _CLASS_REASONS = {1: b"Trying", 2: b"OK", 3: b"Redirection", 4: b"Request Failure", 5: b"Server Failure", 6: b"Global Failure"}
 _LWS = b" \t\r\n"
+STAMPS = 1024  # senders of which is kept how their Via values leave
 _REPEATED = (b"from", b"to", b"call-id", b"cseq")  # §8.2.6.2
 _CONTROL = re.compile(rb"[\x00-\x20\x7f]")
 _NOT_IN_URI = re.compile(rb"[\x00-\x20\x7f-\xff]")
@@ -108,6 +110,23 @@ def _stamped(request: Request, line: bytes, source: tuple[str, int]) -> bytes:
     except ParseError:
         return line
     host, port = source
+    frame = via.frame
+    value = _stamp_of(frame.raw, host, port) if len(frame.raw) <= CACHED_LENGTH else _stamp(frame, host, port)
+    if not value:
+        return line
+    if via.branch and frame.raw != via.raw:
+        before, _, behind = value.partition(b";branch=*")
+        value = before + b";branch=" + via.branch + behind
+    return name + value + rest
+
+
+@functools.lru_cache(maxsize=STAMPS)
+def _stamp_of(frame: bytes, host: str, port: int) -> bytes:
+    return _stamp(parse_frame(frame), host, port)
+
+
+def _stamp(via: ViaFrame, host: str, port: int) -> bytes:
+    """The Via value of a frame, saying where it came from; b"" when there is nothing to say."""
     wants_port = received = False
     parts = [via.raw.partition(b";")[0].rstrip(b" \t")]
     for key, value in via.params:
@@ -122,8 +141,8 @@ def _stamped(request: Request, line: bytes, source: tuple[str, int]) -> bytes:
     if wants_port or not _same_host(via.host, host):
         parts.append(b"received=" + host.encode("ascii"))  # §25.1 via-received: an IPv6 address without brackets
     elif not received:
-        return line
-    return name + b";".join(parts) + rest
+        return b""
+    return b";".join(parts)
 
 
 def _same_host(sent_by: bytes, host: str) -> bool:

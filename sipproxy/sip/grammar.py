@@ -30,10 +30,12 @@ __all__ = [
     "TOKEN_CHARS",
     "Params",
     "find_param",
+    "is_token",
     "parse_number",
     "parse_params",
     "quote",
     "shown",
+    "telltale",
     "unfold",
     "unquote",
 ]
@@ -65,7 +67,16 @@ HOST = rb"[A-Za-z0-9_][A-Za-z0-9\-_.]*+|\[[0-9A-Fa-f:.]++\]"
 MAX_PARAMS = 64
 """Parameters of one value; the longest seen from real devices is below 20."""
 
+
+def telltale(wanted: bytes) -> bytes:
+    """A table that changes every byte but the wanted ones: a text has no others when `translate` leaves it as it is, which
+    takes half as long as to have the wanted ones deleted."""
+    return bytes(byte if byte in wanted else byte ^ 1 for byte in range(256))
+
+
 TOKEN = re.compile(rb"[" + TOKEN_CHARS + rb"]+\Z")
+_TOKENS = bytes(byte for byte in range(128) if TOKEN.match(bytes((byte,))))
+_NO_TOKEN = telltale(_TOKENS)
 _FOLD = re.compile(rb"\r\n[ \t]+")
 _PAIR = re.compile(rb"\\(.)", re.DOTALL)
 # §25.1 gen-value is a token, a host or a quoted string. Devices put '=', '/', '@' and the like into tags and base64 values;
@@ -74,7 +85,7 @@ _PARAM = re.compile(
     rb"[ \t]*+;[ \t]*+([" + TOKEN_CHARS + rb"]++)[ \t]*+(?:=[ \t]*+(" + QUOTED + rb'|[^\x00-\x20\x7f",;<>\\?]++)[ \t]*+)?',
     re.DOTALL,
 )
-_PLAIN = bytes(byte for byte in range(128) if TOKEN.match(bytes((byte,)))) + b";="  # there is nothing to quote and no space
+_NOT_PLAIN = telltale(_TOKENS + b";=")  # where there is nothing to quote and no space
 
 
 def shown(data: bytes) -> str:
@@ -85,6 +96,11 @@ def shown(data: bytes) -> str:
 def unfold(value: bytes) -> bytes:
     """The value with every fold (RFC 3261 §7.3.1) turned into one space."""
     return _FOLD.sub(b" ", value) if CR in value else value
+
+
+def is_token(value: bytes) -> bool:
+    """Whether it is a token (§25.1)."""
+    return bool(value) and value.translate(_NO_TOKEN) == value
 
 
 def parse_number(value: bytes, maximum: int, what: str, section: str) -> int:
@@ -107,7 +123,7 @@ def parse_params(data: bytes, position: int) -> Params:
         return ()
     text = data[position:]
     params: list[tuple[bytes, bytes]] = []
-    if text[0] == 0x3B and not text.translate(None, _PLAIN):
+    if text[0] == 0x3B and text.translate(_NOT_PLAIN) == text:
         # Nearly all are such: `;` and `=` mean what they are wherever they stand.
         for part in text[1:].split(b";"):
             name, equals, value = part.partition(b"=")

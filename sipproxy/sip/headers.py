@@ -12,6 +12,7 @@ from sipproxy.sip.grammar import (
     COMMA,
     HOST,
     LESS,
+    MAX_PARAMS,
     PAREN,
     QUOTE,
     QUOTED,
@@ -19,6 +20,7 @@ from sipproxy.sip.grammar import (
     TOKEN_CHARS,
     Params,
     find_param,
+    is_token,
     parse_number,
     parse_params,
     shown,
@@ -33,9 +35,11 @@ __all__ = [
     "CSeq",
     "NameAddr",
     "Via",
+    "ViaFrame",
     "canonical_name",
     "element_end",
     "parse_cseq",
+    "parse_frame",
     "parse_name_addr",
     "parse_via",
     "split_commas",
@@ -104,10 +108,11 @@ class NameAddr:
         return self.uri is STAR
 
 
-class Via:
-    """One Via value (RFC 3261 §20.42), never changed. `transport` is in upper case; `host` as written, brackets kept."""
+class ViaFrame:
+    """What the Via values of one sender have in common, never changed: all but the branch, in whose place `params` and `raw`
+    have "*"."""
 
-    __slots__ = ("branch", "host", "params", "port", "raw", "transport")
+    __slots__ = ("host", "params", "port", "raw", "transport")
 
     def __init__(self, transport: str, host: bytes, port: int | None, params: Params, raw: bytes) -> None:
         self.transport = transport
@@ -115,7 +120,21 @@ class Via:
         self.port = port
         self.params = params
         self.raw = raw
-        self.branch: bytes | None = find_param(params, b"branch") or None
+
+
+class Via:
+    """One Via value (RFC 3261 §20.42), never changed. `transport` is in upper case; `host` as written, brackets kept."""
+
+    __slots__ = ("branch", "frame", "host", "port", "raw", "transport")
+
+    def __init__(self, frame: ViaFrame, branch: bytes | None, raw: bytes) -> None:
+        self.frame = frame
+        """With the branch itself where that is not written as nearly all are."""
+        self.transport = frame.transport
+        self.host = frame.host
+        self.port = frame.port
+        self.branch = branch
+        self.raw = raw
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Via) and self.raw == other.raw
@@ -126,9 +145,14 @@ class Via:
     def __repr__(self) -> str:
         return f"<Via {shown(self.raw)}>"
 
+    @property
+    def params(self) -> Params:
+        branch = self.branch
+        return tuple((key, branch if branch and key == b"branch" else value) for key, value in self.frame.params)
+
     def param(self, name: bytes) -> bytes | None:
         """The value of a parameter: b"" when it has none (`;rport`), None when it is absent."""
-        return find_param(self.params, name)
+        return self.branch if self.branch and name == b"branch" else find_param(self.frame.params, name)
 
 
 class CSeq:
@@ -210,6 +234,12 @@ def split_commas(value: bytes) -> list[bytes]:
 
 def parse_name_addr(data: bytes) -> NameAddr:
     """A name-addr or addr-spec with header parameters, or `*`. Raises ParseError."""
+    head, found, tag = data.partition(b";tag=")
+    if found and is_token(tag):
+        # A party names itself alike in each call, only its tag is new. What stands last is a parameter of the header's.
+        known = _parsed[head]
+        if known.uri is not STAR and len(known.params) < MAX_PARAMS and find_param(known.params, b"tag") is None:
+            return NameAddr(known.display, known.uri, (*known.params, (b"tag", tag)), data)
     return _parsed[data]
 
 
@@ -234,16 +264,20 @@ _parsed = Remembered(_parse_address)
 def parse_via(data: bytes) -> Via:
     """One Via value. Raises ParseError."""
     data = data.strip(b" \t")
+    before, _, rest = data.partition(b";branch=")
+    branch, end, after = rest.partition(b";")
+    if is_token(branch) and QUOTE not in data:  # outside of quotes a semicolon means what it is
+        return Via(_frames[before + b";branch=*" + end + after], branch, data)
+    frame = parse_frame(data)
+    return Via(frame, find_param(frame.params, b"branch") or None, data)
+
+
+def parse_frame(data: bytes) -> ViaFrame:
+    """What stands around the branch of a Via value, which has "*" for it. Raises ParseError."""
     end = data.find(b";")
     if end < 0:
         end = len(data)
-    transport, host, port = _sent_by[data[:end]]
-    return Via(transport, host, port, parse_params(data, end), data)
-
-
-def _parse_sent_by(data: bytes) -> tuple[str, bytes, int | None]:
-    """Transport, host and port of a Via value without its parameters."""
-    found = _VIA.match(data)
+    found = _VIA.match(data[:end])
     if found is None:
         raise ParseError(f"not a Via: {shown(data)}", section="RFC 3261 §20.42")
     transport, host, port_text = found.groups()
@@ -252,10 +286,10 @@ def _parse_sent_by(data: bytes) -> tuple[str, bytes, int | None]:
         port = int(port_text)
         if port > 65535:
             raise ParseError(f"port out of range: {shown(data)}", offset=found.start(3), section="RFC 3261 §20.42")
-    return transport.decode("ascii").upper(), host, port
+    return ViaFrame(transport.decode("ascii").upper(), host, port, parse_params(data, end), data)
 
 
-_sent_by = Remembered(_parse_sent_by)
+_frames = Remembered(parse_frame)
 
 
 def parse_cseq(data: bytes) -> CSeq:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 
 from sipproxy.sip.errors import ParseError
-from sipproxy.sip.grammar import COMMA, CR, LESS, QUOTED, SPACE, TAB, parse_number, shown, unfold
+from sipproxy.sip.grammar import COMMA, CR, LESS, QUOTED, SPACE, TAB, parse_number, shown, telltale, unfold
 from sipproxy.sip.headers import CSeq, NameAddr, Via, parse_cseq, parse_name_addr, parse_via, split_commas
 from sipproxy.sip.memo import CACHED, Remembered
 from sipproxy.sip.shape import KNOWN, key_of
@@ -43,6 +43,7 @@ MAX_NAMED = 4 * CACHED
 _CRLF = b"\r\n"
 LINE_END = re.compile(rb"\r\n(?![ \t])")
 _CONTROLS = bytes([*range(9), *range(10, 32), 127])  # all but HTAB
+_HAS_CONTROL = telltale(bytes(byte for byte in range(256) if byte not in _CONTROLS))
 _QUOTED = re.compile(QUOTED, re.DOTALL)
 _QUOTED_PAIR = re.compile(rb"\\[\x00-\x09\x0b\x0c\x0e-\x7f]")  # §25.1 quoted-pair
 
@@ -56,15 +57,16 @@ def check_head(head: bytes) -> list[bytes]:
 
 def check_line(line: bytes) -> None:
     """Raise ParseError for a stray control or line end in one line, folds inside."""
-    if len(line.translate(None, _CONTROLS)) != len(line):
+    if line.translate(_HAS_CONTROL) != line:
         _check_controls(line)
 
 
 def _name(line: bytes) -> bytes:
     """The header's name in its long form and lower case. Raises ParseError for a line that is not sound."""
-    if len(line.translate(None, _CONTROLS)) != len(line):
+    if line.translate(_HAS_CONTROL) != line:
         _check_controls(line)
-    return KNOWN.get(line[: line.find(b":") + 1]) or key_of(line)
+    name, colon, _ = line.partition(b":")
+    return (KNOWN.get(name) if colon else None) or key_of(line)
 
 
 def _check_controls(head: bytes) -> None:
@@ -81,7 +83,7 @@ def _check_controls(head: bytes) -> None:
 
 def _value(line: bytes) -> bytes:
     """What stands behind the colon, unfolded and stripped."""
-    value = line[line.find(b":") + 1 :]
+    value = line.partition(b":")[2]
     return (unfold(value) if CR in value else value).strip(b" \t")
 
 
@@ -89,8 +91,8 @@ def _person(value: bytes, name: bytes) -> NameAddr:
     address = parse_name_addr(value)
     if address.is_star:
         raise ParseError(f"* is not a {name.decode('ascii')}", section="RFC 3261 §20.20")
-    tag = address.param(b"tag")
-    if tag is not None and (not tag or tag[:1] == b'"'):
+    tag = address.tag
+    if tag[:1] == b'"' if tag is not None else address.param(b"tag") is not None:
         # §25.1 tag-param: a token. Without a value it would be neither a tag nor room for one.
         raise ParseError(f"not a tag in {name.decode('ascii')}", section="RFC 3261 §19.3")
     return address

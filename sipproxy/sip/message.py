@@ -32,7 +32,7 @@ from sipproxy.sip.lines import (
     vias_of,
 )
 from sipproxy.sip.memo import Remembered
-from sipproxy.sip.shape import Shape, shape_of
+from sipproxy.sip.shape import Shape, remembered
 from sipproxy.sip.uri import Uri, parse_uri
 
 __all__ = [
@@ -231,23 +231,25 @@ class Message:
                 raise _too_many(name)
         return found
 
-    def read_needed(self) -> None:
+    def read_needed(self) -> CSeq:
         """Read what every message needs (§8.1.1), so that these views do not fail later. Raises ParseError for the first of
-        them that does."""
-        lines, at = self.lines_raw, self.first_line
-        if not self.shape.is_complete:
+        them that does. Returns CSeq."""
+        lines, shape, at = self.lines_raw, self.shape, self.first_line
+        if not shape.is_complete:
             _ = self.vias, self.from_, self.to, self.call_id, self.cseq  # one of them is not there
-        else:
-            vias = vias_of[lines[at[b"via"]]]
-            self._via = vias[0] if vias else parse_via(b"")
-            self._vias = vias if len(self.shape.places[b"via"]) == 1 else self._all(vias_of, b"via")
-            self._from = from_of[lines[at[b"from"]]]
-            self._to = to_of[lines[at[b"to"]]]
-            self._call_id = call_id_of[lines[at[b"call-id"]]]
-            self._cseq = cseq_of[lines[at[b"cseq"]]]
-        _ = self.max_forwards
+        via, from_, to, call_id, number = shape.needed
+        vias = vias_of[lines[via]]
+        self._via = vias[0] if vias else parse_via(b"")
+        self._vias = vias if shape.has_one_via else self._all(vias_of, b"via")
+        self._from = from_of[lines[from_]]
+        self._to = to_of[lines[to]]
+        self._call_id = call_id_of[lines[call_id]]
+        self._cseq = cseq = cseq_of[lines[number]]
+        if b"max-forwards" in at:
+            self._max_forwards = max_forwards_of[lines[at[b"max-forwards"]]]
         if b"expires" in at:
-            _ = self.expires
+            _ = expires_of[lines[at[b"expires"]]]
+        return cseq
 
 
 class Request(Message):
@@ -310,9 +312,7 @@ def parse_message(data: bytes, *, max_headers: int = MAX_HEADERS) -> Request | R
     Empty lines before the start line are skipped (§7.5), bytes behind Content-Length are cut off (§18.3). Raises ParseError;
     its status is 0 where nothing can or may be answered. `salvage` finds what an answer to the others needs.
     """
-    begin = 0
-    while data.startswith(_CRLF, begin):
-        begin += 2
+    begin = _start_at(data) if data[:1] == b"\r" else 0
     end = data.find(b"\r\n\r\n", begin)
     if end < 0:
         detail = "no message" if begin == len(data) else "no empty line after the headers"
@@ -328,13 +328,14 @@ def parse_message(data: bytes, *, max_headers: int = MAX_HEADERS) -> Request | R
         lines = check_head(data[begin:end])  # there are folds, or a fault
         start, shape = _start_of[lines[0]], _shape_of(lines)
     body_at = end + 4 - begin
-    length = _claimed_length(shape, lines)
-    available = len(data) - begin - body_at
-    if length is None:
-        length = available  # §20.14: over UDP the body reaches to the end of the datagram.
-    elif length > available:
-        raise ParseError(f"Content-Length {length}, but {available} bytes of body", offset=end + 4, section="RFC 3261 §18.3")
-    raw = data[begin : begin + body_at + length]
+    raw = data[begin:]
+    if shape.length_at:  # §20.14: without it, over UDP, the body reaches to the end of the datagram.
+        size, available = body_at + _claimed_length(shape, lines), len(raw)
+        if size != available:
+            if size > available:
+                detail = f"Content-Length {size - body_at}, but {available - body_at} bytes of body"
+                raise ParseError(detail, offset=end + 4, section="RFC 3261 §18.3")
+            raw = raw[:size]
     if start[3]:
         return Response(raw, body_at, lines, shape, start)
     return Request(raw, body_at, lines, shape, start)
@@ -349,8 +350,7 @@ def message_of(lines: list[bytes], body: bytes, *, max_headers: int = MAX_HEADER
     _check_count(lines, max_headers)
     head = _CRLF.join(lines)
     raw = b"\r\n\r\n".join((head, body))
-    length = _claimed_length(shape, lines)
-    if length is not None and length != len(body):
+    if shape.length_at and _claimed_length(shape, lines) != len(body):
         return parse_message(raw, max_headers=max_headers)
     if start[3]:
         return Response(raw, len(head) + 4, lines, shape, start)
@@ -359,7 +359,18 @@ def message_of(lines: list[bytes], body: bytes, *, max_headers: int = MAX_HEADER
 
 def _shape_of(lines: list[bytes]) -> Shape:
     """The shape of a message of these lines. Raises ParseError for one that is not sound, or that is the rest of a fold."""
-    return shape_of(tuple(map(name_of.__getitem__, lines[1:])))
+    return remembered[tuple(map(_name_at, lines[1:]))]
+
+
+_name_at = name_of.__getitem__
+
+
+def _start_at(data: bytes) -> int:
+    """Where the start line is: behind empty lines (§7.5)."""
+    begin = 0
+    while data.startswith(_CRLF, begin):
+        begin += 2
+    return begin
 
 
 def _check_count(lines: list[bytes], max_headers: int) -> None:
@@ -392,12 +403,12 @@ def _start_status(line: bytes) -> int:
     return 0 if upper.startswith((b"SIP/", b"ACK ")) or b"SIP/" not in upper else 400
 
 
-def _claimed_length(shape: Shape, lines: list[bytes]) -> int | None:
+def _claimed_length(shape: Shape, lines: list[bytes]) -> int:
+    """What Content-Length says, where it is."""
     if shape.twice and len(shape.places.get(b"content-length", ())) > 1:
         # Even when equal: the next hop may read the other one.
         raise ParseError("more than one Content-Length", section="RFC 3261 §20.14")
-    number = shape.first_line.get(b"content-length")
-    return None if number is None else length_of[lines[number]]
+    return length_of[lines[shape.length_at]]
 
 
 def check_message(message: Request | Response) -> None:
@@ -407,30 +418,33 @@ def check_message(message: Request | Response) -> None:
     are dropped (§17.1.1.3, §18.1.2). To, From and Via are read whole, so that later reading of those views does not fail.
     """
     try:
-        _check_common(message)
+        cseq = _check_common(message)
         if isinstance(message, Request):
-            _check_request(message)
+            _check_request(message, cseq)
     except ParseError as error:
         if isinstance(message, Response) or message.method == b"ACK":
             error.status = 0
         raise
 
 
-def _check_common(message: Message) -> None:
+def _check_common(message: Message) -> CSeq:
     if message.version != b"SIP/2.0" and message.version.upper() != b"SIP/2.0":
         status = 505 if _VERSION.match(message.version) else 400
         raise ParseError(f"version {shown(message.version)}", section="RFC 3261 §21.5.6", status=status)
     if message.shape.twice:
         raise ParseError(f"more than one {message.shape.twice.decode('ascii')}", section="RFC 3261 §7.3.1")
-    message.read_needed()
+    return message.read_needed()
 
 
-def _check_request(request: Request) -> None:
-    if request.cseq.method != request.method:
-        raise ParseError(f"CSeq says {shown(request.cseq.method)}", section="RFC 3261 §8.1.1.5")
+def _check_request(request: Request, cseq: CSeq) -> None:
+    if cseq.method != request.method:
+        raise ParseError(f"CSeq says {shown(cseq.method)}", section="RFC 3261 §8.1.1.5")
     if request.parsed_uri.headers:
         raise ParseError("header fields in the Request-URI", section="RFC 3261 §19.1.1")  # table 1: not allowed there
-    _ = request.contacts, request.routes
+    if b"contact" in request.first_line:
+        _ = request.contacts
+    if b"route" in request.first_line:
+        _ = request.routes
 
 
 def salvage(data: bytes) -> Request | None:
@@ -439,9 +453,7 @@ def salvage(data: bytes) -> Request | None:
     Holds the lines that a response copies (§8.2.6.2), as far as they are sound, and a made-up Request-URI. None when not even a
     method and one Via can be made out, or when the method is ACK.
     """
-    begin = 0
-    while data.startswith(_CRLF, begin):
-        begin += 2
+    begin = _start_at(data)
     end = data.find(b"\r\n\r\n", begin)
     head = data[begin:] if end < 0 else data[begin:end]
     lines = LINE_END.split(head, MAX_HEADERS)[:MAX_HEADERS]
@@ -458,7 +470,7 @@ def salvage(data: bytes) -> Request | None:
     if b"via" not in keys:
         return None
     raw = _CRLF.join([*kept, b"", b""])
-    return Request(raw, len(raw), kept, shape_of(tuple(keys)), start)
+    return Request(raw, len(raw), kept, remembered[tuple(keys)], start)
 
 
 def _copied_key(line: bytes) -> bytes:

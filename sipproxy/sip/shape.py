@@ -19,7 +19,6 @@ __all__ = [
     "Shapes",
     "key_of",
     "remembered",
-    "shape_of",
 ]
 
 MAX_SHAPES = 512
@@ -41,11 +40,11 @@ _SPELLINGS = (
     b"Timestamp To Unsupported User-Agent Via Warning WWW-Authenticate"
 ).split()
 KNOWN = {
-    spelling + b":": canonical_name(name)
+    spelling: canonical_name(name)
     for name in (*_SPELLINGS, *(bytes((letter,)) for letter in b"abcdefijklmnorstuvxy"))
     for spelling in (name, name.lower(), name.upper())
 }
-"""Ways to write the names that real messages hold, with the colon, so that most lines need one look into a dictionary."""
+"""Ways to write the names that real messages hold, so that most lines need one look into a dictionary."""
 NEEDED = (b"via", b"from", b"to", b"call-id", b"cseq")
 """What every message has (§8.1.1), in the order in which a fault is told."""
 
@@ -53,7 +52,7 @@ NEEDED = (b"via", b"from", b"to", b"call-id", b"cseq")
 class Shape:
     """What the names of a message's header lines say, which the messages of one device have in common; never changed."""
 
-    __slots__ = ("first_line", "is_complete", "keys", "places", "twice")
+    __slots__ = ("first_line", "has_one_via", "is_complete", "keys", "length_at", "needed", "places", "twice")
 
     def __init__(self, keys: tuple[bytes, ...]) -> None:
         """`keys` are the names of all lines but the start line, in their long form and lower case."""
@@ -67,17 +66,19 @@ class Shape:
         """Where each name comes first."""
         self.twice = b""
         """A name of SINGLE that comes more than once; b"" for none."""
-        self.is_complete = True
-        """Whether all of NEEDED are there."""
+        self.is_complete = all(name in self.places for name in NEEDED)
+        via, from_, to, call_id, cseq = (self.first_line.get(name, 0) for name in NEEDED)
+        self.needed = via, from_, to, call_id, cseq
+        """Where NEEDED come first; all of them are there when the shape is complete."""
+        self.has_one_via = len(self.places.get(b"via", ())) == 1
+        self.length_at = self.first_line.get(b"content-length", 0)
+        """Where Content-Length is; 0 where it is not."""
         if len(self.places) != len(self.keys):
             self.twice = next((name for name in SINGLE.intersection(keys) if len(self.places[name]) > 1), b"")
-        for name in NEEDED:
-            if name not in self.places:
-                self.is_complete = False
 
 
 class Shapes(dict[tuple[bytes, ...], Shape]):
-    """Shapes by their keys; emptied when it is full."""
+    """Shapes by their keys, made when they are asked for; emptied when it is full."""
 
     __slots__ = ("forgotten", "most")
 
@@ -92,25 +93,17 @@ class Shapes(dict[tuple[bytes, ...], Shape]):
         """How many there are."""
         return len(self)
 
-    def keep(self, keys: tuple[bytes, ...], shape: Shape) -> None:
-        """Remember one more."""
-        if len(self) >= self.most:
-            self.forgotten += len(self)
-            self.clear()
-        self[keys] = shape
-
-
-remembered = Shapes()
-
-
-def shape_of(keys: tuple[bytes, ...]) -> Shape:
-    """The shape of lines with these names."""
-    shape = remembered.get(keys)
-    if shape is None:
+    def __missing__(self, keys: tuple[bytes, ...]) -> Shape:
         shape = Shape(keys)
         if len(keys) <= MAX_SHAPE_NAMES and sum(map(len, keys)) <= MAX_SHAPE_BYTES:
-            remembered.keep(keys, shape)
-    return shape
+            if len(self) >= self.most:
+                self.forgotten += len(self)
+                self.clear()
+            self[keys] = shape
+        return shape
+
+
+remembered = Shapes()  # to be asked by the names: `remembered[keys]`
 
 
 def key_of(line: bytes) -> bytes:
