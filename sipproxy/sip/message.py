@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from typing import TypeVar
 
+from sipproxy.sip import shape as shapes
 from sipproxy.sip.errors import ParseError
 from sipproxy.sip.grammar import COMMA, CR, SPACE, TAB, TOKEN, shown
 from sipproxy.sip.headers import MAX_ELEMENTS, CSeq, NameAddr, Via, parse_via, split_commas
@@ -32,7 +33,6 @@ from sipproxy.sip.lines import (
     vias_of,
 )
 from sipproxy.sip.memo import Remembered
-from sipproxy.sip.shape import Shape, remembered
 from sipproxy.sip.uri import Uri, parse_uri
 
 __all__ = [
@@ -81,7 +81,7 @@ class Message:
         "version",
     )
 
-    def __init__(self, raw: bytes, body_at: int, lines: list[bytes], shape: Shape, version: bytes) -> None:
+    def __init__(self, raw: bytes, body_at: int, lines: list[bytes], shape: shapes.Shape, version: bytes) -> None:
         self.raw = raw
         """Exactly this message."""
         self.body_at = body_at
@@ -255,7 +255,7 @@ class Message:
 class Request(Message):
     __slots__ = ("_parsed_uri", "key", "method", "source", "stamped_via", "uri")
 
-    def __init__(self, raw: bytes, body_at: int, lines: list[bytes], shape: Shape, start: Start) -> None:
+    def __init__(self, raw: bytes, body_at: int, lines: list[bytes], shape: shapes.Shape, start: Start) -> None:
         Message.__init__(self, raw, body_at, lines, shape, start[0])
         self.method = start[1]
         self.uri = start[2]
@@ -285,7 +285,7 @@ class Request(Message):
 class Response(Message):
     __slots__ = ("reason", "status")
 
-    def __init__(self, raw: bytes, body_at: int, lines: list[bytes], shape: Shape, start: Start) -> None:
+    def __init__(self, raw: bytes, body_at: int, lines: list[bytes], shape: shapes.Shape, start: Start) -> None:
         Message.__init__(self, raw, body_at, lines, shape, start[0])
         self.reason = start[2]
         self.status = start[3]
@@ -357,9 +357,9 @@ def message_of(lines: list[bytes], body: bytes, *, max_headers: int = MAX_HEADER
     return Request(raw, len(head) + 4, lines, shape, start)
 
 
-def _shape_of(lines: list[bytes]) -> Shape:
+def _shape_of(lines: list[bytes]) -> shapes.Shape:
     """The shape of a message of these lines. Raises ParseError for one that is not sound, or that is the rest of a fold."""
-    return remembered[tuple(map(_name_at, lines[1:]))]
+    return shapes.remembered[tuple(map(_name_at, lines[1:]))]
 
 
 _name_at = name_of.__getitem__
@@ -403,7 +403,7 @@ def _start_status(line: bytes) -> int:
     return 0 if upper.startswith((b"SIP/", b"ACK ")) or b"SIP/" not in upper else 400
 
 
-def _claimed_length(shape: Shape, lines: list[bytes]) -> int:
+def _claimed_length(shape: shapes.Shape, lines: list[bytes]) -> int:
     """What Content-Length says, where it is."""
     if shape.twice and len(shape.places.get(b"content-length", ())) > 1:
         # Even when equal: the next hop may read the other one.
@@ -470,7 +470,7 @@ def salvage(data: bytes) -> Request | None:
     if b"via" not in keys:
         return None
     raw = _CRLF.join([*kept, b"", b""])
-    return Request(raw, len(raw), kept, remembered[tuple(keys)], start)
+    return Request(raw, len(raw), kept, shapes.remembered[tuple(keys)], start)
 
 
 def _copied_key(line: bytes) -> bytes:

@@ -233,6 +233,16 @@ def test_editor_lower_case_version_leaves_in_upper_case() -> None:
         # what the sender wrote into received or rport itself does not count
         (b"192.0.2.9;received=203.0.113.1;branch=z9", ("192.0.2.9", 5060), b"192.0.2.9;branch=z9"),
         (b"192.0.2.9;rport=1;received=203.0.113.1", ("192.0.2.9", 5060), b"192.0.2.9;rport=5060;received=192.0.2.9"),
+        # what follows from the rest of the value is kept for the next branch; branches that look like what stands for them
+        (b"192.0.2.9;branch=*;rport", ("192.0.2.9", 1), b"192.0.2.9;branch=*;rport=1;received=192.0.2.9"),
+        (b"192.0.2.9;branch=z8;rport", ("192.0.2.9", 1), b"192.0.2.9;branch=z8;rport=1;received=192.0.2.9"),
+        (b"192.0.2.9;branch=z8;rport", ("192.0.2.8", 2), b"192.0.2.9;branch=z8;rport=2;received=192.0.2.8"),
+        (
+            b'192.0.2.9;x=";branch=*";branch=z9;rport',
+            ("192.0.2.9", 1),
+            b'192.0.2.9;x=";branch=*";branch=z9;rport=1;received=192.0.2.9',
+        ),
+        (b"192.0.2.9;branch;rport", ("192.0.2.9", 1), b"192.0.2.9;branch;rport=1;received=192.0.2.9"),
     ],
 )
 def test_editor_of_stamped_request_says_where_it_came_from(sent: bytes, source: tuple[str, int], stamped: bytes) -> None:

@@ -17,6 +17,7 @@ from sipproxy.sip.headers import (
     CSeq,
     canonical_name,
     parse_cseq,
+    parse_frame,
     parse_name_addr,
     parse_via,
     split_commas,
@@ -36,6 +37,38 @@ def test_via_parts_are_told_apart() -> None:
 def test_via_without_branch_or_port_has_none() -> None:
     via = parse_via(b"SIP/2.0/NEWTRANS [2001:db8::1]")
     assert (via.transport, via.host, via.port, via.branch, via.params) == ("NEWTRANS", b"[2001:db8::1]", None, None, ())
+
+
+@pytest.mark.parametrize(
+    ("params", "branch"),
+    [
+        (b";rport;branch=z9hG4bK1;x=y", b"z9hG4bK1"),
+        (b";branch=*", b"*"),
+        (b";BRANCH=a;x=b", b"a"),
+        (b"; branch = a ;x", b"a"),
+        (b";branch=a/b", b"a/b"),
+        (b';branch="a"', b'"a"'),
+        (b";branch", None),
+        (b';x="a;branch=b;c"', None),
+        (b';x="a;branch=b;c";branch=d', b"d"),
+        (b';x="a;branch=b;c";branch=*', b"*"),
+        (b';branch=d;x="a;branch=b"', b"d"),
+    ],
+)
+def test_via_branch_is_the_parameter_and_nothing_between_quotes(params: bytes, branch: bytes | None) -> None:
+    text = b"SIP/2.0/UDP h" + params
+    via = parse_via(text)
+    assert (via.branch, via.param(b"branch") or None, dict(via.params).get(b"branch") or None, via.raw) == (*[branch] * 3, text)
+    assert parse_via(text).params == parse_frame(text).params
+    other = parse_via(text.replace(b"z9hG4bK1", b"z9hG4bK2"))
+    assert other.branch == (b"z9hG4bK2" if branch == b"z9hG4bK1" else branch)
+
+
+@pytest.mark.parametrize("params", [b";branch=a;branch=b", b";branch=*;Branch=*", b";branch=a;;b", b";branch=a;x;X"])
+def test_via_whose_branch_is_read_apart_is_refused_as_a_whole(params: bytes) -> None:
+    for text in (b"SIP/2.0/UDP h" + params, b"SIP/2.0/UDP h" + params.replace(b"=a", b"=z9")):
+        with pytest.raises(ParseError):
+            parse_via(text)
 
 
 @pytest.mark.parametrize(
@@ -132,6 +165,45 @@ def test_name_addr_star_is_star() -> None:
     ],
 )
 def test_name_addr_malformed_is_refused(text: bytes) -> None:
+    with pytest.raises(ParseError):
+        parse_name_addr(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "tag", "uri"),
+    [
+        (b"<sip:a@h>;tag=1", b"1", b"sip:a@h"),
+        (b'"x;tag=2" <sip:a@h>;tag=1', b"1", b"sip:a@h"),
+        (b'"x;tag=2" <sip:a@h>', None, b"sip:a@h"),
+        (b"<sip:a@h;tag=2>", None, b"sip:a@h;tag=2"),
+        (b"<sip:a@h;tag=2>;tag=1", b"1", b"sip:a@h;tag=2"),
+        (b'<sip:a@h>;x="y;tag=2"', None, b"sip:a@h"),
+        (b'<sip:a@h>;x="y;tag=2";tag=1', b"1", b"sip:a@h"),
+        (b"<sip:a@h>;tag=1;x=y", b"1", b"sip:a@h"),
+        (b"sip:a@h ;tag=1", b"1", b"sip:a@h"),
+        (b"<sip:a@h>;TAG=1", b"1", b"sip:a@h"),
+    ],
+)
+def test_tag_is_the_header_s_parameter_wherever_else_it_is_written(text: bytes, tag: bytes | None, uri: bytes) -> None:
+    address = parse_name_addr(text)
+    assert (address.tag, address.param(b"tag"), address.uri.raw, address.raw) == (tag, tag, uri, text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"*;tag=1",
+        b" * ;tag=1",
+        b"<sip:a@h>;tag;tag=1",
+        b"<sip:a@h>;Tag=2;tag=1",
+        b'"open <sip:a@h>;tag=1',
+        b'<sip:a@h>;x="open;tag=1',
+        b"<sip:a@h;tag=1",
+        b";tag=1",
+        b"<sip:a@h>" + b"".join(b";p%d" % n for n in range(64)) + b";tag=1",
+    ],
+)
+def test_name_addr_that_is_not_sound_without_its_tag_is_refused_with_it(text: bytes) -> None:
     with pytest.raises(ParseError):
         parse_name_addr(text)
 
