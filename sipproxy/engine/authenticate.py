@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sipproxy.engine.guesses import Guesses
-from sipproxy.sip.digest import ALGORITHMS, Credentials, NonceState, parse_credentials, verify, write_challenge
+from sipproxy.sip.digest import ALGORITHMS, Credentials, NonceState, credentials_of, verify, write_challenge
 from sipproxy.sip.errors import ParseError
 from sipproxy.sip.flow import source_of
 from sipproxy.sip.mac import Mac
@@ -118,9 +118,9 @@ class Authenticator:
         if name not in request.first_line:
             return "missing", ""
         ours: Credentials | None = None
-        for value in request.lines(name)[:8]:
+        for line in request.lines_of(name)[:8]:
             try:
-                credentials = parse_credentials(value)
+                credentials = credentials_of(line)
             except ParseError:
                 return "malformed", ""
             if ours is None and credentials.realm == self._desk.settings.realm:

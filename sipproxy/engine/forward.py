@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Literal
 
 from sipproxy.engine.reduced import KEPT_OF_REQUESTS
 from sipproxy.sip.build import Sent
-from sipproxy.sip.digest import parse_credentials
+from sipproxy.sip.digest import credentials_of
 from sipproxy.sip.errors import ParseError
 from sipproxy.sip.flow import Flow, Hop, version_of
+from sipproxy.sip.lines import value_of
 from sipproxy.sip.memo import Remembered
 from sipproxy.sip.uri import Uri, parse_uri
 
@@ -42,6 +43,7 @@ __all__ = [
     "own_routes",
     "strip_trust",
     "via_of",
+    "write_loose",
 ]
 
 CALL_PARAM = b"c"  # in our Record-Route URI: the token of our call
@@ -164,50 +166,53 @@ def _claims(names: tuple[bytes, ...], carriers: tuple[bytes, ...]) -> tuple[byte
 
 def consume_credentials(editor: Editor, request: Request, realm: str) -> None:
     """RFC 3261 §22.3: credentials for our realm end here; those for another realm go on."""
-    values = request.lines(b"proxy-authorization")
-    if not values:
+    if b"proxy-authorization" not in request.first_line:
         return
-    others = [value for value in values if _realm(value) != realm]
-    if len(others) == len(values):
+    lines = request.lines_of(b"proxy-authorization")
+    others = [line for line in lines if _realm(line) != realm]
+    if len(others) == len(lines):
         return
     editor.remove(b"proxy-authorization")
-    for value in others:
-        editor.append(b"Proxy-Authorization", value)
+    for line in others:
+        editor.append(b"Proxy-Authorization", value_of[line])
 
 
-def _realm(value: bytes) -> str | None:
+def _realm(line: bytes) -> str | None:
     try:
-        return parse_credentials(value).realm
+        return credentials_of(line).realm
     except ParseError:
         return None
 
 
-def loosen(request: Request, editor: Editor, settings: Settings) -> tuple[list[NameAddr], bytes, bytes]:
-    """Undo strict routing and take our own Route values off (§16.4).
-
-    Returns the Route values that are left, the Request-URI, and our call's token from the Route or Request-URI (b"" for none).
-    """
+def loosen(request: Request, settings: Settings) -> tuple[list[NameAddr], bytes, bytes]:
+    """What strict routing and our own Route values leave of a request (§16.4): the Route values, the Request-URI, and our
+    call's token from the Route or Request-URI (b"" for none). `write_loose` makes a copy say so."""
     routes = list(request.routes)
     uri, call = request.uri, b""
     own = request.parsed_uri
     if routes and own.param(CALL_PARAM) is not None and is_ours(own, settings):
         # §16.4: a strict router put our Record-Route URI into the Request-URI and the target at the end of the Route.
         call = own.param(CALL_PARAM) or b""
-        last = routes.pop()
-        uri = last.uri.raw
-        editor.request_uri(uri)
-        if routes:
-            editor.set(b"Route", b", ".join(route.raw for route in routes))
-        else:
-            editor.remove(b"route")
+        uri = routes.pop().uri.raw
     while routes and is_ours(routes[0].uri, settings):
         token = routes[0].uri.param(CALL_PARAM) or b""
         if call and token and token != call:
             break  # another call of ours, of which this one is forwarded: it is the next hop
         call = call or token
         routes.pop(0)
-        editor.pop(b"route")
     return routes, uri, call
+
+
+def write_loose(editor: Editor, request: Request, routes: list[NameAddr], uri: bytes) -> None:
+    """Leave these Route values, and this Request-URI, in the copy of a request, as `loosen` has found them."""
+    was = request.routes
+    if len(was) > len(routes) and routes == list(was[len(was) - len(routes) :]):
+        for _ in range(len(was) - len(routes)):
+            editor.pop(b"route")
+    elif len(was) > len(routes):
+        editor.set(b"Route", b", ".join([route.raw for route in routes]))
+    if uri != request.uri:
+        editor.request_uri(uri)
 
 
 def forward_request(

@@ -16,7 +16,7 @@ from sipproxy.engine.authenticate import Proven
 from sipproxy.engine.call import Phase
 from sipproxy.engine.causes import cause_of
 from sipproxy.engine.ending import reach
-from sipproxy.engine.forward import forward_request, loosen, next_hop, strict_next, strip_trust, via_of
+from sipproxy.engine.forward import forward_request, loosen, next_hop, strict_next, strip_trust, via_of, write_loose
 from sipproxy.engine.privacy import forward_in_dialog, forward_response, is_mask, strip_for_customer
 from sipproxy.engine.sources import Standing, account_of, follow, may_reach, standing
 from sipproxy.engine.takeover import names_a_dialog
@@ -181,8 +181,7 @@ class Relays:
     def request(self, request: Request, flow: Flow) -> None:
         """Take a request with a To tag that no transaction absorbed."""
         desk = self._desk
-        editor = Editor(request)
-        routes, uri, token = loosen(request, editor, desk.settings)
+        routes, uri, token = loosen(request, desk.settings)
         found = self._found(request, flow, token)
         if found is None:
             return
@@ -197,6 +196,8 @@ class Relays:
             desk.count("requests_refused", "replaces")
             desk.reply(request, flow, 400)  # RFC 3891 §3, RFC 3911 §4: they begin a dialog, a re-INVITE has its own
             return
+        editor = Editor(request)
+        write_loose(editor, request, routes, uri)
         uri = self._unmask(editor, found, uri)
         to = self._next(found, strict_next(editor, routes, uri), uri)
         if not may_reach(desk, found, to):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import ipaddress
 import re
+from itertools import compress
 from typing import TYPE_CHECKING
 
 from sipproxy.sip.errors import ParseError
@@ -288,7 +289,7 @@ class Editor:
 
     def kept(self, names: frozenset[bytes]) -> bytes:
         """The start line and the header lines of these names, as they go out."""
-        lines = [line for key, line in zip(self._keys, self._lines, strict=True) if key in names]
+        lines = compress(self._lines, map(names.__contains__, self._keys))
         return b"\r\n".join((self._lines[0], *lines, b"", b""))
 
     def to_request(self, *, max_headers: int = MAX_HEADERS) -> Request:

@@ -16,7 +16,8 @@ from enum import Enum
 from functools import lru_cache
 
 from sipproxy.sip.errors import ParseError
-from sipproxy.sip.grammar import BACKSLASH, SPACE, TOKEN, quote
+from sipproxy.sip.grammar import BACKSLASH, SPACE, TOKEN, quote, telltale
+from sipproxy.sip.lines import value_of
 from sipproxy.sip.memo import Remembered
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "Credentials",
     "NonceSource",
     "NonceState",
+    "credentials_of",
     "ha1",
     "parse_challenge",
     "parse_credentials",
@@ -50,7 +52,7 @@ NONCE_WINDOW = 32
 """How far below the highest count of a nonce an unused one is still taken: requests overtake one another over UDP."""
 
 _PAIR = re.compile(rb"\\(.)", re.DOTALL)
-_CONTROLS = bytes([*range(32), 127])
+_HAS_CONTROL = telltale(bytes([*range(32, 127), *range(128, 256)]))
 _QUOTE_INSIDE = b"\x01"  # stands for a quote within quotes while values are told apart; no value holds one
 _NC = re.compile(rb"[0-9a-fA-F]{8}\Z")
 _HEX = re.compile(rb"[0-9a-fA-F]{1,128}\Z")
@@ -130,7 +132,7 @@ def _auth_params(value: bytes, section: str) -> dict[bytes, bytes]:
     pieces = (b"," + (_PAIR.sub(_unpaired, rest) if has_pairs else rest)).split(b'"')  # outside quotes and inside, in turn
     names, bare = _frames[b'"'.join(pieces[::2])]
     quoted = pieces[1::2]
-    if len(quoted) != len(names) or len(rest.translate(None, _CONTROLS)) != len(rest):
+    if len(quoted) != len(names) or rest.translate(_HAS_CONTROL) != rest:
         raise ParseError("malformed Digest value", section=section)  # not shown either: it may hold a credential
     if has_pairs:
         quoted = [text.replace(_QUOTE_INSIDE, b'"') for text in quoted]
@@ -194,6 +196,11 @@ def _algorithm(params: dict[bytes, bytes]) -> str:
 
 
 @lru_cache(maxsize=KNOWN_CREDENTIALS)  # an INVITE's are read to prove who it is of, and again to take them out of its copy
+def credentials_of(line: bytes) -> Credentials:
+    """What a header line says, its folds inside. Raises ParseError as `parse_credentials`."""
+    return parse_credentials(value_of[line])
+
+
 def parse_credentials(value: bytes) -> Credentials:
     """Digest credentials (RFC 7616 §3.4). Raises ParseError, also for a scheme other than Digest."""
     section = "RFC 7616 §3.4"

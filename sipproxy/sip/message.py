@@ -418,7 +418,11 @@ def check_message(message: Request | Response) -> None:
     are dropped (§17.1.1.3, §18.1.2). To, From and Via are read whole, so that later reading of those views does not fail.
     """
     try:
-        cseq = _check_common(message)
+        if message.version != b"SIP/2.0":
+            _check_version(message.version)
+        if message.shape.twice:
+            raise ParseError(f"more than one {message.shape.twice.decode('ascii')}", section="RFC 3261 §7.3.1")
+        cseq = message.read_needed()
         if isinstance(message, Request):
             _check_request(message, cseq)
     except ParseError as error:
@@ -427,13 +431,10 @@ def check_message(message: Request | Response) -> None:
         raise
 
 
-def _check_common(message: Message) -> CSeq:
-    if message.version != b"SIP/2.0" and message.version.upper() != b"SIP/2.0":
-        status = 505 if _VERSION.match(message.version) else 400
-        raise ParseError(f"version {shown(message.version)}", section="RFC 3261 §21.5.6", status=status)
-    if message.shape.twice:
-        raise ParseError(f"more than one {message.shape.twice.decode('ascii')}", section="RFC 3261 §7.3.1")
-    return message.read_needed()
+def _check_version(version: bytes) -> None:
+    if version.upper() != b"SIP/2.0":
+        status = 505 if _VERSION.match(version) else 400
+        raise ParseError(f"version {shown(version)}", section="RFC 3261 §21.5.6", status=status)
 
 
 def _check_request(request: Request, cseq: CSeq) -> None:

@@ -23,7 +23,7 @@ class Uri:
     A plain class because messages build several of them: a frozen dataclass costs five times as much.
     """
 
-    __slots__ = ("headers", "host", "opaque", "params", "password", "port", "raw", "scheme", "user")
+    __slots__ = ("_host_text", "headers", "host", "opaque", "params", "password", "port", "raw", "scheme", "user")
 
     def __init__(  # noqa: PLR0917  the parts of a URI in their order
         self,
@@ -46,6 +46,7 @@ class Uri:
         self.headers = headers
         self.raw = raw
         self.opaque = opaque
+        self._host_text: str | None = None
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Uri) and self.raw == other.raw
@@ -67,7 +68,9 @@ class Uri:
     @property
     def host_text(self) -> str:
         """The host in lower case and without brackets, for comparing and connecting."""
-        return self.host.strip(b"[]").lower().decode("ascii")
+        if self._host_text is None:
+            self._host_text = self.host.strip(b"[]").lower().decode("ascii")
+        return self._host_text
 
 
 STAR = Uri(b"*", None, None, b"", None, (), b"", b"*")
