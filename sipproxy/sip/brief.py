@@ -20,7 +20,8 @@ _VIA = re.compile(
     rb"(?:[Vv]ia|v):[ \t]*(SIP/2\.0/UDP ([A-Za-z0-9.\-\[\]]+?)(?::([0-9]{1,5}))?)((?:;[A-Za-z0-9.\-_~!%*+`'=]+)+)"
 )
 _COPIED = {b"from": 0, b"f": 0, b"to": 1, b"t": 1, b"call-id": 2, b"i": 2, b"cseq": 3}
-_FIRST = b"fticvFTICV"  # what the names of these lines and of Via begin with
+# The lines of these names and of Via, by name; and what is the rest of the line before (§7.3.1).
+_LINES = re.compile(rb"\r\n(?:([ \t])|((via|v|from|f|to|t|call-id|i|cseq)[ \t]*:[^\r\n]*))", re.IGNORECASE)
 _BRANCH = b"branch=" + MAGIC_COOKIE
 
 
@@ -38,29 +39,25 @@ class Brief(NamedTuple):
 def parse_brief(data: bytes) -> Brief | None:
     """What an answer needs of a request outside a dialog; None where that takes more than this."""
     end = data.find(b"\r\n\r\n")
-    head = data[:end]
-    lines = head.split(b"\r\n")
-    breaks = len(lines) - 1
-    if end < 0 or head.count(b"\n") != breaks or head.count(b"\r") != breaks:
+    if end < 0:
+        return None
+    breaks = data.count(b"\r\n", 0, end)
+    if data.count(b"\n", 0, end) != breaks or data.count(b"\r", 0, end) != breaks:
         return None
     vias, copied = list[bytes](), [b"", b"", b"", b""]
-    for line in lines[1:]:
-        first = line[:1]
-        if first in b" \t":  # empty, or the rest of the line before
+    for folded, line, name in _LINES.findall(data, 0, end):
+        if folded:
             return None
-        if first not in _FIRST:
-            continue
-        name = line.partition(b":")[0].rstrip(b" \t").lower()
-        place = _COPIED.get(name)
-        if place is not None:
-            if copied[place]:
-                return None
-            copied[place] = line
-        elif name in (b"via", b"v"):
+        place = _COPIED.get(name.lower(), -1)
+        if place < 0:
             vias.append(line)
+        elif copied[place]:
+            return None
+        else:
+            copied[place] = line
     if not vias or not all(copied) or b"tag" in copied[1].lower():
         return None
-    return _of(lines[0].partition(b" ")[0], vias, copied)
+    return _of(data[: data.find(b" ")], vias, copied)
 
 
 def _of(method: bytes, vias: list[bytes], copied: list[bytes]) -> Brief | None:
