@@ -34,6 +34,11 @@ class Interims:
     def __len__(self) -> int:
         return len(self._next)
 
+    @property
+    def wanted(self) -> bool:
+        """Whether any call is ever due."""
+        return self._interval_s > 0
+
     def answered(self, call: str, now: float) -> None:
         """The call was answered: its start record is due. Without effect for a call that is known."""
         if self._interval_s > 0 and call not in self._next:

@@ -9,14 +9,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+import hiredis
 from redis import exceptions
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, ResponseError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from redis.asyncio import Redis
 
 __all__ = ["Link", "Script", "name_of"]
@@ -57,6 +60,10 @@ def name_of(error: BaseException) -> str:
     return _BY_TEXT.get(word, "error")
 
 
+# redis-py packs in Python: for a batch of records that is most of what publishing it takes. Declared for tuples of one element.
+_packed = cast("Callable[[tuple[str | bytes | float, ...]], bytes]", hiredis.pack_command)
+
+
 class Link:
     """One dedicated connection with the address, credentials and TLS of `client`'s pool."""
 
@@ -92,7 +99,7 @@ class Link:
             await connection.connect()
         # Not read_response's own `timeout`: with it, a reply that does not come is None and the connection stays.
         self._connection.socket_timeout = timeout_s
-        await self._connection.send_command(*command)
+        await self._connection.send_packed_command(_packed(command))
         return await self._connection.read_response(disable_decoding=True)
 
     async def drop(self) -> None:

@@ -49,7 +49,7 @@ async def test_link_cancellation_that_the_client_swallowed_is_raised(
 
         async def connect(self) -> None: ...
 
-        async def send_command(self, *_: object) -> None:
+        async def send_packed_command(self, *_: object) -> None:
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.sleep(60)
 
