@@ -143,8 +143,7 @@ def _read(descriptor: int, start: int, end: int) -> bytes:
 
 
 _REF = struct.Struct("<QII")
-_KINDS = {"admit": 0, "answer": 1, "alive": 2}
-_NO_REFS = bytes(len(_KINDS) * _REF.size)
+_PLACES = {kind: number * _REF.size for number, kind in enumerate(("admit", "answer", "alive"))}  # in a row
 
 
 class Ref(NamedTuple):
@@ -158,7 +157,8 @@ class Ref(NamedTuple):
 class LiveCalls:
     """Which facts of which calls are needed until the calls end, and which segments they hold back.
 
-    A call's refs are one row of numbers: for each kind of fact its segment's position, its offset and its size, 0 for none.
+    A call's refs are one row of numbers: for each kind of fact its segment's position, its offset and its size, 0 for none. It
+    is as long as the facts that came.
     """
 
     def __init__(self) -> None:
@@ -177,18 +177,21 @@ class LiveCalls:
 
     def of(self, call: str) -> dict[str, Ref]:
         """Its facts by kind; the last one of each kind counts."""
-        rows = zip(_KINDS, _REF.iter_unpack(self._refs[call]), strict=True)
+        rows = zip(_PLACES, _REF.iter_unpack(self._refs[call]), strict=False)
         return {kind: Ref(self._segments[place], offset, size) for kind, (place, offset, size) in rows if size}
 
     def put(self, call: str, kind: str, ref: Ref) -> None:
-        row = self._refs.get(call, _NO_REFS)
-        at = _KINDS[kind] * _REF.size
-        place, _, size = _REF.unpack_from(row, at)
-        segment = ref.segment
-        self._refs[call] = row[:at] + _REF.pack(segment.position, ref.offset, ref.size) + row[at + _REF.size :]
-        self.bytes += ref.size
+        segment, offset, size = ref
+        here, row, at = _REF.pack(segment.position, offset, size), self._refs.get(call, b""), _PLACES[kind]
+        self.bytes += size
         self._segments[segment.position] = segment
-        segment.pins[call] = segment.pins.get(call, 0) + 1
+        pins = segment.pins
+        pins[call] = pins.get(call, 0) + 1
+        if len(row) <= at:
+            self._refs[call] = row.ljust(at, b"\0") + here
+            return
+        self._refs[call] = row[:at] + here + row[at + _REF.size :]
+        place, _, size = _REF.unpack_from(row, at)
         if size:
             self._unpin(call, place, size)
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["bye", "dismiss", "hang_up", "let_go", "reach", "rest", "settle"]
 
+NONE: list[list[Target]] = []  # of every call that tries no target any more
 OVER: ResponseContext[Target] = ResponseContext([])  # of every call whose branches are all over
 DISMISSED = 32  # late dialogs of one call that are ended; a forking UAS beyond that is acknowledged only
 
@@ -58,7 +59,7 @@ def hang_up(call: Call, reason: EndReason, *, cause: int, certain: bool = True, 
 
 def settle(call: Call) -> None:
     """No target is tried any more, and whom the caller's face is shown to is known."""
-    call.groups, call.edit = [], None
+    call.groups, call.edit = NONE, None
     call.context.groups.clear()
     call.faces = call.faces.known() if isinstance(call.faces, Faces) else call.faces
 
