@@ -140,12 +140,12 @@ class _Run:
         self.found.registered.append(await self.pause())
 
     async def live(self, lines: Sequence[LineSpec]) -> None:
-        """Calls in two halves, which are hung up when both are there."""
+        """Calls in two halves, which are hung up when both are there; one that did not come to be has failed, and no more."""
         calls = [self._peer.parties.call(lines[n // CHANNELS], n // CHANNELS) for n in range(self._plan.calls)]
         for half in _halves(calls):
             await self.all("calls", half, CALL_STEPS[:SET_UP])
             self.found.live.append(await self.pause())
-        await self.all("hanging up", calls, CALL_STEPS[SET_UP:])
+        await self.all("hanging up", [call for call in calls if call.answer is not None], CALL_STEPS[SET_UP:])
 
     async def ended(self, lines: Sequence[LineSpec]) -> None:
         """Calls that end at once, for as long as none of them is forgotten, in two halves of the time."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from loadtest import memory, parties
 from loadtest.memory import KIB, Held, Plan, hold, report_of
+from loadtest.network import many_lines
 
 
 async def test_registrations_and_calls_are_held_and_all_of_them_succeed() -> None:
@@ -15,6 +17,21 @@ async def test_registrations_and_calls_are_held_and_all_of_them_succeed() -> Non
     assert next(text for text in told if "1 of" in text) == "node: registrations, 1 of 20"
     assert {"node: registrations, 20 of 20", "node: calls, 4 of 4", "node: hanging up, 8 of 8"} <= set(told)
     assert all(size > KIB * KIB for size in (found.idle, found.registering, *found.registered, *found.live))
+
+
+async def test_calls_that_the_node_has_no_room_for_have_failed_and_the_others_are_hung_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(parties, "REPEAT_S", 0.2)
+    monkeypatch.setattr(memory, "SETTINGS", {**memory.SETTINGS, "limits": {**memory.SETTINGS["limits"], "calls": 6}})
+    lines, told = many_lines(4, channels=memory.CHANNELS), list[str]()
+    async with memory._node(lines) as node:
+        run = memory._Run(node, Plan(lines=4, calls=8, together=1, pause_s=0.1), told.append)
+        await run.all("registrations", [node.parties.call(line, n) for n, line in enumerate(lines)], memory.REGISTER_STEPS)
+        assert run.found.failed == 0
+        await run.live(lines)
+    assert run.found.failed == 2
+    assert told[-1] == "node: hanging up, 6 of 6"
 
 
 def test_report_tells_what_stays_and_what_passes_apart() -> None:
