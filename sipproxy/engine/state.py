@@ -6,7 +6,7 @@ Pure. `Desk` is the engine's working surface for one event at a time; nothing in
 from __future__ import annotations
 
 import hmac
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -56,7 +56,7 @@ class Desk:
         self.new_token = new_token
         self.now = Now(0.0, 0)
         self.out: list[Action] = []
-        self.counters: Counter[tuple[str, ...]] = Counter()
+        self.counters: defaultdict[tuple[str, ...], int] = defaultdict(int)  # a Counter takes four times as long
         self.queue = TimerQueue()
         self.loops = False  # whether calls have been forwarded, so that actions may be for ourselves
         # Whether so many bytes may go to whoever sent from this flow (engine.shed).

@@ -16,6 +16,7 @@ from sipproxy.engine.reduced import reduced, request_of
 from sipproxy.sip.build import Sent, whole, write_cancel
 from sipproxy.sip.flow import LOOP, Flow
 from sipproxy.sip.matching import client_key, response_key, server_key
+from sipproxy.sip.message import Request
 from sipproxy.sip.transaction import (
     PASS_UP,
     SEND,
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
     from sipproxy.engine.long_requests import LongRequests
     from sipproxy.sip.flow import Hop
-    from sipproxy.sip.message import Request, Response
+    from sipproxy.sip.message import Response
     from sipproxy.sip.timers import TimerQueue, Timers
 
 __all__ = ["ClientUser", "Server", "Transactions"]
@@ -63,10 +64,13 @@ class _Kept:
 
     @property
     def request(self) -> Request:
-        if self._whole is None:
+        found = self._whole
+        if isinstance(found, Request):  # as nearly always
+            return found
+        if found is None:
             return request_of(self._reduced)
-        found = self._whole = whole(self._whole)
-        return found
+        self._whole = read = whole(found)
+        return read
 
     @property
     def raw(self) -> bytes:

