@@ -61,6 +61,7 @@ __all__ = ["Shell"]
 
 MAX_OWED_FACTS = 100_000  # facts that the disk would not take, kept in memory until it does
 RETRY_S = 1.0
+NOTABLE_S = 0.02  # that a message waited: for less it is not asked whose it was
 GRAIN_S = 0.01  # deadlines within one of these run together: a wake-up for each costs more than what most of them do
 FILLING_PERCENT = 20.0  # free; design §8: an alarm at 80 % full
 FULL_PERCENT = 5.0  # design §8: at 95 % full no new calls, so that live ones can still be recorded
@@ -122,6 +123,7 @@ class Shell:
         self._started_at = 0.0  # when messages began to be read, monotonic seconds
         self._drops = 0  # datagrams that found no room so far
         self._waited_s = 0.0  # that a message waited at most to be looked at, since somebody asked
+        self._strangers_s = 0.0  # the same for strangers'
         self.quality = RunningFigures()
         self.disk: Literal["ok", "filling", "full"] = "ok"  # where the journal lies
 
@@ -137,7 +139,11 @@ class Shell:
         now = instant()
         if waited_s > now.mono - self._started_at:
             waited_s = 0.0  # since before this process served: it says nothing about how fast it is
-        self._waited_s = max(self._waited_s, waited_s)
+        if waited_s > self._waited_s:
+            if waited_s < NOTABLE_S or self.engine.shedder.is_known(flow):
+                self._waited_s = waited_s
+            else:
+                self._strangers_s = max(self._strangers_s, waited_s)
         self._perform(self.engine.receive(data, flow, now, waited_s, kind))
 
     def send_failed(self, key: Hashable) -> None:
@@ -160,8 +166,9 @@ class Shell:
         """The event loop ran a timer so many seconds late."""
         assert self.transports is not None
         drops = self.transports.drops
-        now, waited_s, self._waited_s = instant(), self._waited_s, 0.0
-        self._perform(self.engine.observe(Signals(lag_s, drops - self._drops, waited_s), now))
+        now, signals = instant(), Signals(lag_s, drops - self._drops, self._waited_s, self._strangers_s)
+        self._waited_s = self._strangers_s = 0.0
+        self._perform(self.engine.observe(signals, now))
         self._drops = drops
 
     def _slot_result(self, action: TakeSlot, result: SlotResult) -> None:

@@ -6,11 +6,15 @@ from collections.abc import AsyncIterator, Callable, Generator
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
+import hypothesis
 import pytest
 import pytest_asyncio
 
 if TYPE_CHECKING:
     from loadtest.network import Network
+
+hypothesis.settings.register_profile("untimed", deadline=None)  # how long one example takes says nothing on a busy machine
+hypothesis.settings.load_profile("untimed")
 
 FAILED = pytest.StashKey[bool]()
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sipproxy import randomness
 from sipproxy.randomness import BLOCK, RandomBytes
 
 
-@settings(deadline=None)
 @given(st.lists(st.one_of(st.integers(0, 40), st.integers(BLOCK - 40, 3 * BLOCK)), max_size=60))
 def test_random_bytes_are_of_the_length_asked_for_and_never_given_twice(counts: list[int]) -> None:
     drawn = bytearray()

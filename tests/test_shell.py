@@ -253,12 +253,13 @@ class _Wire:
         self.sent.append((data, len(self.disk.taken)))
 
 
+@pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize(
     ("served_s", "waits_s", "told_s"),
     [(2.0, [0.0, 1.0, 0.2], 1.0), (0.5, [1.0], 0.0), (0.5, [1.0, 0.2, 0.3, 0.0], 0.3)],
 )
 async def test_longest_wait_of_a_message_is_told_unless_it_began_before_the_node_served(
-    monkeypatch: pytest.MonkeyPatch, served_s: float, waits_s: list[float], told_s: float
+    monkeypatch: pytest.MonkeyPatch, served_s: float, waits_s: list[float], told_s: float, *, known: bool
 ) -> None:
     """A worker's sockets are bound before it is there; what waited in them is old and has to be taken."""
     shell, disk, engine = build()
@@ -266,15 +267,16 @@ async def test_longest_wait_of_a_message_is_told_unless_it_began_before_the_node
     monkeypatch.setattr(shell_module.time, "monotonic", lambda: 1000.0)
     shell.start()
     monkeypatch.setattr(shell_module.time, "monotonic", lambda: 1000.0 + served_s)
-    told: list[float] = []
-    monkeypatch.setattr(engine, "observe", lambda signals, _: told.append(signals.wait_s) or [])
+    told: list[tuple[float, float]] = []
+    monkeypatch.setattr(engine, "observe", lambda signals, _: told.append((signals.wait_s, signals.strangers_s)) or [])
+    monkeypatch.setattr(engine.shedder, "is_known", lambda _: known)
     taken: list[float] = []
     monkeypatch.setattr(engine, "receive", lambda *arguments: taken.append(arguments[3]) or [])
     for waited_s in waits_s:
         shell.message(b"", Flow("UDP", 0, "192.0.2.1", 5060), waited_s)
     shell.late(0.0)
     shell.late(0.0)
-    assert told == [told_s, 0.0], "and nothing once it was told"
+    assert told == [(told_s, 0.0) if known else (0.0, told_s), (0.0, 0.0)], "and nothing once it was told"
     assert taken == [waited_s if waited_s <= served_s else 0.0 for waited_s in waits_s]
 
 

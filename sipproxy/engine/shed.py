@@ -107,12 +107,13 @@ class Load(IntEnum):
 
 
 class Signals(NamedTuple):
-    """What the shell sees every 0.1 s: lateness of its loop in seconds, datagrams that the kernel dropped meanwhile, and for
-    how many seconds those have to wait that it holds."""
+    """What the shell sees every 0.1 s: lateness of its loop in seconds, datagrams that found no room meanwhile, and how many
+    seconds messages had waited to be looked at, those of strangers apart: they wait for all others."""
 
     lag_s: float
     drops: int
     wait_s: float = 0.0
+    strangers_s: float = 0.0
 
 
 class Verdict(NamedTuple):
@@ -446,7 +447,7 @@ class Shedder:
         loop or a full table that too much is being done.
         """
         busy = max(signals.lag_s / self._rates.lag_s, self._desk.transactions.share / FULL)
-        too_much = signals.drops or signals.wait_s >= self._rates.lag_s
+        too_much = signals.drops or max(signals.wait_s, signals.strangers_s) >= self._rates.lag_s
         if busy < 1.0 and too_much and self.load <= Load.OPTIONS:
             return 1.0, Load.OPTIONS
         return busy, Load.INVITE

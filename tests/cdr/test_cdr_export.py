@@ -82,7 +82,7 @@ def comparable(record: Record) -> Record:
 
 
 @pytest.mark.parametrize("form", ["csv", "jsonl", "msgpack"])
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.lists(records(), max_size=4), st.integers(1, 400))
 def test_read_gives_native_records_back(form: str, given_records: list[Record], size: int) -> None:
     data = written(form, "native", *given_records)
@@ -94,7 +94,7 @@ def test_read_gives_native_records_back(form: str, given_records: list[Record], 
 
 
 @pytest.mark.parametrize(("form", "profile"), PAIRS)
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(records())
 def test_row_of_any_record_is_one_row_without_formulas(form: str, profile: str, record: Record) -> None:
     data = written(form, profile, record)
@@ -225,7 +225,7 @@ TREES = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.lists(TREES, min_size=1, max_size=3))
 def test_end_of_finds_the_end_of_every_value(values: list[object]) -> None:
     parts = [msgpack.packb(value) for value in values]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cdr_samples import SETUP_AT_MS, answer, draft, ended
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from publishing import STREAM, Node, until
 
@@ -62,7 +62,6 @@ def test_interims_switched_off_are_never_due() -> None:
     assert (calls.due(1e9, 9), len(calls)) == ([], 0)
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("aed"), st.integers(0, 30), st.integers(0, 40)), max_size=120))
 def test_interims_of_any_history_are_those_of_live_calls_and_bounded(history: list[tuple[str, int, int]]) -> None:
     calls, now, live, last = Interims(10), 0.0, set(), {}

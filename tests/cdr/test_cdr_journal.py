@@ -12,7 +12,7 @@ from typing import Any
 import msgpack
 import pytest
 from cdr_samples import answer, draft, ended
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from journals import (
     fill,
@@ -327,7 +327,6 @@ def test_facts_of_live_calls_are_read_wherever_they_stand(
     assert journal.stats.damaged == 0
 
 
-@settings(deadline=None)
 @given(data=st.data())
 def test_read_out_of_memory_gives_what_reading_the_files_gives(data: st.DataObject) -> None:
     """Wherever reading begins and ends, whatever is wanted, confirmed and kept, and with numbers left out."""

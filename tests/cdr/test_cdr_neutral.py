@@ -58,13 +58,13 @@ def test_text_of_value_is(value: str, written: str) -> None:
     assert neutral.restore(written) == value
 
 
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 @given(ANY)
 def test_restore_gives_every_value_back(value: str) -> None:
     assert neutral.restore(neutral.text(value)) == value
 
 
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 @given(ANY)
 def test_text_is_no_formula_and_holds_no_control_character(value: str) -> None:
     """Read with any separator and with or without quotes, no cell of it is a formula."""
@@ -78,7 +78,6 @@ def test_text_is_no_formula_and_holds_no_control_character(value: str) -> None:
         assert start not in {"=", "+", "-", "@"}
 
 
-@settings(deadline=None)
 @given(st.lists(ANY, min_size=1, max_size=4), st.sampled_from(",;"), st.sampled_from(",;\t|"))
 def test_text_in_a_row_read_with_the_wrong_separator_is_no_formula(values: list[str], right: str, wrong: str) -> None:
     buffer = io.StringIO()
@@ -90,13 +89,11 @@ def test_text_in_a_row_read_with_the_wrong_separator_is_no_formula(values: list[
         assert harmless or cell.strip()[:1] not in {"=", "+", "-", "@"}
 
 
-@settings(deadline=None)
 @given(E164)
 def test_text_of_a_number_stays_readable(number: str) -> None:
     assert neutral.text(number) == number
 
 
-@settings(deadline=None)
 @given(ANY)
 def test_restore_of_any_text_does_not_raise(value: str) -> None:
     neutral.restore(value)

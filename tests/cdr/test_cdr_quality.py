@@ -113,7 +113,7 @@ def test_post_dial_delay_is_left_out_where_a_clock_was_set(ringing: int | None, 
     assert post_dial_delay(draft(ringing_at_ms=stamps[0], answer_at_ms=stamps[1])) == delay
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(records(), max_size=12), st.integers(0, 12))
 def test_merge_of_parts_is_the_whole_also_when_written_and_read(given_records: list[Record], cut: int) -> None:
     whole = grouped(given_records)
@@ -137,7 +137,7 @@ def test_merge_of_parts_is_the_whole_also_when_written_and_read(given_records: l
     assert total.rules.total() == total.refused
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.lists(st.integers(0, 3000), min_size=1, max_size=60), st.integers(1, 100))
 def test_delay_percentile_is_the_nearest_rank(delays: list[int], percent: int) -> None:
     figures = Figures()
@@ -147,7 +147,7 @@ def test_delay_percentile_is_the_nearest_rank(delays: list[int], percent: int) -
     assert figures.delay_ms(percent) == steps[math.ceil(len(steps) * percent / 100) - 1]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.lists(records(), max_size=8))
 def test_running_figures_count_as_figures_do(given_records: list[Record]) -> None:
     running = RunningFigures()

@@ -161,7 +161,7 @@ def test_what_waits_is_forgotten_when_the_node_ends(desk: Desk, backlog: Backlog
     assert out(backlog) == [invite]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=60), st.integers(1, 12))
 def test_all_that_is_read_comes_out_once_and_in_order_within_its_rank(kinds: Sequence[int], every: int) -> None:
     desk = desk_of(Rates())

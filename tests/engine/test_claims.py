@@ -112,7 +112,7 @@ def test_only_claims_are_taken_out_where_they_can_be_told(before: bytes, after: 
     assert without_claims(parse_uri(before)) == after
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.lists(st.sampled_from([b"verstat", b"CPC", b"%63pc", b"oli", b"otg", b"x", b"user", b"%2563pc"]), max_size=4), st.data()
 )

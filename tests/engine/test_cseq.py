@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sipproxy.engine.cseq import MAX_CSEQ, MAX_STEPS, Shift
@@ -25,7 +25,6 @@ def test_shift_never_leaves_the_range_of_cseq() -> None:
     assert shift.of(MAX_CSEQ) == MAX_CSEQ
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=200))
 def test_shift_of_a_dialog_is_strictly_ascending_and_bounded(challenges: list[int]) -> None:
     """Each request is challenged so many times; what the peer sees never comes twice and never goes back."""

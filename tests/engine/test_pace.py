@@ -68,14 +68,14 @@ def test_town_is_registered_in_at_most_twice_the_time_that_the_node_needs(router
     assert found.refused < 4 * routers
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(st.integers(10, 800), st.floats(0.1, 10), st.floats(200, 3000), st.integers(0, 99))
 def test_every_storm_drains(routers: int, over_s: float, capacity: float, seed: int) -> None:
     found = storm(routers, over_s, capacity, seed)
     assert found.drained_s < over_s + 2.5 * EACH * routers / capacity + 6 * MIN_RETRY_S
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.lists(st.tuples(st.floats(0, 0.5), st.floats(0, 1, exclude_max=True)), max_size=800), st.floats(0.5, 50))
 def test_no_second_has_more_places_than_routers_can_be_registered_in(asked: list[tuple[float, float]], per_s: float) -> None:
     """And none is left out that has one, by more than a tenth of the wait."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sipproxy.engine.session import LEAST_S, Agreed, Asked, Terms, agreed, ask, is_too_short, refusal, tell
@@ -153,7 +153,6 @@ def test_2xx_tells_the_caller_what_holds(
     assert told(response(*headers), remembered) == expected
 
 
-@settings(deadline=None)
 @given(st.integers(0, 100_000) | st.none(), st.integers(0, 100_000) | st.none(), st.integers(90, 86_400), st.integers(0, 3600))
 def test_ask_never_breaks_the_senders_bounds(expires: int | None, min_se: int | None, interval: int, above: int) -> None:
     """§8.1 for any numbers: never below Min-SE, never raised but to Min-SE, Min-SE untouched where the sender knows timers."""

@@ -54,7 +54,7 @@ def test_kinds_are_told_by_bytes_alone() -> None:
     assert {data: kind_of(data) for data in told} == told
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(
     st.sampled_from(
         [b"110", b"112", b"+112", b"1-1-2", b"%31%31%32", b"*31#112", b"0108811", b"010881120", b"11201", b"sos", b"SOS"]
@@ -70,7 +70,7 @@ def test_whatever_policy_takes_for_a_call_for_help_is_one_by_its_bytes(user: byt
         assert kind_of(b"INVITE " + target + end + b"Via: x\r\n\r\n") is Kind.PART
 
 
-@settings(deadline=None, max_examples=500)
+@settings(max_examples=500)
 @given(st.binary(max_size=60))
 def test_any_target_that_policy_takes_for_a_call_for_help_is_one_by_its_bytes(target: bytes) -> None:
     if service_of(target) and b"\n" not in target:
@@ -322,7 +322,7 @@ def test_a_state_comes_after_two_bad_samples_and_goes_after_a_calm_while() -> No
     assert states[1:] == [("info", "load", "calm")]
 
 
-@pytest.mark.parametrize("signals", [Signals(0.0, 100), Signals(0.0, 0, 1.0)])
+@pytest.mark.parametrize("signals", [Signals(0.0, 100), Signals(0.0, 0, 1.0), Signals(0.0, 0, 0.0, 1.0)])
 def test_datagrams_that_the_kernel_dropped_or_holds_are_strangers_doing(signals: Signals) -> None:
     """A flood must not make the node refuse its customers."""
     desk = desk_of()

@@ -15,7 +15,7 @@ from tests.sim.conftest import TRUNK_A
 # Bytes back (design: nobody is flooded through us)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.data())
 def test_a_stranger_never_gets_more_bytes_than_he_sent(data: st.DataObject) -> None:
     """With `credit_bytes` more at most, over any sequence of his messages; 0 means never."""

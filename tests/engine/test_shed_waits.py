@@ -44,6 +44,15 @@ def test_node_that_is_behind_catches_up_by_looking_at_calls_alone() -> None:
     assert messages(desk, b"REGISTER", 1, ROUTER) == [[401]]
 
 
+def test_node_whose_strangers_alone_wait_is_not_behind() -> None:
+    """They wait for all others, who are asked for nothing because of it."""
+    desk = desk_of(Rates())
+    assert desk.register(CONTACT).status == 200
+    desk.engine.observe(Signals(0.0, 0, 0.0, BEHIND_S), desk.now)
+    assert messages(desk, b"REGISTER", 1, ROUTER) == [[401]]
+    assert desk.engine.shedder.counts == {}
+
+
 def new_call(desk: Desk, waited_s: float) -> None:
     """A new call is looked at after such a wait."""
     desk.engine.desk.now = desk.now
@@ -164,7 +173,7 @@ def test_call_of_a_trunk_that_waited_in_a_queue_is_refused_with_a_record() -> No
     assert statuses(desk, desk.request(b"BYE", CALL, to_tag=b"t"), TRUNK, 0.2) == [481], "which was looked at"
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.lists(st.tuples(st.floats(0.0, 30.0), st.floats(0.0, 2.0)), max_size=30),
     st.floats(0.0, 60.0),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sipproxy.engine.steering import MAX_KEPT, Steering
@@ -144,7 +144,6 @@ def test_calls_are_spread_over_all_workers() -> None:
     assert all(200 < found.count(worker) < 400 for worker in (1, 2, 3))
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=300))
 def test_any_bytes_have_an_owner(data: bytes) -> None:
     assert steering().owner(data) in (1, 2, 3)

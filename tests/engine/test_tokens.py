@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import msgspec
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sipproxy.engine.tokens import Tokens
@@ -24,7 +24,6 @@ NOTE = Note("alice over udp:203.0.113.1", 7)
 
 
 @given(st.text(max_size=200), st.integers(0, 2**60), st.binary(max_size=40))
-@settings(deadline=None)
 def test_token_opens_to_what_was_sealed_and_fits_a_uri_parameter(text: str, number: int, context: bytes) -> None:
     note = Note(text, number)
     token = OURS.seal(note, context)
@@ -42,7 +41,6 @@ def test_token_of_another_kind_context_or_node_does_not_open() -> None:
 
 
 @given(st.data())
-@settings(deadline=None)
 def test_token_with_one_byte_changed_does_not_open(data: st.DataObject) -> None:
     token = OURS.seal(NOTE)
     at = data.draw(st.integers(0, len(token) - 1))
@@ -53,7 +51,6 @@ def test_token_with_one_byte_changed_does_not_open(data: st.DataObject) -> None:
 
 
 @given(st.binary(max_size=1500))
-@settings(deadline=None)
 def test_token_that_somebody_made_up_does_not_open(token: bytes) -> None:
     assert OURS.open(Note, token) is None
 

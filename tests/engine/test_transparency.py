@@ -81,7 +81,7 @@ def test_response_keeps_every_line_but_our_via(status: int) -> None:
     assert after == expected
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(st.integers(0, 2**32 - 1))
 def test_generated_invites_and_their_responses_differ_only_where_the_rfc_says_so(seed: int) -> None:
     """From the caller to the carrier and back: names, case, white space, folds, order, 8-bit and bodies stay."""

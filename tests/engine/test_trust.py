@@ -101,7 +101,7 @@ class Dialog:
     ],
     ids=["trunk", "psap", "customer"],
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(lines=st.lists(claims(), min_size=1, max_size=4), at=st.integers(0, 6))
 def test_customers_claim_reaches_nobody_in_any_message_of_a_call(
     uri: bytes, far: tuple[str, int], lines: list[bytes], at: int

@@ -171,7 +171,7 @@ def test_odd_messages_arrive_as_they_were_sent_over_real_sockets_and_within_call
             disguises = [Disguise(router) for router in routers]
 
             @settings(
-                deadline=None, max_examples=CALLS, database=None, phases=(Phase.generate, Phase.shrink),
+                max_examples=CALLS, database=None, phases=(Phase.generate, Phase.shrink),
                 suppress_health_check=[HealthCheck.too_slow],
             )  # fmt: skip
             @given(st.integers(0, 2**32 - 1), st.integers(0, 1))

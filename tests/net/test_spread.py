@@ -56,7 +56,7 @@ def message(name: bytes, call_id: bytes, before: bytes) -> bytes:
     )
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(name=st.sampled_from(NAMES), call_id=CALL_IDS, far=st.integers(0, MAX_SEARCHED - 300), other=st.sampled_from(OTHERS))
 def test_datagram_is_given_to_the_worker_that_its_call_id_leads_to(
     sockets: list[socket.socket], name: bytes, call_id: str, far: int, other: bytes

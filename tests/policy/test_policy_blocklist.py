@@ -18,7 +18,7 @@ TARGETS = ("+49900123456", "+499001", "+4990055", "+493023125001", "+4930", "+43
 INSTANTS = st.integers(-5 * 24, 15 * 24 * 4).map(lambda quarter: START_MS + quarter * HOUR_MS // 4)
 
 
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 @given(
     rule_sets(),
     st.sampled_from(RuleLevel),
@@ -43,7 +43,7 @@ def berlin_ms(*when: int, fold: int = 0) -> int:
     return int(dt.datetime(*when, tzinfo=BERLIN, fold=fold).timestamp() * 1000)  # type: ignore[misc, arg-type]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(WINDOWS, min_size=1, max_size=3).map(tuple), st.sampled_from([(2026, 3, 29), (2026, 10, 25), (2026, 7, 5)]))
 def test_windows_are_open_in_the_minutes_of_the_wall_clock(windows: tuple[Window, ...], day: tuple[int, int, int]) -> None:
     """Around both changes of the clock, from the evening before to the morning after, minute by minute."""

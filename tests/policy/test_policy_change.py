@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from policy import codec
@@ -179,7 +179,6 @@ def test_after_plan_is_what_the_writes_make() -> None:
     assert after_plan(empty_snapshot(), plan(Change(), empty_snapshot())) == empty_snapshot()
 
 
-@settings(deadline=None)
 @given(
     st.builds(
         Account,
@@ -194,7 +193,6 @@ def test_codec_account_round_trip(value: Account) -> None:
     assert codec.decode_account(codec.encode(value)) == value
 
 
-@settings(deadline=None)
 @given(
     st.builds(
         Line, id=st.text(max_size=5), status=st.sampled_from(list(LineStatus)), channels=st.one_of(st.none(), st.integers(0, 9))

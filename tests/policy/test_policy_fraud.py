@@ -10,7 +10,7 @@ from policy.fraud import SetupGuard
 EVENTS = st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 40), st.booleans()), max_size=120)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(EVENTS, st.integers(1, 30))
 def test_guard_counts_like_a_model_that_keeps_everything(events: list[tuple[str, int, bool]], window_s: int) -> None:
     guard, model, now = SetupGuard(), [], 0.0

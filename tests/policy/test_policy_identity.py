@@ -135,7 +135,7 @@ def test_forbidden_caller_leaves_what_may_be_shown(number: str) -> None:
     assert forbidden_caller(number) == ""
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.sampled_from(["900112345", "1371234567", "9003123456"]).flatmap(lambda n: st.sampled_from(spellings(n))))
 def test_forbidden_caller_is_found_in_every_spelling(spelling: str) -> None:
     """Design, invariant 8, for callers."""
@@ -200,7 +200,7 @@ TEXTS = st.one_of(
 )
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=1000)
 @given(st.sampled_from([SINGLE, SECOND, TRUNK]), TEXTS, TEXTS)
 def test_screen_whatever_is_given_only_own_numbers_come_out(account: Account, given: str, preferred: str) -> None:
     """§ 120(1) TKG: a number that is assigned to the customer, and none that no caller may show."""

@@ -186,7 +186,7 @@ def verdicts(rules: list[BlockRule], line: Line) -> list[object]:
     return [evaluate(attempt, snapshot, at).verdict for attempt in attempts for at in times[::4]]
 
 
-@settings(deadline=None, max_examples=120)
+@settings(max_examples=120)
 @given(rule_sets(), st.sampled_from(["velbert", "badnauheim"]))
 def test_lint_rule_without_effect_has_none(rules: list[BlockRule], profile: str) -> None:
     line = line_of(profile)

@@ -211,7 +211,7 @@ NUMBERS = {
 }
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(rule_sets(), st.sampled_from(sorted(NUMBERS)), st.integers(0, 15 * 96).map(lambda quarter: START_MS + quarter * 900_000))
 def test_evaluate_follows_the_lists_as_the_naive_model_does(rules: list[BlockRule], dialled: str, at_ms: int) -> None:
     """A product that blocks nothing: what is left are the operator's list, then the customer's."""
@@ -270,7 +270,7 @@ EVIL_PROFILES = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 @given(
     EMERGENCIES,
     EVIL,

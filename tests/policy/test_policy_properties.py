@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 
-from hypothesis import assume, example, given, settings
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from policy_samples import OWN, PROFILES, account_of, spellings
 
@@ -26,8 +26,6 @@ from policy.model import (
     Verdict,
 )
 from policy.numbers import canonical_prefix, classify
-
-untimed = settings(deadline=None)  # how long one example takes says nothing on a busy machine
 
 CANONICAL = re.compile(r"\+[1-9][0-9]{0,39}|service:[0-9]{3,6}|carrier:010[0-9]{0,3}|-")
 DIGITS = "0123456789"
@@ -135,7 +133,6 @@ EMERGENCY_TARGETS = st.one_of(
 )
 
 
-@untimed
 @given(snapshots(), EMERGENCY_TARGETS, st.one_of(st.none(), st.integers(-1, 99)), st.text(max_size=8), st.booleans())
 def test_evaluate_emergency_under_any_policy_is_routed(
     data: tuple[Snapshot, Line], target: bytes, slots_used: int | None, caller: str, with_account: bool
@@ -154,7 +151,6 @@ def test_evaluate_emergency_under_any_policy_is_routed(
     assert list(found.psap) == (here or list(anywhere))
 
 
-@untimed
 @given(TARGETS, AREA_CODES)
 @example(b"sip:", "")
 @example(b"%", "")
@@ -168,7 +164,6 @@ def test_classify_any_bytes_gives_a_well_formed_destination(target: bytes, area_
         assert found.status  # what the plan does not know is never allowed
 
 
-@untimed
 @given(
     snapshots(),
     TARGETS,
@@ -201,7 +196,6 @@ def test_evaluate_any_bytes_gives_a_decision(
         assert slots_used < found.channels
 
 
-@untimed
 @given(
     st.text("0123456789", min_size=1, max_size=32),
     st.sampled_from(["", "+"]),
@@ -212,7 +206,6 @@ def test_read_plain_form_agrees_with_the_long_way(digits: str, plus: str, shape:
     assert dialled.read(target) == dialled._read_slowly(target)
 
 
-@untimed
 @given(TARGETS, AREA_CODES)
 def test_classify_canonical_form_again_gives_the_same(target: bytes, area_code: str) -> None:
     found = classify(target, area_code)
@@ -222,7 +215,6 @@ def test_classify_canonical_form_again_gives_the_same(target: bytes, area_code: 
     assert (again.canonical, again.kind, again.status, again.service) == (found.canonical, found.kind, found.status, "")
 
 
-@untimed
 @given(SPELLED_NATIONALS, st.sampled_from(sorted(PROFILES)))
 def test_evaluate_every_spelling_of_a_number_gets_one_decision(national: str, profile: str) -> None:
     """design, invariant 8: one number, one verdict."""
@@ -247,7 +239,6 @@ BLOCKED = st.one_of(
 )
 
 
-@untimed
 @given(BLOCKED, st.sampled_from(sorted(PROFILES)), st.text(DIGITS, max_size=12))
 def test_evaluate_no_spelling_of_a_blocked_number_is_allowed(national: str, profile: str, more: str) -> None:
     """However long, and whatever stands in front of it."""
@@ -268,7 +259,6 @@ def test_evaluate_no_spelling_of_a_blocked_number_is_allowed(national: str, prof
         assert decision.verdict is not Verdict.ALLOW, (target, decision)
 
 
-@untimed
 @given(
     st.text(DIGITS, min_size=1, max_size=8),
     st.sampled_from(["110", "112"]),
@@ -284,7 +274,6 @@ def test_service_of_digits_in_front_forbid_emergency(front: str, number: str, be
         assert service_of(target.encode()) == ""
 
 
-@untimed
 @given(st.text(DIGITS, min_size=1, max_size=7), st.text(DIGITS, max_size=8))
 def test_canonical_prefix_blocks_what_starts_with_it(prefix: str, more: str) -> None:
     """A rule entered as dialled refuses every number that is dialled with that beginning."""
@@ -298,7 +287,6 @@ def test_canonical_prefix_blocks_what_starts_with_it(prefix: str, more: str) -> 
             assert found.startswith(canonical) or canonical.startswith(found)
 
 
-@untimed
 @given(snapshots(), TARGETS, st.one_of(st.none(), st.integers(0, 9)))
 def test_explain_gives_the_live_decision(data: tuple[Snapshot, Line], target: bytes, slots_used: int | None) -> None:
     """design, invariant 9."""
@@ -309,7 +297,6 @@ def test_explain_gives_the_live_decision(data: tuple[Snapshot, Line], target: by
     assert live.rule in str(found)
 
 
-@untimed
 @given(snapshots())
 def test_snapshot_account_of_finds_only_assigned_numbers(data: tuple[Snapshot, Line]) -> None:
     snapshot, _ = data

@@ -34,7 +34,7 @@ from policy.parse_rules import read_blocks, read_psap, rule_value
 from policy.stamp import FIRST_MS, LAST_MS, parse_stamp, write_stamp
 
 FORMS = pytest.mark.parametrize("form", ["csv", "toml"])
-slow = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+slow = settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 
 ids = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True)
 stamps = st.integers(FIRST_MS, LAST_MS)

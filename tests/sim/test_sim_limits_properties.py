@@ -424,7 +424,7 @@ def run(limit: Limit, script: list[tuple[str, int, int]]) -> Town:
 
 
 @pytest.mark.parametrize("kind", LIMITS)
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(script=scripts(STEPS))
 def test_limit_with_a_store_that_lies_is_kept_by_each_node_and_right_again_when_it_is_well(
     kind: str, script: list[tuple[str, int, int]]
@@ -433,7 +433,7 @@ def test_limit_with_a_store_that_lies_is_kept_by_each_node_and_right_again_when_
 
 
 @pytest.mark.parametrize("kind", LIMITS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(script=scripts(HONEST))
 def test_limit_with_a_store_that_does_not_lie_is_exact_over_both_nodes(kind: str, script: list[tuple[str, int, int]]) -> None:
     assert run(LIMITS[kind], script).honest

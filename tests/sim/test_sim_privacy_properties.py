@@ -138,7 +138,7 @@ def talk(town: Town, caller: Agent, callee: Agent, call: AgentCall, steps: list[
 
 steps_of = st.lists(st.tuples(st.booleans(), st.sampled_from(METHODS)), max_size=4)
 outcomes = st.sampled_from([*BEFORE_ANSWER, *AFTER_ANSWER, *AFTER_ANSWER])
-SLOW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+SLOW = settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 
 
 def prepared(seed: int, way: str) -> Town:

@@ -44,7 +44,7 @@ LINES = (
 PLAIN = b"\r\n".join((b"REGISTER sip:sip.test SIP/2.0", *(LINES[n] for n in (0, 9, 11, 14, 16)), b"", b""))
 
 
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 @given(st.lists(st.sampled_from(LINES), max_size=9), st.permutations((0, 9, 11, 14, 16)), st.booleans())
 def test_brief_answer_is_the_same_message_as_the_one_made_of_the_parsed_request(
     others: list[bytes], needed: list[int], complete: bool
@@ -81,7 +81,7 @@ def test_what_is_out_of_the_ordinary_is_left_to_the_parser(line: bytes) -> None:
     assert (parse_brief(data) is None) == (line != LINES[1])
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.binary(max_size=60), st.integers(0, len(PLAIN)), st.integers(0, 20))
 def test_no_bytes_break_it(piece: bytes, at: int, cut: int) -> None:
     brief = parse_brief(PLAIN[:at] + piece + PLAIN[at + cut :])

@@ -37,7 +37,6 @@ def unfolded(value: bytes) -> bytes:
     return re.sub(rb"\r\n[ \t]+", b" ", value)
 
 
-@settings(deadline=None)
 @given(models())
 def test_editor_without_edits_is_byte_for_byte(model: Model) -> None:
     data = model.write()
@@ -47,7 +46,6 @@ def test_editor_without_edits_is_byte_for_byte(model: Model) -> None:
     assert message.body == model.body
 
 
-@settings(deadline=None)
 @given(models())
 def test_message_values_of_generated_lines_are_the_elements(model: Model) -> None:
     message = parse_message(model.write())
@@ -92,7 +90,7 @@ def apply_naively(model: Model, operation: str, name: bytes, value: bytes) -> No
             del line.elements[0], line.separators[0]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(models(), OPERATIONS)
 def test_editor_any_operations_agree_with_the_model(model: Model, operations: list[tuple[str, bytes, bytes]]) -> None:
     """Other lines stay byte for byte and in order; the edited group has the elements that the model has."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sip_strategies import Model, models
 
@@ -89,7 +89,6 @@ def test_write_response_line_end_in_our_text_is_our_fault(reason: bytes, value: 
         write_response(request(), 400, reason, headers=[(b"Reason", value)])
 
 
-@settings(deadline=None)
 @given(models(), st.sampled_from(sorted(REASONS)))
 def test_write_response_parses_back_with_the_same_identity(model: Model, status: int) -> None:
     message = parse_message(model.write())

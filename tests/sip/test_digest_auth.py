@@ -6,7 +6,7 @@ import dataclasses
 import time
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sipproxy.sip.digest import (
@@ -85,7 +85,6 @@ def test_verify_algorithm_that_was_not_offered_is_wrong(algorithm: bytes) -> Non
     assert not verify(credentials, b"GET", ha1("MD5", "Mufasa", "http-auth@example.org", "Circle of Life"))
 
 
-@settings(deadline=None)
 @given(
     st.sampled_from(ALGORITHMS),
     st.text(st.characters(exclude_categories=["Cc", "Cs"]), min_size=1, max_size=8),
@@ -178,7 +177,6 @@ def test_parse_credentials_trailing_comma_too_many_or_too_long_is_refused() -> N
             parse_credentials(value)
 
 
-@settings(deadline=None)
 @given(st.one_of(st.binary(max_size=60), st.binary(max_size=60).map(lambda data: b"Digest " + data)))
 def test_parse_credentials_any_bytes_raise_nothing_but_parse_error(data: bytes) -> None:
     for parse in (parse_credentials, parse_challenge):
@@ -238,7 +236,6 @@ def test_nonce_without_count_passes_once() -> None:
     assert checked(nonces, nonce, 2**32 - 1, NOW) is NonceState.OK or NONCE_WINDOW < 1
 
 
-@settings(deadline=None)
 @given(st.lists(st.one_of(st.integers(1, 80), st.integers(2**32 - 40, 2**32 - 1)), max_size=40))
 def test_nonce_any_order_of_counts_never_passes_one_twice(counts: list[int]) -> None:
     nonces, used, highest = source(), set[int](), 0
@@ -270,7 +267,6 @@ def test_nonce_used_once_is_stale_after_its_lifetime_and_forgotten() -> None:
     assert len(nonces) == 0
 
 
-@settings(deadline=None)
 @given(st.integers(0, 47), st.integers(0, 255))
 def test_nonce_changed_anywhere_is_forged(at: int, byte: int) -> None:
     nonces = source()
@@ -279,7 +275,6 @@ def test_nonce_changed_anywhere_is_forged(at: int, byte: int) -> None:
     assert (checked(nonces, changed, 1, NOW) is NonceState.FORGED) is (changed != nonce)
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=100))
 def test_nonce_any_bytes_are_forged(nonce: bytes) -> None:
     assert checked(source(), nonce, 1, NOW) is NonceState.FORGED
@@ -308,7 +303,6 @@ def test_nonce_table_full_of_expired_entries_makes_room_without_forgetting_live_
     assert checked(nonces, nonces.issue(NOW + 290, b"v" * 8, OWNER), 1, NOW + 301) is NonceState.OK  # none live forgotten
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 3)), max_size=60), st.integers(1, 4))
 def test_nonce_table_of_any_size_is_bounded_and_lets_nothing_pass_twice(uses: list[tuple[int, int]], max_tracked: int) -> None:
     nonces, passed = source(max_tracked=max_tracked), set[tuple[int, int]]()

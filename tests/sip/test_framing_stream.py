@@ -63,14 +63,13 @@ streams = st.lists(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(streams, sizes)
 def test_framer_any_chunking_gives_the_same(parts: list[bytes], chunk_sizes: list[int]) -> None:
     data = b"".join(parts)
     assert fed(cut(data, chunk_sizes), 300) == fed([data], 300)
 
 
-@settings(deadline=None)
 @given(st.lists(models(), max_size=3), sizes)
 def test_framer_generated_messages_come_out_whole(drawn: list[Model], chunk_sizes: list[int]) -> None:
     wanted = []

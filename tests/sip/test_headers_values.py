@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sip_strategies import CALL_ID, Model, addresses, models, vias
 
@@ -213,7 +213,6 @@ def test_name_addr_empty_quoted_value_and_empty_tag() -> None:
     assert parse_name_addr(b"<sip:a@h>;tag").tag is None
 
 
-@settings(deadline=None)
 @given(addresses())
 def test_name_addr_generated_is_read_back(text: bytes) -> None:
     address = parse_name_addr(unfold(text))
@@ -223,7 +222,6 @@ def test_name_addr_generated_is_read_back(text: bytes) -> None:
     assert (second.display, second.uri, second.params) == (address.display, address.uri, address.params)
 
 
-@settings(deadline=None)
 @given(vias())
 def test_via_generated_is_read_back(text: bytes) -> None:
     via = parse_via(unfold(text))
@@ -303,7 +301,6 @@ def test_split_commas_as_many_as_allowed_are_split() -> None:
     assert len(split_commas(b"<a>" + b",<a>" * (MAX_ELEMENTS - 1))) == MAX_ELEMENTS
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=50))
 def test_split_commas_any_bytes_lose_nothing(data: bytes) -> None:
     try:
@@ -324,7 +321,6 @@ def test_canonical_name_that_is_no_token_is_refused(name: bytes) -> None:
         canonical_name(name)
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=30).filter(lambda data: b"\r" not in data and b"\n" not in data))
 def test_quote_and_unquote_are_inverse(data: bytes) -> None:
     assert unquote(quote(data)) == data
@@ -335,7 +331,6 @@ def test_quote_line_end_is_our_fault() -> None:
         quote(b"a\r\nb")
 
 
-@settings(deadline=None)
 @given(st.one_of(st.binary(max_size=60), st.text(alphabet='sip:@;=,<>"\\ \t\r\nSIP/2.0/UDP*()', max_size=40).map(str.encode)))
 def test_headers_any_bytes_raise_nothing_but_parse_error(data: bytes) -> None:
     for parse in (parse_via, parse_name_addr, parse_cseq, split_commas, canonical_name):
@@ -380,7 +375,6 @@ def test_headers_hostile_repetition_takes_linear_time(filling: bytes) -> None:
     assert time.process_time() - start < 1.5, "32 values of 60 kB"
 
 
-@settings(deadline=None)
 @given(models())
 def test_message_views_of_generated_lines_agree_with_the_parts(model: Model) -> None:
     message = parse_message(model.write())

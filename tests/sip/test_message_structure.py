@@ -295,7 +295,6 @@ def test_compact_forms_and_any_case_are_the_same_header() -> None:
     assert [key for key in message.keys if key] == [key for key in parse_message(REGISTER).keys if key]
 
 
-@settings(deadline=None)
 @given(models())
 def test_message_generated_passes_the_check(model: Model) -> None:
     message = parse_message(model.write())
@@ -333,7 +332,7 @@ MUTATIONS = st.lists(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(models(), MUTATIONS)
 def test_message_mutated_has_one_reading_or_is_refused(model: Model, mutations: list[tuple[float, str, bytes]]) -> None:
     """Whatever passes goes out as it came in, is read the same again, and its lines end with CRLF only."""
@@ -357,7 +356,6 @@ def test_message_mutated_has_one_reading_or_is_refused(model: Model, mutations: 
     assert not any(b"\n" in line or b"\r" in line for key in message.keys if key for line in message.lines(key))
 
 
-@settings(deadline=None)
 @given(
     st.one_of(
         st.binary(max_size=200), st.binary(max_size=100).map(lambda data: b"OPTIONS sip:a SIP/2.0\r\n" + data + b"\r\n\r\n")

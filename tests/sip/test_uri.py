@@ -6,7 +6,7 @@ import re
 import time
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sip_strategies import uris
 
@@ -168,7 +168,6 @@ def test_uris_different_by_section_19_1_4_do_not_match(a: bytes, b: bytes) -> No
     assert not uris_equal(parse_uri(b), parse_uri(a))
 
 
-@settings(deadline=None)
 @given(uris())
 def test_uri_generated_parses_and_equals_itself(text: bytes) -> None:
     uri = parse_uri(text)
@@ -183,7 +182,6 @@ def test_uri_generated_parses_and_equals_itself(text: bytes) -> None:
     assert uri.scheme + b":" + user + uri.host + port + params == b"%b:%b" % (uri.scheme, text.partition(b":")[2])
 
 
-@settings(deadline=None)
 @given(st.one_of(st.binary(max_size=60), st.text(alphabet='sip:@;=?%[]a1.<>" \r\n', max_size=40).map(str.encode)))
 def test_uri_any_bytes_raise_nothing_but_parse_error(data: bytes) -> None:
     try:
