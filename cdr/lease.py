@@ -20,7 +20,7 @@ from redis.exceptions import RedisError
 
 from cdr import steps
 from cdr.place import beside
-from cdr.wire import Link, Script
+from cdr.wire import Link, Script, cancel_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -109,8 +109,7 @@ class Lease:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._renewing is not None:
-            self._renewing.cancel()
-            await asyncio.wait([self._renewing])
+            await cancel_all([self._renewing])
         done_ms = str(time.time_ns() // 1_000_000) if self.complete and kind is None else ""
         with contextlib.suppress(RedisError, OSError):  # it ends by itself
             await _GIVE_BACK.run(self._link, self._keys, self._own, self.group, done_ms)

@@ -18,11 +18,13 @@ from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, ResponseError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from redis.asyncio import Redis
 
-__all__ = ["Link", "Script", "name_of"]
+__all__ = ["Link", "Script", "cancel_all", "name_of"]
+
+CANCEL_EVERY_S = 0.2
 
 _BY_CLASS: tuple[tuple[type[BaseException], str], ...] = (
     (exceptions.BusyLoadingError, "loading"),
@@ -62,6 +64,16 @@ def name_of(error: BaseException) -> str:
 
 # redis-py packs in Python: for a batch of records that is most of what publishing it takes. Declared for tuples of one element.
 _packed = cast("Callable[[tuple[str | bytes | float, ...]], bytes]", hiredis.pack_command)
+
+
+async def cancel_all(tasks: Iterable[asyncio.Future[Any]]) -> None:
+    """Cancel until every task has ended: redis-py sends with `asyncio.wait_for`, which in Python 3.11 loses a cancellation that
+    comes as the command is written."""
+    pending = set(tasks)
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=CANCEL_EVERY_S)
 
 
 class Link:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from cdr.facts import Admit, Answer, End
 from cdr.journal import Journal
 from cdr.publisher import Publisher
+from cdr.wire import cancel_all
 from loadtest.billing import consume_rate, make_record
 from loadtest.generate import Load, at_rate, callers_needed, percentile, place_calls
 from loadtest.network import Network, many_lines
@@ -126,9 +127,7 @@ async def publish_report(*, records: int) -> Report:
             task = asyncio.create_task(publisher.run())
             done = await publisher.flush(SETTLE_S)
             wall_us, cpu_us = work.each_us(records)
-            while not task.done():
-                task.cancel()
-                await asyncio.wait([task], timeout=0.2)
+            await cancel_all([task])
             held = await store.client.xlen(STREAM)
         journal.close()
     report.add("per_second", "records a second", 1e6 / wall_us)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import cdr
 from cdr import codec
 from cdr.consumer import Consumer, Delivery
+from cdr.wire import cancel_all
 from loadtest.agents import Answering, Router
 from loadtest.dialog import LIFETIME_S
 from loadtest.dying_readers import AS_USUAL, KILL_HOOK, readers_at
@@ -361,8 +362,7 @@ async def _running(
         if sink is not None:
             await wait_until(lambda: all(run.billed.get(one.id) == one for one in records), timeout_s=SETTLE_S)
             found.billing = [one.id for one in records if run.billed.get(one.id) != one]
-            sink.cancel()
-            await asyncio.wait([sink])
+            await cancel_all([sink])
         await run.finish_readers(records)
         compare_lives(found, network.ledger, run.truths, records)
         tell_ladders(found, network.ledger, run.truths, records)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import redis.asyncio as redis
 
 from cdr.consumer import Consumer
+from cdr.wire import cancel_all
 from loadtest.generator import Generator
 from loadtest.lateness import OwnLateness, worst_bucket_ms
 from loadtest.network import DOMAIN, Network, many_lines, md5_only
@@ -205,8 +206,7 @@ class _Run:
             await troubling
             await self._settle()
         finally:
-            for task in (reading, sampling, troubling):
-                task.cancel()
+            await cancel_all([reading, sampling, troubling])
             await asyncio.gather(reading, sampling, troubling, return_exceptions=True)
         ran.memory_after = tree_memory_bytes(self.network.node.pid)
         ran.lost_sends, ran.repeats = generator.lost_sends, generator.repeats

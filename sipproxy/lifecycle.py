@@ -13,6 +13,7 @@ import structlog
 
 from cdr import pruning
 from cdr.journal import JournalError
+from cdr.wire import cancel_all
 from sipproxy.config_file import split_address
 from sipproxy.engine.recover import slots_of
 from sipproxy.engine.targets import route_hops
@@ -55,7 +56,6 @@ WAIT_S = 30.0  # that the service manager is asked to wait for more, at each of 
 LAST_WORDS_S = 5.0  # for the answers to the last BYEs
 LOOK_AHEAD_S = 2.0  # between two looks at the routes' names; below transports.AHEAD_S
 PRUNE_S = 600.0  # between two looks for records that the journal has kept long enough
-CANCEL_EVERY_S = 0.2
 OVERDUE_S = 5.0  # a deadline that is missed by so much: the engine does not run
 PENDING = (State.TRYING, State.CALLING, State.PROCEEDING)
 UNASKED = (b"OPTIONS", b"REGISTER")  # of our own: nobody waits for their answers
@@ -165,12 +165,3 @@ async def leave(engine: Engine, journal: Journal, stop: Stop) -> None:
     while engine.calls.live or journal.last_seq > journal.confirmed_seq:  # noqa: ASYNC110  it may be hours
         await asyncio.sleep(LEFT_S)
     stop.terminate()
-
-
-async def cancel_all(tasks: Sequence[asyncio.Task[None]]) -> None:
-    """Cancel until every task has ended: redis-py on Python 3.11 can swallow a cancellation."""
-    pending = set(tasks)
-    while pending:
-        for task in pending:
-            task.cancel()
-        _, pending = await asyncio.wait(pending, timeout=CANCEL_EVERY_S)

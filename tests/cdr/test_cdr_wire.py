@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 import redis.asyncio
 
-from cdr.wire import Link, name_of
+from cdr.wire import Link, cancel_all, name_of
 
 if TYPE_CHECKING:
     from valkey_process import Valkey
@@ -34,6 +34,25 @@ async def test_link_reply_that_does_not_come_raises_and_drops_the_connection(
         await waiting
     assert await link.call("ECHO", "mine") == b"mine"
     await link.drop()
+
+
+async def test_task_that_lost_a_cancellation_is_cancelled_again() -> None:
+    lost: list[int] = []
+
+    async def loses_one() -> None:
+        while True:
+            try:
+                await asyncio.sleep(3600)
+            except asyncio.CancelledError:
+                if lost:
+                    raise
+                lost.append(1)
+
+    tasks = [asyncio.ensure_future(loses_one()) for _ in range(2)]
+    await asyncio.sleep(0)
+    async with asyncio.timeout(30):
+        await cancel_all(tasks)
+    assert [task.cancelled() for task in tasks] == [True, True]
 
 
 @pytest.mark.parametrize(
