@@ -109,9 +109,9 @@ class Syncer:
                 self._asleep = True
                 self._bell.acquire(blocking=not self._is_due())  # Again: who wanted something before saw nobody asleep.
                 self._asleep = False
-            pause = last + (RETRY_S if self.failure else self._interval_s) - time.monotonic()
-            if pause > 0 and not self._stopping:
-                self._bell.acquire(timeout=pause)
+            until = last + (RETRY_S if self.failure else self._interval_s)
+            while not self._stopping and (pause := until - time.monotonic()) > 0:
+                self._bell.acquire(timeout=pause)  # rung before the end by `stop`, or as the thread was about to sleep
             stopping = self._stopping
             if stopping and self._wanted <= self.synced and not self._extra:
                 return

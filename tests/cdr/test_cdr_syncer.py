@@ -121,6 +121,20 @@ async def test_syncs_keep_their_distance_however_often_somebody_asks(disk: Disk,
     assert min(later - earlier for earlier, later in pairwise(disk.at)) >= 0.045
 
 
+async def test_ring_that_the_thread_did_not_wait_for_any_more_ends_no_pause(
+    disk: Disk, started: Callable[[float], Syncer]
+) -> None:
+    """Who asks sees the thread asleep, which then finds by itself what is wanted, and pauses."""
+    syncer = started(0.3)
+    async with asyncio.timeout(60):
+        while len(disk.at) < 3:
+            disk.written += 1
+            syncer.want(disk.written)
+            syncer._ring()
+            await asyncio.sleep(0.01)
+    assert min(later - sooner for sooner, later in pairwise(disk.at)) >= 0.29
+
+
 async def test_stop_syncs_what_is_left_without_waiting_for_the_interval_and_refuses_who_waits_later(
     disk: Disk, started: Callable[[float], Syncer]
 ) -> None:
