@@ -141,6 +141,7 @@ def draw(points: Sequence[Point], file: Path) -> None:
         axes.axhline(share * peak, linestyle=style, color=COLOURS[1], linewidth=1, label=f"{100 * share:g} % of the peak")
     axes.set_xscale("log")
     axes.set_xticks(offered, [f"{point.offered:.0f}\n({point.factor:g} times)" for point in points])
+    axes.minorticks_off()  # whose labels would stand between these
     axes.set_ylim(bottom=0)
     axes.set_xlabel("calls a second that arrived")
     axes.set_ylabel("calls a second")
