@@ -108,4 +108,4 @@ async def test_sync_groups_appends_within_the_interval(
         position = journal.append(ended(seq))
     await journal.wait_synced(position)
     elapsed = time.monotonic() - started
-    assert 0 < len(calls) - before <= 2 + elapsed / 0.2
+    assert 0 < len(calls) - before <= 20 + elapsed / 0.2, "of 300; how far apart they are is the syncer's (test_cdr_syncer)"
