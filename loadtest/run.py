@@ -27,7 +27,6 @@ import argparse
 import asyncio
 import contextlib
 import resource
-import signal
 import sys
 from collections.abc import Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -35,7 +34,7 @@ from typing import TYPE_CHECKING
 from loadtest import channels
 from loadtest.billing import bill_through_trouble
 from loadtest.cdr_cost import backlog_report, consume_report, journal_report, publish_report
-from loadtest.compare_command import add_compare
+from loadtest.compare_command import SIGNALS, add_compare
 from loadtest.cost import add_cost
 from loadtest.faults import Timing, fault_report, run_fault
 from loadtest.fields import mixed_calls, report_of
@@ -65,7 +64,6 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 CHANNELS = 2
-END_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SETTLE_S = 30.0
 KILL_LEASE_S = 10
 
@@ -90,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 async def _until_ended(work: Coroutine[object, object, list[Report]]) -> list[Report]:
     """Work until it is done, or a signal asks for the end: nodes and stores that were started are ended then, too."""
     loop, working = asyncio.get_running_loop(), asyncio.ensure_future(work)
-    for sign in END_SIGNALS:
+    for sign in SIGNALS:
         loop.add_signal_handler(sign, working.cancel)
     return await working
 

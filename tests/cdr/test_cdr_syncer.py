@@ -111,28 +111,20 @@ async def test_what_is_asked_for_while_the_thread_falls_asleep_is_done(poked: bo
     syncer.stop()
 
 
-async def test_syncs_keep_their_distance_however_often_somebody_asks(disk: Disk, started: Callable[[float], Syncer]) -> None:
-    syncer = started(0.05)
+@pytest.mark.parametrize(("interval_s", "least_s", "rings"), [(0.05, 0.045, False), (0.3, 0.29, True)])
+async def test_syncs_keep_their_distance_however_often_somebody_asks(
+    disk: Disk, started: Callable[[float], Syncer], interval_s: float, least_s: float, *, rings: bool
+) -> None:
+    """With `rings`, who asks sees the thread asleep, which then finds by itself what is wanted, and pauses."""
+    syncer = started(interval_s)
     async with asyncio.timeout(60):
         while len(disk.at) < 5:
             disk.written += 1
             syncer.want(disk.written)
+            if rings:
+                syncer._ring()
             await asyncio.sleep(0.001)
-    assert min(later - earlier for earlier, later in pairwise(disk.at)) >= 0.045
-
-
-async def test_ring_that_the_thread_did_not_wait_for_any_more_ends_no_pause(
-    disk: Disk, started: Callable[[float], Syncer]
-) -> None:
-    """Who asks sees the thread asleep, which then finds by itself what is wanted, and pauses."""
-    syncer = started(0.3)
-    async with asyncio.timeout(60):
-        while len(disk.at) < 3:
-            disk.written += 1
-            syncer.want(disk.written)
-            syncer._ring()
-            await asyncio.sleep(0.01)
-    assert min(later - sooner for sooner, later in pairwise(disk.at)) >= 0.29
+    assert min(later - earlier for earlier, later in pairwise(disk.at)) >= least_s
 
 
 async def test_stop_syncs_what_is_left_without_waiting_for_the_interval_and_refuses_who_waits_later(
