@@ -109,9 +109,9 @@ def test_redact_text_secret_across_the_cut_is_hidden() -> None:
 )
 def test_redact_text_hostile_repetition_stays_cheap(piece: str) -> None:
     text = piece * (2 * MAX_TEXT // len(piece))
-    started = time.process_time()
+    started = time.thread_time()
     redact_text(text)
-    assert time.process_time() - started < 0.05
+    assert time.thread_time() - started < 1, "what grows by the square takes several seconds"
 
 
 @pytest.mark.parametrize("length", range(MAX_TEXT - 40, MAX_TEXT + 40, 7))

@@ -454,11 +454,11 @@ def test_classify_takes_microseconds() -> None:
     import time
 
     classify(b"03023125001", "02051")
-    started = time.process_time()
+    started = time.thread_time()
     for _ in range(2_000):
         classify(b"sip:+493023125001@sip.example;user=phone", "02051")
         classify(b"sip:%2B49(0)30-23125001;phone-context=%2B49;ext=1@sip.example", "02051")
-    assert time.process_time() - started < 1.0
+    assert time.thread_time() - started < 1.0
 
 
 def test_area_of_the_samples_is_in_the_plan() -> None:

@@ -188,11 +188,11 @@ def test_parse_credentials_any_bytes_raise_nothing_but_parse_error(data: bytes) 
 
 @pytest.mark.parametrize("filling", [b",", b'"', b'a="', b"a=b,", b" ", b"\\", b'"\\'])
 def test_parse_credentials_hostile_repetition_takes_linear_time(filling: bytes) -> None:
-    start = time.process_time()
+    start = time.thread_time()
     for before in (b"Digest ", b'Digest a="', b"Digest a="):
         with pytest.raises(ParseError):
-            parse_credentials(before + filling * 30000)
-    assert time.process_time() - start < 0.2
+            parse_credentials(before + filling * 60000)
+    assert time.thread_time() - start < 1, "what grows by the square takes several seconds"
 
 
 KEY = b"k" * 32

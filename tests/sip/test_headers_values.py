@@ -365,14 +365,14 @@ def test_headers_any_bytes_raise_nothing_but_parse_error(data: bytes) -> None:
     ],
 )
 def test_headers_hostile_repetition_takes_linear_time(filling: bytes) -> None:
-    start = time.process_time()
+    start = time.thread_time()
     for before in (b"", b"<sip:a@b>", b'"', b"(", b"SIP/2.0/UDP h", b"<sip:a@b>;a=", b"1 ", b"a,"):
         for parse in (parse_via, parse_name_addr, parse_cseq, split_commas):
             try:
-                parse(before + filling * 30000)
+                parse(before + filling * 60000)
             except ParseError:
                 continue
-    assert time.process_time() - start < 1.5, "32 values of 60 kB"
+    assert time.thread_time() - start < 2, "32 values of 120 kB: what grows by the square takes seconds for one"
 
 
 @given(models())

@@ -198,10 +198,10 @@ def test_unescape_decodes_once() -> None:
 
 @pytest.mark.parametrize("filling", [b";", b";a", b"%41", b"a", b":", b"@", b"[", b"?", b"%", b"a;", b"a=", b"."])
 def test_uri_hostile_repetition_takes_linear_time(filling: bytes) -> None:
-    start = time.process_time()
-    for text in (b"sip:" + filling * 30000, b"sip:a@h;" + filling * 30000, b"sip:a@h?" + filling * 30000):
+    start = time.thread_time()
+    for text in (b"sip:" + filling * 60000, b"sip:a@h;" + filling * 60000, b"sip:a@h?" + filling * 60000):
         try:
             parse_uri(text)
         except ParseError:
             continue
-    assert time.process_time() - start < 0.25
+    assert time.thread_time() - start < 1, "what grows by the square takes several seconds"
