@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from store_server import eventually
+from store_server import BOUND_S, Server, eventually
 
 from sipproxy.engine.actions import Holder, Slot, TakeSlot
+from sipproxy.store import keys
 from sipproxy.store.live_slots import slots_of
 
 if TYPE_CHECKING:
@@ -26,8 +28,28 @@ def leases(live: Iterable[tuple[str, str]]) -> list[tuple[Slot, Holder]]:
     return [(slot(line, call), HOLDER) for line, call in live]
 
 
-def take(slots: Slots, line: str, call: str, limit: int, lease_ms: int, on_result: Callable[[SlotResult], None]) -> None:
-    slots.take(TakeSlot(slot(line, call), HOLDER, limit, None, 9.0), lease_ms, on_result)
+def take(
+    slots: Slots,
+    line: str,
+    call: str,
+    limit: int,
+    lease_ms: int,
+    on_result: Callable[[SlotResult], None],
+    *,
+    wait_s: float = 90.0,
+) -> None:
+    slots.take(TakeSlot(slot(line, call), HOLDER, limit, None, wait_s), lease_ms, on_result)
+
+
+def served(server: Server, line: str, call: str, least_s: float = 0.0) -> float:
+    """Stand still until the store has executed a take, so long at least; for how long that was, in seconds."""
+    begun = time.monotonic()
+    time.sleep(least_s)
+    while server.ask("ZSCORE", keys.slots(line), call) is None:
+        assert time.monotonic() < begun + BOUND_S
+        time.sleep(0.001)
+    server.ask("PING")  # answered after the take's reply has been written
+    return time.monotonic() - begun
 
 
 async def used(slots: Slots, line: str) -> list[tuple[str, int]]:

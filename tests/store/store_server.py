@@ -11,26 +11,37 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import redis
 
-from sipproxy.store.connection import Store
+from sipproxy.store.connection import Bounds, Store
 from sipproxy.store.embedded import _LAUNCH, find_server
 
 if TYPE_CHECKING:
     from sipproxy.engine.structs import Binding
     from sipproxy.store.bindings import Bindings
 
-BOUND_S = 10.0
+BOUND_S = 60.0
+PATIENT = Bounds(stall_ms=60_000, connect_ms=30_000, backoff_first_ms=10, backoff_max_ms=50, probe_ms=100)
 Connect = Callable[..., Awaitable[Store]]  # the fixture of that name
 
 
 def dying_with_us() -> list[str]:
     """Return what to put before a server's command line, so that it does not outlive killed tests."""
     return [sys.executable, "-I", "-S", "-c", _LAUNCH, str(os.getpid())] if sys.platform == "linux" else []
+
+
+@contextlib.contextmanager
+def impatient(store: Store) -> Iterator[None]:
+    """Meanwhile a connection is given up soon: what a test does to it shows at once, and what the machine does never."""
+    patient = store.bounds
+    store.bounds = replace(patient, stall_ms=100, connect_ms=100)
+    yield
+    store.bounds = patient
 
 
 class Server:

@@ -66,7 +66,7 @@ async def test_hash_lives_as_long_as_its_longest_binding(server: Server, connect
     await written(bindings)
     ttl = server.ask("PTTL", keys.bindings("u"))
     assert isinstance(ttl, int)
-    assert 900_000 < ttl <= 960_000
+    assert 800_000 < ttl <= 960_000  # 60 s beyond the longest, less what the machine took
 
 
 async def test_load_leaves_expired_bindings_out_and_cleans_them_up(server: Server, connect: Connect) -> None:

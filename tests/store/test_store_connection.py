@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from store_server import Connect, Relay, Server, eventually
+from store_server import PATIENT, Connect, Relay, Server, eventually, impatient
 
 from sipproxy.store.connection import Bounds, State, Store
 from sipproxy.store.errors import ReplyError, StoreError
@@ -101,7 +101,7 @@ async def test_submit_with_key_supersedes_what_has_not_left(server: Server, conn
 
 
 async def test_submit_beyond_count_bound_is_refused_by_name(relay: Relay, connect: Connect) -> None:
-    store = await connect(relay.url, bounds=Bounds(commands=10, stall_ms=5000))
+    store = await connect(relay.url, bounds=Bounds(commands=10, stall_ms=60_000))
     relay.hold()
     replies: list[object] = []
     for number in range(15):
@@ -116,7 +116,7 @@ async def test_submit_beyond_count_bound_is_refused_by_name(relay: Relay, connec
 
 
 async def test_submit_beyond_byte_bound_is_refused_and_frozen_server_gets_no_more(doomed: Server, connect: Connect) -> None:
-    store = await connect(doomed.url, bounds=Bounds(bytes=4_000_000, stall_ms=5000))
+    store = await connect(doomed.url, bounds=Bounds(bytes=4_000_000, stall_ms=60_000))
     doomed.freeze()
     replies: list[object] = []
     for _ in range(100):
@@ -137,14 +137,16 @@ async def test_state_frozen_server_is_slow_then_away_then_up(doomed: Server, con
     doomed.freeze()
     replies: list[object] = []
     store.submit(("ECHO", "a"), replies.append)
-    await eventually(lambda: store.state is State.AWAY)
+    await eventually(lambda: store.state is State.SLOW)
+    with impatient(store):
+        await eventually(lambda: store.state is State.AWAY)
+        assert named(replies) == ["LOST"]
+        store.submit(("ECHO", "b"), replies.append)
+        assert len(replies) == 1  # never before submit has returned
+        await asyncio.sleep(0)
+        assert named(replies) == ["LOST", "AWAY"]
+        await eventually(lambda: (State.AWAY, "TIMEOUT") in states)
     assert states[:2] == [(State.SLOW, "DEADLINE"), (State.AWAY, "STALLED")]
-    assert named(replies) == ["LOST"]
-    store.submit(("ECHO", "b"), replies.append)
-    assert len(replies) == 1  # never before submit has returned
-    await asyncio.sleep(0)
-    assert named(replies) == ["LOST", "AWAY"]
-    await eventually(lambda: (State.AWAY, "TIMEOUT") in states)
     doomed.thaw()
     await eventually(lambda: store.state is State.UP)
     assert await store.execute("ECHO", "c") == b"c"
@@ -153,11 +155,12 @@ async def test_state_frozen_server_is_slow_then_away_then_up(doomed: Server, con
 async def test_state_idle_store_notices_a_frozen_server_without_a_command(doomed: Server, connect: Connect) -> None:
     store = await connect(doomed.url)
     doomed.freeze()
-    await eventually(lambda: store.state is State.AWAY, seconds=3)
+    with impatient(store):
+        await eventually(lambda: store.state is State.AWAY)
 
 
 async def test_state_slow_replies_recover_without_reconnect(relay: Relay, connect: Connect) -> None:
-    store = await connect(relay.url, deadline_ms=50, bounds=Bounds(stall_ms=10_000))
+    store = await connect(relay.url, deadline_ms=50)
     relay.hold()
     replies: list[object] = []
     store.submit(("ECHO", "a"), replies.append)
@@ -215,7 +218,8 @@ async def test_reconnect_fences_off_commands_left_in_the_old_connection(relay: R
     relay.delay_requests()
     lost: list[object] = []
     store.submit(("SET", "k", "old"), lost.append)
-    await eventually(lambda: lost)
+    with impatient(store):
+        await eventually(lambda: lost)
     assert named(lost) == ["LOST"]
     await eventually(lambda: store.state is State.UP)
     await store.execute("SET", "k", "new")
@@ -274,15 +278,17 @@ async def test_state_refusing_before_mending_does_not_flap_up(doomed: Server, co
 
 
 async def test_state_busy_script_is_slow_and_named(doomed: Server, connect: Connect) -> None:
-    store = await connect(doomed.url, deadline_ms=100, bounds=Bounds(stall_ms=5000, probe_ms=100))
+    store = await connect(doomed.url)
     doomed.ask("CONFIG", "SET", "busy-reply-threshold", "50")
-    other = await connect(doomed.url, bounds=Bounds(stall_ms=20_000))
+    other = await connect(doomed.url)
     other.submit(("EVAL", "while true do end", 0))
-    await asyncio.sleep(0.02)
     replies: list[object] = []
-    store.submit(("SET", "k", "v"), replies.append)
-    await eventually(lambda: replies)
-    assert named(replies) == ["BUSY"]
+
+    def busy() -> bool:
+        store.submit(("SET", "k", "v"), replies.append)
+        return "BUSY" in named(replies)
+
+    await eventually(busy)
     doomed.ask("SCRIPT", "KILL")
     await eventually(lambda: store.state is State.UP)
 
@@ -300,20 +306,23 @@ async def test_state_password_missing_or_wrong_is_away_by_name(doomed: Server, c
 
 async def test_state_loading_server_is_away_by_name(doomed: Server, connect: Connect) -> None:
     doomed.ask("DEBUG", "POPULATE", "10000")
-    doomed.ask("CONFIG", "SET", "key-load-delay", "50")
+    doomed.ask("CONFIG", "SET", "key-load-delay", "500")
     doomed.ask("CONFIG", "SET", "loading-process-events-interval-bytes", "1024")
-    store = await connect(doomed.url, bounds=Bounds(stall_ms=20_000, connect_ms=2000, backoff_max_ms=20))
+    store = await connect(doomed.url)
     states: list[tuple[State, str]] = []
     store.on_state(lambda state, reason: states.append((state, reason)))
-    loader = await connect(doomed.url, bounds=Bounds(stall_ms=60_000))
+    loader = await connect(doomed.url)
     loader.submit(("DEBUG", "RELOAD"))
-    await asyncio.sleep(0.05)
-    error: list[object] = []
-    store.submit(("SET", "k", "v"), error.append)
-    await eventually(lambda: error)
-    assert named(error) == ["LOADING"]
+    replies: list[object] = []
+
+    def loading() -> bool:
+        store.submit(("SET", "k", "v"), replies.append)
+        return "LOADING" in named(replies)
+
+    await eventually(loading)
     assert (State.REFUSING, "LOADING") in states
-    await eventually(lambda: store.state is State.UP, seconds=30)
+    doomed.ask("CONFIG", "SET", "key-load-delay", "0")
+    await eventually(lambda: store.state is State.UP)
 
 
 async def test_close_lets_submitted_commands_finish_and_answers_the_rest(server: Server) -> None:
@@ -323,7 +332,7 @@ async def test_close_lets_submitted_commands_finish_and_answers_the_rest(server:
     replies: list[object] = []
     store.submit(("ECHO", "a"), replies.append)
     await store.close()
-    await asyncio.wait_for(run, 2)
+    await run
     assert replies == [b"a"]
     store.submit(("ECHO", "b"), replies.append)
     await asyncio.sleep(0)
@@ -336,7 +345,8 @@ async def test_close_with_frozen_server_ends_within_its_bound(doomed: Server) ->
     doomed.freeze()
     replies: list[object] = []
     store.submit(("ECHO", "a"), replies.append)
-    await asyncio.wait_for(store.close(), 3)
+    async with asyncio.timeout(60):
+        await store.close()
     assert named(replies) == ["LOST"]
 
 
@@ -344,12 +354,11 @@ async def test_close_with_frozen_server_ends_within_its_bound(doomed: Server) ->
 async def test_run_cancelled_ends_at_once(doomed: Server, is_up: bool) -> None:
     if not is_up:
         doomed.freeze()
-    store = Store(doomed.url)
+    store = Store(doomed.url, bounds=PATIENT)
     run = asyncio.create_task(store.run())
-    await asyncio.sleep(0.1)
-    assert (store.state is State.UP) is is_up
+    await eventually(lambda: store.state is State.UP if is_up else store.pending)  # greeting it, that is
     run.cancel()
-    done, _ = await asyncio.wait([run], timeout=1)
+    done, _ = await asyncio.wait([run], timeout=PATIENT.connect_ms / 2000)
     assert done == {run}
     await store.close()
 

@@ -12,6 +12,7 @@ import pytest
 import pytest_asyncio
 from store_server import Connect, Relay, Server, eventually, load_all
 
+from cdr.wire import cancel_all
 from sipproxy.engine.structs import Binding
 from sipproxy.sip.flow import Flow
 from sipproxy.store import following, keys
@@ -83,7 +84,7 @@ async def reader(server: Server, relay: Relay, connect: Connect) -> AsyncIterato
     task = asyncio.create_task(reader.follower.run())
     await eventually(lambda: reader.follower.is_following)
     yield reader
-    task.cancel()
+    await cancel_all([task])
 
 
 def following_of(store: Store) -> Reader:
@@ -258,4 +259,4 @@ async def test_outage_is_told_with_the_time_of_the_last_read_and_its_end_too(
         await eventually(lambda: len(reader.memory.heard) == 2)
         assert reader.memory.heard == [since_ms, None]
     finally:
-        task.cancel()
+        await cancel_all([task])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from store_server import Connect, Server, eventually
+from store_server import Connect, Server, eventually, eventually_async
 
 from sipproxy.store import keys
 from sipproxy.store.nodes import Heartbeat, nodes_seen
@@ -32,8 +32,11 @@ async def test_heartbeat_stops_with_its_node(server: Server, connect: Connect) -
     store = await connect(server.url)
     beat = Heartbeat(store, "n", tell=dict, on_forgotten=lambda: None, interval_s=0.05)
     run = asyncio.create_task(beat.run())
-    await asyncio.sleep(0.3)
-    assert len(await nodes_seen(store)) == 1
+
+    async def beats() -> bool:
+        return [seen.beat > 1 for seen in await nodes_seen(store)] == [True]
+
+    await eventually_async(beats)
     run.cancel()
     await eventually(lambda: server.ask("EXISTS", keys.node("n")) == 0)
     assert await nodes_seen(store) == []

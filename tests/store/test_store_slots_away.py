@@ -8,12 +8,12 @@ from collections.abc import Callable
 from typing import Literal
 
 import pytest
-from slot_steps import DEADLINE_MS, HOLDER, LEASE_MS, calls, leases, settled, slot, take, taken
-from store_server import Connect, Relay, Server, eventually
+from slot_steps import DEADLINE_MS, HOLDER, LEASE_MS, calls, leases, served, settled, slot, take, taken
+from store_server import BOUND_S, Connect, Relay, Server, eventually, impatient
 
 from sipproxy.engine.actions import Slot, TakeSlot
 from sipproxy.store import keys
-from sipproxy.store.connection import Bounds, State
+from sipproxy.store.connection import State
 from sipproxy.store.live_slots import slots_of
 from sipproxy.store.slots import BEAT_S, SlotResult, Slots
 
@@ -35,27 +35,32 @@ async def test_take_that_leaves_while_another_one_is_overdue_is_not_decided_befo
 ) -> None:
     """This loop's lateness is not the store's: what has come is read before anything is decided without the store."""
     slots = Slots(await connect(server.url, DEADLINE_MS))
-    loop, results, fire = asyncio.get_running_loop(), list[SlotResult](), slots._on_deadline
+    loop, results, fire, asked = asyncio.get_running_loop(), list[SlotResult](), slots._on_deadline, list[float]()
 
     def fired() -> None:
-        if not results:
+        if not asked:
+            asked.append(loop.time())
             take(slots, "l", "b", 3, LEASE_MS, results.append)
-            loop.call_soon(loop.call_soon, time.sleep, 3 * DEADLINE_MS / 1000)  # behind b's departure, before the decision
+            # behind b's departure, before the decision
+            loop.call_soon(loop.call_soon, served, server, "l", "b", 3 * DEADLINE_MS / 1000)
         fire()
 
     monkeypatch.setattr(slots, "_on_deadline", fired)
-    assert (await taken(slots, "l", "a", 3)).taken  # its timer is still to fire
-    await eventually(lambda: results)
-    assert results == [SlotResult(taken=True, used=2)]
+    take(slots, "l", "a", 3, LEASE_MS, results.append)
+    await asyncio.sleep(0)  # it has left
+    served(server, "l", "a")  # its timer is still to fire
+    await eventually(lambda: len(results) == 2)
+    assert results == [SlotResult(taken=True, used=1), SlotResult(taken=True, used=2)]
     assert slots.timeouts == 0
 
 
 async def test_take_without_answer_is_decided_at_the_deadline_and_the_late_grant_released(
     relay: Relay, connect: Connect
 ) -> None:
-    store = await connect(relay.url, DEADLINE_MS, Bounds(stall_ms=10_000))
+    store = await connect(relay.url)
     slots = Slots(store)
     await taken(slots, "l", "first", 9)
+    store.deadline_s = DEADLINE_MS / 1000
     relay.hold()
     loop = asyncio.get_running_loop()
     asked_at, results = loop.time(), []
@@ -79,13 +84,17 @@ async def test_take_in_a_busy_loop_is_answered_by_the_store_that_was_in_time(
     server: Server, connect: Connect, *, is_sent: bool
 ) -> None:
     """Many calls at once may hold the loop for longer than the deadline: that is no standstill of the store."""
-    slots = Slots(await connect(server.url, DEADLINE_MS))
+    slots = Slots(store := await connect(server.url))
     await taken(slots, "l", "first", 9)
+    store.deadline_s = DEADLINE_MS / 1000
     results: list[SlotResult] = []
     take(slots, "l", "a", 9, LEASE_MS, results.append)
     if is_sent:
         await asyncio.sleep(0)
-    time.sleep(3 * DEADLINE_MS / 1000)  # noqa: ASYNC251  # the fault that is tested
+        served(server, "l", "a", 3 * DEADLINE_MS / 1000)
+    else:
+        time.sleep(3 * DEADLINE_MS / 1000)  # noqa: ASYNC251  # the fault that is tested
+        asyncio.get_running_loop().call_soon(served, server, "l", "a")  # behind its departure
     await eventually(lambda: results)
     assert results == [SlotResult(taken=True, used=2)]
     assert slots.timeouts == 0
@@ -95,20 +104,21 @@ async def test_time_in_which_this_loop_was_busy_is_not_counted_as_waiting_for_th
     server: Server, connect: Connect
 ) -> None:
     """Invariant 5 bounds what the store costs a call, and what is left of it is what the next slot is asked for with."""
-    slots = Slots(await connect(server.url, DEADLINE_MS))
+    slots = Slots(store := await connect(server.url))
     await taken(slots, "l", "first", 9)
+    store.deadline_s = DEADLINE_MS / 1000
     loop, results = asyncio.get_running_loop(), list[SlotResult]()
-    begun, busy_s = loop.time(), 3 * DEADLINE_MS / 1000
+    begun = loop.time()
     take(slots, "l", "a", 9, LEASE_MS, results.append)
     await asyncio.sleep(0)  # asked
-    time.sleep(busy_s)  # noqa: ASYNC251  # the fault that is tested
+    busy_s = served(server, "l", "a", 3 * DEADLINE_MS / 1000)
     await eventually(lambda: results)
     assert results[0].taken
     assert results[0].waited_s <= loop.time() - begun - busy_s + 2 * BEAT_S
 
 
 async def test_time_in_which_the_store_was_silent_is_counted_in_full(relay: Relay, connect: Connect) -> None:
-    slots = Slots(await connect(relay.url, DEADLINE_MS, Bounds(stall_ms=10_000)))
+    slots = Slots(await connect(relay.url, DEADLINE_MS))
     relay.hold()
     result = await taken(slots, "l", "a", 9)
     assert (result.taken, result.waited_s) == (None, pytest.approx(DEADLINE_MS / 1000))
@@ -116,7 +126,7 @@ async def test_time_in_which_the_store_was_silent_is_counted_in_full(relay: Rela
 
 
 async def test_take_deadlines_are_kept_one_by_one(relay: Relay, connect: Connect) -> None:
-    slots = Slots(await connect(relay.url, DEADLINE_MS, Bounds(stall_ms=10_000)))
+    slots = Slots(await connect(relay.url, DEADLINE_MS))
     relay.hold()
     loop = asyncio.get_running_loop()
     waited: list[float] = []
@@ -133,26 +143,20 @@ async def test_take_deadlines_are_kept_one_by_one(relay: Relay, connect: Connect
 
 
 async def test_take_from_within_a_deadline_result_keeps_the_earlier_deadline(relay: Relay, connect: Connect) -> None:
-    slots = Slots(await connect(relay.url, DEADLINE_MS, Bounds(stall_ms=10_000)))
+    slots = Slots(await connect(relay.url, int(4000 * BOUND_S)))
     relay.hold()
-    loop = asyncio.get_running_loop()
-    started_at = loop.time()
     order: list[str] = []
-    again: list[SlotResult] = []
 
     def first(_: SlotResult) -> None:
         order.append("first")
-        take(slots, "l", "again", 9, LEASE_MS, again.append)
+        take(slots, "l", "again", 9, LEASE_MS, lambda _: order.append("again"), wait_s=4 * BOUND_S)
 
-    def second(_: SlotResult) -> None:
-        order.append(f"second {loop.time() - started_at < 2 * DEADLINE_MS / 1000}")
-
-    take(slots, "l", "a", 9, LEASE_MS, first)
-    await asyncio.sleep(0.03)
-    take(slots, "l", "b", 9, LEASE_MS, second)
-    await eventually(lambda: again)
-    assert order == ["first", "second True"]
+    take(slots, "l", "a", 9, LEASE_MS, first, wait_s=0.1)
+    take(slots, "l", "b", 9, LEASE_MS, lambda _: order.append("second"), wait_s=0.2)
+    await eventually(lambda: len(order) == 2)
+    assert order == ["first", "second"]
     relay.let_go()
+    await eventually(lambda: len(order) == 3)
 
 
 async def test_release_while_away_is_made_up_for(relay: Relay, connect: Connect) -> None:
@@ -184,7 +188,7 @@ async def test_old_copy_of_the_store_keeps_no_slot_of_a_call_that_ended(
 
     async def took(slot: Slot) -> bool | None:
         results: list[SlotResult] = []
-        slots.take(TakeSlot(slot, HOLDER, 3, None, 9.0), LEASE_MS, results.append)
+        slots.take(TakeSlot(slot, HOLDER, 3, None, 90.0), LEASE_MS, results.append)
         await eventually(lambda: results)
         return results[0].taken
 
@@ -239,19 +243,24 @@ async def test_release_whose_reply_is_lost_is_repeated(relay: Relay, connect: Co
     await taken(slots, "l", "a", 3)
     relay.delay_requests()  # the request never arrives
     slots.release(slot("l", "a"))
-    await eventually(lambda: store.stats.connects == 2)
+    with impatient(store):
+        await eventually(lambda: store.state is State.AWAY)
+    await eventually(lambda: store.state is State.UP)
     await settled(slots)
     assert await calls(slots, "l") == set()
 
 
 async def test_release_after_a_take_left_in_a_dropped_connection_leaks_nothing(relay: Relay, connect: Connect) -> None:
-    store = await connect(relay.url, DEADLINE_MS)
+    store = await connect(relay.url)
     slots = Slots(store)
     await taken(slots, "l", "x", 3)
+    store.deadline_s = DEADLINE_MS / 1000
     relay.delay_requests()
     assert (await taken(slots, "l", "a", 3)).taken is None
     slots.release(slot("l", "a"))
-    await eventually(lambda: store.stats.connects == 2)
+    with impatient(store):
+        await eventually(lambda: store.state is State.AWAY)
+    await eventually(lambda: store.state is State.UP)
     await settled(slots)
     await relay.deliver_requests()
     for _ in range(50):

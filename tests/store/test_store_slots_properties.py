@@ -15,7 +15,7 @@ import pytest
 import uvloop
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from store_server import Relay, Server, eventually
+from store_server import PATIENT, Relay, Server, eventually
 
 from sipproxy.engine.actions import Holder, Slot, TakeSlot
 from sipproxy.store.connection import Bounds, State, Store
@@ -49,10 +49,8 @@ def in_loop(main: Callable[[], Coroutine[object, object, None]]) -> None:
     uvloop.run(main())
 
 
-async def open_nodes(
-    url: str, number: int, bounds: Bounds | None = None
-) -> tuple[list[Store], list[Slots], list[asyncio.Task[None]]]:
-    stores = [Store(url, 2000, bounds=bounds) for _ in range(number)]
+async def open_nodes(url: str, number: int) -> tuple[list[Store], list[Slots], list[asyncio.Task[None]]]:
+    stores = [Store(url, 60_000, bounds=PATIENT) for _ in range(number)]
     slots = [Slots(store) for store in stores]
     for store in stores:
         assert await store.start()
@@ -256,9 +254,9 @@ def test_slots_under_cut_and_delayed_connections_end_as_the_live_calls(server: S
         relay = Relay(server.path)
         await relay.start()
         quick = Bounds(stall_ms=150, connect_ms=100, backoff_first_ms=5, backoff_max_ms=20, probe_ms=50)
-        stores, slots, tasks = await open_nodes(relay.url, NODES, quick)
+        stores, slots, tasks = await open_nodes(relay.url, NODES)
         for store in stores:
-            store.deadline_s = 0.03
+            store.deadline_s, store.bounds = 0.03, quick
         traffic = Traffic(seed, server, relay, slots)
         try:
             for number in range(600):
@@ -268,6 +266,8 @@ def test_slots_under_cut_and_delayed_connections_end_as_the_live_calls(server: S
                     traffic.refresh(traffic.dice.randrange(NODES))
                 await traffic.disturb()
             traffic.mend()
+            for store in stores:
+                store.bounds = PATIENT
             await eventually(lambda: all(store.state is State.UP for store in stores))
             await eventually(lambda: set(traffic.answers.values()) == {1}, "exactly one answer per call")
             for node in range(NODES):  # what a node does when the store is back
