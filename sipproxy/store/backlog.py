@@ -15,7 +15,7 @@ from sipproxy.store.connection import State
 from sipproxy.store.errors import ReplyError, StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Hashable
 
     from sipproxy.store.connection import Command, Store
 
@@ -40,14 +40,17 @@ class Backlog(Generic[K, V]):
         limit: int,
         window: int = WINDOW,
         observe: Callable[[V, object], None] | None = None,
+        group: Callable[[K], Hashable] | None = None,
     ) -> None:
-        """`observe` sees each wish's reply before anything else is sent."""
+        """`observe` sees each wish's reply before anything else is sent; `group` says what `hurry` finds a key's wish by."""
         self._store = store
         self._command = command
         self._limit = limit
         self._window = window
         self._observe = observe
+        self._group = group
         self._waiting: OrderedDict[K, V] = OrderedDict()  # a plain dict's first item costs as much as was taken from it before
+        self._groups: dict[Hashable, dict[K, None]] = {}  # the keys of those that wait
         self._flight: dict[K, object] = {}
         self._in_flight = 0
         self._held = False  # after a refusal, until the store is up again
@@ -68,26 +71,57 @@ class Backlog(Generic[K, V]):
         It leaves with what has to leave at once, or when it has waited for that (`LINGER_S`).
         """
         if key in self._waiting:
-            del self._waiting[key]  # the order is that of the latest wishes
+            self._take_out(key)  # the order is that of the latest wishes
         elif len(self._waiting) >= self._limit:
             self._drop("FULL")
             return False
         if at_once and self._sendable:
             self._send(key, wish, linger=True)
             return True
-        self._waiting[key] = wish
+        self._put_in(key, wish)
         self.pump(linger=True)
         return True
 
     def discard(self, key: K) -> None:
         """Forget the wish. One that has left already may still be executed, but is not repeated."""
-        self._waiting.pop(key, None)
+        if key in self._waiting:
+            self._take_out(key)
         self._flight.pop(key, None)
 
     def pump(self, *, linger: bool = False) -> None:
         """Send what the window allows; `linger` is that of `Store.submit`."""
         while self._waiting and self._in_flight < self._window and self._sendable:
-            self._send(*self._waiting.popitem(last=False), linger=linger)
+            key = next(iter(self._waiting))
+            self._send(key, self._take_out(key), linger=linger)
+
+    def hurry(self, group: Hashable) -> bool:
+        """Send what waits of a group, beyond window and hold too; whether any of it is on its way now.
+
+        For who was just told that the store takes such commands, and did not take into account what had not been sent.
+        """
+        for key in list(self._groups.get(group, ())):
+            self._send(key, self._take_out(key), linger=False)
+        return self._group is not None and any(self._group(key) == group for key in self._flight)
+
+    def resume(self) -> None:
+        """The store was just seen to take such commands: what is held since a refusal leaves before the state says so."""
+        if self._held:
+            self._held = False
+            self.pump()
+
+    def _put_in(self, key: K, wish: V) -> None:
+        self._waiting[key] = wish
+        if self._group is not None:
+            self._groups.setdefault(self._group(key), {})[key] = None
+
+    def _take_out(self, key: K) -> V:
+        if self._group is not None:
+            group = self._group(key)
+            keys = self._groups[group]
+            del keys[key]
+            if not keys:
+                del self._groups[group]
+        return self._waiting.pop(key)
 
     @property
     def _sendable(self) -> bool:
@@ -116,7 +150,7 @@ class Backlog(Generic[K, V]):
             self._drop(reply.name)
         else:
             if latest and key not in self._waiting:
-                self._waiting[key] = wish
+                self._put_in(key, wish)
             if reply.name != "NOSCRIPT":  # that one is cured by sending the script with the command, at once
                 self._hold()
         if self._in_flight <= self._window // 2:  # half windows, so that many leave in one pipeline

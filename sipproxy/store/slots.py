@@ -12,8 +12,9 @@ store did not answer, not that the slot is free: it may be granted later, by the
 So after None as after True the caller owes a `release` in the end, also when it refuses the call at once. Commands leave
 in order, and what a dropped connection may still hold is fenced off (store.connection): the release comes after the take.
 `late_grants` counts these. A release that cannot be sent is kept and sent when the store is back; those of the last lease are
-sent again then, as a store that comes back may be an old copy, in which ended calls still have their slots. `waited_s` is the
-store's part of the time that a take took, without that in which this loop was busy with other things.
+sent again then, as a store that comes back may be an old copy, in which ended calls still have their slots. A take that is
+refused while releases of its owner still wait is asked for once more behind them: the store counted calls that had ended.
+`waited_s` is the store's part of the time that a take took, without that in which this loop was busy with other things.
 
 Leaves out: which call wants a slot, the decision without the store, when to refresh, and reading (`store.live_slots`).
 """
@@ -120,7 +121,7 @@ class _Take:
         self.late = 0.0  # and how late this loop had been until then
         self.at = 0.0  # when the answer is due
         self.done = False
-        self.repeat = True  # whether it may be sent again after NOSCRIPT: not once a release has gone out behind it
+        self.repeat = True  # whether it may be sent again: not once a release of it has gone out behind it
 
     def __lt__(self, other: _Take) -> bool:
         return self.at < other.at
@@ -173,7 +174,9 @@ class Slots:
         self._released: OrderedDict[Slot, float] = OrderedDict()  # when, the latest last
         self._was_away = False
         self._lateness = _Lateness(lambda: bool(self._deadlines))
-        self._backlog: Backlog[Slot, _Wish] = Backlog(store, self._wish_command, limit=MAX_OWED, observe=self._wish_replied)
+        self._backlog: Backlog[Slot, _Wish] = Backlog(
+            store, self._wish_command, limit=MAX_OWED, observe=self._wish_replied, group=_owner
+        )
         self.timeouts = 0
         self.late = 0
         self.late_grants = 0
@@ -257,6 +260,12 @@ class Slots:
                 self._finish(take, SlotResult(None, 0))
             return
         result = _parsed(reply, self._waited_s(take))
+        if result.taken is not None:
+            self._backlog.resume()
+        if result.taken is False and take.repeat and not take.done and self._backlog.hurry(_owner(take.action.slot)):
+            take.repeat = False  # what was owed of the owner is on its way: calls that have ended were counted
+            self._send(take)
+            return
         if take.done:
             self.late += 1
             self.late_grants += bool(result.taken)
@@ -357,6 +366,11 @@ class Slots:
         elif self._was_away:
             self._was_away = False
             self.release_again()
+
+
+def _owner(slot: Slot) -> tuple[str, str]:
+    """Whose slot it is: the kind, and the line or route."""
+    return slot[:2]
 
 
 def _parsed(reply: object, waited_s: float) -> SlotResult:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal
 
 import pytest
 from slot_steps import DEADLINE_MS, HOLDER, LEASE_MS, calls, leases, served, settled, slot, take, taken
-from store_server import BOUND_S, Connect, Relay, Server, eventually, impatient
+from store_server import BOUND_S, PATIENT, Connect, Relay, Server, eventually, impatient
 
 from sipproxy.engine.actions import Slot, TakeSlot
 from sipproxy.store import keys
@@ -302,3 +303,29 @@ async def test_refusing_server_answers_takes_with_none_and_catches_up(
     await eventually(lambda: store.state is State.UP)
     await settled(slots)
     assert await calls(slots, "l") == {"b", "c"}
+
+
+@pytest.mark.parametrize("owed", [1, 600])
+async def test_take_is_not_refused_for_calls_that_ended_while_the_store_took_nothing(
+    doomed: Server, connect: Connect, owed: int
+) -> None:
+    """Their releases wait until the state is known to be better, or behind many others: the line is not full meanwhile."""
+    slots = Slots(store := await connect(doomed.url, bounds=replace(PATIENT, probe_ms=3_600_000)))
+    for number in range(owed):
+        await taken(slots, f"l{number}", "a", 1)
+    await taken(slots, "l", "a", 1)
+    doomed.ask("CONFIG", "SET", "min-replicas-to-write", "1")
+    for number in range(owed):
+        slots.release(slot(f"l{number}", "a"))
+    slots.release(slot("l", "a"))
+    await eventually(lambda: store.state is State.REFUSING and store.pending == 0)
+    doomed.ask("CONFIG", "SET", "min-replicas-to-write", "0")
+    results: list[SlotResult] = []
+    take(slots, "l0", "b", 1, LEASE_MS, results.append)
+    take(slots, "l", "b", 1, LEASE_MS, results.append)
+    take(slots, "l", "c", 1, LEASE_MS, results.append)
+    await eventually(lambda: len(results) == 3)
+    assert sorted(result.taken for result in results) == [False, True, True]
+    assert await calls(slots, "l") in ({"b"}, {"c"})
+    await settled(slots)
+    assert [await calls(slots, f"l{number}") for number in range(owed)] == [{"b"}, *[set()] * (owed - 1)]
