@@ -54,3 +54,19 @@ def test_what_comes_once_pushes_out_its_like_and_not_what_is_asked_for_often() -
     assert read.count(b"often") == 1
     assert lengths[b"0"] == 1
     assert read.count(b"0") == 2
+
+
+def test_kept_and_forgotten_values_are_counted() -> None:
+    """Of all that was read each value is kept or forgotten; one that was forgotten counts again when it is read again."""
+    lengths, read = reader()
+    for number in range(60):
+        assert lengths[b"%d" % (number * number % 7)] == 1
+        lengths[b"often"]
+        held = lengths.keys() | generation_before(lengths).keys()
+        assert (lengths.kept, lengths.forgotten) == (len(held), len(read) - len(held))
+    assert lengths.forgotten > 10
+
+
+def generation_before(lengths: Remembered[int]) -> dict[bytes, int]:
+    """The generation before."""
+    return lengths._before  # noqa: SLF001  what is asked for would be read anew
