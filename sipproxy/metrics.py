@@ -15,8 +15,6 @@ from itertools import islice
 from typing import Literal, Protocol
 
 from prometheus_client import CollectorRegistry, Histogram, ProcessCollector, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 
 from sipproxy.config_file import split_address
 
@@ -39,51 +37,46 @@ class _Source:
     """One metric family and where its values are read."""
 
     def __init__(self, kind: Literal["counter", "gauge"], name: str, text: str, labels: tuple[str, ...]) -> None:
-        self.kind = kind
         self.name = name
-        self.text = text
         self.labels = labels
         self.read: Callable[[], Values] = dict
+        self._sample = f"{name}_total" if kind == "counter" else name
+        help_text = text.replace("\\", "\\\\").replace("\n", "\\n")
+        self._head = f"# HELP {self._sample} {help_text}\n# TYPE {self._sample} {kind}\n"
 
-    def family(self) -> Metric:
-        """The values as they are now. Raises what reading does, and ValueError where they do not fit the labels."""
-        values = self.read()
-        kind = CounterMetricFamily if self.kind == "counter" else GaugeMetricFamily
-        family = kind(self.name, self.text, labels=self.labels)
+    def lines(self) -> Iterator[str]:
+        """The values, as they are when the first line is asked for, in Prometheus' text format. Raises what reading does, and
+        ValueError where they do not fit the labels."""
+        values, sample = self.read(), self._sample
         if not isinstance(values, Mapping):
-            family.add_metric((), float(values))
-            return family
-        for key, value in islice(values.items(), MAX_SERIES):
-            labels = (key,) if isinstance(key, str) else tuple(key)
+            yield f"{self._head}{sample} {float(values)!r}\n"
+            return
+        rows = list(islice(values.items(), MAX_SERIES))
+        yield self._head
+        for key, value in rows:
+            labels = (key,) if isinstance(key, str) else key
             if len(labels) != len(self.labels):
                 raise ValueError(f"{self.name} is read without its labels {self.labels}")
-            family.add_metric(labels, value)
-        return family
+            named = ",".join([f'{name}="{_escaped(text)}"' for name, text in zip(self.labels, labels, strict=True)])
+            yield f"{sample}{{{named}}} {float(value)!r}\n"
 
 
-class _Part(Collector):
-    """Some samples of a family, to be written as if there were no others."""
-
-    def __init__(self, family: Metric, start: int) -> None:
-        self._part = Metric(family.name, family.documentation, family.type)
-        self._part.samples = family.samples[start : start + SAMPLES_AT_ONCE]
-
-    def collect(self) -> Iterator[Metric]:
-        yield self._part
+def _escaped(text: str) -> str:
+    """A label's value as it stands between quotation marks."""
+    return text.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
 
 
-class Metrics(Collector):
+class Metrics:
     """The node's metrics: what the parts count, read at scrape time."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
+        self._registry = CollectorRegistry()  # of what the library itself counts
         self._sources: list[_Source] = []
         self.failures: dict[str, int] = {}
         self.lag = Histogram(
-            "sipproxy_loop_lag_seconds", "how late the event loop ran a timer", buckets=LAG_BUCKETS, registry=self.registry
+            "sipproxy_loop_lag_seconds", "how late the event loop ran a timer", buckets=LAG_BUCKETS, registry=self._registry
         )
-        ProcessCollector(registry=self.registry)
-        self.registry.register(self)
+        ProcessCollector(registry=self._registry)
         self.counter("sipproxy_metric_failures", "readings that failed, by metric", lambda: self.failures, ("metric",))
 
     def counter(self, name: str, text: str, read: Callable[[], Values], labels: tuple[str, ...] = ()) -> None:
@@ -103,29 +96,23 @@ class Metrics(Collector):
         source.read = read
         self._sources.append(source)
 
-    def collect(self) -> Iterator[Metric]:
-        """The families, each read when it is asked for. One that cannot be read is left out and counted."""
+    async def text(self) -> bytes:
+        """All of it as it is now, or becomes while it is written. What cannot be read is left out and counted."""
+        parts = [generate_latest(self._registry).decode()]
+        written = 0
         for source in reversed(self._sources):  # the failures stand first and are read last
+            lines: list[str] = []
             try:
-                family = source.family()
+                for line in source.lines():
+                    lines.append(line)
+                    written += 1
+                    if written % SAMPLES_AT_ONCE == 0:
+                        await asyncio.sleep(0)
             except Exception:  # whatever it is, a blind node is worse
                 self.failures[source.name] = self.failures.get(source.name, 0) + 1
             else:
-                yield family
-
-    async def text(self) -> bytes:
-        """All of it as it is now, or becomes while it is written."""
-        parts: list[bytes] = []
-        written = 0
-        for family in self.registry.collect():
-            for start in range(0, max(1, len(family.samples)), SAMPLES_AT_ONCE):
-                text = generate_latest(_Part(family, start))
-                parts.append(text if start == 0 else text.split(b"\n", 2)[2])  # without its HELP and TYPE
-                written += min(SAMPLES_AT_ONCE, len(family.samples) - start)
-                if written >= SAMPLES_AT_ONCE:
-                    written = 0
-                    await asyncio.sleep(0)
-        return b"".join(parts)
+                parts += lines
+        return "".join(parts).encode()
 
     async def tell(self, _: Mapping[str, object]) -> dict[str, object]:
         """The text, for the supervisor of a node with several workers."""

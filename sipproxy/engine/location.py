@@ -118,11 +118,11 @@ class Location:
 
     def users_at(self, flow: Flow, now_ms: int) -> list[str]:
         """The accounts with an unexpired binding over this very flow; over UDP also one that another node holds."""
-        return [
-            user
-            for user in self._users(flow)
-            if any(b.flow == flow and b.expires_at_ms > now_ms and self._is_indexed(b) for b in self._by_user.get(user, ()))
-        ]
+        return [user for user in self._users(flow) if self.is_at(user, flow, now_ms)]
+
+    def is_at(self, user: str, flow: Flow, now_ms: int) -> bool:
+        """Whether the account is one of `users_at`. Of these there may be hundreds, behind one proxy of theirs."""
+        return any(b.flow == flow and b.expires_at_ms > now_ms and self._is_indexed(b) for b in self._by_user.get(user, ()))
 
     def accounts_at(self, flow: Flow, now_ms: int) -> tuple[str, int]:
         """One account with an unexpired binding over this very flow, "" for none, and how many accounts share the flow."""

@@ -194,7 +194,7 @@ class Refusals:
             by = self._route(flow)
             if by is None and verdict.user:
                 claimed = text(request.from_.uri.user)
-                user = claimed if claimed in desk.location.users_at(flow, desk.now.utc_ms) else verdict.user
+                user = claimed if desk.location.is_at(claimed, flow, desk.now.utc_ms) else verdict.user
                 by = desk.snapshot.accounts.get(user)
         if by is None:
             desk.reply(request, flow, 503, headers=[(b"Retry-After", b"%d" % verdict.retry_s)])

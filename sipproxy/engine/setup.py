@@ -116,9 +116,9 @@ class Setup:
         accounts = desk.snapshot.accounts
         caller = text(request.from_.uri.user)
         named = accounts.get(caller) or (desk.snapshot.account_of(caller) if caller.startswith("+") else None)
-        users = desk.location.users_at(flow, desk.now.utc_ms)
-        if named is not None and named.user in users:
+        if named is not None and desk.location.is_at(named.user, flow, desk.now.utc_ms):
             return named
+        users = desk.location.users_at(flow, desk.now.utc_ms)
         if users:
             return next((accounts[user] for user in sorted(users) if user in accounts), None)
         return named if desk.settings.in_access_network(flow.host) else None

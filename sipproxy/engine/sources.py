@@ -62,7 +62,7 @@ def standing(desk: Desk, found: Found, request: Request, flow: Flow, *, marked: 
         return Standing.PARTY if known.transport == flow.transport and known.host == flow.host else Standing.STRANGER
     if not found.from_customer:
         return Standing.PARTY if _is_carriers(desk, found, known, flow, marked=marked) else Standing.STRANGER
-    if account_of(found) in desk.location.users_at(flow, desk.now.utc_ms):
+    if desk.location.is_at(account_of(found), flow, desk.now.utc_ms):
         return Standing.PARTY
     if isinstance(known, Hop) and _is_nodes(desk, known, flow):
         return Standing.PARTY
@@ -118,7 +118,7 @@ def is_source(desk: Desk, server: Server, request: Request, flow: Flow, *, accou
         return False
     if desk.reply_target(request, flow) == known or (flow.transport, flow.host) == (known.transport, known.host):
         return True
-    if account and account in desk.location.users_at(flow, desk.now.utc_ms):
+    if account and desk.location.is_at(account, flow, desk.now.utc_ms):
         return True
     if any(route.matches(flow) and route.matches(known) for route in desk.settings.trunks if known.transport != LOOP):
         return True  # another address of the same carrier

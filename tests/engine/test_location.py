@@ -60,6 +60,7 @@ def test_random_changes_agree_with_a_plain_dict(seed: int) -> None:
         for flow in FLOWS:
             at_flow = {u for (u, _), b in model.items() if b.flow == flow and b.expires_at_ms > now}
             assert set(location.users_at(flow, now)) == at_flow
+            assert {name for name in "xyz" if location.is_at(name, flow, now)} == at_flow
         for name in "xyz":
             held = location.bindings(name, now)
             assert [b.q for b in held] == sorted((b.q for b in held), reverse=True)

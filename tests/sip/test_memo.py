@@ -69,4 +69,4 @@ def test_kept_and_forgotten_values_are_counted() -> None:
 
 def generation_before(lengths: Remembered[int]) -> dict[bytes, int]:
     """The generation before."""
-    return lengths._before  # noqa: SLF001  what is asked for would be read anew
+    return lengths._before  # asking for what is there would read it anew
