@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from sipproxy.sip.build import Editor
     from sipproxy.sip.headers import NameAddr
     from sipproxy.sip.message import Request, Response
+    from sipproxy.sip.shape import Shape
 
 __all__ = [
     "CALL_PARAM",
@@ -153,15 +154,15 @@ def record_route_uri(listener: Listener, mark: bytes) -> bytes:
 
 def strip_trust(editor: Editor, message: Request | Response, settings: Settings) -> None:
     """Take from a customer's message what only a trusted peer may say, the carrier's own headers included."""
-    for name in _claims(tuple(message.first_line), settings.carrier_headers):
+    for name in _claims(message.shape, settings.carrier_headers):
         editor.remove(name)
 
 
 @functools.lru_cache(maxsize=KNOWN)  # the messages of one kind of device name the same headers
-def _claims(names: tuple[bytes, ...], carriers: tuple[bytes, ...]) -> tuple[bytes, ...]:
-    """Those of the names that only a trusted peer may send a header of."""
+def _claims(shape: Shape, carriers: tuple[bytes, ...]) -> tuple[bytes, ...]:
+    """Those of its names that only a trusted peer may send a header of."""
     beginnings = TRUSTED_BEGINNINGS + carriers
-    return tuple(name for name in names if name in _TRUSTED_ONLY or name.startswith(beginnings))
+    return tuple(name for name in shape.first_line if name in _TRUSTED_ONLY or name.startswith(beginnings))
 
 
 def consume_credentials(editor: Editor, request: Request, realm: str) -> None:
