@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from math import inf
 from typing import TYPE_CHECKING
 
 from sipproxy.sip.flow import Flow, Hop
 from sipproxy.sip.places import Place, in_order
+from sipproxy.sip.timers import Alarm
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -24,7 +26,6 @@ __all__ = ["MAX_TRIED", "Addresses", "retry_after_s"]
 MAX_NAMES = 1024  # of next hops; the one that was looked up least recently goes first, and its branch then has to do
 MAX_DEAD = 10_000  # addresses that are known to be dead; the one that failed first is forgotten
 MAX_TRIED = 4  # of one name by one request; emergency calls try all that the name has
-TIMER = ("addresses",)
 MAX_RETRY_AFTER_S = 3600  # a 503 that asks for more is not believed
 
 
@@ -45,6 +46,7 @@ class Addresses:
         self._places: dict[Hop, tuple[Place, ...]] = {}
         self._hosts: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {}  # name -> where it led before, and where it does
         self._dead: OrderedDict[tuple[str, str, int], Dead] = OrderedDict()
+        self._alarm = Alarm(self._forget)
 
     # What is learnt
 
@@ -83,16 +85,16 @@ class Addresses:
         if len(self._dead) > MAX_DEAD:
             self._dead.popitem(last=False)
             desk.count("addresses_forgotten", "full")
-        if TIMER not in desk.queue:
-            desk.queue.set(TIMER, self._dead[key].until)
+        if self._alarm.at == inf:
+            desk.queue.set(self._alarm, self._dead[key].until)
 
-    def fire(self) -> None:
+    def _forget(self) -> None:
         """Forget those whose time is over."""
         now = self._desk.now.mono
         for key in [key for key, dead in self._dead.items() if dead.until <= now]:
             del self._dead[key]
         if self._dead:
-            self._desk.queue.set(TIMER, min(dead.until for dead in self._dead.values()))
+            self._desk.queue.set(self._alarm, min(dead.until for dead in self._dead.values()))
 
     # What follows from it
 

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from cdr.assemble import final
 from cdr.facts import Answer, End, EndReason, Record, ReleasedBy
-from sipproxy.engine import carrier, ending, fail_over, final_response, forwarding, keep, liveness, session
+from sipproxy.engine import carrier, deadlines, ending, fail_over, final_response, forwarding, keep, liveness, session
 from sipproxy.engine.actions import Journal, Note, Now, Slot
 from sipproxy.engine.causes import NORMAL_CLEARING, NORMAL_UNSPECIFIED
 from sipproxy.engine.dialogs import Dialog, Phase
@@ -30,6 +30,7 @@ from sipproxy.engine.state import Headers, reason_header
 from sipproxy.sip.build import Editor
 from sipproxy.sip.dialog import sides_of_2xx, target_of
 from sipproxy.sip.matching import client_key
+from sipproxy.sip.timers import Timer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
@@ -42,12 +43,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Call", "Dialog", "Phase"]
 
-BEFORE_ANSWER, AFTER_ANSWER = ("setup", "route", "edge", "ring"), ("bound", "stop", "lost")  # timers of a call
 EARLY_DIALOGS = 32  # To tags remembered for one call; a forking UAS beyond that is refused its early requests
 
 
 @dataclass(eq=False, slots=True)
-class Call:
+class Call(Timer):
     """See the module. `record` is the CDR as far as it is known; `on_end` is told once that the call is over."""
 
     desk: Desk
@@ -85,10 +85,12 @@ class Call:
     token: bytes = b""  # of our Record-Route, once it was written
     dismissed: frozenset[bytes] = frozenset()  # To tags of late dialogs that were ended
     context: ResponseContext[Target] = field(default_factory=lambda: ResponseContext([]))
+    due: dict[str, float] = field(default_factory=dict)  # its deadlines by kind (engine.deadlines)
     call_id: bytes = field(init=False)  # of its INVITE, and the tag in that one's From
     caller_tag: bytes | None = field(init=False)
 
     def __post_init__(self) -> None:
+        self.unset()
         self.call_id, self.caller_tag = self.request.call_id, self.request.from_.tag
         self.store_wait_s = self.desk.settings.store_wait_s
 
@@ -134,7 +136,7 @@ class Call:
         self.context = ResponseContext(list(self.groups), self.retry_on)
         keep.admit(self)
         desk.answer(self.server, 100)
-        desk.queue.set(("call", self.id, "setup"), desk.now.mono + desk.settings.setup_s)
+        deadlines.await_until(self, "setup", desk.now.mono + desk.settings.setup_s)
         self._try_next()
 
     def _try_next(self) -> None:
@@ -158,9 +160,9 @@ class Call:
             self._try_next()
             return
         if any(branch.target.route for branch in self.context.branches.values()):
-            desk.queue.set(("call", self.id, "edge"), desk.now.mono + SILENT_S)
+            deadlines.await_until(self, "edge", desk.now.mono + SILENT_S)
         # Once a branch is under way the ring bound runs for the whole call (§16.6 step 11, Timer C).
-        desk.queue.set(("call", self.id, "ring"), desk.now.mono + desk.settings.ring_s)
+        deadlines.await_until(self, "ring", desk.now.mono + desk.settings.ring_s)
         fail_over.arm(self)
 
     def send(self, target: Target) -> bool:
@@ -245,9 +247,9 @@ class Call:
             self._cancel_branches()  # §9.1: the CANCEL had to wait for a provisional response
         if response.status == 100 or self.phase is not Phase.PROCEEDING:
             return
-        desk.queue.set(("call", self.id, "ring"), desk.now.mono + desk.settings.ring_s)  # §16.7 step 2
-        desk.queue.cancel(("call", self.id, "setup"))
-        desk.queue.cancel(("call", self.id, "route"))
+        deadlines.await_until(self, "ring", desk.now.mono + desk.settings.ring_s)  # §16.7 step 2
+        deadlines.drop(self, "setup")
+        deadlines.drop(self, "route")
         if self.ringing_at_ms is None and response.status in (180, 183):
             self.ringing_at_ms = desk.now.utc_ms
         self._dialog(branch, response)
@@ -279,8 +281,7 @@ class Call:
     def _answered(self, branch: Branch[Target], response: Response) -> None:
         desk = self.desk
         self.phase = Phase.ANSWERED
-        for kind in BEFORE_ANSWER:
-            desk.queue.cancel(("call", self.id, kind))
+        self.due.clear()
         if not self.is_emergency and self.head is None:
             # Whoever called for help is not cut off by a bound that guards against charges.
             self.maximum_at = desk.now.mono + desk.settings.maximum_s
@@ -288,7 +289,7 @@ class Call:
             self.reap_at = desk.now.mono + desk.settings.reap_s
         if self.gave_up in final_response.STOPPED:
             # The answer crossed our CANCEL. RFC 3261 §15: no BYE to the caller before it has acknowledged the 2xx.
-            desk.queue.set(("call", self.id, "stop"), desk.now.mono + 4 * desk.settings.timers.t1)
+            deadlines.await_until(self, "stop", desk.now.mono + 4 * desk.settings.timers.t1)
         ending.settle(self)
         keep.answered(self, branch.target, response)
         desk.count("responses", "INVITE", str(response.status))
@@ -435,13 +436,12 @@ class Call:
         )
         desk.out.append(Journal(End(record)))
         desk.channels.give_back(self)
-        for kind in BEFORE_ANSWER if self.answer is None else AFTER_ANSWER:
-            desk.queue.cancel(("call", self.id, kind))
+        deadlines.drop_all(self)
         desk.count("calls_ended", reason)
         level = "warning" if self.is_emergency and self.answer is None and reason != "cancelled" else "info"
         desk.out.append(Note(level, "call_ended", {"call": self.id, "reason": reason, "status": record.status}))
         # Retransmissions of the last messages still find the dialog (64*T1), as for a transaction.
-        desk.queue.set(("call", self.id, "forget"), desk.now.mono + 64 * desk.settings.timers.t1)
+        deadlines.await_until(self, "forget", desk.now.mono + 64 * desk.settings.timers.t1)
         self.on_end(self)
         for part in self.parts:
             if part.is_answered:  # one that still rings is cancelled by its INVITE's CANCEL
@@ -452,13 +452,13 @@ class Call:
         elsewhere in half the time that the callee repeats it for (RFC 3261 §13.3.1.4), the call is over, and was never one."""
         if self.phase is Phase.ANSWERED and not self.is_lost and not self.is_emergency:
             self.is_lost = True
-            self.desk.queue.set(("call", self.id, "lost"), self.desk.now.mono + 32 * self.desk.settings.timers.t1)
+            deadlines.await_until(self, "lost", self.desk.now.mono + 32 * self.desk.settings.timers.t1)
 
     def heard(self) -> None:
         """The caller is there."""
         if self.is_lost:
             self.is_lost = False
-            self.desk.queue.cancel(("call", self.id, "lost"))
+            deadlines.drop(self, "lost")
 
     def seen(self) -> None:
         """A message of this call arrived."""
@@ -477,7 +477,7 @@ class Call:
 
     def await_bound(self) -> None:
         """Have the answered call looked at when the first of its bounds is reached, those of its dialogs among them: most calls
-        end before. One timer for all of them, as there are as many of it as live calls."""
+        end before."""
         if not self.is_answered:
             return
         at = min(self.maximum_at, self.reap_at)
@@ -485,9 +485,9 @@ class Call:
             if dialog.watch is not None and not dialog.ended:
                 at = min(at, dialog.watch.next_at)
         if at < inf:
-            self.desk.queue.set(("call", self.id, "bound"), at)
+            deadlines.await_until(self, "bound", at)
         else:
-            self.desk.queue.cancel(("call", self.id, "bound"))
+            deadlines.drop(self, "bound")
 
     def after_ms(self, at: Now) -> int:
         return round((at.mono - self.started.mono) * 1000)

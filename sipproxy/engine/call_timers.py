@@ -12,17 +12,14 @@ from sipproxy.engine.fail_over import edge_silent, is_going_on, overdue
 from sipproxy.engine.recover import say_bye_again
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
-
-    from sipproxy.engine.state import Desk
+    from sipproxy.engine.transactions import Server
 
 __all__ = ["before_trying", "bound_reached"]
 
 
-def before_trying(desk: Desk, key: Hashable) -> None:
+def before_trying(server: Server) -> None:
     """A call that still waits for its slot has one timer, that of its 100: what the caller hears of is in the journal."""
-    server = desk.transactions.servers.get(key)
-    if server is not None and isinstance(server.user, Call) and server.user.phase is Phase.ADMITTING:
+    if isinstance(server.user, Call) and server.user.phase is Phase.ADMITTING:
         keep.admit(server.user)
 
 

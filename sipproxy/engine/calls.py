@@ -68,6 +68,7 @@ class Calls:
 
     def remove(self, call: Call) -> None:
         self.by_id.pop(call.id, None)
+        call.desk.queue.cancel(call)
         same = self._by_call_id.get(call.call_id, [])
         if call in same:
             same.remove(call)

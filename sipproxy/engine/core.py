@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from policy.emergency import service_of
 from policy.model import LineStatus
+from sipproxy.engine import deadlines
 from sipproxy.engine.actions import SendTo
 from sipproxy.engine.authenticate import Authenticator
 from sipproxy.engine.call import Call, Phase
@@ -30,12 +31,14 @@ from sipproxy.engine.setup import Setup
 from sipproxy.engine.shed import Shedder
 from sipproxy.engine.sources import is_source, may_answer
 from sipproxy.engine.state import KNOWN_METHODS, Desk, request_label
+from sipproxy.engine.transactions import Server
 from sipproxy.sip.digest import NonceSource
 from sipproxy.sip.errors import ParseError
 from sipproxy.sip.flow import LOOP, Flow, Hop
 from sipproxy.sip.matching import cancel_target_key
 from sipproxy.sip.message import Request, Response, check_message, parse_message, salvage
 from sipproxy.sip.stun import is_stun
+from sipproxy.sip.timers import Alarm
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -87,8 +90,6 @@ class Engine:
         self._flows = Flows(self.desk, self.shedder)
         self.crew = Crew(self.desk, self.auth.guesses, self._setup, self._flows, self.shedder, act=self._actions)
         self.desk.drops.protectors = [self.auth.guesses.protects, self.calls.protects]
-        self.desk.timers |= {"call": self._call_timer, "edge": self._edges.timer}
-        self.desk.timers |= {"relay": self._relay_timer, "s": self._server_timer, "c": self._client_timer}
 
     # Events
 
@@ -152,9 +153,15 @@ class Engine:
         """Run what is due. Early, late and repeated calls are harmless."""
         desk = self.desk
         desk.now = now
-        for key in desk.queue.due(now.mono):
-            assert isinstance(key, tuple)
-            desk.timers[key[0]](*key[1:])
+        for timer in desk.queue.due(now.mono):
+            if isinstance(timer, Call):
+                self._call_timer(timer)
+            elif isinstance(timer, Alarm):
+                timer.run()
+            else:
+                if isinstance(timer, Server):
+                    before_trying(timer)
+                desk.transactions.fire(timer, now.mono)
         return self._actions()
 
     @property
@@ -466,26 +473,12 @@ class Engine:
 
     # Timers
 
-    def _server_timer(self, key: Hashable) -> None:
-        before_trying(self.desk, key)
-        self.desk.transactions.fire(("s", key), self.desk.now.mono)
-
-    def _client_timer(self, key: Hashable) -> None:
-        self.desk.transactions.fire(("c", key), self.desk.now.mono)
-
-    def _call_timer(self, call_id: str, kind: str) -> None:
-        call = self.calls.by_id.get(call_id)
-        if call is None:
-            return
-        if kind == "forget":
-            self.calls.remove(call)
-        else:
-            bound_reached(call, kind)
-
-    def _relay_timer(self, key: Hashable) -> None:
-        client = self.desk.transactions.clients.get(key)
-        if client is not None and isinstance(client.user, Relay):
-            client.user.cancel()
+    def _call_timer(self, call: Call) -> None:
+        for kind in deadlines.due(call):
+            if kind == "forget":
+                self.calls.remove(call)
+            else:
+                bound_reached(call, kind)
 
 
 def _is_held(snapshot: Snapshot, line: str) -> bool:

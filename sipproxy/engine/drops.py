@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from sipproxy.engine.actions import DropSource, SpareSource
 from sipproxy.sip.errors import ParseError
 from sipproxy.sip.flow import source_of
+from sipproxy.sip.timers import Alarm
 from sipproxy.sip.uri import parse_uri
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ class Drops:
         self._entries: dict[str, Entry] = {}
         self.protectors: list[Callable[[str], str]] = []
         self.problem = ""
+        self._alarm = Alarm(self._sweep)
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -167,7 +169,7 @@ class Drops:
         desk.note("warning", "source_dropped", source=source, why=why, by=by, for_s=for_s, dry_run=dry)
         if not dry:
             desk.out.append(DropSource(source, for_s))
-        desk.queue.set(("drops",), now.mono + SWEEP_S)
+        desk.queue.set(self._alarm, now.mono + SWEEP_S)
         return ""
 
     def _spare(self, entry: Entry, why: str, by: str) -> None:
@@ -179,7 +181,7 @@ class Drops:
         if why != "over" and self._rules.mode == "on":  # the kernel knows by itself when it is over
             desk.out.append(SpareSource(entry.source))
 
-    def fire(self) -> None:
+    def _sweep(self) -> None:
         """Forget what is over, and let in who has shown at another node that he belongs to us, and where a route leads now."""
         desk = self._desk
         nodes = {source_of(host) for host in desk.peers.hosts()}
@@ -191,7 +193,7 @@ class Drops:
             elif (route := self.protection(entry.source)) in ("trunk", "psap"):
                 self._spare(entry, route, "node")
         if self._entries:
-            desk.queue.set(("drops",), desk.now.mono + SWEEP_S)
+            desk.queue.set(self._alarm, desk.now.mono + SWEEP_S)
 
     # For operators
 

@@ -22,6 +22,7 @@ from sipproxy.engine.forward import EDGE_PARAM, Target, forward_request, hop_uri
 from sipproxy.engine.structs import Reach, Way
 from sipproxy.sip.build import Editor
 from sipproxy.sip.flow import Flow, Hop
+from sipproxy.sip.timers import Alarm
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -69,6 +70,7 @@ class Passage:
     provisional: bool = False
     cancelled: bool = False
     done: bool = False
+    bound: Alarm | None = None  # Timer C
 
     @property
     def _is_invite(self) -> bool:
@@ -112,11 +114,14 @@ class Passage:
 
     def _bound(self) -> None:
         """Timer C: the call's own bound is its owner's, who may die; this one is there so that nothing stays for ever."""
-        self.desk.queue.set(("edge", self.key), self.desk.now.mono + self.desk.settings.ring_s)
+        self.bound = self.bound or Alarm(self.cancel)
+        self.desk.queue.set(self.bound, self.desk.now.mono + self.desk.settings.ring_s)
 
     def _finish(self) -> None:
         self.done = True
-        self.desk.queue.cancel(("edge", self.key))
+        if self.bound is not None:
+            self.desk.queue.cancel(self.bound)
+            self.bound = None  # which refers back to it
 
     def _send_cancel(self) -> None:
         client = self.desk.transactions.clients.get(self.key)
@@ -162,12 +167,6 @@ class Edges:
         else:
             self._forward(request, flow, way, up=up)
         return True
-
-    def timer(self, key: Hashable) -> None:
-        """Timer C of a passage is over."""
-        client = self._desk.transactions.clients.get(key)
-        if client is not None and isinstance(client.user, Passage):
-            client.user.cancel()
 
     # Whose word is taken
 

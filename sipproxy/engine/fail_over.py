@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from sipproxy.engine import carrier
+from sipproxy.engine import carrier, deadlines
 from sipproxy.engine.addresses import retry_after_s
 from sipproxy.engine.dialogs import Phase
 from sipproxy.engine.edge import SILENT_S
@@ -92,7 +92,7 @@ def is_going_on(call: Call) -> bool:
     """The bound of the whole set-up is reached: a call for help that has something left to try goes on with that."""
     if not call.is_emergency or call.phase is not Phase.PROCEEDING or not _has_more(call):
         return False
-    call.desk.queue.set(("call", call.id, "setup"), call.desk.now.mono + HELP_SPAN * call.desk.settings.route_s)
+    deadlines.await_until(call, "setup", call.desk.now.mono + HELP_SPAN * call.desk.settings.route_s)
     overdue(call, heard_too=True)
     return True
 
@@ -115,13 +115,13 @@ def arm(call: Call) -> None:
     The bound of the whole set-up does not cut short what a call for help tries last.
     """
     desk, settings = call.desk, call.desk.settings
-    if call.is_emergency and ("call", call.id, "setup") in desk.queue:
+    if call.is_emergency and "setup" in call.due:
         until = max(call.started.mono + settings.setup_s, desk.now.mono + HELP_SPAN * settings.route_s)
-        desk.queue.set(("call", call.id, "setup"), until)
+        deadlines.await_until(call, "setup", until)
     if _has_more(call):
-        desk.queue.set(("call", call.id, "route"), desk.now.mono + settings.route_s)
+        deadlines.await_until(call, "route", desk.now.mono + settings.route_s)
     else:
-        desk.queue.cancel(("call", call.id, "route"))
+        deadlines.drop(call, "route")
 
 
 def _is_route(target: Target) -> bool:
@@ -154,9 +154,9 @@ def _goes_elsewhere(call: Call, branch: Branch[Target], status: int) -> bool:
             continue
         branch.status = status
         desk.count("flows_failed_over" if isinstance(following.to, Flow) else "addresses_failed_over")
-        desk.queue.set(("call", call.id, "ring"), desk.now.mono + desk.settings.ring_s)
+        deadlines.await_until(call, "ring", desk.now.mono + desk.settings.ring_s)
         if following.route:
-            desk.queue.set(("call", call.id, "edge"), desk.now.mono + SILENT_S)
+            deadlines.await_until(call, "edge", desk.now.mono + SILENT_S)
         if _is_route(following):
             arm(call)
         return True

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from sipproxy.engine.forward import hop_uri, via_of
 from sipproxy.sip.build import Sent, write_request
+from sipproxy.sip.timers import Alarm
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -37,7 +38,7 @@ class HealthState(StrEnum):
 class Health:
     """What is known of one neighbour. Times ending in `_at` and `_until` are monotonic seconds, in `_at_ms` UTC.
 
-    `kind` and `name` say which one it is, in the keys of its timers, counters and notes. `ping_s` is the time between two
+    `kind` and `name` say which one it is, in counters and notes. `ping_s` is the time between two
     OPTIONS, 0 for none.
     """
 
@@ -54,8 +55,9 @@ class Health:
         self.ping_ms: int | None = None
         self._asked: dict[Hop, float] = {}  # the addresses that a ping is on its way to, and since when
         self._answered = False  # whether one of this round was
+        self._next_ping, self._silence = Alarm(self._ping), Alarm(self._was_silent)
         if ping_s:
-            desk.queue.set((kind, name, "ping"), 0.0)
+            desk.queue.set(self._next_ping, 0.0)
 
     @property
     def is_asked(self) -> bool:
@@ -87,7 +89,7 @@ class Health:
         else:
             self._enter(HealthState.SUSPECT)
         if self._ping_s and not self._asked and self.state is HealthState.SUSPECT:
-            desk.queue.set((self.kind, self.name, "ping"), desk.now.mono)  # is it so? ask at once
+            desk.queue.set(self._next_ping, desk.now.mono)  # is it so? ask at once
 
     def there(self, status: int) -> None:
         """Something that is no call was answered: any answer but 503 shows that somebody is there."""
@@ -122,11 +124,8 @@ class Health:
 
     # Pings
 
-    def fire(self, kind: str) -> None:
-        """A timer is due: `ping`, or `silent` for pings that were not answered."""
-        if kind == "ping":
-            self._ping()
-            return
+    def _was_silent(self) -> None:
+        """Some pings were not answered in time."""
         for hop in list(self._asked):
             self.ping_failed(hop, "no_ping")
 
@@ -134,14 +133,14 @@ class Health:
         """Ask each address, unless answers of the last round are still awaited."""
         desk = self._desk
         jitter = int.from_bytes(desk.new_token(2), "big") / SPREAD / 5
-        desk.queue.set((self.kind, self.name, "ping"), desk.now.mono + self._ping_s * (0.9 + jitter))
+        desk.queue.set(self._next_ping, desk.now.mono + self._ping_s * (0.9 + jitter))
         if self._asked:
             return
         self._answered = False
         hops = [hop for hop in desk.addresses.choose(self._hop, every=True) if via_of(desk, hop) is not None]
         self._asked = dict.fromkeys(hops, desk.now.mono)
         if hops:
-            desk.queue.set((self.kind, self.name, "silent"), desk.now.mono + PING_ANSWER_S)
+            desk.queue.set(self._silence, desk.now.mono + PING_ANSWER_S)
         for hop in hops:
             self._ask(hop)
 
@@ -188,7 +187,7 @@ class Health:
 
     def _ended(self) -> None:
         if not self._asked:
-            self._desk.queue.cancel((self.kind, self.name, "silent"))
+            self._desk.queue.cancel(self._silence)
 
 
 class _Ping:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 
 from cdr.assemble import recovered
 from cdr.facts import End, LineSlot
-from sipproxy.engine import carrier, ending, keep, liveness
+from sipproxy.engine import carrier, deadlines, ending, keep, liveness
 from sipproxy.engine.actions import Holder, Journal, Now, ReleaseSlot, Slot
 from sipproxy.engine.call import Call, Dialog, Phase
 from sipproxy.engine.channels import trunk_slot
@@ -138,8 +138,8 @@ def _remember(desk: Desk, calls: Calls, ended: Sequence[Ended]) -> None:
         calls.add(call)
         calls.ended(call)
         at = desk.now.mono + number / ASKED_PER_S
-        desk.queue.set(("call", call.id, "bye"), at + desk.settings.timers.t2 + ASK_MARGIN_S)
-        desk.queue.set(("call", call.id, "forget"), at + 64 * desk.settings.timers.t1)
+        deadlines.await_until(call, "bye", at + desk.settings.timers.t2 + ASK_MARGIN_S)
+        deadlines.await_until(call, "forget", at + 64 * desk.settings.timers.t1)
 
 
 def say_bye_again(call: Call) -> None:

@@ -12,6 +12,7 @@ order of writing. Pure. Left out: whether the disk takes records, which the shel
 from __future__ import annotations
 
 from collections import OrderedDict, deque
+from math import inf
 from typing import TYPE_CHECKING, NamedTuple
 
 from msgspec.structs import replace
@@ -33,6 +34,7 @@ from sipproxy.engine.state import reason_header
 from sipproxy.sip.brief import parse_brief, write_unavailable
 from sipproxy.sip.matching import server_key
 from sipproxy.sip.text import text
+from sipproxy.sip.timers import Alarm
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -47,7 +49,6 @@ if TYPE_CHECKING:
 __all__ = ["MAX_HELD", "MAX_KNOWN", "Refusals", "incoming_attempt", "internal_attempt", "outgoing_attempt"]
 
 MAX_KNOWN = 20_000  # refused INVITEs, and challenged ones, of which a repetition is told: 64*T1 at 600 a second
-TIMER = ("refusals",)
 MAX_HELD = 10_000  # records that wait for the disk, some 10 MB
 
 
@@ -107,7 +108,7 @@ class Refusals:
         self._desk, self._calls = desk, calls
         self._known: OrderedDict[Hashable, _Known] = OrderedDict()
         self._challenged: OrderedDict[Hashable, _Known] = OrderedDict()
-        desk.timers[TIMER[0]] = self.fire
+        self._alarm = Alarm(self._forget)
         self._held: deque[Record] = deque()
         self.holding = False
 
@@ -264,14 +265,14 @@ class Refusals:
         key = server_key(request)
         known.pop(key, None)  # the latest last
         known[key] = _Known(self._desk.now.mono + 64 * self._desk.settings.timers.t1, retry_s)
-        if TIMER not in self._desk.queue:
-            self._desk.queue.set(TIMER, known[key].until)
+        if self._alarm.at == inf:
+            self._desk.queue.set(self._alarm, known[key].until)
 
-    def fire(self) -> None:
+    def _forget(self) -> None:
         """Forget what is not repeated any more."""
         for known in (self._known, self._challenged):
             while known and next(iter(known.values())).until <= self._desk.now.mono:
                 known.popitem(last=False)
         left = [next(iter(known.values())).until for known in (self._known, self._challenged) if known]
         if left:
-            self._desk.queue.set(TIMER, min(left))
+            self._desk.queue.set(self._alarm, min(left))

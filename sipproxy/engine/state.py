@@ -82,12 +82,6 @@ class Desk:
         self.trunks = Trunks(self)
         self.statics = Statics(self)
         self.drops = Drops(self)
-        self.timers: dict[object, Callable[..., None]] = {  # whose they are, by the first part of their keys
-            "addresses": self.addresses.fire,
-            "drops": self.drops.fire,
-            "pbx": self.statics.fire,
-            "trunk": self.trunks.fire,
-        }
 
     def take_actions(self) -> list[Action]:
         actions = self.out[:]

@@ -87,7 +87,3 @@ class Statics:
         if found is not None and found.is_asked:
             found.failed_calls = True
             found.failed(why)
-
-    def fire(self, name: str, kind: str) -> None:
-        """A timer of a PBX: `ping` or `silent`."""
-        self._by_name[name].fire(kind)

@@ -17,6 +17,7 @@ from sipproxy.sip.build import Sent, whole, write_cancel
 from sipproxy.sip.flow import LOOP, Flow
 from sipproxy.sip.matching import client_key, response_key, server_key
 from sipproxy.sip.message import Request
+from sipproxy.sip.timers import Timer
 from sipproxy.sip.transaction import (
     PASS_UP,
     SEND,
@@ -53,12 +54,14 @@ class ClientUser(Protocol):
     def failed(self, key: Hashable, /, *, timed_out: bool) -> None: ...
 
 
-class _Kept:
-    """A request that is kept whole while it is needed so, and reduced when it is hardly asked for any more."""
+class _Kept(Timer):
+    """A request that is kept whole while it is needed so, and reduced when it is hardly asked for any more. Its transaction's
+    timer: the first of the machine's deadlines, or before it."""
 
     __slots__ = ("_reduced", "_whole")
 
     def __init__(self, request: Request | Sent) -> None:
+        self.unset()
         self._whole: Request | Sent | None = request
         self._reduced = b""
 
@@ -96,7 +99,7 @@ class _Kept:
 
 class Server(_Kept):
     """A server transaction with the flow that its responses leave by. `user` is what a CANCEL or a failure concerns; `tried`
-    are the flows by which the last response could not be sent; `name` is the transaction among timers and actions."""
+    are the flows by which the last response could not be sent; `name` is the transaction among actions."""
 
     __slots__ = ("key", "machine", "name", "target", "tried", "user")
 
@@ -236,7 +239,7 @@ class Transactions:
 
     def _arm_server(self, server: Server) -> None:
         machine = server.machine
-        self._arm(server.name, machine)
+        self._arm(server, machine)
         if machine.state is not TERMINATED:
             return
         self.servers.pop(server.key, None)
@@ -247,12 +250,14 @@ class Transactions:
             server.key, server.machine = _NAMELESS[1], self._over
             self.over(user)
 
-    def _arm(self, name: tuple[str, Hashable], machine: Machine) -> None:
+    def _arm(self, timer: Server | Client, machine: Machine) -> None:
         at = machine.again_at if machine.again_at < machine.end_at else machine.end_at
+        if at == timer.at:
+            return
         if at < inf:
-            self._queue.set(name, at)
+            self._queue.set(timer, at)
         else:
-            self._queue.cancel(name)
+            self._queue.cancel(timer)
 
     # Client side
 
@@ -309,7 +314,7 @@ class Transactions:
         machine.accept(now)
         client = Client(client_key(branch, request.method), machine, request, target, user)
         self._add_client(client)
-        self._arm(client.name, machine)
+        self._arm(client, machine)
 
     def _add_client(self, client: Client) -> None:
         self.clients[client.key] = client
@@ -381,16 +386,14 @@ class Transactions:
         server.target = way
         self._emit(_send((way, server.machine.out, server.name, 0.0)))
 
-    def fire(self, key: tuple[str, Hashable], now: float) -> None:
-        """Run the timers of the transaction that the queue named as due."""
-        side, transaction = key
-        if side == "c":
-            if (client := self.clients.get(transaction)) is not None:
-                self._perform(client, client.machine.fire(now), None)
-        elif (server := self.servers.get(transaction)) is not None:
-            if server.machine.fire(now) & SEND:
-                self._emit(_send((server.target, server.machine.out, server.name, 0.0)))
-            self._arm_server(server)
+    def fire(self, timer: Timer, now: float) -> None:
+        """Run what is due of the transaction that the queue gave out."""
+        if isinstance(timer, Client):
+            self._perform(timer, timer.machine.fire(now), None)
+        elif isinstance(timer, Server):
+            if timer.machine.fire(now) & SEND:
+                self._emit(_send((timer.target, timer.machine.out, timer.name, 0.0)))
+            self._arm_server(timer)
 
     def _perform(self, client: Client, todo: int, response: Response | None) -> None:
         """Do what the machine wants done; `response` is what came for it, if anything did."""
@@ -398,7 +401,7 @@ class Transactions:
         # The table is brought up to date first: the user may start or end transactions while it is told.
         if machine.state is TERMINATED:
             self._drop_client(client)
-        self._arm(client.name, machine)
+        self._arm(client, machine)
         if todo & SEND:
             self._emit(_send((client.target, machine.out, client.name, CONNECT_S if client.instead is not None else 0.0)))
         if todo <= SEND:

@@ -15,6 +15,7 @@ from sipproxy.engine.trunk_auth import credentials_for
 from sipproxy.sip.build import write_request
 from sipproxy.sip.errors import ParseError
 from sipproxy.sip.message import Request, parse_message
+from sipproxy.sip.timers import Alarm
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -53,6 +54,8 @@ class Registration:
         self._answers = 0  # to challenges in this round
         self._to = route.hop  # the address that was asked last
         self._tried = 0  # addresses in this round that failed
+        self._next_round = Alarm(self.send)
+        desk.queue.set(self._next_round, 0.0)
 
     def view(self) -> dict[str, object]:
         state = str(self.state)
@@ -176,7 +179,7 @@ class Registration:
         self.expires_at_ms = desk.now.utc_ms + granted * 1000
         self._backoff_s = FIRST_BACKOFF_S
         early = min(max(granted / 5, MARGIN_S), granted / 2)
-        desk.queue.set(("trunk", self._route.name, "register"), desk.now.mono + granted - early)
+        desk.queue.set(self._next_round, desk.now.mono + granted - early)
 
     def _granted(self, response: Response) -> int | None:
         """§10.2.4: the lifetime of our Contact, else Expires, else what we asked for."""
@@ -201,7 +204,7 @@ class Registration:
         self.state = state
         wait = max(self._backoff_s, min(_number(retry_after) or 0, MAX_EXPIRES_S))
         self._backoff_s = min(2 * self._backoff_s, MAX_BACKOFF_S)
-        desk.queue.set(("trunk", self._route.name, "register"), desk.now.mono + wait)
+        desk.queue.set(self._next_round, desk.now.mono + wait)
 
 
 def _number(value: bytes | None) -> int | None:

@@ -38,7 +38,6 @@ class RouteHealth(Health):
         self.registration: Registration | None = None
         if route.register:
             self.registration = Registration(desk, route, self.there)
-            desk.queue.set(("trunk", route.name, "register"), 0.0)
 
 
 class Trunks:
@@ -97,14 +96,6 @@ class Trunks:
     def calls(self, name: str) -> int:
         """How many of this node's calls are on the route."""
         return self._desk.channels.held("trunk", name)
-
-    def fire(self, name: str, kind: str) -> None:
-        """A timer of the route: `ping`, `silent` or `register`."""
-        health = self._routes[name]
-        if kind != "register":
-            health.fire(kind)
-        elif health.registration is not None:
-            health.registration.send()
 
     # For operators
 

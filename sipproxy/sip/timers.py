@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush, heapreplace
-from typing import TYPE_CHECKING
+from math import inf
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Callable
 
-__all__ = ["TimerQueue", "Timers"]
+__all__ = ["Alarm", "Timer", "TimerQueue", "Timers"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,75 +61,114 @@ class Timers:
             object.__setattr__(self, name, value)
 
 
-class TimerQueue:
-    """Deadlines by key, earliest first. Each key has at most one deadline.
+class Timer:
+    """Whoever has a deadline; at most one. To be read by all and changed by its queue alone.
 
-    A heap in which cancelled entries, and those of deadlines that became earlier, stay until they come up or outnumber the live
-    ones. A deadline that becomes later, as most do, is not put into the heap: the entry of the old one brings it up when due.
+    Without a constructor of its own, so that a dataclass may be one: `unset` is to be called when it is made.
     """
 
-    GARBAGE = 64  # dead entries always tolerated, so that a small queue is not rebuilt all the time
+    __slots__ = ("at", "entry", "order")
 
-    __slots__ = ("_at", "_count", "_heap")
+    at: float
+    """Monotonic seconds; infinite for none."""
+    order: int
+    """Orders equal deadlines by when they were set."""
+    entry: list[Any] | None
+    """What its queue has of it: a time, a number, and the timer itself."""
+
+    def unset(self) -> None:
+        """Begin without a deadline."""
+        self.at, self.order, self.entry = inf, 0, None
+
+
+class Alarm(Timer):
+    """A timer that is nothing else: what is to be run when it is due."""
+
+    __slots__ = ("run",)
+
+    def __init__(self, run: Callable[[], None]) -> None:
+        self.unset()
+        self.run = run
+
+
+class TimerQueue:
+    """Timers by their deadlines, the earliest first.
+
+    A heap with one entry at most for each timer. A deadline that becomes later, as most do, leaves the entry as it is: it
+    brings the timer up when it is due itself. Where one becomes earlier, or is cancelled, the entry loses its timer, and stays
+    until it comes up or such entries outnumber the others.
+    """
+
+    GARBAGE = 64  # of them always tolerated, so that a small queue is not rebuilt all the time
+
+    __slots__ = ("_count", "_heap", "_live")
 
     def __init__(self) -> None:
-        self._at: dict[Hashable, tuple[float, int, Hashable]] = {}  # by key what the heap has, or will have
-        self._heap: list[tuple[float, int, Hashable]] = []
+        self._heap: list[list[Any]] = []
         self._count = 0
+        self._live = 0  # timers with a deadline
 
     def __len__(self) -> int:
-        return len(self._at)
+        return self._live
 
-    def __contains__(self, key: Hashable) -> bool:
-        return key in self._at
-
-    def set(self, key: Hashable, at: float) -> None:
-        """Set or replace the deadline of `key`. Raises ValueError for a time that is not a number."""
+    def set(self, timer: Timer, at: float) -> None:
+        """Set or replace the deadline, which is finite. Raises ValueError for a time that is not a number."""
+        before = timer.at
+        if at == before:
+            return
         if at != at:  # noqa: PLR0124  a NaN compares false with everything and would break the heap's order
             raise ValueError("deadline is not a number")
-        old = self._at.get(key)
-        if old is not None and old[0] == at:
-            return
-        if old is not None:
-            key = old[2]  # one of each in memory
-        self._count += 1  # orders equal deadlines by when they were set
-        entry = self._at[key] = (at, self._count, key)
-        if old is None:
-            heappush(self._heap, entry)
-        elif at < old[0]:
-            heappush(self._heap, entry)
-            if len(self._heap) > 2 * len(self._at) + self.GARBAGE:
-                self._compact()
-
-    def cancel(self, key: Hashable) -> None:
-        """Forget the deadline of `key`; harmless when it has none."""
-        if self._at.pop(key, None) is not None and len(self._heap) > 2 * len(self._at) + self.GARBAGE:
+        if before == inf:
+            self._live += 1
+        self._count = number = self._count + 1
+        timer.at, timer.order = at, number
+        entry = timer.entry
+        if entry is not None:
+            if entry[0] <= at:
+                return
+            entry[2] = None
+        timer.entry = entry = [at, number, timer]
+        heappush(self._heap, entry)
+        if len(self._heap) > 2 * self._live + self.GARBAGE:
             self._compact()
 
-    def due(self, now: float) -> list[Hashable]:
-        """Remove and return the keys whose deadline is at or before `now`, in order of deadline, then of setting."""
-        keys: list[Hashable] = []
+    def cancel(self, timer: Timer) -> None:
+        """Forget the deadline; harmless when there is none."""
+        if timer.at == inf:
+            return
+        timer.at = inf
+        if timer.entry is not None:
+            timer.entry[2] = None
+            timer.entry = None
+        self._live -= 1
+        if len(self._heap) > 2 * self._live + self.GARBAGE:
+            self._compact()
+
+    def due(self, now: float) -> list[Timer]:
+        """Take out and return whose deadline is at or before `now`, in order of deadline, then of setting."""
+        found: list[Timer] = []
         while (at := self.next_at) is not None and at <= now:
-            key = heappop(self._heap)[2]
-            del self._at[key]
-            keys.append(key)
-        return keys
+            timer = heappop(self._heap)[2]
+            timer.at, timer.entry = inf, None
+            self._live -= 1
+            found.append(timer)
+        return found
 
     @property
     def next_at(self) -> float | None:
         """The earliest deadline, or None when there is none."""
-        heap, live = self._heap, self._at
+        heap = self._heap
         while heap:
-            entry = heap[0]
-            current = live.get(entry[2])
-            if current is None:
+            at, number, timer = heap[0]
+            if timer is None:
                 heappop(heap)
-            elif current[1] == entry[1]:  # by its number: compiled code makes a tuple anew each time
-                return entry[0]
+            elif timer.order == number:
+                return float(at)
             else:
-                heapreplace(heap, current)
+                timer.entry = [timer.at, timer.order, timer]
+                heapreplace(heap, timer.entry)
         return None
 
     def _compact(self) -> None:
-        self._heap = list(self._at.values())
+        self._heap = [entry for entry in self._heap if entry[2] is not None]
         heapify(self._heap)

@@ -92,8 +92,8 @@ class Agent:
         if at != self._armed:
             return  # an earlier deadline came up since, and whoever ran for it armed anew
         self._armed = None
-        for key in self._queue.due(self.world.now):
-            self._tx.fire(key, self.world.now)  # type: ignore[arg-type]
+        for timer in self._queue.due(self.world.now):
+            self._tx.fire(timer, self.world.now)
         self._flush()
 
     def _send_request(

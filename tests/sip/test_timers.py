@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sipproxy.sip.timers import TimerQueue, Timers
+from sipproxy.sip.timers import Alarm, TimerQueue, Timers
 
 
 def test_timers_default_values_are_those_of_table_4() -> None:
@@ -35,50 +35,67 @@ def test_timers_nonsense_is_refused(bad: dict[str, float]) -> None:
         Timers(**bad)
 
 
+def alarms(count: int) -> list[Alarm]:
+    """Timers that nothing is to be run for."""
+    return [Alarm(int) for _ in range(count)]
+
+
 def test_timer_queue_due_returns_in_order_of_deadline_then_of_setting() -> None:
     queue = TimerQueue()
-    for key, at in [("late", 3.0), ("second", 1.0), ("third", 1.0), ("first", 0.5)]:
-        queue.set(key, at)
+    late, second, third, first = alarms(4)
+    for timer, at in ((late, 3.0), (second, 1.0), (third, 1.0), (first, 0.5)):
+        queue.set(timer, at)
     assert queue.next_at == 0.5
     assert queue.due(0.4) == []
-    assert queue.due(1.0) == ["first", "second", "third"]
+    assert queue.due(1.0) == [first, second, third]
     assert queue.next_at == 3.0
-    assert (len(queue), "late" in queue, "first" in queue) == (1, True, False)
+    assert (len(queue), late.at, first.at) == (1, 3.0, math.inf)
 
 
-def test_timer_queue_replaced_deadline_is_due_once_at_the_new_time() -> None:
-    queue = TimerQueue()
-    queue.set("k", 1.0)
-    queue.set("k", 5.0)
+@pytest.mark.parametrize(("first", "then"), [(1.0, 5.0), (9.0, 5.0)])
+def test_timer_queue_replaced_deadline_is_due_once_at_the_new_time(first: float, then: float) -> None:
+    queue, timer = TimerQueue(), Alarm(int)
+    queue.set(timer, first)
+    queue.set(timer, then)
     assert queue.due(4.9) == []
     assert queue.next_at == 5.0
-    assert queue.due(5.0) == ["k"]
+    assert queue.due(5.0) == [timer]
     assert queue.due(99.0) == []
     assert queue.next_at is None
 
 
+def test_timer_queue_cancelled_timer_is_let_go_at_once() -> None:
+    """What a transaction or a call refers to is free with its end, not when its deadline would have been."""
+    queue, timer = TimerQueue(), Alarm(int)
+    queue.set(timer, 5.0)
+    queue.cancel(timer)
+    assert not [entry for entry in queue._heap if entry[2] is timer]
+    assert queue.due(99.0) == []
+
+
 def test_timer_queue_nan_is_refused() -> None:
+    queue, timer = TimerQueue(), Alarm(int)
     with pytest.raises(ValueError, match="not a number"):
-        TimerQueue().set("k", math.nan)
+        queue.set(timer, math.nan)
+    assert (len(queue), queue.next_at) == (0, None)
 
 
-def test_timer_queue_incomparable_keys_with_equal_deadlines_do_not_meet() -> None:
-    queue = TimerQueue()
-    keys: list[object] = [object(), ("a", 1), 3, None]
-    for key in keys:
-        queue.set(key, 1.0)
-    assert queue.due(1.0) == keys
+def test_timer_queue_timers_with_equal_deadlines_are_not_compared() -> None:
+    queue, timers = TimerQueue(), alarms(3)
+    for timer in timers:
+        queue.set(timer, 1.0)
+    assert queue.due(1.0) == timers
 
 
-@pytest.mark.parametrize("pattern", ["replace", "cancel"])
+@pytest.mark.parametrize("pattern", ["later", "earlier", "cancel"])
 def test_timer_queue_garbage_stays_bounded(pattern: str) -> None:
-    queue = TimerQueue()
-    for key in range(10):
-        queue.set(key, 1e9)
+    queue, timer = TimerQueue(), Alarm(int)
+    for _ in range(10):
+        queue.set(Alarm(int), 1e9)
     for n in range(10_000):
-        queue.set("k", float(n))
+        queue.set(timer, float(n if pattern == "later" else -n))
         if pattern == "cancel":
-            queue.cancel("k")
+            queue.cancel(timer)
         assert len(queue._heap) <= 2 * len(queue) + queue.GARBAGE + 1
 
 
@@ -95,22 +112,24 @@ OPERATIONS = st.lists(
 @given(OPERATIONS, st.integers(0, 3))
 def test_timer_queue_any_operations_behave_like_a_dict(operations: list[tuple[str, int, int]], garbage: int) -> None:
     queue, model = TimerQueue(), dict[int, tuple[int, int]]()
+    timers = alarms(8)
     type(queue).GARBAGE, saved = garbage, type(queue).GARBAGE  # a small allowance, so that short runs rebuild the heap
     try:
         for count, (operation, key, at) in enumerate(operations):
             if operation == "set":
-                queue.set(key, at)
+                queue.set(timers[key], at)
                 if key not in model or model[key][0] != at:
                     model[key] = (at, count)
             elif operation == "cancel":
-                queue.cancel(key)
+                queue.cancel(timers[key])
                 model.pop(key, None)
             else:
                 due = sorted((key for key, (when, _) in model.items() if when <= at), key=lambda key: model[key])
-                assert queue.due(at) == due
+                assert queue.due(at) == [timers[key] for key in due]
                 for key_due in due:
                     del model[key_due]
             assert queue.next_at == min((when for when, _ in model.values()), default=None)
             assert len(queue) == len(model)
+            assert [timer.at for timer in timers] == [model[key][0] if key in model else math.inf for key in range(8)]
     finally:
         type(queue).GARBAGE = saved

@@ -70,8 +70,8 @@ class Endpoint:
         if at != self._armed:
             return
         self._armed = None
-        for key in self._queue.due(self.world.now):
-            self._tx.fire(key, self.world.now)  # type: ignore[arg-type]
+        for timer in self._queue.due(self.world.now):
+            self._tx.fire(timer, self.world.now)
         self._flush()
 
     def response(self, key: Hashable, response: Response, /) -> None:
