@@ -228,7 +228,8 @@ class Channels:
 
     def held_by(self, line: str, account: str) -> int:
         """How many of a line's slots this node's calls of one account hold."""
-        return sum(holder.account == account for holder in self._held.get(("line", line), {}).values())
+        held = self._held.get(("line", line))
+        return len([None for holder in held.values() if holder.account == account]) if held else 0
 
     def count(self) -> dict[str, int]:
         """How many slots this node's calls hold, by kind."""

@@ -288,13 +288,18 @@ class Engine:
         if flow.transport != LOOP:
             request.stamp(flow.host, flow.port)
         try:
-            check_message(request)
+            is_stray = request.method == b"ACK" and self._is_stray(request)
+            if not is_stray:
+                check_message(request)
         except ParseError as fault:
             desk.count("malformed", "headers")
             self._refuse_malformed(request, flow, fault)
             return
         if flow.transport != LOOP:
             desk.count("requests", request_label(request))
+        if is_stray:
+            desk.count("requests_refused", "stray_ack")
+            return
         server = desk.transactions.find_server(request)
         if server is not None:
             if request.method == b"ACK" and not server.is_accepted and not is_source(desk, server, request, flow):
@@ -312,6 +317,11 @@ class Engine:
             # A header that only now was needed turns out malformed.
             desk.count("malformed", "late")
             self._refuse_malformed(request, flow, fault)
+
+    def _is_stray(self, ack: Request) -> bool:
+        """Whether an ACK is of no call here, and not for another node's: that of a challenge, as a rule, which left no
+        transaction. Nobody answers it, so that no more of it need be read. Raises ParseError."""
+        return not self.calls.has(ack.call_id) and b"route" not in ack.first_line
 
     def _turn_away(self, data: bytes, flow: Flow, verdict: Verdict) -> None:
         """503 for a customer's request that comes at the wrong time. A copy of one that was taken or challenged is none."""

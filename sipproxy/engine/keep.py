@@ -33,7 +33,7 @@ MAX_MASK = 700  # bytes that are sealed: the longest token that is opened again 
 def admission(call: Call) -> Admit:
     """The ADMIT fact. Of one that is appended again, because the call took a slot later, the last one counts."""
     holder = call.desk.channels.holder
-    held = tuple(LineSlot(slot.owner, holder(slot).account) for slot in call.slots if slot.kind == "line")
+    held = tuple([LineSlot(slot.owner, holder(slot).account) for slot in call.slots if slot.kind == "line"])
     return Admit(call.record, call.desk.settings.boot, round(call.started.mono * 1000), slots=held)
 
 
@@ -113,7 +113,7 @@ def _place(to: Flow | Hop) -> Place:
 
 
 def _dialogs(call: Call) -> tuple[Confirmed, ...]:
-    return tuple(found for dialog in call.dialogs.values() if (found := _confirmed(call, dialog)) is not None)
+    return tuple([found for dialog in call.dialogs.values() if (found := _confirmed(call, dialog)) is not None])
 
 
 def _confirmed(call: Call, dialog: Dialog) -> Confirmed | None:

@@ -54,8 +54,8 @@ NONCE_WINDOW = 32
 _PAIR = re.compile(rb"\\(.)", re.DOTALL)
 _HAS_CONTROL = telltale(bytes([*range(32, 127), *range(128, 256)]))
 _QUOTE_INSIDE = b"\x01"  # stands for a quote within quotes while values are told apart; no value holds one
-_NC = re.compile(rb"[0-9a-fA-F]{8}\Z")
-_HEX = re.compile(rb"[0-9a-fA-F]{1,128}\Z")
+_HEX_DIGITS = b"0123456789abcdefABCDEF"
+MAX_RESPONSE = 128  # hexadecimal digits: those of SHA-512
 
 
 @dataclass(slots=True)
@@ -136,7 +136,9 @@ def _auth_params(value: bytes, section: str) -> dict[bytes, bytes]:
         raise ParseError("malformed Digest value", section=section)  # not shown either: it may hold a credential
     if has_pairs:
         quoted = [text.replace(_QUOTE_INSIDE, b'"') for text in quoted]
-    return {**bare, **dict(zip(names, quoted, strict=True))}
+    params = bare.copy()
+    params.update(zip(names, quoted, strict=True))
+    return params
 
 
 def _unpaired(found: re.Match[bytes]) -> bytes:
@@ -206,13 +208,13 @@ def parse_credentials(value: bytes) -> Credentials:
     section = "RFC 7616 §3.4"
     params = _auth_params(value, section)
     response = _needed(params, b"response", section)
-    if not _HEX.match(response):
+    if response.translate(None, _HEX_DIGITS) or not 1 <= len(response) <= MAX_RESPONSE:
         raise ParseError("response is not hexadecimal", section=section)
     qop = nc = None
     nc_text = b""
     if b"qop" in params:
         qop, nc_text = _text(params, b"qop", section).lower(), params.get(b"nc", b"")
-        if not _NC.match(nc_text) or b"cnonce" not in params:
+        if nc_text.translate(None, _HEX_DIGITS) or len(nc_text) != 8 or b"cnonce" not in params:
             raise ParseError("qop without a sound nc and cnonce", section=section)
         nc = int(nc_text, 16)
     return Credentials(
