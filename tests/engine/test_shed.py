@@ -43,6 +43,10 @@ def test_kinds_are_told_by_bytes_alone() -> None:
         desk.request(b"INVITE", CALL, to_tag=b"x"): Kind.PART,
         desk.request(b"BYE", to_tag=b"x"): Kind.PART,
         desk.request(b"BYE").replace(b"\r\nTo: <sip:sip.test>", b"\r\nt :<sip:sip.test>\r\n ; TAG = x"): Kind.PART,
+        desk.request(b"BYE").replace(b"\r\nTo: <sip:sip.test>", b"\r\nTo: <sip:sip.test>\r\n\t;tag=x"): Kind.PART,
+        desk.request(b"REGISTER", to_tag=b"x"): Kind.REGISTER,
+        b"REGISTER sip:sip.test SIP/3.0\r\nTo: <sip:sip.test>;tag=x\r\n\r\n": Kind.SCANNER,
+        b"SIP/2.0 200": Kind.PART,
         desk.request(b"INVITE", CALL, to=b"<sip:a@sip.test>;x=tag;tagged=1;y;\ttAg =z"): Kind.PART,
         desk.request(b"INVITE", CALL, to=b"<sip:a@sip.test>;x=tag;tagged=1;;etag=2"): Kind.INVITE,
         desk.request(b"INVITE", CALL)
@@ -52,6 +56,20 @@ def test_kinds_are_told_by_bytes_alone() -> None:
         b"SIP/2.0 200 OK\r\n\r\n": Kind.PART,
     }
     assert {data: kind_of(data) for data in told} == told
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("friendly-scanner", "friendly-request", "sipvicious", "sipscan", "sip-scan", "sipcli", "sundayddr", "iwar", "pplsip"),
+        *("vaxsip", "smap", "sipsak", "gulp", "nm@nm", "eyebeam release 3006o"),
+    ],
+)
+@pytest.mark.parametrize("header", ["User-Agent: ", "SERVER:\t", "server :"])
+def test_scanner_is_known_by_each_of_its_names_in_any_case(name: str, header: str) -> None:
+    for spelt in (name, name.upper(), name.title() + "/1.0"):
+        data = Desk().request(b"OPTIONS").replace(b"\r\nMax-Forwards", f"\r\n{header}{spelt}\r\nMax-Forwards".encode(), 1)
+        assert kind_of(data) is Kind.SCANNER, data
 
 
 @settings(max_examples=300)
