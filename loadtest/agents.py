@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from loadtest.net import PATIENCE_S
 from loadtest.ua import SDP_TYPE, Address, Call, Headers, NoAnswerError, UserAgent, new_tag, sdp_of
 from sipproxy.sip.build import write_request
 from sipproxy.sip.digest import Challenge, parse_challenge, write_credentials
@@ -203,7 +204,7 @@ class Router(Party):
     def domain(self, proxy: Address) -> str:  # noqa: ARG002
         return self.account.domain
 
-    async def register(self, *, expires_s: int = 600, timeout_s: float = 10.0) -> Response:
+    async def register(self, *, expires_s: int = 600, timeout_s: float = PATIENCE_S) -> Response:
         """Register (0 seconds: remove) and return the final response, after answering its challenge."""
         uri = f"sip:{self.account.domain}".encode()
         aor = f"<sip:{self.account.user}@{self.account.domain}>".encode()
@@ -269,7 +270,7 @@ async def open_all(parties: Sequence[UserAgent]) -> None:
         await party.open()
 
 
-async def next_call(party: Party, timeout_s: float = 5.0) -> Call:
+async def next_call(party: Party, timeout_s: float = PATIENCE_S) -> Call:
     """The next call that arrives at a party; raises NoAnswerError after `timeout_s` seconds."""
     try:
         return await asyncio.wait_for(party.incoming.get(), timeout_s)

@@ -40,8 +40,8 @@ DIALLED = "03023125001"
 PATIENT_MS = 1500  # where exactness is measured, not the fall-back (faults.py), which a busy machine brings about at 250 ms
 UNDECIDED, TIMEOUTS = 'sipproxy_slots_undecided_total{way="local"}', "sipproxy_slot_timeouts_total"
 ANSWER_S = 60.0
-FREED_S = 5.0
-KNOWN_S = 10.0
+FREED_S = 20.0
+KNOWN_S = 40.0
 UNKNOWN = 480  # of a line without a registration
 SETTLE_S = 30.0
 

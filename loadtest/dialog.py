@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from loadtest.net import PATIENCE_S
 from sipproxy.sip.build import write_cancel, write_request
 from sipproxy.sip.headers import parse_name_addr
 
@@ -111,21 +112,21 @@ class Call:
     def call_id(self) -> str:
         return self.truth.call_id
 
-    async def final(self, timeout_s: float = 10.0) -> int:
+    async def final(self, timeout_s: float = PATIENCE_S) -> int:
         """The status of the INVITE's final response; raises NoAnswerError after `timeout_s` seconds."""
         try:
             return await asyncio.wait_for(asyncio.shield(self.outcome), timeout_s)
         except TimeoutError:
             raise NoAnswerError(f"{self.agent.name}: no final response for {self.call_id} within {timeout_s:g} s") from None
 
-    async def answered(self, timeout_s: float = 10.0) -> Call:
+    async def answered(self, timeout_s: float = PATIENCE_S) -> Call:
         """Self, once the call is answered; raises CallError when it is refused, NoAnswerError when nothing comes."""
         status = await self.final(timeout_s)
         if not 200 <= status < 300:
             raise CallError(status, f"{self.agent.name}: {self.truth.dialled} was answered {status}")
         return self
 
-    async def wait_ended(self, timeout_s: float = 10.0) -> None:
+    async def wait_ended(self, timeout_s: float = PATIENCE_S) -> None:
         """Return once either party ended the call; raises NoAnswerError after `timeout_s` seconds."""
         try:
             await asyncio.wait_for(self.ended.wait(), timeout_s)

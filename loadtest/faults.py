@@ -9,6 +9,7 @@ not acknowledged comes again, from a store that was emptied or fell back too.
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import time
 from collections import Counter, defaultdict
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from cdr.facts import Record
     from loadtest.agents import Router
     from loadtest.node import Node
-    from loadtest.ua import Call
+    from loadtest.ua import Address, Call
 
 __all__ = ["CHANNELS", "PHASES", "FaultReport", "Timing", "fault_report", "run_fault"]
 
@@ -43,6 +44,7 @@ EMERGENCY_EVERY_S = 0.25
 ANSWER_S = 40.0
 STILL_S = 0.5  # a line whose calls changed within this is not compared with its slots
 SETTLE_S = 60.0
+OWED_S = 5.0  # a node that is back later than the other one owes the store releases for so long
 SINK = "billing"
 UNDECIDED = 'sipproxy_slots_undecided_total{way="local"}'
 PUBLISHER_ERROR = re.compile(r'sipproxy_cdr_errors_total\{error="(\w+)"\}')
@@ -88,7 +90,8 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A call that was refused, and how many calls its line had beside it."""
+    """A call that was refused, and how many calls its line had beside it, or had had at the other node as that could not say
+    that they had ended (design §8)."""
 
     call_id: str
     phase: Phase
@@ -126,6 +129,8 @@ class _Run:
         self.phase = "before"
         self.live: dict[str, set[str]] = defaultdict(set)  # Call-IDs of answered calls, by line
         self.busy: Counter[str] = Counter()  # calls from their INVITE until the answer to their BYE, by line
+        self.ended: list[tuple[float, str, Address]] = []  # calls of which the store may have heard late, by line and node
+        self.trouble = (math.inf, math.inf)  # from when until when such calls end
         self.refusals: list[Refusal] = []
         self.told: list[dict[str, float]] = [{}, {}]  # the nodes' metrics when the phase began
         self.changed_at: dict[str, float] = defaultdict(float)
@@ -135,14 +140,22 @@ class _Run:
 
     # -- calls
 
-    async def one(self, line: str, place: Callable[[], Awaitable[Call]], hold_s: float) -> None:
-        """One call of a line, held and ended by its caller."""
-        others = self.busy[line]
+    async def one(self, line: str, node: Address, place: Callable[[], Awaitable[Call]], hold_s: float) -> None:
+        """One call of a line at a node, held and ended by its caller."""
+        others = self.busy[line] + self._owed_by_others(line, node)
         self.busy[line] += 1
         try:
             await self._call(line, others, place, hold_s)
         finally:
             self.busy[line] -= 1
+            self.ended.append((time.monotonic(), line, node))
+
+    def _owed_by_others(self, line: str, node: Address) -> int:
+        """How many slots of calls that ended the store may still count for a line, as another node has not told it yet."""
+        since, until = self.trouble
+        if not since <= time.monotonic() < until + OWED_S:
+            return 0
+        return sum(owner == line and at != node and since <= ended < until for ended, owner, at in self.ended)
 
     async def _call(self, line: str, others: int, place: Callable[[], Awaitable[Call]], hold_s: float) -> None:
         phase = self.report.phases[self.phase]
@@ -302,13 +315,14 @@ async def run_fault(name: str, timing: Timing, progress: Callable[[str], None] =
             progress("before")
             await asyncio.sleep(timing.before_s)
             await run.end_phase(own)
-            run.phase = "during"
+            run.phase, run.trouble = "during", (time.monotonic() - 1.0, math.inf)  # some releases were still on their way
             progress("during")
             await fault(run.store, timing.during_s)
             await run.end_phase(own)
             run.phase, run.ended_ms = "after", time.time_ns() // 1_000_000
             progress("after")
             await run.watch_slots(time.monotonic())
+            run.trouble = (run.trouble[0], time.monotonic())
             await asyncio.sleep(timing.after_s)
             await run.end_phase(own)
             report.slots_left = await network.slots_of_all(0, timeout_s=SETTLE_S)
@@ -332,7 +346,7 @@ async def _calls(run: _Run, routers: list[Router], timing: Timing, seconds: floa
     async def one(number: int) -> None:
         router = routers[number % len(routers)]
         line = run.network.lines[router.user].line
-        await run.one(line, lambda: router.call(DIALLED), timing.hold_s)
+        await run.one(line, router.proxy, lambda: router.call(DIALLED), timing.hold_s)
 
     await at_rate(timing.rate, round(timing.rate * seconds), one)
 
@@ -341,7 +355,7 @@ async def _tight_calls(run: _Run, routers: list[Router], timing: Timing, seconds
     async def one(number: int) -> None:
         spec = run.network.lines[routers[number % len(routers)].user]
         node = run.nodes[number // len(routers) % 2]
-        await run.one(spec.line, lambda: run.network.trunk.call(spec.number, node.address), timing.hold_s)
+        await run.one(spec.line, node.address, lambda: run.network.trunk.call(spec.number, node.address), timing.hold_s)
 
     rate = TIGHT_SHARE * timing.rate
     await at_rate(rate, round(rate * seconds), one)

@@ -8,9 +8,9 @@ import secrets
 import socket
 from asyncio.subprocess import Process
 
-__all__ = ["free_tcp_port", "free_udp_port", "wait_udp_bound"]
+__all__ = ["PATIENCE_S", "free_tcp_port", "free_udp_port", "wait_udp_bound"]
 
-
+PATIENCE_S = 40.0  # how long is waited for what takes a moment where nothing else runs: beyond 64*T1 (RFC 3261 §17)
 FIRST, LAST = 12_000, 32_000  # below the ports that the kernel gives to who asks for any: none of these is taken meanwhile
 
 
@@ -24,7 +24,7 @@ def free_tcp_port(host: str = "127.0.0.1") -> int:
     return _free(host, socket.SOCK_STREAM, 1)
 
 
-async def wait_udp_bound(host: str, port: int, process: Process, *, timeout_s: float = 5.0) -> None:
+async def wait_udp_bound(host: str, port: int, process: Process, *, timeout_s: float = PATIENCE_S) -> None:
     """Return once nobody else can bind the port; raises RuntimeError when the process ended or did not bind it in time."""
     deadline = asyncio.get_running_loop().time() + timeout_s
     while asyncio.get_running_loop().time() < deadline:

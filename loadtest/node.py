@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from loadtest.lateness import node_metrics
-from loadtest.net import free_tcp_port, free_udp_port
+from loadtest.net import PATIENCE_S, free_tcp_port, free_udp_port
 from loadtest.truth import Ledger
 from loadtest.ua import Address, NoAnswerError, UserAgent, new_tag
 from sipproxy.sip.build import write_request
@@ -28,7 +28,7 @@ __all__ = ["PROGRAM", "START_S", "TRANSPORTS", "LineSpec", "Node", "NodeError", 
 
 PROGRAM = ("-m", "sipproxy")  # what the interpreter runs
 START_S = 60.0
-STOP_S = 10.0
+STOP_S = PATIENCE_S
 LOG_TAIL = 8_000
 PROBE_S = 2.0
 READY = b'{"event": "ready"'  # what a node writes once it serves

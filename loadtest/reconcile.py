@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from cdr import codec
 from loadtest.cut_calls import Away, CutCall
+from loadtest.net import PATIENCE_S
 
 if TYPE_CHECKING:
     import redis.asyncio as redis
@@ -91,7 +92,7 @@ async def read_records(client: redis.Redis, stream: str = STREAM) -> list[Record
 Wait = Callable[["list[Record]"], bool]
 
 
-async def records_when(client: redis.Redis, enough: Wait, *, timeout_s: float = 10.0) -> list[Record]:
+async def records_when(client: redis.Redis, enough: Wait, *, timeout_s: float = PATIENCE_S) -> list[Record]:
     """The final records once `enough` says so of them, or those that are there after `timeout_s` seconds."""
     deadline = asyncio.get_running_loop().time() + timeout_s
     while True:
@@ -112,7 +113,7 @@ async def live_slots(client: redis.Redis) -> dict[str, set[str]]:
     return found
 
 
-async def becomes(read: Callable[[], Awaitable[Value]], wanted: Value, *, timeout_s: float = 2.0) -> Value:
+async def becomes(read: Callable[[], Awaitable[Value]], wanted: Value, *, timeout_s: float = PATIENCE_S) -> Value:
     """What `read` gives: `wanted` as soon as it does, else what it gives after `timeout_s` seconds."""
     deadline = asyncio.get_running_loop().time() + timeout_s
     while True:
@@ -122,7 +123,7 @@ async def becomes(read: Callable[[], Awaitable[Value]], wanted: Value, *, timeou
         await asyncio.sleep(0.02)
 
 
-async def wait_until(condition: Callable[[], bool], *, timeout_s: float = 10.0, step_s: float = 0.02) -> bool:
+async def wait_until(condition: Callable[[], bool], *, timeout_s: float = PATIENCE_S, step_s: float = 0.02) -> bool:
     """Whether the condition became true within `timeout_s` seconds."""
     deadline = asyncio.get_running_loop().time() + timeout_s
     while not condition():

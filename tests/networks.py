@@ -44,7 +44,7 @@ def _run(program: str, *arguments: str, stdin: str = "") -> str:
         text=True,
         check=False,
         env={**os.environ, "PATH": path},
-        timeout=30,
+        timeout=60,
     )
     assert done.returncode == 0, f"{program} {' '.join(arguments)}: {done.stderr}"
     return done.stdout
@@ -119,7 +119,7 @@ def datagram_socket(host: str, port: int = 0) -> Iterator[socket.socket]:
         yield sock
 
 
-def exchange(sock: socket.socket, data: bytes, to: tuple[str, int], *, tries: int = 5, wait_s: float = 1.0) -> bytes:
+def exchange(sock: socket.socket, data: bytes, to: tuple[str, int], *, tries: int = 40, wait_s: float = 1.0) -> bytes:
     """What comes back, b"" when nothing does; the datagram is sent again and again until something does."""
     sock.settimeout(wait_s)
     for _ in range(tries):

@@ -97,7 +97,7 @@ def build(*, wait_for_disk: bool = False) -> tuple[Shell, _Disk, Engine]:
 async def watched(shell: Shell, condition: Any) -> None:
     task = asyncio.create_task(shell.run_journal_watch())
     try:
-        async with asyncio.timeout(5.0):
+        async with asyncio.timeout(40):
             while not condition():  # noqa: ASYNC110  nothing tells when the watch has looked
                 await asyncio.sleep(0.005)
     finally:
@@ -391,7 +391,7 @@ async def test_what_follows_a_fact_leaves_when_it_is_on_disk_where_that_is_asked
     await asyncio.sleep(0)
     assert [data for data, _ in wire.sent] == [b"a"]
     disk.synced.set()
-    async with asyncio.timeout(5.0):
+    async with asyncio.timeout(40):
         while len(wire.sent) < 4:  # noqa: ASYNC110  nothing tells when the line is empty
             await asyncio.sleep(0.005)
     assert wire.sent == [(b"a", 0), (b"b", 1), (b"c", 2), (b"d", 2)]

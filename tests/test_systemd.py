@@ -22,7 +22,7 @@ UNIT = Path(__file__).parents[1] / "deploy" / "sipproxy.service"
 def listener(tmp_path: Path) -> Iterator[tuple[socket.socket, str]]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as found:
         found.bind(str(tmp_path / "notify"))
-        found.settimeout(5)
+        found.settimeout(40)
         yield found, str(tmp_path / "notify")
 
 
@@ -36,7 +36,7 @@ def test_notifier_knows_abstract_sockets() -> None:
     name = f"sipproxy-test-{os.getpid()}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as received:
         received.bind("\0" + name)
-        received.settimeout(5)
+        received.settimeout(40)
         Notifier({"NOTIFY_SOCKET": "@" + name}).tell("STOPPING=1")
         assert received.recv(1000) == b"STOPPING=1"
 

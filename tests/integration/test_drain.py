@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from loadtest.net import PATIENCE_S
 from loadtest.network import many_lines
 from loadtest.ua import CallError
 from sipproxy.admin.control import ask, socket_path
@@ -37,7 +38,7 @@ def terminate(network: Network, sign: signal.Signals = signal.SIGTERM) -> None:
     network.node.process.send_signal(sign)
 
 
-async def left(network: Network, timeout_s: float = 5.0) -> int:
+async def left(network: Network, timeout_s: float = PATIENCE_S) -> int:
     assert network.node.process is not None
     return await asyncio.wait_for(network.node.process.wait(), timeout_s)
 

@@ -23,7 +23,7 @@ def asked_from(host: str, data: bytes, node: tuple[str, int]) -> int:
     """The status that the node answers with; 0 for silence."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
         sender.bind((host, 0))
-        sender.settimeout(5.0)
+        sender.settimeout(40.0)
         sender.sendto(data, node)
         return int(sender.recv(65_535).split()[1])
 

@@ -36,7 +36,8 @@ async def test_store_in_trouble_refuses_no_emergency_call_and_loses_no_record(na
     assert report.emergency_failures == []
     assert report.phases["during"].emergency_ms
     assert [phase.refused for phase in report.phases.values()] == [{}, {}, {}]
-    assert report.phases["before"].over == 0
+    before = report.phases["before"]
+    assert before.over <= (CHANNELS if before.undecided else 0), "one node that is late goes by its own calls alone"
     assert max(phase.over for phase in report.phases.values()) <= CHANNELS, "each of two nodes goes by its own calls"
     assert report.slots_right_s is not None, "slots equal calls again"
     assert report.slots_left == 0

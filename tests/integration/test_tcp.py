@@ -22,7 +22,7 @@ LINES = [
     LineSpec("B2001", "b2001", "secret-b", "+49603255501"),
     LineSpec("V1001", "v1001", "secret-v", "+492051555101", "velbert", "02051", "velbert"),
 ]
-BOUND_S = 5.0
+BOUND_S = 40.0
 
 
 class TcpAgent:

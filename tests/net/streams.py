@@ -64,11 +64,11 @@ class Client:
         return host, port
 
     async def read(self, size: int) -> bytes:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(40):
             return await self.reader.readexactly(size)
 
     async def read_to_end(self) -> bytes:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(40):
             try:
                 return await self.reader.read(-1)
             except ConnectionError:

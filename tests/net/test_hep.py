@@ -58,7 +58,7 @@ def test_hep_of_a_sent_message_over_tls_has_ipv6_addresses_and_is_tcp() -> None:
 def test_hep_sender_counts_what_left_and_what_did_not() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as collector:
         collector.bind(("127.0.0.1", 0))
-        collector.settimeout(5)
+        collector.settimeout(40)
         sender = HepSender(*collector.getsockname(), capture_id=1)
         sender.send(FOUR)
         assert chunks(collector.recv(65535))[17] == b"abc@x"

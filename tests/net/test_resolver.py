@@ -115,7 +115,7 @@ async def make(server: NameServer) -> AsyncIterator[Callable[..., Finder]]:
     made: list[Finder] = []
 
     def resolver(**options: Any) -> Finder:
-        defaults = {"nameservers": [("127.0.0.1", server.port)], "hosts_file": None, "timeout_s": 1.0}
+        defaults = {"nameservers": [("127.0.0.1", server.port)], "hosts_file": None, "timeout_s": 60.0}
         made.append(Finder(**{**defaults, **options}))
         return made[-1]
 
@@ -238,13 +238,12 @@ async def test_resolver_stale_record_is_used_while_the_name_server_is_away(
 ) -> None:
     """RFC 8767."""
     clock = Clock()
-    resolver = make(clock=clock, families=(4,), patience_s=0.05, stale_s=3600, timeout_s=1.5, retry_s=5)
+    resolver = make(clock=clock, families=(4,), patience_s=0.05, stale_s=3600, timeout_s=2.0, retry_s=5)
     await resolver.find("srv.example", 0, "UDP")
     getattr(server, trouble).add("*")
     clock.now += 61
-    started = asyncio.get_running_loop().time()
     assert (await resolver.find("srv.example", 0, "UDP"))[0] == ("192.0.2.1", 5070)
-    assert asyncio.get_running_loop().time() - started < 1.2  # not the whole time-out
+    assert resolver._pending or trouble == "failing"  # it has not waited for the whole time-out
     await until(lambda: not resolver._pending)
     asked = sum(server.asked.values())
     assert (await resolver.find("srv.example", 0, "UDP"))[0] == ("192.0.2.1", 5070)
@@ -292,10 +291,12 @@ async def test_resolver_cancelled_caller_does_not_cost_the_others_their_answer(
 @pytest.mark.parametrize("port", [0, 5060])
 async def test_resolver_silent_server_ends_within_the_bound(server: NameServer, make: Callable[..., Finder], port: int) -> None:
     server.silent.add("*")
-    resolver = make(timeout_s=0.3)
-    started = asyncio.get_running_loop().time()
+    resolver, patient = make(timeout_s=0.3), make(timeout_s=60.0)
+    waiting = asyncio.create_task(patient.find("a.example", port, "UDP"))
     assert await resolver.find("a.example", port, "UDP") == []
-    assert asyncio.get_running_loop().time() - started < 2.0
+    assert not waiting.done()
+    await patient.close()
+    assert await waiting == []
     assert resolver.failures["timeout"] == 1
     await until(lambda: not resolver._pending)
     asked = sum(server.asked.values())
@@ -305,16 +306,15 @@ async def test_resolver_silent_server_ends_within_the_bound(server: NameServer, 
 
 async def test_resolver_lost_datagram_is_repeated(server: NameServer, make: Callable[..., Finder]) -> None:
     server.lose = 1
-    assert await make(families=(4,), timeout_s=1.0).find("a.example", 1, "UDP") == [("192.0.2.1", 1)]
+    assert await make(families=(4,), timeout_s=4.0).find("a.example", 1, "UDP") == [("192.0.2.1", 1)]
 
 
 async def test_resolver_server_silent_about_one_family_does_not_hold_up_the_other(
     server: NameServer, make: Callable[..., Finder]
 ) -> None:
     server.silent.add("AAAA")
-    started = asyncio.get_running_loop().time()
-    assert len(await make(timeout_s=5.0, patience_s=0.1).find("both.example", 1, "UDP")) == 2
-    assert asyncio.get_running_loop().time() - started < 3.0
+    async with asyncio.timeout(40):  # the resolver itself would wait for 60 s
+        assert len(await make(timeout_s=60.0, patience_s=0.1).find("both.example", 1, "UDP")) == 2
 
 
 async def test_resolver_server_that_fails_on_srv_still_gives_addresses(server: NameServer, make: Callable[..., Finder]) -> None:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 __all__ = ["until"]
 
 
-async def until(condition: Callable[[], object], seconds: float = 5.0) -> None:
+async def until(condition: Callable[[], object], seconds: float = 40.0) -> None:
     """Wait for a condition, and fail when it does not come true within the bound."""
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110  what is waited for has no event of its own

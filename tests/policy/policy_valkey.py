@@ -45,7 +45,7 @@ class Server:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         client = redis.Redis(unix_socket_path=self.socket)
         while True:
             try:

@@ -47,7 +47,7 @@ async def make(client: redis.asyncio.Redis, *changes: Change) -> Snapshot:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 40
     while not condition():
         assert time.monotonic() < deadline, "condition was not met in time"
         await asyncio.sleep(0.01)
