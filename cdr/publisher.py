@@ -75,6 +75,7 @@ class PublisherStats(msgspec.Struct, frozen=True):
     published: int  # appended by us
     resent: int  # times that the store had lost what was sent
     interims: int  # start and interim records appended
+    facts_forgotten: int  # calls whose start record was to be made of the journal, as there were more than MAX_FRESH
     live: int  # calls that have interim records
     entries: int  # in the stream when it was last looked at
     trimmed: int  # removed by us
@@ -134,7 +135,7 @@ class Publisher:
         self._barrier = True
         self._claimed = self._sinks_missing = False
         self._looked_at = float("-inf")  # -inf: the store has to be looked at before anything else
-        self._published = self._resent = self._interims_sent = self._entries = self._trimmed = 0
+        self._published = self._resent = self._interims_sent = self._entries = self._trimmed = self._facts_forgotten = 0
         self._published_at_look = 0
         self._errors: Counter[str] = Counter()
         self._behind_since: float | None = None
@@ -159,6 +160,7 @@ class Publisher:
             self._fresh[fact.record.id] = fact, None
             if len(self._fresh) > MAX_FRESH:
                 del self._fresh[next(iter(self._fresh))]
+                self._facts_forgotten += 1
 
     def ended(self, call: str) -> None:
         """The call is over, though the journal may not have taken its END yet: it has no interim record any more."""
@@ -218,6 +220,7 @@ class Publisher:
             published=self._published,
             resent=self._resent,
             interims=self._interims_sent,
+            facts_forgotten=self._facts_forgotten,
             live=len(self._interims),
             entries=self._entries,
             trimmed=self._trimmed,

@@ -363,6 +363,7 @@ def _cdr_metrics(metrics: Metrics, journal: Journal, publisher: Publisher, shell
     metrics.gauge("sipproxy_cdr_sinks_missing", "1: a sink has no group", lambda: float(publisher.stats.sinks_missing))
     metrics.counter("sipproxy_cdr_resent", "times that the store had lost records", lambda: publisher.stats.resent)
     metrics.counter("sipproxy_cdr_interims", "start and interim records appended", lambda: publisher.stats.interims)
+    metrics.counter("sipproxy_cdr_facts_forgotten", "start records from disk", lambda: publisher.stats.facts_forgotten)
     metrics.gauge("sipproxy_cdr_stream_entries", "in the stream when last looked at", lambda: publisher.stats.entries)
     metrics.counter("sipproxy_cdr_trimmed", "entries that this node removed from the stream", lambda: publisher.stats.trimmed)
     metrics.counter("sipproxy_cdr_errors", "of the publisher", lambda: publisher.stats.errors, ("error",))

@@ -10,6 +10,7 @@ import asyncio
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from cdr.journal import Journal
 
 
+SYNC_THREAD = "cdr-journal-sync"
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 # What these tests are about, by their module.
 OF_THE_NODE = ("journal", "syncer", "publisher", "interims", "sinks", "stream", "groups", "readers")
@@ -38,6 +40,18 @@ def pytest_asyncio_loop_factories(item: pytest.Item) -> dict[str, Callable[[], a
     subject = item.path.stem.removeprefix("test_cdr_").partition("_")[0]
     name = "uvloop" if subject in OF_THE_NODE else "asyncio"
     return {name: LOOPS[name]}
+
+
+def syncing() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name == SYNC_THREAD}
+
+
+@pytest.fixture(autouse=True)
+def closed_journals() -> Iterator[None]:
+    """A journal that a test leaves open syncs on, and retries what it has lost, while later tests count and patch."""
+    before = syncing()
+    yield
+    assert syncing() <= before, "the test has left a journal open"
 
 
 @pytest.fixture

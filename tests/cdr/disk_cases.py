@@ -97,8 +97,10 @@ def test_append_on_a_disk_that_is_full_at_a_share_of_the_record_keeps_all_that_w
     journal.append(record)
     taken.append(record.record.id)
     journal.close()
-    found = Journal(disk / "journal", node="n1").recover()
+    journal = Journal(disk / "journal", node="n1")
+    found = journal.recover()
     assert ([admit.record.id for admit, _, _ in found.unfinished], found.damaged) == (taken, [])
+    journal.close()
 
 
 def test_segment_has_its_blocks_before_it_is_written(disk: Path) -> None:
@@ -113,8 +115,9 @@ def test_segment_has_its_blocks_before_it_is_written(disk: Path) -> None:
     assert journal.stats.write_errors == 0
     journal.close()
     assert file.stat().st_blocks * 512 < 131072
-    found = Journal(disk / "journal", node="n1").recover()
-    assert len(found.unfinished) == 100
+    journal = Journal(disk / "journal", node="n1")
+    assert len(journal.recover().unfinished) == 100
+    journal.close()
 
 
 def test_directory_that_becomes_read_only_is_told_and_live_calls_are_recorded_on(disk: Path) -> None:

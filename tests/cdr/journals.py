@@ -32,7 +32,7 @@ def ids(records: Iterator[Record]) -> list[str]:
 
 
 def wait_for_segments(directory: Path, count: int) -> None:
-    until = time.monotonic() + 10
+    until = time.monotonic() + 40
     while len(segments(directory)) != count:
         assert time.monotonic() < until, segments(directory)
         time.sleep(0.005)

@@ -62,7 +62,7 @@ class Node:
         return sum(self.publisher.stats.errors.values())
 
     async def drained(self) -> None:
-        assert await self.publisher.flush(20), self.publisher.stats
+        assert await self.publisher.flush(60), self.publisher.stats
 
     async def stop(self) -> None:
         while not self.task.done():  # redis-py on Python 3.11 can swallow a cancellation.
@@ -73,7 +73,7 @@ class Node:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110  the conditions are counters of the code under test
             await asyncio.sleep(0.005)
 

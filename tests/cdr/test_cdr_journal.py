@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 import threading
@@ -73,7 +74,9 @@ def test_recover_after_close_gives_back_live_calls_and_unpublished_records(direc
     journal.close()
 
 
-def test_recover_has_the_facts_of_the_calls_that_ended_last(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recover_has_the_facts_of_the_calls_that_ended_last(
+    directory: Path, opened: list[Journal], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As many as there may be, the newest; none of a call that was never answered."""
     monkeypatch.setattr(recovery, "MAX_ENDED", 2)
     journal = make(directory)
@@ -85,7 +88,8 @@ def test_recover_has_the_facts_of_the_calls_that_ended_last(directory: Path, mon
         journal.append(Alive(call, number, 1000 * number))
         journal.append(ended(number, call))
     journal.close()
-    found = make(directory).recover().ended
+    opened.append(again := make(directory))
+    found = again.recover().ended
     assert [(admit.record.id, said.id, alive, record.seq) for admit, said, alive, record in found] == [
         ("two", "two", Alive("two", 2, 2000), 2),
         ("four", "four", Alive("four", 4, 4000), 4),
@@ -111,7 +115,9 @@ def test_recover_directory_of_another_node_is_refused(directory: Path) -> None:
     journal.close()
     with pytest.raises(JournalError, match="belongs to node 'n1', not to 'n2'"):
         Journal(directory, node="n2").recover()
-    make(directory).recover()  # The refused one gave the lock back.
+    again = make(directory)
+    again.recover()  # The refused one gave the lock back.
+    again.close()
 
 
 def test_append_before_recovery_or_after_close_raises(directory: Path) -> None:
@@ -330,9 +336,13 @@ def test_facts_of_live_calls_are_read_wherever_they_stand(
 @given(data=st.data())
 def test_read_out_of_memory_gives_what_reading_the_files_gives(data: st.DataObject) -> None:
     """Wherever reading begins and ends, whatever is wanted, confirmed and kept, and with numbers left out."""
-    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as directory:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        tempfile.TemporaryDirectory() as directory,
+        contextlib.ExitStack() as stack,  # also where an example is given up
+    ):
         patch.setattr("cdr.reading.MAX_LATEST", data.draw(st.sampled_from([0, 700, 3000, 1 << 18])))
-        journal = make(Path(directory))
+        journal = stack.enter_context(contextlib.closing(make(Path(directory))))
         journal.recover()
         positions, seq = [0], 0
         for number in range(data.draw(st.integers(1, 30))):
@@ -354,7 +364,6 @@ def test_read_out_of_memory_gives_what_reading_the_files_gives(data: st.DataObje
         assert got.entries == read.entries
         further = [journal.read(batch.position, seq=asked["seq"], end=journal.position).entries for batch in (got, read)]
         assert further[0] == further[1]
-        journal.close()
 
 
 def test_record_that_was_just_appended_is_read_without_the_file(

@@ -81,14 +81,13 @@ async def test_wait_synced_when_the_disk_refuses_raises(
     opened.append(journal)
     journal.recover()
     await journal.wait_synced(journal.append(Admit(draft())))
-    broken = pytest.MonkeyPatch()
-    broken.setattr("cdr.storage.os.fsync", lambda _: (_ for _ in ()).throw(OSError(5, "Input/output error")))
-    position = journal.append(Admit(draft("two")))
-    with pytest.raises(JournalError, match="Input/output error"):
-        await journal.wait_synced(position)
-    assert journal.stats.fsync_errors >= 1
-    assert journal.stats.failure == "Input/output error"
-    broken.undo()
+    with monkeypatch.context() as broken:
+        broken.setattr("cdr.storage.os.fsync", lambda _: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+        position = journal.append(Admit(draft("two")))
+        with pytest.raises(JournalError, match="Input/output error"):
+            await journal.wait_synced(position)
+        assert journal.stats.fsync_errors >= 1
+        assert journal.stats.failure == "Input/output error"
     await journal.wait_synced(position)  # asked again, and this time it works
     assert journal.stats.failure == ""
 

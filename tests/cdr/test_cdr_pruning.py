@@ -132,7 +132,8 @@ def test_prune_stopped_directory_and_who_may(directory: Path, opened: list[Journ
     again.close()
     prune_stopped(directory, node="n1", segment_bytes=65536, before_ms=BEFORE_MS)
     assert overdue(directory) == []
-    assert [admit.record.id for admit, _, _ in make(directory).recover().unfinished] == ["live"]
+    opened.append(last := make(directory))
+    assert [admit.record.id for admit, _, _ in last.recover().unfinished] == ["live"]
 
 
 def test_survey_tells_reasons_and_damaged_files_that_lie_aside(directory: Path, opened: list[Journal]) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 async def test_publisher_reply_lost_after_the_script_ran_delivers_each_once(tmp_path: Path, valkey: Valkey) -> None:
     async with Relay(valkey.socket) as relay, redis.asyncio.Redis(unix_socket_path=relay.path) as through:
-        node = Node(tmp_path / "journal", through).start()
+        node = Node(tmp_path / "journal", through, timeout_s=60.0).start()  # the loss is told by the connection's end
         for _ in range(4):
             relay.lose = 1
             node.call(50)
