@@ -42,7 +42,7 @@ def options(number: int, *, agent: str = "Router 1") -> bytes:
 async def answers(network: Network, host: str, number: int, *, heard: bool = True) -> bool:
     """Whether the node answers an OPTIONS from this address."""
     with datagram_socket(host) as sock:
-        return bool(await asyncio.to_thread(exchange, sock, options(number), network.node.address, tries=5 if heard else 1))
+        return bool(await asyncio.to_thread(exchange, sock, options(number), network.node.address, tries=40 if heard else 1))
 
 
 async def scan(network: Network) -> None:
