@@ -21,6 +21,7 @@ from sipproxy.net.transports import Transports
 from sipproxy.shell import Shell
 from sipproxy.sip.flow import Flow
 from sipproxy.sip.message import Response, parse_message
+from sipproxy.sip.timers import Alarm
 from sipproxy.store.slots import SlotResult
 from tests.engine.desk import Desk
 from tests.sim.conftest import make_town
@@ -322,10 +323,11 @@ async def test_new_call_that_waited_in_a_real_socket_is_refused_and_a_call_for_h
 
 async def test_deadlines_near_each_other_run_together_and_none_runs_early(monkeypatch: pytest.MonkeyPatch) -> None:
     shell, _, engine = build()
-    ran: list[tuple[float, list[object]]] = []
+    ran: list[tuple[float, list[str]]] = []
 
     def fire(now: Now) -> list[object]:
-        ran.append((now.mono, engine.desk.queue.due(now.mono)))
+        due = engine.desk.queue.due(now.mono)
+        ran.append((now.mono, [name for timer in due for name, one in timers.items() if one is timer]))
         return []
 
     monkeypatch.setattr(engine, "fire", fire)
@@ -335,28 +337,30 @@ async def test_deadlines_near_each_other_run_together_and_none_runs_early(monkey
         "third": first + 0.6 * grain,
         "first": first + 0.2 * grain,
         "second": first + 0.4 * grain,
-        "far": first + 20 * grain,
+        "far": first + 600,
     }
-    for key, at in deadlines.items():
-        engine.desk.queue.set(key, at)
+    timers = {name: Alarm(lambda: None) for name in deadlines}
+    for name, at in deadlines.items():
+        engine.desk.queue.set(timers[name], at)
         shell._perform([])
     async with asyncio.timeout(20.0):
-        while len(engine.desk.queue):  # noqa: ASYNC110  nothing tells when a deadline has run
+        while len(engine.desk.queue) > 1:  # noqa: ASYNC110  nothing tells when a deadline has run
             await asyncio.sleep(0.005)
-    assert [keys for _, keys in ran] == [["first", "second", "third"], ["far"]]
-    assert all(at >= deadlines[str(key)] for at, keys in ran for key in keys)
+    assert [names for _, names in ran] == [["first", "second", "third"]]
+    assert all(at >= deadlines[name] for at, names in ran for name in names)
+    assert shell._timer is not None, "and the one that is far away is still to come"
+    shell._timer.cancel()
 
 
 async def test_earlier_deadline_does_not_wait_for_one_that_was_there_before() -> None:
     shell, _, engine = build()
-    start = time.monotonic()
-    engine.desk.queue.set(("pbx", 1), start + 600)
+    start, ran = time.monotonic(), asyncio.Event()
+    engine.desk.queue.set(Alarm(lambda: None), start + 600)
     shell._perform([])
-    engine.desk.queue.set(("call", "none", "forget"), start + 0.05)
+    engine.desk.queue.set(Alarm(ran.set), start + 0.05)
     shell._perform([])
     async with asyncio.timeout(20.0):
-        while ("call", "none", "forget") in engine.desk.queue:  # noqa: ASYNC110  as above
-            await asyncio.sleep(0.005)
+        await ran.wait()
     assert shell._timer is not None, "and the other one is still to come"
     shell._timer.cancel()
 
