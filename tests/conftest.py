@@ -13,7 +13,8 @@ import pytest_asyncio
 if TYPE_CHECKING:
     from loadtest.network import Network
 
-hypothesis.settings.register_profile("untimed", deadline=None)  # how long one example takes says nothing on a busy machine
+# How long one example takes, or its data, says nothing on a busy machine.
+hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("untimed")
 
 FAILED = pytest.StashKey[bool]()

@@ -47,7 +47,7 @@ class Valkey:
         command = [server_binary(), "--port", "0", "--unixsocket", self.socket, *store.split(), "--save", "", *options]
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         self._process = subprocess.Popen(command, **quiet, start_new_session=True)  # a test may stop it
-        until = time.monotonic() + 20
+        until = time.monotonic() + 60
         while time.monotonic() < until:
             if _answers(self.socket):
                 return
@@ -61,7 +61,7 @@ class Valkey:
     def kill(self) -> None:
         if self._process is not None:
             self._process.kill()
-            self._process.wait(10)
+            self._process.wait(60)
             self._process = None
         Path(self.socket).unlink(missing_ok=True)
 

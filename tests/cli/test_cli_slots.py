@@ -64,7 +64,7 @@ def config(tmp_path: Path) -> Iterator[Path]:
             names = keys.slots("V1001"), keys.holders("V1001")
             client.eval(_SCRIPT, 2, *names, member, 9, 600_000, write_holder(holder), "")  # type: ignore[no-untyped-call]
         client.zadd(keys.slots("V1001"), {"lapsed": 1.0})
-        client.zadd(keys.slots("V1001"), {"c2": time.time() * 1000 + 50_000})  # of the 90 s that its node last took it for
+        client.zadd(keys.slots("V1001"), {"c2": time.time() * 1000 + 80_000})  # of the 90 s that its node last took it for
         client.hset(keys.node("n1"), "beat", 1)  # the sign of life of one of the two
         client.close()
         yield config
@@ -101,8 +101,8 @@ def test_line_show_lists_the_slots_of_all_nodes_and_what_this_one_knows(config: 
     assert (second["call"], second["node"], second["other"]) == ("c2", "n2", "")
     assert first["silent_since_ms"] is None
     silent_s = time.time() - second["silent_since_ms"] / 1000
-    assert 40.0 <= silent_s < 90.0, "since its node took the lease"
-    assert re.search(r"^c2 +n2 \(silent since [0-9:]+\) ", table, re.MULTILINE)
+    assert 10.0 <= silent_s < 90.0, "since its node took the lease"
+    assert re.search(r"^c2 +n2 \(silent since [0-9: -]+\) ", table, re.MULTILINE)
     assert re.search(r"^c1 +n1 +", table, re.MULTILINE)
     assert "lapsed" not in table
     assert dt.datetime.fromtimestamp(SINCE_MS / 1000, ZONE).strftime("%Y-%m-%d %H:%M:%S") in table

@@ -51,7 +51,7 @@ async def finals(router: Router) -> AsyncIterator[tuple[float, int]]:
         yield began, status
 
 
-async def first(router: Router, status: int, *, within_s: float = 10.0) -> float:
+async def first(router: Router, status: int, *, within_s: float = 60.0) -> float:
     """When the first call began that ended with `status`."""
     limit = time.monotonic() + within_s
     async for began, found in finals(router):

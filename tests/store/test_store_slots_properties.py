@@ -168,7 +168,7 @@ class Model:
             assert await members(self.nodes[0], owner) == held
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(script=steps)
 def test_slots_any_interleaving_equals_the_model(server: Server, script: list[tuple[str, int, Owner, str]]) -> None:
     async def main() -> None:
