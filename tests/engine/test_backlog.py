@@ -152,6 +152,30 @@ def test_backlog_is_bounded_and_what_is_least_urgent_goes_first(
     assert backlog.has_room
 
 
+def test_what_is_dropped_is_of_the_lowest_rank_that_waits_and_never_help_or_part_of_a_call(
+    desk: Desk, backlog: Backlog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each one more that is urgent has the least urgent of those that wait dropped; in the end nothing may be."""
+    messages = of_ranks(desk)
+    for at, (_, data, flow) in enumerate(messages):
+        backlog.put(data, flow, float(at))
+    monkeypatch.setattr(backlog_module, "HELD", len(messages))
+    left = list(Rank)
+    for number in range(2 * len(messages)):
+        assert [rank for rank in Rank if backlog.waiting_of(rank)] == left
+        backlog.put(desk.request(b"BYE", CALL, call_id=b"more%d" % number, to_tag=b"t"), ROUTER, 9.0)
+        if left[-1] > Rank.PART:
+            left.pop()
+    assert (backlog.waiting_of(Rank.HELP), backlog.waiting_of(Rank.PART)) == (1, 1 + 2 * len(messages))
+    assert not backlog.has_room
+
+
+def test_nobody_gets_before_others_by_the_number_in_a_request_that_calls_nobody(desk: Desk, backlog: Backlog) -> None:
+    for method in (b"BYE", b"CANCEL", b"OPTIONS", b"REGISTER"):
+        backlog.put(desk.request(method, HELP, call_id=method, to_tag=b"t"), STRANGER, 0.0)
+    assert backlog.waiting_of(Rank.STRANGER) == backlog.waiting == 4
+
+
 def test_what_waits_is_forgotten_when_the_node_ends(desk: Desk, backlog: Backlog) -> None:
     invite = desk.request(b"INVITE", CALL)
     backlog.put(invite, ROUTER, 0.0)
