@@ -23,6 +23,7 @@ from sipproxy.engine.bucket import Bucket, Buckets
 from sipproxy.engine.pace import MIN_RETRY_S, Pace
 from sipproxy.engine.spending import Spending
 from sipproxy.sip.flow import LOOP, source_of
+from sipproxy.sip.grammar import SEMICOLON
 from sipproxy.sip.memo import Remembered
 
 if TYPE_CHECKING:
@@ -76,7 +77,6 @@ _BRANCH = re.compile(rb"\n(?:via|v)[ \t]*:[^\r\n]*?;[ \t]*branch[ \t]*=[ \t]*([^
 REPEATED_S = 32.0  # for how long copies of an INVITE come after it: 64*T1 (RFC 3261 §17.1.1.2)
 _CREDENTIALS = re.compile(rb"\nproxy-authorization[ \t]*:", re.IGNORECASE)
 _NONCE = re.compile(rb"\nauthorization[ \t]*:[^\n]*\bnonce[ \t]*=[ \t]*\"([^\"\r\n]{1,200})\"", re.IGNORECASE)
-SEMICOLON = 0x3B
 _FOLDS = (b" ", b"\t")  # what a line begins with that goes on with the one above
 _HELP = re.compile(rb"[sS][oO][sS]|%|[\x80-\xff]|1[-.() ]*1[-.() ]*[02]")
 _PLAIN = re.compile(rb"INVITE (\S+) SIP/2\.0\r?\n")

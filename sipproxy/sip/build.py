@@ -113,12 +113,7 @@ def _stamped(request: Request, line: bytes, source: tuple[str, int]) -> bytes:
     host, port = source
     frame = via.frame
     value = _stamp_of(frame.raw, host, port) if len(frame.raw) <= CACHED_LENGTH else _stamp(frame, host, port)
-    if not value:
-        return line
-    if via.branch and frame.raw != via.raw:
-        before, _, behind = value.partition(b";branch=*")
-        value = before + b";branch=" + via.branch + behind
-    return name + value + rest
+    return name + via.fill(value) + rest if value else line
 
 
 @functools.lru_cache(maxsize=STAMPS)

@@ -24,6 +24,7 @@ __all__ = [
     "PERCENT",
     "QUOTE",
     "QUOTED",
+    "SEMICOLON",
     "SPACE",
     "TAB",
     "TOKEN",
@@ -50,6 +51,7 @@ QUOTE = 0x22
 PERCENT = 0x25
 PAREN = 0x28
 COMMA = 0x2C
+SEMICOLON = 0x3B
 LESS = 0x3C
 EQUALS = 0x3D
 GREATER = 0x3E

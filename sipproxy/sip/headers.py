@@ -110,31 +110,29 @@ class NameAddr:
 
 class ViaFrame:
     """What the Via values of one sender have in common, never changed: all but the branch, in whose place `params` and `raw`
-    have "*"."""
+    have "*" (`has_gap`); or one Via value whose branch is not written as nearly all are, or that has none."""
 
-    __slots__ = ("host", "params", "port", "raw", "transport")
+    __slots__ = ("has_gap", "host", "params", "port", "raw", "sent_by", "transport")
 
-    def __init__(self, transport: str, host: bytes, port: int | None, params: Params, raw: bytes) -> None:
+    def __init__(self, transport: str, host: bytes, port: int | None, params: Params, raw: bytes, *, has_gap: bool) -> None:
         self.transport = transport
         self.host = host
         self.port = port
         self.params = params
         self.raw = raw
+        self.has_gap = has_gap
+        self.sent_by = (host.lower(), port or (5061 if transport.startswith("TLS") else 5060))
+        """As compared: host in lower case, the transport's default port made explicit (§18.1.1, §20.42)."""
 
 
 class Via:
     """One Via value (RFC 3261 §20.42), never changed. `transport` is in upper case; `host` as written, brackets kept."""
 
-    __slots__ = ("branch", "frame", "host", "port", "raw", "transport")
+    __slots__ = ("branch", "frame")
 
-    def __init__(self, frame: ViaFrame, branch: bytes | None, raw: bytes) -> None:
+    def __init__(self, frame: ViaFrame, branch: bytes | None) -> None:
         self.frame = frame
-        """With the branch itself where that is not written as nearly all are."""
-        self.transport = frame.transport
-        self.host = frame.host
-        self.port = frame.port
         self.branch = branch
-        self.raw = raw
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Via) and self.raw == other.raw
@@ -146,6 +144,23 @@ class Via:
         return f"<Via {shown(self.raw)}>"
 
     @property
+    def transport(self) -> str:
+        return self.frame.transport
+
+    @property
+    def host(self) -> bytes:
+        return self.frame.host
+
+    @property
+    def port(self) -> int | None:
+        return self.frame.port
+
+    @property
+    def raw(self) -> bytes:
+        """As it was written."""
+        return self.fill(self.frame.raw)
+
+    @property
     def params(self) -> Params:
         branch = self.branch
         return tuple((key, branch if branch and key == b"branch" else value) for key, value in self.frame.params)
@@ -153,6 +168,13 @@ class Via:
     def param(self, name: bytes) -> bytes | None:
         """The value of a parameter: b"" when it has none (`;rport`), None when it is absent."""
         return self.branch if self.branch and name == b"branch" else find_param(self.frame.params, name)
+
+    def fill(self, text: bytes) -> bytes:
+        """A text that was made of the frame's, with the branch in its place."""
+        if not self.frame.has_gap:
+            return text
+        before, _, behind = text.partition(b";branch=*")
+        return b"%b;branch=%b%b" % (before, self.branch, behind)
 
 
 class CSeq:
@@ -263,17 +285,12 @@ _parsed = Remembered(_parse_address)
 
 def parse_via(data: bytes) -> Via:
     """One Via value. Raises ParseError."""
-    data = data.strip(b" \t")
-    before, _, rest = data.partition(b";branch=")
-    branch, end, after = rest.partition(b";")
-    if is_token(branch) and QUOTE not in data:  # outside of quotes a semicolon means what it is
-        return Via(_frames[before + b";branch=*" + end + after], branch, data)
-    frame = parse_frame(data)
-    return Via(frame, find_param(frame.params, b"branch") or None, data)
+    frame = parse_frame(data.strip(b" \t"))
+    return Via(frame, find_param(frame.params, b"branch") or None)
 
 
-def parse_frame(data: bytes) -> ViaFrame:
-    """What stands around the branch of a Via value, which has "*" for it. Raises ParseError."""
+def parse_frame(data: bytes, *, has_gap: bool = False) -> ViaFrame:
+    """A Via value, or with `has_gap` what stands around the branch of one, which has "*" for it. Raises ParseError."""
     end = data.find(b";")
     if end < 0:
         end = len(data)
@@ -286,10 +303,7 @@ def parse_frame(data: bytes) -> ViaFrame:
         port = int(port_text)
         if port > 65535:
             raise ParseError(f"port out of range: {shown(data)}", offset=found.start(3), section="RFC 3261 §20.42")
-    return ViaFrame(transport.decode("ascii").upper(), host, port, parse_params(data, end), data)
-
-
-_frames = Remembered(parse_frame)
+    return ViaFrame(transport.decode("ascii").upper(), host, port, parse_params(data, end), data, has_gap=has_gap)
 
 
 def parse_cseq(data: bytes) -> CSeq:

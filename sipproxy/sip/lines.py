@@ -10,8 +10,32 @@ from __future__ import annotations
 import re
 
 from sipproxy.sip.errors import ParseError
-from sipproxy.sip.grammar import COMMA, CR, LESS, QUOTED, SPACE, TAB, parse_number, shown, telltale, unfold
-from sipproxy.sip.headers import CSeq, NameAddr, Via, parse_cseq, parse_name_addr, parse_via, split_commas
+from sipproxy.sip.grammar import (
+    COMMA,
+    CR,
+    LESS,
+    QUOTE,
+    QUOTED,
+    SEMICOLON,
+    SPACE,
+    TAB,
+    is_token,
+    parse_number,
+    shown,
+    telltale,
+    unfold,
+)
+from sipproxy.sip.headers import (
+    CSeq,
+    NameAddr,
+    Via,
+    ViaFrame,
+    parse_cseq,
+    parse_frame,
+    parse_name_addr,
+    parse_via,
+    split_commas,
+)
 from sipproxy.sip.memo import CACHED, Remembered
 from sipproxy.sip.shape import KNOWN, key_of
 
@@ -106,8 +130,28 @@ def _route(value: bytes) -> NameAddr:
 
 
 def _vias(line: bytes) -> tuple[Via, ...]:
+    # A sender writes alike in each transaction, only the branch is new.
+    before, _, branch = line.partition(b";branch=")
+    around = before + b";branch=*"
+    if SEMICOLON in branch:
+        branch, _, behind = branch.partition(b";")
+        around += b";" + behind
+    if is_token(branch):
+        frame = _frames[around]
+        if frame.has_gap:
+            return (Via(frame, branch),)
     value = _value(line)
     return tuple(map(parse_via, split_commas(value))) if COMMA in value or not value else (parse_via(value),)
+
+
+def _frame(line: bytes) -> ViaFrame:
+    """What a line says that has "*" for its branch; _UNCLEAR where that may stand between quotes or be one of several."""
+    if QUOTE in line or COMMA in line:
+        return _UNCLEAR
+    return parse_frame(_value(line), has_gap=True)
+
+
+_UNCLEAR = ViaFrame("", b"", None, (), b"", has_gap=False)
 
 
 def _from(line: bytes) -> NameAddr:
@@ -153,6 +197,7 @@ def _length(line: bytes) -> int:
 name_of = Remembered(_name, MAX_NAMED)
 value_of = Remembered(_value)
 vias_of = Remembered(_vias)
+_frames = Remembered(_frame)  # by the line with a "*" for its branch
 from_of = Remembered(_from)
 to_of = Remembered(_to)
 contacts_of = Remembered(_contacts)

@@ -11,7 +11,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sipproxy.sip.headers import Via
     from sipproxy.sip.message import Request, Response
 
 __all__ = ["MAGIC_COOKIE", "cancel_target_key", "client_key", "is_rfc3261_branch", "response_key", "server_key"]
@@ -58,13 +57,8 @@ def _server_key(request: Request, method: bytes) -> Key:
     if is_rfc3261_branch(branch):
         # §17.2.3: branch, sent-by and method. The branch is compared as written: a client's is repeated byte for byte, and
         # two that differ in case alone are two transactions.
-        return (branch, *_sent_by(via), method)
+        return (branch, *via.frame.sent_by, method)
     # §17.2.3, for clients of RFC 2543: Request-URI, tags, Call-ID, CSeq and the top Via. An ACK bears the To tag of the
     # response and not that of the INVITE, so the key of an INVITE goes without; CSeq keeps a re-INVITE apart.
     to_tag = None if method == b"INVITE" else request.to.tag
     return (request.uri, request.from_.tag, to_tag, request.call_id, request.cseq.number, via.raw, method)
-
-
-def _sent_by(via: Via) -> tuple[bytes, int]:
-    """Sent-by as compared: host in lower case, the transport's default port made explicit (§18.1.1, §20.42)."""
-    return via.host.lower(), via.port or (5061 if via.transport.startswith("TLS") else 5060)

@@ -22,6 +22,7 @@ from sipproxy.sip.headers import (
     parse_via,
     split_commas,
 )
+from sipproxy.sip.lines import vias_of
 from sipproxy.sip.message import parse_message
 
 
@@ -57,11 +58,22 @@ def test_via_without_branch_or_port_has_none() -> None:
 )
 def test_via_branch_is_the_parameter_and_nothing_between_quotes(params: bytes, branch: bytes | None) -> None:
     text = b"SIP/2.0/UDP h" + params
-    via = parse_via(text)
-    assert (via.branch, via.param(b"branch") or None, dict(via.params).get(b"branch") or None, via.raw) == (*[branch] * 3, text)
-    assert parse_via(text).params == parse_frame(text).params
-    other = parse_via(text.replace(b"z9hG4bK1", b"z9hG4bK2"))
+    for via in (parse_via(text), *vias_of[b"Via: " + text], *vias_of[b"v : " + text + b" "], *vias_of[b"Via:\r\n " + text]):
+        found = (via.branch, via.param(b"branch") or None, dict(via.params).get(b"branch") or None, via.raw)
+        assert found == (*[branch] * 3, text)
+        assert via.params == parse_frame(text).params
+    (other,) = vias_of[b"Via: " + text.replace(b"z9hG4bK1", b"z9hG4bK2")]
     assert other.branch == (b"z9hG4bK2" if branch == b"z9hG4bK1" else branch)
+    several = vias_of[b"Via: " + text + b", " + text + b";y"]
+    assert [(via.branch, via.raw) for via in several] == [(branch, text), (branch, text + b";y")]
+
+
+def test_via_values_of_one_line_are_told_apart_where_the_last_alone_has_a_branch() -> None:
+    found = vias_of[b"Via: SIP/2.0/UDP h;rport, SIP/2.0/TCP i;branch=b;x"]
+    assert [(via.transport, via.host, via.branch, via.raw) for via in found] == [
+        ("UDP", b"h", None, b"SIP/2.0/UDP h;rport"),
+        ("TCP", b"i", b"b", b"SIP/2.0/TCP i;branch=b;x"),
+    ]
 
 
 @pytest.mark.parametrize("params", [b";branch=a;branch=b", b";branch=*;Branch=*", b";branch=a;;b", b";branch=a;x;X"])
@@ -69,6 +81,8 @@ def test_via_whose_branch_is_read_apart_is_refused_as_a_whole(params: bytes) -> 
     for text in (b"SIP/2.0/UDP h" + params, b"SIP/2.0/UDP h" + params.replace(b"=a", b"=z9")):
         with pytest.raises(ParseError):
             parse_via(text)
+        with pytest.raises(ParseError):
+            _ = vias_of[b"Via: " + text]
 
 
 @pytest.mark.parametrize(
