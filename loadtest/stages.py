@@ -27,7 +27,7 @@ STAGES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("match", ("sipproxy.sip.matching", "sipproxy.sip.transaction", "sipproxy.engine.transactions")),
     ("timers", ("sipproxy.sip.timers", "sipproxy.shell:_arm", "sipproxy.shell:_fire")),
     ("auth", ("sipproxy.sip.digest", "sipproxy.engine.authenticate", "sipproxy.engine.guesses")),
-    ("shed", ("sipproxy.engine.shed", "sipproxy.engine.drops")),
+    ("shed", ("sipproxy.engine.shed", "sipproxy.engine.kinds", "sipproxy.engine.drops")),
     ("policy", ("policy",)),
     ("slots", ("sipproxy.engine.channels", "sipproxy.store.slots", "sipproxy.store.live_slots")),
     ("journal", ("cdr.journal", "cdr.storage", "cdr.segment", "cdr.syncer", "cdr.codec", "cdr.recovery")),

@@ -65,7 +65,7 @@ if TYPE_CHECKING:
     from cdr.recovery import Recovered
     from policy.model import Snapshot
     from sipproxy.config import Config
-    from sipproxy.engine.shed import Kind
+    from sipproxy.engine.kinds import Kind
     from sipproxy.orders import Spec
     from sipproxy.sip.errors import ParseError
     from sipproxy.sip.flow import Flow

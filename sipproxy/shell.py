@@ -46,8 +46,8 @@ if TYPE_CHECKING:
     from sipproxy.engine.core import Engine
     from sipproxy.engine.crew import Word
     from sipproxy.engine.drops import Drops
+    from sipproxy.engine.kinds import Kind
     from sipproxy.engine.recover import Ended, Unfinished
-    from sipproxy.engine.shed import Kind
     from sipproxy.engine.structs import Binding
     from sipproxy.net.droplist import KernelDrops
     from sipproxy.net.transports import Transports

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
     from sipproxy.engine.actions import RemoveBinding
-    from sipproxy.engine.shed import Kind
+    from sipproxy.engine.kinds import Kind
     from sipproxy.metrics import Metrics
     from sipproxy.net.transports import Transports
     from sipproxy.orders import Spec

@@ -12,7 +12,7 @@ from collections import Counter, deque
 from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple
 
-from sipproxy.engine.shed import (
+from sipproxy.engine.kinds import (
     INVITE,
     PART,
     REGISTER,

@@ -45,10 +45,11 @@ if TYPE_CHECKING:
 
     from policy.model import Snapshot
     from sipproxy.engine.actions import Action, Now, Slot
+    from sipproxy.engine.kinds import Kind
     from sipproxy.engine.peers import Peer
     from sipproxy.engine.recover import Ended, Unfinished
     from sipproxy.engine.settings import Settings
-    from sipproxy.engine.shed import Kind, Signals, Verdict
+    from sipproxy.engine.shed import Signals, Verdict
     from sipproxy.engine.structs import Binding
     from sipproxy.sip.places import Place
 
@@ -327,8 +328,12 @@ class Engine:
         """503 for a customer's request that comes at the wrong time. A copy of one that was taken or challenged is none."""
         if self.refusals.briefly(data, flow, verdict):
             return
-        request = salvage(data)
-        if request is None:
+        request: Request | Response | None
+        try:  # as a whole: its record says who called whom
+            request = parse_message(data, max_headers=self.desk.settings.max_headers)
+        except ParseError:
+            request = salvage(data)
+        if not isinstance(request, Request):
             return
         request.stamp(flow.host, flow.port)
         try:
@@ -343,8 +348,7 @@ class Engine:
 
     def _salvage(self, data: bytes, flow: Flow, fault: ParseError) -> None:
         self.desk.count("malformed", "structure")
-        request = salvage(data) if fault.status else None
-        if request is not None:
+        if fault.status and (request := salvage(data)) is not None:
             request.stamp(flow.host, flow.port)
             self._refuse_malformed(request, flow, fault)
 

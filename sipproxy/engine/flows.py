@@ -14,8 +14,8 @@ from msgspec.structs import replace
 from sipproxy.engine import ending
 from sipproxy.engine.actions import RemoveBinding, SaveBinding, SendTo
 from sipproxy.engine.call import Call
+from sipproxy.engine.kinds import Kind
 from sipproxy.engine.relay import Relay
-from sipproxy.engine.shed import Kind
 from sipproxy.engine.sources import account_of
 from sipproxy.sip import stun
 from sipproxy.sip.errors import ParseError

@@ -26,10 +26,10 @@ from sipproxy.engine.actions import Journal, SendTo
 from sipproxy.engine.carrier import called
 from sipproxy.engine.causes import TEMPORARY_FAILURE
 from sipproxy.engine.draft import draft
+from sipproxy.engine.kinds import has_credentials
 from sipproxy.engine.malicious import keep_trace
 from sipproxy.engine.privacy import Said, said_by
 from sipproxy.engine.settings import TrunkRoute
-from sipproxy.engine.shed import has_credentials
 from sipproxy.engine.state import reason_header
 from sipproxy.sip.brief import parse_brief, write_unavailable
 from sipproxy.sip.matching import server_key

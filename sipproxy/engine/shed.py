@@ -18,13 +18,23 @@ from collections import Counter
 from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple
 
-from policy.emergency import service_of
 from sipproxy.engine.bucket import Bucket, Buckets
+from sipproxy.engine.kinds import (
+    INVITE,
+    PART,
+    REGISTER,
+    SCANNER,
+    Copy,
+    Kind,
+    copy_of,
+    has_credentials,
+    kind_of,
+    may_be_emergency,
+    nonce_in,
+)
 from sipproxy.engine.pace import MIN_RETRY_S, Pace
 from sipproxy.engine.spending import Spending
 from sipproxy.sip.flow import LOOP, source_of
-from sipproxy.sip.grammar import SEMICOLON
-from sipproxy.sip.memo import Remembered
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -35,16 +45,10 @@ if TYPE_CHECKING:
     from sipproxy.sip.flow import Flow
 
 __all__ = [
-    "Kind",
     "Load",
     "Shedder",
     "Signals",
     "Verdict",
-    "copy_of",
-    "has_authorization",
-    "has_credentials",
-    "kind_of",
-    "may_be_emergency",
 ]
 
 MAX_CREDIT = 65_536  # bytes that a source may get back at most for what it sent before
@@ -62,38 +66,8 @@ STANDING_S = 1.0  # for which there has to be a queue until new calls are refuse
 # Of that wait, and for so long nothing may have waited for it until the queue is held to be gone: the next hiccup is one again.
 EMPTY, EMPTY_S = 0.25, 0.2
 
-# What scanners of the internet call themselves. Anybody can call himself otherwise: this is only who goes first. It is looked
-# for in every line of every request: one letter after the other tells a line apart sooner than two whole names do.
-_SCANNER = re.compile(
-    rb"\n[uUsS][sSeE][eErR](?:[rR]-[aA][gG][eE][nN][tT]|[vV][eE][rR])[ \t]*:[ \t]*(?=[efginpsvEFGINPSV])"
-    rb"(?i:friendly-(?:scanner|request)|sipvicious|sip-?scan|sipcli|sundayddr|iwar|pplsip|vaxsip|smap|sipsak|gulp|nm@nm|"
-    rb"eyebeam release 3006o)"
-)
-_FIRST_LINE = re.compile(rb"[A-Za-z0-9.!%*_+`'~-]{1,32} \S{1,4096} (?:SIP|sip)/2\.0\r?\n")
-# In runs that end where a tag may begin: a step for each character would cost three times as much.
-_TO_TAG = re.compile(rb"\n[tT][oO]?[ \t]*:(?:[^\r\n;]++|\r?\n[ \t]|;(?!\s*[tT][aA][gG]\s*=))*+;\s*[tT][aA][gG]\s*=")
 _CALL_ID = re.compile(rb"\n(?:call-id|i)[ \t]*:[ \t]*([^\s]+)", re.IGNORECASE)
-_BRANCH = re.compile(rb"\n(?:via|v)[ \t]*:[^\r\n]*?;[ \t]*branch[ \t]*=[ \t]*([^\s;,]+)", re.IGNORECASE)
 REPEATED_S = 32.0  # for how long copies of an INVITE come after it: 64*T1 (RFC 3261 §17.1.1.2)
-_CREDENTIALS = re.compile(rb"\nproxy-authorization[ \t]*:", re.IGNORECASE)
-_NONCE = re.compile(rb"\nauthorization[ \t]*:[^\n]*\bnonce[ \t]*=[ \t]*\"([^\"\r\n]{1,200})\"", re.IGNORECASE)
-_FOLDS = (b" ", b"\t")  # what a line begins with that goes on with the one above
-_HELP = re.compile(rb"[sS][oO][sS]|%|[\x80-\xff]|1[-.() ]*1[-.() ]*[02]")
-_PLAIN = re.compile(rb"INVITE (\S+) SIP/2\.0\r?\n")
-
-
-class Kind(IntEnum):
-    """What a message is, in the order in which it is refused; PART, of a call or of a transaction, never is."""
-
-    SCANNER = 1
-    OPTIONS = 2  # whatever is asked outside a call
-    REGISTER = 3
-    INVITE = 4
-    PART = 5
-
-
-SCANNER, OPTIONS, REGISTER, INVITE, PART = Kind  # to name one by its class costs ten times as much as this
-
 
 _LABELS = ("", *(kind.name.lower() for kind in Kind))
 # By kind, what has to be left of the budget that strangers share, so that what is more important still gets some of it.
@@ -130,70 +104,6 @@ class Verdict(NamedTuple):
 
 _BEHIND, _LATE = Verdict("behind"), Verdict("late")
 _ACKNOWLEDGED = Verdict("acknowledged")  # the end of a call that was turned away
-
-
-def may_be_emergency(data: bytes) -> bool:
-    """Whether an INVITE can be a call for help, from the bytes of its first line; in doubt it is.
-
-    For a well-formed first line policy has the word; any other is none that has no sign of it in any spelling.
-    """
-    plain = _PLAIN.match(data)
-    if plain is not None:
-        return bool(service_of(plain[1]))
-    end = data.find(b"\n")
-    return _HELP.search(data, 0, end if end >= 0 else len(data)) is not None
-
-
-def kind_of(data: bytes) -> Kind:
-    """What a message is that begins with its first line (line ends before it are for the caller to strip)."""
-    end = data.find(b"\n")
-    kind = _kind_by[data[: end + 1] if end >= 0 else data]
-    if kind is PART:
-        return PART
-    if not data.startswith(b"REGISTER ") and _has_to_tag(data):  # it is outside every dialog, To tag or not (RFC 3261 §10.2)
-        return PART
-    return SCANNER if kind is SCANNER or _SCANNER.search(data) is not None else kind
-
-
-def _kind_by_line(line: bytes) -> Kind:
-    """What a message is by its first line, with its end: PART where nothing else of it counts, SCANNER where it is none."""
-    if line.startswith((b"SIP/2.0 ", b"ACK ", b"CANCEL ", b"sip/2.0 ")):
-        return PART
-    if line.startswith(b"INVITE ") and may_be_emergency(line):
-        return PART
-    if _FIRST_LINE.match(line) is None:
-        return SCANNER
-    return INVITE if line.startswith(b"INVITE ") else REGISTER if line.startswith(b"REGISTER ") else OPTIONS
-
-
-_kind_by = Remembered(_kind_by_line)  # numbers are dialled again, and an INVITE that was challenged comes again
-
-
-def has_credentials(data: bytes) -> bool:
-    """Whether a request answers a proxy's challenge, or tries to."""
-    return _CREDENTIALS.search(data) is not None
-
-
-def has_authorization(data: bytes) -> bool:
-    """Whether a REGISTER answers a challenge, or tries to."""
-    return _NONCE.search(data) is not None
-
-
-def copy_of(data: bytes, flow: Flow) -> Hashable:
-    """What an INVITE has in common with its copies, its CANCEL and the ACK of its refusal (RFC 3261 §17.2.3, §9.1)."""
-    found = _BRANCH.search(data)
-    return flow.host, flow.port, found[1] if found is not None else data
-
-
-def _has_to_tag(data: bytes) -> bool:
-    """Whether the first To has a tag. Where it is written as nearly all write it, nothing else is searched."""
-    at = data.find(b"\nTo:")
-    if at < 0:
-        return _TO_TAG.search(data) is not None
-    end = data.find(b"\n", at + 1)
-    if SEMICOLON not in data[at:end] and data[end + 1 : end + 2] not in _FOLDS:
-        return False
-    return _TO_TAG.match(data, at) is not None
 
 
 class Shedder:
@@ -245,7 +155,8 @@ class Shedder:
         kind = kind or kind_of(data)
         desk = self._desk
         user, sharing = desk.location.accounts_at(flow, desk.now.utc_ms)
-        verdict = self._again(kind, data, flow, waited_s) if len(self.turned_away) else None
+        copy = self._copy(kind, data, flow)
+        verdict = self._again(kind, copy, waited_s) if copy is not None else None
         if notable and kind is INVITE and verdict is None and self._is_late(data, waited_s):
             # A stranger who waited in vain is not answered.
             known = user or desk.location.flows_at(flow.host)
@@ -260,14 +171,14 @@ class Shedder:
         else:
             verdict = self._source(kind, data, flow, source)
         if verdict is not None:
-            self._refused(kind, data, flow, verdict)
+            self._refused(kind, data, flow, copy, verdict)
         if not user and desk.drops.is_on:
             self._judge(kind, data, flow, verdict)
         return verdict
 
-    def _refused(self, kind: Kind, data: bytes, flow: Flow, verdict: Verdict) -> None:
+    def _refused(self, kind: Kind, data: bytes, flow: Flow, copy: Copy | None, verdict: Verdict) -> None:
         if kind is INVITE and verdict.retry_s and verdict.reason != "repeated":
-            self.turned_away.add(copy_of(data, flow), Bucket(verdict.retry_s, self._desk.now.mono))
+            self.turned_away.add(copy or copy_of(data, flow), Bucket(verdict.retry_s, self._desk.now.mono))
         self.counts[verdict.reason, _LABELS[kind]] += 1
 
     def _judge(self, kind: Kind, data: bytes, flow: Flow, verdict: Verdict | None) -> None:
@@ -279,18 +190,20 @@ class Shedder:
 
     # Copies of an INVITE that was turned away
 
-    def _again(self, kind: Kind, data: bytes, flow: Flow, waited_s: float) -> Verdict | None:
+    def _copy(self, kind: Kind, data: bytes, flow: Flow) -> Copy | None:
+        """What an INVITE, or an ACK, has in common with an INVITE that may have been turned away; None for what has nothing."""
+        may_be = len(self.turned_away) and (kind is INVITE or (kind is PART and data.startswith(b"ACK ")))
+        return copy_of(data, flow) if may_be else None
+
+    def _again(self, kind: Kind, copy: Copy, waited_s: float) -> Verdict | None:
         """The same answer for a copy of an INVITE that was turned away: its caller has given the call up, and nobody would
         end it (RFC 3261 §8.2.7: a server without state answers a copy as it did the first). One that was there before the first
         was answered gets none: it asks for what is on its way. The ACK of the answer, which has the INVITE's branch
         (§17.1.1.3), ends here: there is no transaction that waits for it."""
-        is_ack = kind is PART and data.startswith(b"ACK ")
-        if not is_ack and kind is not INVITE:
-            return None
-        found = self.turned_away.find(copy_of(data, flow))
+        found = self.turned_away.find(copy)
         if found is None or self._desk.now.mono - found.at >= REPEATED_S:
             return None
-        if is_ack:
+        if kind is PART:
             return _ACKNOWLEDGED
         return Verdict("repeated", round(found.tokens) if self._desk.now.mono - waited_s >= found.at else 0)
 
@@ -321,11 +234,12 @@ class Shedder:
         if not data.startswith((b"INVITE ", b"ACK ")) or self._desk.peers.has_host(flow.host):
             return None
         kind = kind or kind_of(data)
-        verdict = self._again(kind, data, flow, waited_s) if len(self.turned_away) else None
+        copy = self._copy(kind, data, flow)
+        verdict = self._again(kind, copy, waited_s) if copy is not None else None
         if verdict is None and kind is INVITE and self._is_late(data, waited_s):
             verdict = Verdict("late", self._retry(kind))
         if verdict is not None:
-            self._refused(kind, data, flow, verdict)
+            self._refused(kind, data, flow, copy, verdict)
         return verdict
 
     def is_known(self, flow: Flow) -> bool:
@@ -380,8 +294,8 @@ class Shedder:
 
     def _answers(self, data: bytes, flow: Flow) -> bool:
         """Whether a REGISTER answers a challenge: its nonce was given to its source. That costs a MAC, so it is asked last."""
-        found = _NONCE.search(data)
-        return found is not None and self._desk.gave_nonce(found[1], flow)
+        nonce = nonce_in(data)
+        return nonce is not None and self._desk.gave_nonce(nonce, flow)
 
     def _source(self, kind: Kind, data: bytes, flow: Flow, source: Bucket) -> Verdict | None:
         """A message that no live binding explains: a stranger's, or of a customer behind an address that others share."""

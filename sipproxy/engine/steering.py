@@ -22,7 +22,7 @@ from hashlib import blake2b
 from math import isqrt
 from typing import TYPE_CHECKING
 
-from sipproxy.engine.shed import may_be_emergency
+from sipproxy.engine.kinds import may_be_emergency
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sipproxy.engine.backlog import Backlog
-    from sipproxy.engine.shed import Kind
+    from sipproxy.engine.kinds import Kind
     from sipproxy.sip.flow import Flow
 
 __all__ = ["QUEUE_S", "TURN_S", "Intake"]

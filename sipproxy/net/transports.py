@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Hashable, Iterable, Sequence
 
-    from sipproxy.engine.shed import Kind, Shedder
+    from sipproxy.engine.kinds import Kind
+    from sipproxy.engine.shed import Shedder
     from sipproxy.net.resolver import Resolver
     from sipproxy.net.tls import Tls
     from sipproxy.sip.errors import ParseError

@@ -171,10 +171,11 @@ class Via:
 
     def fill(self, text: bytes) -> bytes:
         """A text that was made of the frame's, with the branch in its place."""
-        if not self.frame.has_gap:
+        branch = self.branch
+        if branch is None or not self.frame.has_gap:
             return text
         before, _, behind = text.partition(b";branch=*")
-        return b"%b;branch=%b%b" % (before, self.branch, behind)
+        return b"%b;branch=%b%b" % (before, branch, behind)
 
 
 class CSeq:

@@ -9,15 +9,13 @@ from hypothesis import strategies as st
 from policy.emergency import service_of
 from sipproxy.engine.actions import Note, TakeSlot
 from sipproxy.engine.bucket import Bucket, Buckets
+from sipproxy.engine.kinds import Kind, copy_of, kind_of, may_be_emergency
 from sipproxy.engine.settings import Rates
 from sipproxy.engine.shed import (
     CALM_S,
     REPEATED_S,
-    Kind,
     Load,
     Signals,
-    kind_of,
-    may_be_emergency,
 )
 from sipproxy.sip.flow import Flow
 from sipproxy.sip.message import Response, check_message
@@ -201,7 +199,7 @@ def test_copy_of_a_call_that_was_turned_away_is_turned_away_too_when_the_load_is
     assert any(isinstance(action, TakeSlot) for action in desk.actions), "he tries anew"
     desk.tick(REPEATED_S)
     desk.engine.desk.now = desk.now
-    assert desk.engine.shedder._again(Kind.INVITE, invite, ROUTER, 0.0) is None
+    assert desk.engine.shedder._again(Kind.INVITE, copy_of(invite, ROUTER), 0.0) is None
 
 
 def test_the_table_of_calls_that_were_turned_away_is_bounded() -> None:

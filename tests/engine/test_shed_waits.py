@@ -111,7 +111,9 @@ def test_new_call_that_answers_its_challenge_may_wait_twice_as_long() -> None:
     assert any(isinstance(action, TakeSlot) for action in desk.actions)
     again = desk.request(b"INVITE", CALL, call_id=b"second", headers=headers)
     assert statuses(desk, again, ROUTER, 0.26) == [503]
-    assert [(record.rule, record.account, record.status) for record in records(desk)] == [("node.overload", "alice", 503)]
+    (record,) = records(desk)
+    assert (record.rule, record.account, record.status) == ("node.overload", "alice", 503)
+    assert (record.dialled, record.canonical) == (CALL.decode(), "+493023125001")
 
 
 def test_what_a_hiccup_leaves_is_worked_off() -> None:
@@ -123,6 +125,20 @@ def test_what_a_hiccup_leaves_is_worked_off() -> None:
         desk.engine.observe(Signals(0.0, 0, 0.9 - 0.1 * number), desk.now)
     desk.tick(5.0)
     assert statuses(desk, desk.request(b"INVITE", CALL, call_id=b"alone"), ROUTER, 0.9) == [407], "and so later on"
+
+
+def test_hidden_caller_of_a_trunk_is_in_no_record_of_a_call_that_is_refused_for_its_wait() -> None:
+    """TDDDG § 9(1). And what cannot be read has its answer, and a record of what can be told."""
+    desk = with_queue(desk_of(Rates()))
+    caller = (b"P-Asserted-Identity", b"<sip:+49301234567@carrier.example;user=phone>")
+    headers = (caller, (b"Privacy", b"id"), (b"Diversion", b"<sip:+49301234567@carrier.example>"))
+    uri = b"sip:+4920515551234@sip.example"
+    assert desk.answer(desk.request(b"INVITE", uri, headers=headers, user=b"+49301234567"), TRUNK, waited_s=0.2).status == 503
+    (record,) = records(desk)
+    assert (record.canonical, record.calling, record.presented, record.diversions) == ("+4920515551234", "", "", [])
+    unreadable = desk.request(b"INVITE", uri, branch=b"z9hG4bKother").replace(b"Max-Forwards: ", b"Max-Forwards: 7\x010")
+    assert desk.answer(unreadable, TRUNK, waited_s=0.2).status == 503
+    assert [(record.rule, record.canonical) for record in records(desk)] == [("node.overload", "-")]
 
 
 @pytest.mark.parametrize(("waited_s", "status"), [(0.02, 407), (0.05, 503)])
@@ -160,10 +176,15 @@ def test_call_of_a_trunk_that_waited_in_a_queue_is_refused_with_a_record() -> No
     desk = desk_of(Rates())
     assert desk.register(CONTACT).status == 200
     with_queue(desk)
-    invite = desk.request(b"INVITE", b"sip:+4920515551234@sip.example", branch=b"z9hG4bKlate")
+    caller = (b"P-Asserted-Identity", b"<sip:+49301234567@carrier.example;user=phone>")
+    headers = (caller, (b"Diversion", b"<sip:+493055512@carrier.example>"))
+    invite = desk.request(b"INVITE", b"sip:+4920515551234@sip.example", branch=b"z9hG4bKlate", headers=headers)
     answer = desk.answer(invite, TRUNK, waited_s=0.2)
     assert answer.status == 503
-    assert [(record.rule, record.direction) for record in records(desk)] == [("node.overload", "incoming")]
+    (record,) = records(desk)
+    assert (record.rule, record.direction, record.trunk) == ("node.overload", "incoming", "carrier-a")
+    assert (record.dialled, record.canonical) == ("sip:+4920515551234@sip.example", "+4920515551234")
+    assert (record.calling, len(record.diversions)) == ("+49301234567", 1)
     assert desk.receive(invite, TRUNK, waited_s=0.2) == [], "it was there before the answer"
     desk.tick(0.5)
     assert desk.answer(invite, TRUNK, waited_s=0.2).to.tag == answer.to.tag

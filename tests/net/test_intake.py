@@ -22,7 +22,7 @@ from tests.engine.shedding import CALL, desk_of
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from sipproxy.engine.shed import Kind
+    from sipproxy.engine.kinds import Kind
     from sipproxy.sip.flow import Flow
 
 HELP = b"sip:112@sip.example"
