@@ -87,13 +87,15 @@ class UdpListener:
         With `may_wait` an address that is not on this machine yet makes a closed listener, which `reopen` opens. With `take`
         the socket is what it gives, each time that one is needed.
         """
-        self.counters = {"received": 0, "received_bytes": 0, "sent": 0, "sent_bytes": 0, "keepalives": 0, "unreachable": 0}
+        self._received = self._received_bytes = self._sent = self._sent_bytes = self._keepalives = self._unreachable = 0
         self.dropped = {"too_large": 0, "send_queue_full": 0, "no_buffers": 0, "send_failed": 0}
         self._on_datagram = on_datagram
         self.intake: Intake | None = None  # gets what comes while datagrams wait; set by who has one for several listeners
         self._index = index
         self._on_failed = on_failed
         self._max_datagram = max_datagram
+        self._read = memoryview(bytearray(MAX_DATAGRAM))  # a new one for each datagram would be as large, and mostly cut off
+        self._into = [self._read]
         self._queue: deque[_Datagram] = deque()
         self._recent: deque[_Datagram] = deque(maxlen=RECENT)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -104,6 +106,19 @@ class UdpListener:
         self._take = take
         bind = take or functools.partial(bind_udp, address, port)
         self._socket, self.address = bound_or_away(bind, address, port, may_wait=may_wait)
+        self.is_open = self._socket.fileno() >= 0
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """What passed so far, by name."""
+        return {
+            "received": self._received,
+            "received_bytes": self._received_bytes,
+            "sent": self._sent,
+            "sent_bytes": self._sent_bytes,
+            "keepalives": self._keepalives,
+            "unreachable": self._unreachable,
+        }
 
     @property
     def queued(self) -> int:
@@ -117,10 +132,6 @@ class UdpListener:
             return self._former_drops
         info = self._socket.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, 4 * (_SK_MEMINFO_DROPS + 1))
         return self._former_drops + int.from_bytes(info[4 * _SK_MEMINFO_DROPS :], sys.byteorder)
-
-    @property
-    def is_open(self) -> bool:
-        return self._socket.fileno() >= 0
 
     def start(self) -> None:
         """Deliver datagrams on the running event loop from now on, where the listener is open."""
@@ -148,11 +159,13 @@ class UdpListener:
                 self._loop.remove_writer(self._socket.fileno())
             else:
                 self._poll.close()
+        self.is_open = False
         self._socket.close()
 
     def reopen(self) -> None:
         """Bind to the same address again after `close`, and deliver datagrams. Raises OSError when it cannot be had."""
         self._socket = self._take() if self._take is not None else bind_udp(*self.address)
+        self.is_open = True
         self.start()
 
     def send(self, data: bytes, host: str, port: int, *, key: Hashable | None = None) -> None:
@@ -161,22 +174,20 @@ class UdpListener:
         Raises OSError when it cannot be sent there at all; a datagram dropped for want of room is counted, and is to the
         transaction what a datagram lost on the way is.
         """
-        datagram = (data, host, port, key)
         if self._queue:
-            self._enqueue(datagram)
+            self._enqueue((data, host, port, key))
             return
         try:
-            self._transmit(datagram)
+            self._transmit(data, host, port, key)
         except BlockingIOError:
-            self._enqueue(datagram)
+            self._enqueue((data, host, port, key))
         except OSError as error:
             if error.errno != errno.ENOBUFS:
                 self.dropped["send_failed"] += 1
                 raise
             self.dropped["no_buffers"] += 1
 
-    def _transmit(self, datagram: _Datagram) -> None:
-        data, host, port, key = datagram
+    def _transmit(self, data: bytes, host: str, port: int, key: Hashable | None) -> None:
         if not self.is_open:
             raise OSError(errno.EADDRNOTAVAIL, "the listener's address is gone")
         if not is_literal(host):
@@ -190,9 +201,9 @@ class UdpListener:
                 raise
             self._socket.sendto(data, (host, port))  # The error was that of an earlier datagram, and has been reported.
         if key is not None:
-            self._recent.append(datagram)
-        self.counters["sent"] += 1
-        self.counters["sent_bytes"] += len(data)
+            self._recent.append((data, host, port, key))
+        self._sent += 1
+        self._sent_bytes += len(data)
 
     def _enqueue(self, datagram: _Datagram) -> None:
         if len(self._queue) >= SEND_QUEUE:
@@ -223,36 +234,33 @@ class UdpListener:
             if is_behind and intake is not None and not intake.backlog.has_room:
                 return
             try:
-                data, ancillary, _, source = self._socket.recvmsg(MAX_DATAGRAM, _STAMP_BYTES)
+                size, ancillary, _, source = self._socket.recvmsg_into(self._into, _STAMP_BYTES)
             except BlockingIOError:
                 return
             except OSError:
                 self._drain_errors()  # An ICMP error of an earlier datagram stood before the datagrams to be read.
                 continue
-            waited_s = _waited_s(ancillary)
+            waited_s = _waited_s(ancillary) if ancillary else 0.0
             if waited_s >= QUEUE_S and intake is not None and not is_behind:
                 is_behind, left = True, AHEAD
-            self._receive(data, _flow_of(self._index, source), waited_s, intake if is_behind else None)
+            self._received += 1
+            self._received_bytes += size
+            data = self._read[:size].tobytes()
+            if size > self._max_datagram:
+                self.dropped["too_large"] += 1
+            elif size <= 4 and not data.strip(b"\r\n\0"):
+                self._keepalives += 1  # What routers send to hold their NAT's mapping: nothing to answer.
+            elif is_behind and intake is not None:
+                intake.put(data, _flow_of(self._index, source), waited_s)
+            else:
+                self._on_datagram(data, _flow_of(self._index, source), waited_s)
             if waited_s < FRESH_S:
                 return
-
-    def _receive(self, data: bytes, flow: Flow, waited_s: float, intake: Intake | None) -> None:
-        size, counters = len(data), self.counters
-        counters["received"] += 1
-        counters["received_bytes"] += size
-        if size > self._max_datagram:
-            self.dropped["too_large"] += 1
-        elif size <= 4 and not data.strip(b"\r\n\0"):
-            counters["keepalives"] += 1  # What routers send to hold their NAT's mapping: nothing to answer.
-        elif intake is not None:
-            intake.put(data, flow, waited_s)
-        else:
-            self._on_datagram(data, flow, waited_s)
 
     def _flush(self) -> None:
         while self._queue:
             try:
-                self._transmit(self._queue[0])
+                self._transmit(*self._queue[0])
             except BlockingIOError:
                 return
             except OSError:
@@ -273,7 +281,7 @@ class UdpListener:
             for _, _, data in ancillary:
                 _, origin, kind, _, _ = _EXTENDED_ERROR.unpack_from(data)
                 if (origin, kind) in _FAILURES:
-                    self.counters["unreachable"] += 1
+                    self._unreachable += 1
                     self.unreachable(quoted, destination[0], destination[1])
         return True
 
@@ -306,10 +314,8 @@ def _flow_of(index: int, source: tuple[str, int]) -> Flow:
 def _waited_s(ancillary: list[tuple[int, int, bytes]]) -> float:
     """For how many seconds a datagram had waited when it was read, by what the kernel told with it; 0.0 where it told nothing,
     or the clock was set meanwhile."""
-    if not ancillary:
-        return 0.0
-    level, kind, stamp = ancillary[0]  # of which nothing else was asked for
-    if kind != _SO_TIMESTAMPNS or level != socket.SOL_SOCKET or len(stamp) != _TIMESPEC.size:
+    _, kind, stamp = ancillary[0]  # of which nothing else was asked for
+    if kind != _SO_TIMESTAMPNS or len(stamp) != _TIMESPEC.size:
         return 0.0
     seconds, nanoseconds = _TIMESPEC.unpack(stamp)
     waited: float = time.time() - seconds - nanoseconds / 1e9
