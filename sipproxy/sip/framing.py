@@ -58,7 +58,8 @@ class StreamFramer:
             while (item := self._next()) is not None:
                 done.append(item)
         except ParseError as error:
-            self.failed = error
+            # Not the one that is raised: with it goes this frame, which holds the framer, which holds the fault.
+            self.failed = ParseError(error.detail, offset=error.offset, section=error.section, status=error.status)
             self._buffer.clear()
             if not done:
                 raise

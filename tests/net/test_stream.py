@@ -12,6 +12,7 @@ from streams import Node, free_port, message, silent_server
 from waiting import until
 
 from sipproxy.net.stream import StreamListener
+from tests.garbage import uncollected
 
 if TYPE_CHECKING:
     from streams import Dial, Make
@@ -250,6 +251,18 @@ async def test_stream_of_no_sip_at_all_is_closed(nodes: Make, dial: Dial) -> Non
     assert await client.read_to_end() == b""
     await until(lambda: node.closed)
     assert (node.reasons, node.refused) == (["framing"], [])
+
+
+async def test_stream_that_has_ended_leaves_nothing_that_refers_to_itself(nodes: Make, dial: Dial) -> None:
+    node = await nodes()
+    with uncollected() as unreachable:
+        for number, data in enumerate((b"", message(), message() + b"no SIP\r\n\r\n", b"no SIP\r\n\r\n", message()[:20])):
+            client = await dial(node)
+            client.writer.write(data)
+            client.writer.close()
+            await until(lambda number=number: len(node.closed) > number)
+            del client
+        assert not unreachable()
 
 
 async def test_stream_fault_of_the_receiver_is_reported_and_the_stream_goes_on(dial: Dial) -> None:

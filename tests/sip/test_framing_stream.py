@@ -117,7 +117,9 @@ def test_framer_stream_that_cannot_go_on_raises(data: bytes, status: int, answer
     with pytest.raises(ParseError) as error:
         framer.feed(data)
     assert error.value.status == status
-    assert framer.failed is error.value
+    assert framer.failed is not None
+    assert (framer.failed.status, framer.failed.detail) == (status, error.value.detail)
+    assert framer.failed.__traceback__ is None  # whose frames hold the framer: nothing but the garbage collector would free it
     assert (salvage(framer.refused) is not None) is answerable
     with pytest.raises(ParseError):
         framer.feed(message())
