@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -473,9 +474,9 @@ class Node:
                 self.log.warning("policy_not_kept", error=str(error))
 
     async def _refresh_slots(self) -> None:
-        while True:
-            await asyncio.sleep(self.config.store.refresh_s)
-            self.shell.refresh_leases()
+        for part in itertools.cycle(range(parts := self.config.store.refresh_s)):
+            await asyncio.sleep(1.0)  # all of them at once would be in the way of messages
+            self.shell.refresh_leases(part, parts)
 
     async def _expire_bindings(self) -> None:
         while True:

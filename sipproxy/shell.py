@@ -221,9 +221,9 @@ class Shell:
         """Another node removed this binding."""
         self._perform(self.engine.binding_gone(user, key, at_ms, instant()))
 
-    def refresh_leases(self) -> None:
-        """Re-assert the slot of every live call."""
-        self._slots.refresh(self.engine.channels.leases(), self.lease_ms)
+    def refresh_leases(self, part: int = 0, parts: int = 1) -> None:
+        """Re-assert the slot of every live call, or of one of so many parts of them."""
+        self._slots.refresh(self.engine.channels.leases(part, parts), self.lease_ms)
 
     @property
     def facts_owed(self) -> int:

@@ -238,6 +238,12 @@ class Channels:
             found[kind] += len(slots)
         return found
 
-    def leases(self) -> list[tuple[Slot, Holder]]:
-        """Every slot that the store counts, with its holder."""
-        return [(slot, holder) for held in self._held.values() for slot, holder in held.items() if self._is_leased(slot)]
+    def leases(self, part: int = 0, parts: int = 1) -> list[tuple[Slot, Holder]]:
+        """Every slot that the store counts, with its holder; or of so many parts one, which an owner's slots stay in."""
+        return [
+            (slot, holder)
+            for owner, held in self._held.items()
+            if parts == 1 or hash(owner) % parts == part
+            for slot, holder in held.items()
+            if self._is_leased(slot)
+        ]

@@ -74,6 +74,9 @@ def test_second_slot_of_a_call_is_asked_for_kept_refreshed_journalled_and_given_
     desk.engine.slot_result(take.slot, taken=True, used=2, now=desk.now)
     assert grants == [Grant("", 2, 0)]
     assert [slot for slot, _ in desk.engine.channels.leases()] == [Slot("line", "L1", call.id), second]
+    in_parts = [desk.engine.channels.leases(part, 7) for part in range(7)]
+    assert sorted(slot for part in in_parts for slot, _ in part) == [Slot("line", "L1", call.id), second]
+    assert in_parts == [desk.engine.channels.leases(part, 7) for part in range(7)]
     assert (desk.engine.channels.held("line", "L1"), desk.engine.channels.held("line", "L2")) == (1, 1)
     admit = codec.decode_fact(codec.encode_fact(keep.admission(call)))
     assert isinstance(admit, Admit)
