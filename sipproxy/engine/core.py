@@ -98,7 +98,7 @@ class Engine:
         """One message, whole, as it came from the network, where it waited for so many seconds (0.0: not known). `kind` is what
         the shedder takes it for, where it was asked before."""
         self.desk.now = now
-        if is_stun(data) and flow.transport == "UDP":
+        if data[:1] < b"@" and is_stun(data) and flow.transport == "UDP":  # a SIP message begins with a letter
             self._flows.ping(data, flow)
             return self.desk.take_actions()
         verdict = self.shedder.check(data, flow, waited_s, kind=kind)

@@ -232,10 +232,7 @@ class Transactions:
             self._emit(_send((server.target, data, server.name, 0.0)))
         self._arm_server(server)
         if status >= 200 and isinstance(machine, NonInviteServer) and machine.state is not TERMINATED:
-            if server.user is None:
-                server.forget()
-            else:
-                server.rest()
+            server.forget()  # what repeats it gets the same answer, and its user gets no other one for it (§17.1.2.2)
 
     def _arm_server(self, server: Server) -> None:
         machine = server.machine

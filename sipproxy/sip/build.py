@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from sipproxy.sip.errors import ParseError
 from sipproxy.sip.grammar import COMMA, CR, LF, unfold
-from sipproxy.sip.headers import COMPACT, ViaFrame, element_end, parse_frame
+from sipproxy.sip.headers import COMPACT, ViaFrame, element_end
 from sipproxy.sip.memo import CACHED_LENGTH, Remembered
 from sipproxy.sip.message import MAX_HEADERS, Message, Request, Response, message_of, parse_message
 
@@ -63,7 +63,6 @@ REASONS: dict[int, bytes] = {
 _CLASS_REASONS = {1: b"Trying", 2: b"OK", 3: b"Redirection", 4: b"Request Failure", 5: b"Server Failure", 6: b"Global Failure"}
 _LWS = b" \t\r\n"
 STAMPS = 1024  # senders of which is kept how their Via values leave
-_REPEATED = (b"from", b"to", b"call-id", b"cseq")  # §8.2.6.2
 _CONTROL = re.compile(rb"[\x00-\x20\x7f]")
 _NOT_IN_URI = re.compile(rb"[\x00-\x20\x7f-\xff]")
 
@@ -112,13 +111,23 @@ def _stamped(request: Request, line: bytes, source: tuple[str, int]) -> bytes:
         return line
     host, port = source
     frame = via.frame
-    value = _stamp_of(frame.raw, host, port) if len(frame.raw) <= CACHED_LENGTH else _stamp(frame, host, port)
-    return name + via.fill(value) + rest if value else line
+    before, behind = (_stamp_of if len(frame.raw) <= CACHED_LENGTH else _halves)(frame, host, port)
+    if not before:
+        return line
+    return name + before + via.branch + behind + rest if frame.has_gap and via.branch else name + before + rest
 
 
-@functools.lru_cache(maxsize=STAMPS)
-def _stamp_of(frame: bytes, host: str, port: int) -> bytes:
-    return _stamp(parse_frame(frame), host, port)
+def _halves(frame: ViaFrame, host: str, port: int) -> tuple[bytes, bytes]:
+    """What stands before the branch and behind it in a Via value of a frame that says where it came from; the value and nothing
+    where there is no gap for a branch, b"" and nothing where there is nothing to say."""
+    value = _stamp(frame, host, port)
+    if not value or not frame.has_gap:
+        return value, b""
+    before, _, behind = value.partition(b";branch=*")
+    return before + b";branch=", behind
+
+
+_stamp_of = functools.lru_cache(maxsize=STAMPS)(_halves)  # of the senders' frames, which are kept themselves
 
 
 def _stamp(via: ViaFrame, host: str, port: int) -> bytes:
@@ -325,30 +334,37 @@ def write_response(
     Lines that the request lacks are not invented; unreadable ones are copied as they came. `to_tag` is added to a readable To
     without a tag. Content-Length is always added.
     """
-    reason = reason or REASONS.get(status) or _CLASS_REASONS[status // 100]
-    if CR in reason or LF in reason:
-        raise ValueError("line end in a reason phrase")
-    lines = [b"SIP/2.0 %d %b" % (status, reason)]
+    lines = [_STATUS_LINES[status] if not reason and status in _STATUS_LINES else _status_line(status, reason)]
     lines += _via_lines(request)
-    raw, at = request.lines_raw, request.first_line
-    for key in _REPEATED:
-        if key in at:
-            lines.append(raw[at[key]])
-            if key == b"to" and to_tag and _lacks_tag(request):
-                lines[-1] += b";tag=" + to_tag
-    if status == 100 and b"timestamp" in at:
-        lines.append(raw[at[b"timestamp"]])  # §8.2.6.1 MUST
+    raw, (_, from_, to, call_id, cseq) = request.lines_raw, request.shape.needed
+    tagged = to if to_tag and to and _lacks_tag(request) else 0
+    for number in (from_, to, call_id, cseq):  # §8.2.6.2
+        if number:
+            lines.append(raw[number] + b";tag=" + to_tag if number == tagged else raw[number])
+    if status == 100 and b"timestamp" in request.first_line:
+        lines.append(raw[request.first_line[b"timestamp"]])  # §8.2.6.1 MUST
     for name, value in headers:
         lines.append(_line(name, value))
-    lines.append(b"Content-Length: %d\r\n\r\n" % len(body))
+    lines.append(b"Content-Length: %d\r\n\r\n" % len(body) if body else _NO_BODY)
     return b"\r\n".join(lines) + body
+
+
+def _status_line(status: int, reason: bytes) -> bytes:
+    reason = reason or _CLASS_REASONS[status // 100]
+    if CR in reason or LF in reason:
+        raise ValueError("line end in a reason phrase")
+    return b"SIP/2.0 %d %b" % (status, reason)
+
+
+_STATUS_LINES = {status: _status_line(status, reason) for status, reason in REASONS.items()}
+_NO_BODY = b"Content-Length: 0\r\n\r\n"
 
 
 def _via_lines(request: Request) -> list[bytes]:
     top = top_via(request)
     if top is None:
         return []
-    return [top, *request.lines_of(b"via")[1:]]
+    return [top] if request.shape.has_one_via else [top, *request.lines_of(b"via")[1:]]
 
 
 def via_values(request: Request) -> list[bytes]:

@@ -89,8 +89,8 @@ def _name(line: bytes) -> bytes:
     """The header's name in its long form and lower case. Raises ParseError for a line that is not sound."""
     if line.translate(_HAS_CONTROL) != line:
         _check_controls(line)
-    name, colon, _ = line.partition(b":")
-    return (KNOWN.get(name) if colon else None) or key_of(line)
+    end = line.find(b":")
+    return (KNOWN.get(line[:end]) if end > 0 else None) or key_of(line)
 
 
 def _check_controls(head: bytes) -> None:

@@ -30,8 +30,10 @@ def media_kinds(body: bytes, content_type: bytes) -> list[str]:
     if kind != b"application/sdp" and not kind.startswith(b"multipart/"):
         return _LISTS[()]
     names: tuple[str, ...] = ()
-    for found in _MEDIA.finditer(body, 0, _SCANNED):
-        at, name = found.start(), _NAMES[found[1]]
-        if name not in names and (at == 0 or body[at - 1] in _ENDS):
+    at = body.find(b"m=", 0, _SCANNED)
+    while at >= 0:
+        found = _MEDIA.match(body, at, _SCANNED) if at == 0 or body[at - 1] in _ENDS else None
+        if found is not None and (name := _NAMES[found[1]]) not in names:
             names = (*names, name)
+        at = body.find(b"m=", at + 2, _SCANNED)
     return _LISTS[names]
