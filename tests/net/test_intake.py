@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
+from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
@@ -12,7 +13,7 @@ from waiting import until
 
 from sipproxy.engine import backlog as backlog_module
 from sipproxy.engine.settings import Rates
-from sipproxy.net import udp
+from sipproxy.net import intake, udp
 from sipproxy.net.intake import QUEUE_S
 from sipproxy.net.resolver import Resolver
 from sipproxy.net.transports import Transports
@@ -129,3 +130,44 @@ async def test_socket_is_not_read_while_only_calls_for_help_wait(site: Site, mon
     await until(lambda: set(helps) <= set(site.data))
     assert [data for data in site.data if HELP in data] == helps
     assert site.transports.counters()["UDP", "dropped_crowded"] > 0
+
+
+async def test_other_work_of_the_node_has_its_turn_while_messages_are_handed_on(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Timers and what is read of other sockets wait for TURN_S and a message at most, however many messages wait."""
+    monkeypatch.setattr(intake, "TURN_S", 1e-9)
+    invites, turns = site.invites(20), list[int]()
+    loop = asyncio.get_running_loop()
+
+    def turn() -> None:
+        turns.append(len(site.came))
+        if len(site.came) < len(invites):
+            loop.call_soon(turn)
+
+    site.send(*invites)
+    time.sleep(2 * QUEUE_S)  # noqa: ASYNC251  nobody reads meanwhile
+    await site.transports.start()
+    turn()
+    await until(lambda: len(site.came) == len(invites))
+    assert site.data == invites
+    assert max(later - earlier for earlier, later in pairwise(turns)) == 1
+
+
+async def test_what_waits_when_the_node_ends_is_handed_on_no_more(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(intake, "TURN_S", 1e-9)
+    faults: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: faults.append(context))
+    invites = site.invites(20)
+    site.send(*invites)
+    time.sleep(2 * QUEUE_S)  # noqa: ASYNC251  nobody reads meanwhile
+    await site.transports.start()
+    while not site.came:  # noqa: ASYNC110  one is handed on in a turn of the loop
+        await asyncio.sleep(0)
+    await site.transports.close()
+    came = len(site.came)
+    assert came < len(invites)
+    assert site.transports.counters()["UDP", "dropped_closed"] == len(invites) - came
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert (len(site.came), faults) == (came, [])
