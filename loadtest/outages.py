@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["KillReport", "kill_during_calls"]
 
-LATER_S = 15.0
+LATER_S = 40.0
 
 
 @dataclass(slots=True)

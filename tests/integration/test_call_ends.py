@@ -37,8 +37,8 @@ async def test_operator_ends_a_call_and_both_parties_and_the_record_know(network
     at_trunk = await next_call(network.trunk)
     (row,) = (await told(network, "calls"))["calls"]
     assert await told(network, "end", call=row["id"]) == {"id": row["id"], "state": "answered"}
-    await call.wait_ended(2.0)
-    await at_trunk.wait_ended(2.0)
+    await call.wait_ended()
+    await at_trunk.wait_ended()
     (record,) = await network.records(1)
     assert (record.id, record.end_reason, record.released_by) == (row["id"], "operator", "proxy")
     assert await network.slots("b2001", 0) == 0
@@ -54,7 +54,7 @@ async def test_operator_ends_an_emergency_call_only_when_that_is_said(network: N
         await told(network, "end", call=row["id"])
     assert not call.ended.is_set()
     await told(network, "end", call=row["id"], emergency=True)
-    await call.wait_ended(2.0)
+    await call.wait_ended()
 
 
 async def test_parties_that_answer_the_probes_keep_their_call(network: Network) -> None:

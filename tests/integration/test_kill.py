@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from loadtest.network import many_lines
+from loadtest.network import APART_MS, many_lines
 from loadtest.outages import kill_during_calls
+from loadtest.reconcile import wait_until
 from loadtest.ua import NoAnswerError
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ async def test_node_killed_during_calls_goes_on_with_those_that_live(start_netwo
     report = await kill_during_calls(network, routers, CALLS, away_s=1.0)
     assert (report.live, report.left, report.slots_at_kill) == (CALLS, CALLS // 2, CALLS)
     assert report.slots_right == CALLS - report.left
-    assert report.slots_right_s < report.restart_s + 6.0, "BYEs are repeated every 4 s"
     assert report.broken == []
     assert report.slots_left == 0
     assert report.bindings_before == report.bindings_after == len(routers)
@@ -36,7 +35,7 @@ async def test_node_killed_during_calls_goes_on_with_those_that_live(start_netwo
         truth = placed[record.call_id]
         assert (record.end_reason, record.status, record.released_by) == ("normal", 200, truth.released_by)
         assert truth.talk_ms is not None
-        assert record.billable_ms <= truth.talk_ms + 400, "an uncertain end is never later than the true one"
+        assert record.billable_ms <= truth.talk_ms + APART_MS, "an uncertain end is never later than the true one"
 
 
 async def test_node_killed_while_a_call_rings_leaves_one_record(start_network: Callable[..., Any]) -> None:
@@ -45,11 +44,7 @@ async def test_node_killed_while_a_call_rings_leaves_one_record(start_network: C
     network.trunk.answering = type(network.trunk.answering)(status=None)
     call = await router.call("03023125001")
     assert await network.slots("u000000", 1) == 1
-    for _ in range(100):
-        if call.truth.ringing_at is not None:
-            break
-        await asyncio.sleep(0.02)
-    assert call.truth.ringing_at is not None
+    assert await wait_until(lambda: call.truth.ringing_at is not None)
     await network.node.kill()
     await network.node.start()
     records = await network.records(1)

@@ -192,7 +192,10 @@ def children_of(pid: int) -> list[Path]:
 
 
 def is_alive(process: Path) -> bool:
-    return process.exists() and ") Z " not in (process / "stat").read_text()
+    try:
+        return ") Z " not in (process / "stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
