@@ -165,7 +165,7 @@ class Slots:
         self._store = store
         self._is_loaded = False  # the script was sent ahead on this connection
         self._is_lost = False  # and the server has forgotten it since
-        self._takes: dict[Slot, _Take] = {}
+        self._takes: dict[Slot, _Take] = {}  # those whose reply is to come, the last of each slot
         self._leaving: list[_Take] = []  # submitted in this tick
         self._deadlines: list[_Take] = []  # a heap
         self._timer: asyncio.TimerHandle | None = None
@@ -173,7 +173,7 @@ class Slots:
         self._lease_s = 0.0  # the longest that was asked for
         self._released: OrderedDict[Slot, float] = OrderedDict()  # when, the latest last
         self._was_away = False
-        self._lateness = _Lateness(lambda: bool(self._deadlines))
+        self._lateness = _Lateness(lambda: bool(self._takes))
         self._backlog: Backlog[Slot, _Wish] = Backlog(
             store, self._wish_command, limit=MAX_OWED, observe=self._wish_replied, group=_owner
         )
@@ -256,19 +256,21 @@ class Slots:
         if isinstance(reply, StoreError):
             if reply.name == "NOSCRIPT" and take.repeat and not take.done:
                 self._send(take)
-            else:
-                self._finish(take, SlotResult(None, 0))
-            return
-        result = _parsed(reply, self._waited_s(take))
-        if result.taken is not None:
-            self._backlog.resume()
-        if result.taken is False and take.repeat and not take.done and self._backlog.hurry(_owner(take.action.slot)):
-            take.repeat = False  # what was owed of the owner is on its way: calls that have ended were counted
-            self._send(take)
-            return
-        if take.done:
-            self.late += 1
-            self.late_grants += bool(result.taken)
+                return
+            result = SlotResult(None, 0)
+        else:
+            result = _parsed(reply, self._waited_s(take))
+            if result.taken is not None:
+                self._backlog.resume()
+            if result.taken is False and take.repeat and not take.done and self._backlog.hurry(_owner(take.action.slot)):
+                take.repeat = False  # what was owed of the owner is on its way: calls that have ended were counted
+                self._send(take)
+                return
+            if take.done:
+                self.late += 1
+                self.late_grants += bool(result.taken)
+        if self._takes.get(take.action.slot) is take:
+            del self._takes[take.action.slot]
         self._finish(take, result)
 
     def _waited_s(self, take: _Take) -> float:
@@ -276,14 +278,11 @@ class Slots:
         now = asyncio.get_running_loop().time()
         return max(0.0, now - take.left_at - (self._lateness.at(now) - take.late)) if take.left_at else 0.0
 
-    def _finish(self, take: _Take, result: SlotResult) -> None:
-        slot = take.action.slot
-        if self._takes.get(slot) is take and (take.done or result.taken is not None):
-            del self._takes[slot]
-        if take.done:
-            return
-        take.done = True
-        take.on_result(result)
+    @staticmethod
+    def _finish(take: _Take, result: SlotResult) -> None:
+        if not take.done:
+            take.done = True
+            take.on_result(result)
 
     def _left(self) -> None:
         """The store has sent what was submitted in the last tick: from now on its answers are waited for.

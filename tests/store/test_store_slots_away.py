@@ -55,6 +55,22 @@ async def test_take_that_leaves_while_another_one_is_overdue_is_not_decided_befo
     assert slots.timeouts == 0
 
 
+async def test_nothing_is_kept_and_no_timer_runs_on_for_takes_that_have_their_answer(relay: Relay, connect: Connect) -> None:
+    """While one waits, a timer tells how late this loop is; its deadline is long after its answer."""
+    slots = Slots(await connect(relay.url, 10 * int(1000 * BOUND_S)))
+    assert (await taken(slots, "l", "a", 9)).taken
+    await eventually(lambda: slots._lateness._due is None)
+    relay.hold()
+    results: list[SlotResult] = []
+    take(slots, "l", "b", 9, LEASE_MS, results.append)
+    await eventually(lambda: slots._lateness._due is not None)
+    assert slots._takes
+    relay.cut()
+    await eventually(lambda: results)
+    assert results == [SlotResult(taken=None, used=0)]
+    assert not slots._takes
+
+
 async def test_take_without_answer_is_decided_at_the_deadline_and_the_late_grant_released(
     relay: Relay, connect: Connect
 ) -> None:
