@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_network
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,6 +15,7 @@ from sipproxy.engine.settings import Rates
 from sipproxy.sip.flow import Flow
 from tests.engine.desk import DOMAIN, ROUTER, STRANGER, Desk
 from tests.engine.shedding import CALL, CONTACT, TRUNK, desk_of
+from tests.sim.conftest import make_town
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -87,6 +89,14 @@ def test_rank_is_by_what_a_message_is_and_whether_its_source_is_known(
     uri = DOMAIN if method == b"REGISTER" else CALL
     backlog.put(b"\r\n" + desk.request(method, uri, to_tag=to_tag, headers=headers), flow, 0.0)
     assert backlog.waiting_of(rank) == backlog.waiting == 1
+
+
+def test_who_is_in_an_emergency_access_network_is_no_stranger() -> None:
+    desk = Desk(make_town(rates=Rates(), access_networks=(ip_network("198.18.0.0/24"),)).world.engine)
+    backlog = Backlog(desk.engine.shedder)
+    for host in ("198.18.0.5", "198.18.1.5"):
+        backlog.put(desk.request(b"INVITE", CALL), Flow("UDP", 0, host, 5060), 0.0)
+    assert (backlog.waiting_of(Rank.NEW), backlog.waiting_of(Rank.STRANGER)) == (1, 1)
 
 
 def test_message_that_names_a_live_call_is_part_of_it_wherever_it_comes_from(desk: Desk, backlog: Backlog) -> None:

@@ -52,6 +52,15 @@ def test_transaction_of_the_reduced_request_is_that_of_the_whole_one() -> None:
     assert len(kept) < len(INVITE)
 
 
+def test_reduced_request_says_where_it_came_from() -> None:
+    """RFC 3261 §18.2.1, RFC 3581 §4: its responses go by that."""
+    invite = parse_message(INVITE.replace(b"Via: SIP/2.0/UDP we.example;", b"Via: SIP/2.0/UDP we.example;rport;"))
+    assert isinstance(invite, Request)
+    invite.stamp("198.51.100.9", 40_000)
+    via = request_of(reduced(invite)).via
+    assert (via.param(b"received"), via.param(b"rport"), via.branch) == (b"198.51.100.9", b"40000", b"z9hG4bKours")
+
+
 def test_packed_messages_come_back_as_they_were_in_less_room() -> None:
     invite, answer = (reduced(parse_message(data)) for data in (INVITE, ANSWER))
     for pair in ((invite, answer), (b"", answer), (invite, b""), (b"7 \0\r\n\r\n" + invite, b"12 " + answer)):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,19 +9,20 @@ from hypothesis import strategies as st
 from cdr.facts import End, Record
 from policy.emergency import service_of
 from sipproxy.engine.actions import Journal, TakeSlot
+from sipproxy.engine.bucket import Buckets
+from sipproxy.engine.peers import Peer
 from sipproxy.engine.settings import Rates
 from sipproxy.engine.shed import (
     BEHIND_S,
     EMPTY_S,
+    REPEATED_S,
     STANDING_S,
     Signals,
 )
+from sipproxy.sip.flow import Flow, Hop
 from sipproxy.sip.message import Response, check_message
 from tests.engine.desk import ROUTER, STRANGER, Desk
 from tests.engine.shedding import CALL, CONTACT, TRUNK, desk_of, messages
-
-if TYPE_CHECKING:
-    from sipproxy.sip.flow import Flow
 
 
 def test_node_that_is_behind_catches_up_by_looking_at_calls_alone() -> None:
@@ -192,6 +191,52 @@ def test_call_of_a_trunk_that_waited_in_a_queue_is_refused_with_a_record() -> No
     assert desk.receive(desk.request(b"ACK", CALL, branch=b"z9hG4bKlate"), TRUNK, waited_s=0.2) == []
     assert desk.engine.shedder.counts == {("late", "invite"): 1, ("repeated", "invite"): 2, ("acknowledged", "part"): 1}
     assert statuses(desk, desk.request(b"BYE", CALL, to_tag=b"t"), TRUNK, 0.2) == [481], "which was looked at"
+
+
+def test_caller_beside_customers_who_waited_in_vain_is_told() -> None:
+    """Behind one address, from a port that no binding has: he would repeat it otherwise, and wait again."""
+    desk = desk_of(Rates())
+    assert desk.register(CONTACT).status == 200
+    with_queue(desk)
+    assert statuses(desk, desk.request(b"INVITE", CALL), ROUTER._replace(port=40_000), 0.2) == [503]
+
+
+def test_call_that_was_turned_away_is_remembered_from_its_first_answer_on_and_where_there_was_one_alone() -> None:
+    desk = desk_of(Rates())
+    assert desk.register(CONTACT).status == 200
+    with_queue(desk)
+    invite = desk.request(b"INVITE", CALL, branch=b"z9hG4bKlate")
+    assert statuses(desk, invite, ROUTER, 0.2) == [503]
+    assert statuses(desk, invite, STRANGER, 0.2) == []
+    desk.tick(20.0)
+    assert statuses(desk, invite, ROUTER, 0.0) == [503]
+    desk.receive(invite, STRANGER)
+    desk.tick(REPEATED_S - 20.0)
+    assert statuses(desk, invite, ROUTER, 0.0) == [407], "by now it is no copy, but another call"
+    assert desk.engine.shedder.counts == {("late", "invite"): 2, ("repeated", "invite"): 1}
+
+
+def test_what_another_node_sends_is_not_refused_for_its_wait() -> None:
+    """It has looked at it already, and asked for its channel."""
+    desk = desk_of(Rates())
+    assert desk.register(CONTACT).status == 200
+    with_queue(desk)
+    flow = Flow("UDP", 0, "192.0.2.200", 5060)
+    assert desk.engine.shedder.check(desk.request(b"INVITE", CALL), flow, 0.2) is not None
+    desk.engine.desk.peers.heard([Peer("n2", (Hop("UDP", flow.host, 5060),), frozenset([flow.host]))])
+    desk.engine.shedder.sources = Buckets(10)  # as one that has not been heard of before
+    assert desk.engine.shedder.check(desk.request(b"INVITE", CALL), flow, 0.2) is None
+
+
+def test_call_that_hardly_waits_shows_that_there_is_no_queue() -> None:
+    """Two hiccups, a second apart."""
+    desk = desk_of(Rates())
+    assert desk.register(CONTACT).status == 200
+    new_call(desk, 0.9)
+    desk.tick(0.5 * STANDING_S)
+    new_call(desk, 0.01)
+    desk.tick(0.6 * STANDING_S)
+    assert statuses(desk, desk.request(b"INVITE", CALL), ROUTER, 0.9) == [407]
 
 
 @settings(max_examples=60)

@@ -147,6 +147,10 @@ def test_answer_that_is_repeated_to_an_old_call_is_acknowledged_and_ends_nothing
         town.world.run(1.0)
         assert [request.method for request in town.trunk.requests] == [b"ACK"] * (late - dropped)
         assert (counters["late_2xx", "trunk"], counters["responses_dropped", "no_transaction"]) == (late, dropped)
+    town.trunk.requests.clear()
+    town.world.send(first.replace(b";branch=z9hG4bK", b";branch=z9hG4bKmade-up", 1), TRUNK_A, PROXY)
+    town.world.run(1.0)
+    assert town.trunk.requests == [], "to an INVITE that was none of ours"
     assert ours.is_live
     town.alice.bye(theirs)
     town.world.run(1.0)
