@@ -94,8 +94,6 @@ def main(config: Config, *, config_path: Path, embedded: bool, greet: bool = Fal
 
 
 async def _run(config: Config, config_path: Path, *, embedded: bool, greet: bool, spec: Spec | None) -> int:
-    if fault := compiled.fault():
-        raise StartError(fault)
     stop = Stop()
     stop.listen()
     if not await lifecycle.an_address_is_here([listen.address for listen in config.listen], stop, Notifier()):

@@ -8,14 +8,19 @@ from pathlib import Path
 
 import msgspec
 
-from sipproxy import app
-from sipproxy.orders import Orders
+from sipproxy import compiled
 
 __all__ = ["main"]
 
 
 def main() -> int:
     """Serve until told to stop; the exit code."""
+    if fault := compiled.fault():  # modules may have been made anew since the supervisor started
+        print(f"sipproxy: {fault}", file=sys.stderr)  # noqa: T201  a person reads this
+        return 1
+    from sipproxy import app  # noqa: PLC0415
+    from sipproxy.orders import Orders  # noqa: PLC0415
+
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the supervisor reloads for all
     orders = msgspec.json.decode(sys.stdin.buffer.read(), type=Orders)
     config, spec = orders.config, orders.spec

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import os
+import shutil
 import subprocess
 import sys
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
 
-from sipproxy import __version__, app, compiled
-from sipproxy.config import load
+import pytest
 
-if TYPE_CHECKING:
-    import pytest
+from sipproxy import __version__, compiled
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -38,28 +38,117 @@ def test_modules_that_are_in_place_are_of_these_sources() -> None:
     assert compiled.outdated() == []
 
 
+def tree(root: Path, *names: str, library: bool = True) -> Path:
+    """A folder of packages with sources of these names and a compiled module beside each; its stamp."""
+    for name in names:
+        source = root / name
+        source.parent.mkdir(parents=True, exist_ok=True)
+        source.write_text(f"# {name}")
+        source.with_suffix(".cpython-311-x86_64-linux-gnu.so").touch()
+    if library:
+        (root / "sipproxy_core__mypyc.cpython-311-x86_64-linux-gnu.so").touch()
+    stamp = root / "compiled.stamp"
+    stamp.write_text("".join(f"{tool().digest(root / name)} {name}\n" for name in names))
+    return stamp
+
+
 def test_sources_that_changed_since_they_were_compiled_are_named(tmp_path: Path) -> None:
-    stamp, one, two = tmp_path / "stamp", tmp_path / "one.py", tmp_path / "two.py"
-    for source in (one, two):
-        source.write_text(f"# {source.name}")
-    stamp.write_text("".join(f"{tool().digest(source)} {source.name}\n" for source in (one, two)))
+    one, two = "sipproxy/one.py", "policy/two.py"
+    stamp = tree(tmp_path, one, two)
     assert compiled.outdated(stamp, tmp_path) == []
-    one.write_text("# another")
-    assert compiled.outdated(stamp, tmp_path) == ["one.py"]
-    two.unlink()
-    assert compiled.outdated(stamp, tmp_path) == ["one.py", "two.py"]
+    (tmp_path / one).write_text("# another")
+    assert compiled.outdated(stamp, tmp_path) == [one]
+    (tmp_path / two).unlink()
+    assert compiled.outdated(stamp, tmp_path) == [two, one]
 
 
-def test_node_whose_compiled_modules_are_of_other_sources_does_not_start(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_compiled_modules_that_the_stamp_does_not_name_or_that_are_gone_are_named(tmp_path: Path) -> None:
+    """What another version compiled and this one does not would be taken instead of its source all the same."""
+    kept, left_over, lost = "cdr/kept.py", "sipproxy/net/left_over.py", "cdr/lost.py"
+    stamp = tree(tmp_path, kept, lost)
+    tree(tmp_path / "other", left_over)
+    (tmp_path / "sipproxy" / "net").mkdir(parents=True)
+    (tmp_path / "sipproxy" / "net" / "left_over.cpython-311-x86_64-linux-gnu.so").touch()
+    next((tmp_path / "cdr").glob("lost.*.so")).unlink()
+    assert compiled.outdated(stamp, tmp_path) == [lost, left_over]
+    stamp.unlink()
+    assert compiled.outdated(stamp, tmp_path) == [kept, left_over]
+
+
+def test_plain_takes_away_what_another_version_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["sipproxy/net/no_longer.py", "sipproxy/sip/uri.py", "cdr/codec.py", "policy/numbers.py"]
+    compile_core, stamp = tool(), tree(tmp_path, *names)
+    monkeypatch.setattr(compile_core, "ROOT", tmp_path)
+    monkeypatch.setattr(compile_core, "STAMP", stamp)
+    compile_core.remove()
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")) == sorted(names)
+    assert compiled.outdated(stamp, tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "arguments", [["serve"], ["check"], ["explain", "--batch", "-"], ["line", "list"]], ids=lambda arguments: arguments[0]
+)
+def test_nothing_runs_on_compiled_modules_of_other_sources_and_it_is_said_before_they_are_imported(
+    arguments: list[str], tmp_path: Path
 ) -> None:
-    """It would run the engine of one version and the rest of another."""
-    monkeypatch.setattr(compiled, "outdated", lambda: ["sipproxy/sip/uri.py"])
-    path = tmp_path / "config.toml"
-    path.write_text('[node]\ndata_dir = "data"\n[store]\nurl = "unix:///nowhere"\n')
-    assert app.main(load(path), config_path=path, embedded=False) == 1
-    assert "not of these sources (sipproxy/sip/uri.py): `make compiled`" in capsys.readouterr().err
-    assert not (tmp_path / "data").exists()
+    """It would run the engine of one version and the rest of another, or end with whatever does not fit first."""
+    for package in ("sipproxy", "policy", "cdr"):
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("*.so", "__pycache__", "*.stamp"))
+    for module in ("sipproxy_core__mypyc", "policy/numbers", "sipproxy/sip/message"):
+        (tmp_path / f"{module}{EXTENSION_SUFFIXES[0]}").write_text("of no use")  # importing it fails
+    command = [sys.executable, "-m", "sipproxy", *arguments]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        f"sipproxy: {tmp_path / 'sipproxy'}: the compiled modules are not of these sources (policy/numbers.py, "
+        "sipproxy/sip/message.py): `make compiled` makes them again, `make plain` goes without\n"
+    )
+
+
+def test_worker_does_not_start_on_compiled_modules_of_other_sources(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "sipproxy", tmp_path / "sipproxy", ignore=shutil.ignore_patterns("*.so", "__pycache__", "*.stamp"))
+    for module in ("sipproxy_core__mypyc", "sipproxy/shell"):
+        (tmp_path / f"{module}{EXTENSION_SUFFIXES[0]}").write_text("of no use")
+    command = [sys.executable, "-m", "sipproxy.worker", "1"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, input="", check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "not of these sources (sipproxy/shell.py): `make compiled`" in done.stderr
+
+
+def test_build_without_a_compiler_says_so_and_changes_nothing() -> None:
+    before = {path: path.stat().st_mtime_ns for path in (ROOT / "sipproxy").rglob("*") if path.suffix in (".so", ".stamp")}
+    command, environment = [sys.executable, "tools/compile_core.py"], {**os.environ, "CC": "/nowhere/cc -O2"}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        "compile_core: there is no C compiler '/nowhere/cc' (Debian: gcc)\nnothing was compiled: the program stays as it was\n"
+    )
+    assert before == {
+        path: path.stat().st_mtime_ns for path in (ROOT / "sipproxy").rglob("*") if path.suffix in (".so", ".stamp")
+    }
+
+
+def test_build_that_fails_tells_why_and_leaves_what_was_compiled_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    compile_core, stamp = tool(), tree(tmp_path, "sipproxy/one.py", "policy/two.py", "cdr/three.py")
+    (tmp_path / "sipproxy" / "one.py").write_text(
+        "from __future__ import annotations\n\n\ndef one() -> int:\n    return 'one'\n"
+    )
+    monkeypatch.setattr(compile_core, "ROOT", tmp_path)
+    monkeypatch.setattr(compile_core, "STAMP", stamp)
+    monkeypatch.setattr(compile_core, "BUILD", tmp_path / "build" / "core")
+    monkeypatch.setattr(compile_core, "sources", lambda: ["sipproxy/one.py"])
+    monkeypatch.setattr(compile_core, "lacking", str)  # a machine without a C compiler gets as far
+    monkeypatch.setattr(sys, "argv", ["compile_core.py"])
+    before = stamp.read_text()
+    assert compile_core.main() == 1
+    told = capsys.readouterr().err
+    assert 'sipproxy/one.py:5: error: Incompatible return value type (got "str", expected "int")' in told
+    assert "Traceback" not in told
+    assert told.endswith("nothing was compiled: the program stays as it was\n")
+    assert stamp.read_text() == before
+    assert len(compile_core.built(tmp_path)) == 4
 
 
 def test_everything_that_is_compiled_is_still_the_same_program() -> None:

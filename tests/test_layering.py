@@ -24,7 +24,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "sipproxy.log": (),
     "sipproxy.systemd": (),
     "sipproxy.pcap": (),
-    "sipproxy.compiled": ("sipproxy.sip",),
+    "sipproxy.compiled": (),
     "sipproxy.process": (),
     "sipproxy.orders": ("sipproxy.config",),
     "sipproxy.crewing": ("sipproxy.config", "cdr"),

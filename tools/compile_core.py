@@ -1,8 +1,9 @@
 """Compile the SIP stack, the engine and the policy of a call with mypyc, next to their sources: `compile_core.py` builds,
 `--remove` takes it away.
 
-The sources stay plain Python and are all that is needed to run. Needs mypy, setuptools and a C compiler. The build goes on in
-build/core; modules and stamp are put in place at its end, so that one that fails changes nothing.
+The sources stay plain Python and are all that is needed to run. Needs mypy, setuptools, a C compiler and Python's headers. The
+build goes on in build/core; modules and stamp are put in place at its end, so that one that fails changes nothing. A node that
+runs meanwhile keeps the modules that it has.
 """
 
 from __future__ import annotations
@@ -10,15 +11,19 @@ from __future__ import annotations
 import argparse
 import ast
 import hashlib
+import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from collections import Counter
+from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 STAMP = ROOT / "sipproxy" / "compiled.stamp"  # sipproxy/compiled.py reads it
 BUILD = ROOT / "build" / "core"
+PACKAGES = ("sipproxy", "policy", "cdr")
 FOLDERS = ("sipproxy/sip", "sipproxy/engine")
 SINGLE = tuple(
     f"policy/{name}.py"
@@ -30,6 +35,7 @@ PLAIN = {
     "sipproxy/engine/response_context.py",  # generic dataclasses
 }
 GROUP = "sipproxy_core"
+TOLD = 20  # lines of a tool that failed
 SETUP = """
 import sys
 from mypyc.build import mypycify
@@ -39,6 +45,10 @@ flags = ["--config-file=mypy.ini", *sys.argv.pop().split(",")]
 modules = mypycify(flags, opt_level="3", debug_level="0", multi_file=True, group_name={group!r})
 setup(name={group!r}, packages=[], py_modules=[], ext_modules=modules)
 """
+
+
+class BuildError(Exception):
+    """Nothing was built, and why."""
 
 
 def digest(source: Path) -> str:
@@ -53,9 +63,8 @@ def sources() -> list[str]:
 
 
 def built(root: Path) -> list[Path]:
-    """The compiled modules below `root`, as paths below it."""
-    folders = {*FOLDERS, *(name.rpartition("/")[0] for name in SINGLE)}
-    found = [*root.glob(f"{GROUP}__mypyc*.so"), *(path for folder in sorted(folders) for path in (root / folder).glob("*.so"))]
+    """The compiled modules below `root`, as paths below it: also those that another version compiled and this one does not."""
+    found = [*root.glob(f"{GROUP}__mypyc*.so"), *(path for package in PACKAGES for path in (root / package).rglob("*.so"))]
     return [path.relative_to(root) for path in found]
 
 
@@ -134,23 +143,52 @@ def remove() -> None:
     STAMP.unlink(missing_ok=True)
 
 
-def build() -> None:
-    """Compile; raises CalledProcessError when that fails."""
+def lacking() -> str:
+    """What a build needs and is not here; "" where nothing is missing."""
+    for name in ("mypyc", "setuptools"):
+        if find_spec(name) is None:
+            return f"{name} is not installed for {sys.executable}; `make compiled` installs what it needs"
+    compiler = (os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc").split()[0]
+    if shutil.which(compiler) is None:
+        return f"there is no C compiler {compiler!r} (Debian: gcc)"
+    header = Path(sysconfig.get_path("include"), "Python.h")
+    return "" if header.exists() else f"{header} is not there (Debian: python3-dev)"
+
+
+def build() -> str:
+    """Compile; the stamp. Raises BuildError, and OSError, when that fails, and then nothing has changed."""
+    if missing := lacking():
+        raise BuildError(missing)
     names = sources()
+    stamp = "".join(f"{digest(ROOT / name)} {name}\n" for name in names)  # now: they may be edited while this goes on
     shutil.rmtree(BUILD, ignore_errors=True)
-    for package in ("sipproxy", "policy", "cdr"):
+    for package in PACKAGES:
         shutil.copytree(ROOT / package, BUILD / package, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     for name in names:
         (BUILD / name).write_text(adapted((ROOT / name).read_text()))
     (BUILD / "setup.py").write_text(SETUP.format(group=GROUP))
     (BUILD / "mypy.ini").write_text("[mypy]\nignore_missing_imports = True\n")
-    command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace", ",".join(names)]
-    subprocess.run(command, cwd=BUILD, check=True)
-    subprocess.run([sys.executable, "-c", "import sipproxy.engine.core"], cwd=BUILD, check=True)
+    _run("setup.py", "--quiet", "build_ext", "--inplace", ",".join(names))
+    _run("-c", f"import {', '.join(name.removesuffix('.py').replace('/', '.') for name in names)}")
+    return stamp
+
+
+def _run(*arguments: str) -> None:
+    """Run Python in the build's folder; raises BuildError with the end of what it said."""
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=BUILD, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    if done.returncode:
+        said = [line for line in done.stdout.splitlines() if ": warning: " not in line]
+        raise BuildError("\n".join([f"{' '.join(arguments)[:80]} ended with {done.returncode}", *said[-TOLD:]]))
+
+
+def place(stamp: str) -> None:
+    """Put what was built in its place, and the stamp last: nothing runs on compiled modules without one. Raises OSError."""
     remove()
     for path in built(BUILD):
         shutil.copy2(BUILD / path, ROOT / path)
-    STAMP.write_text("".join(f"{digest(ROOT / name)} {name}\n" for name in names))
+    STAMP.write_text(stamp)
 
 
 def main() -> int:
@@ -162,9 +200,15 @@ def main() -> int:
         print("the engine is plain Python")
         return 0
     try:
-        build()
-    except (ImportError, subprocess.CalledProcessError) as error:
-        print(f"compile_core: {error}; the engine stays as it was", file=sys.stderr)
+        stamp = build()
+    except (BuildError, OSError) as error:
+        print(f"compile_core: {error}\nnothing was compiled: the program stays as it was", file=sys.stderr)
+        return 1
+    try:
+        place(stamp)
+    except OSError as error:
+        remove()
+        print(f"compile_core: {error}\nthe engine is plain Python", file=sys.stderr)
         return 1
     print(f"the engine is compiled: {len(built(ROOT))} modules")
     return 0

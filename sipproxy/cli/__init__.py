@@ -51,6 +51,11 @@ def program(
     ] = False,
 ) -> None:
     """SIP registrar, policy proxy and call-detail recorder for small carriers."""
+    from sipproxy import compiled
+
+    if fault := compiled.fault():  # here, as what is imported next may be of two versions that do not fit
+        typer.echo(f"sipproxy: {fault}", err=True)
+        raise typer.Exit(1)
 
 
 @app.command()
