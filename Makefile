@@ -11,13 +11,6 @@ TARGETS ?=
 MIX ?= evening
 COMPARE ?=
 SOAK ?=
-# They replace a function or a bound within a module, which compiled code does not look up, or the engine's desk by a stand-in,
-# which it does not take.
-PLAIN_ALONE := --deselect tests/engine/test_authenticate.py::test_wrong_response_costs_the_same_work_for_every_kind_of_name \
-	--deselect tests/engine/test_spending.py::test_untold_messages_are_bounded_and_counted \
-	--deselect tests/engine/test_refusals.py::test_known_refusals_are_bounded_and_counted \
-	--deselect tests/sim/test_sim_limits_properties.py \
-	--deselect tests/engine/test_refusals.py::test_records_wait_without_a_number_while_the_disk_has_room_for_live_calls_alone
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -101,14 +94,15 @@ format: $(DEVELOPMENT)  ## let ruff write its format
 types: $(DEVELOPMENT)  ## mypy, strict
 	$(BIN)/mypy
 
-compiled: $(DEVELOPMENT)  ## compile the SIP stack and the engine with mypyc, for more calls a second; needs a C compiler
+compiled: $(DEVELOPMENT)  ## compile the SIP stack, the engine and the shell with mypyc, for more calls a second; needs a C compiler
 	$(BIN)/python tools/compile_core.py
 
 plain: | $(VENV)/bin/python  ## take compiled modules away again
 	$(BIN)/python tools/compile_core.py --remove
 
-test-compiled: compiled  ## the tests of the SIP stack, the engine and the policy, on compiled modules
-	$(BIN)/python -m pytest tests/sip tests/torture tests/engine tests/policy tests/sim tests/test_compiled.py $(PLAIN_ALONE)
+test-compiled: compiled  ## the tests of what is compiled, and of nodes that run on it, on compiled modules
+	$(BIN)/python -m pytest tests/sip tests/torture tests/engine tests/policy tests/sim tests/cdr tests/store \
+		tests/integration/test_disk.py tests/test_randomness.py tests/test_shell.py tests/test_compiled.py
 
 audit:  ## compare the pinned requirements with published advisories (asks the package index)
 	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --target build/audit pip-audit

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from sipproxy.engine.core import Engine
 
 
+pytestmark = pytest.mark.plain_alone  # compiled, with a real journal: tests/integration/test_disk.py
+
+
 class _Stats:
     failure = ""
     free_percent = 50.0

@@ -25,10 +25,15 @@ STAMP = ROOT / "sipproxy" / "compiled.stamp"  # sipproxy/compiled.py reads it
 BUILD = ROOT / "build" / "core"
 PACKAGES = ("sipproxy", "policy", "cdr")
 FOLDERS = ("sipproxy/sip", "sipproxy/engine")
-SINGLE = tuple(
-    f"policy/{name}.py"
-    for name in ("blocklist", "caller", "dialled", "emergency", "evaluate", "identity", "numbers", "windows")
-)  # model and rules are values that msgspec reads from the store, which it cannot where they are compiled
+SINGLE = (
+    *(f"cdr/{name}.py" for name in ("assemble", "interims", "quality")),
+    *(
+        f"policy/{name}.py"
+        for name in ("blocklist", "caller", "dialled", "emergency", "evaluate", "fraud", "identity", "numbers", "windows")
+    ),  # model and rules are values that msgspec reads from the store, which it cannot where they are compiled
+    *(f"sipproxy/{name}.py" for name in ("randomness", "shell")),
+    *(f"sipproxy/store/{name}.py" for name in ("backlog", "keys", "live_slots", "slots")),
+)
 PLAIN = {
     "sipproxy/engine/structs.py",  # msgspec makes its classes
     "sipproxy/engine/crew.py",  # and some of these

@@ -122,6 +122,7 @@ def test_challenge_by_a_number_is_its_accounts() -> None:
         assert algorithms(by_name) == algorithms(by_number)
 
 
+@pytest.mark.plain_alone
 @pytest.mark.parametrize("algorithm", ["MD5", "SHA-256"])
 def test_wrong_response_costs_the_same_work_for_every_kind_of_name(monkeypatch: pytest.MonkeyPatch, algorithm: str) -> None:
     """Counted, not timed: hashes by algorithm and length of what is hashed, and comparisons."""

@@ -137,6 +137,7 @@ def test_cancel_stays_behind_the_invite_that_waits(desk: Desk, backlog: Backlog)
     assert out(backlog) == [another, ack, invite, cancel]
 
 
+@pytest.mark.plain_alone
 @pytest.mark.parametrize(("held", "held_bytes"), [(4, 1_000_000), (100, 1200)])
 def test_backlog_is_bounded_and_what_is_least_urgent_goes_first(
     desk: Desk, backlog: Backlog, monkeypatch: pytest.MonkeyPatch, held: int, held_bytes: int

@@ -113,6 +113,7 @@ def test_line_over_its_budget_of_messages_has_records_of_its_calls() -> None:
     assert [record.rule for _, made in found for record in made] == ["line.messages"] * sum(s == [503] for s, _ in found)
 
 
+@pytest.mark.plain_alone
 def test_records_wait_without_a_number_while_the_disk_has_room_for_live_calls_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(refusals, "MAX_HELD", 2)
     desk = a_desk()
@@ -129,6 +130,7 @@ def test_records_wait_without_a_number_while_the_disk_has_room_for_live_calls_al
     assert desk.engine.refusals.held == 0
 
 
+@pytest.mark.plain_alone
 def test_known_refusals_are_bounded_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(refusals, "MAX_KNOWN", 2)
     desk = a_desk(max_calls=0)

@@ -110,6 +110,7 @@ def test_node_of_one_process_keeps_nothing_to_tell() -> None:
     desk.engine.crew.hear(Gone(2), desk.now)
 
 
+@pytest.mark.plain_alone
 def test_untold_messages_are_bounded_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spending, "MAX_UNTOLD", 10)
     told = []

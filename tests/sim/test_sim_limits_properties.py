@@ -22,6 +22,8 @@ from sipproxy.engine.dialogs import Phase
 from sipproxy.engine.settings import Settings
 from tests.sim.world import LEASE_S, REFRESH_S, SlotStore, trunk
 
+pytestmark = pytest.mark.plain_alone
+
 WAIT_S = 0.25
 
 

@@ -193,6 +193,7 @@ async def test_concurrent_takes_of_many_nodes_never_exceed_the_limit(server: Ser
     assert max(result.used for _, result in results) == 7
 
 
+@pytest.mark.plain_alone
 async def test_refusals_beyond_the_backlog_bound_are_counted(
     doomed: Server, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:

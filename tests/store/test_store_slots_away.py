@@ -31,6 +31,7 @@ async def test_take_with_server_away_is_answered_at_once(doomed: Server, connect
     assert results == [SlotResult(taken=None, used=0)]
 
 
+@pytest.mark.plain_alone
 async def test_take_that_leaves_while_another_one_is_overdue_is_not_decided_before_its_answer_was_read(
     server: Server, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -228,6 +229,7 @@ async def test_old_copy_of_the_store_keeps_no_slot_of_a_call_that_ended(
     assert {each.slot for each in found} == {again, live}
 
 
+@pytest.mark.plain_alone
 async def test_releases_that_would_be_repeated_are_bounded_and_counted(
     server: Server, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
