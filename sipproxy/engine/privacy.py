@@ -285,10 +285,11 @@ def _network_number(request: Request, address: NameAddr) -> str:
     """The number that a trunk asserts; one that no caller may show counts wherever it stands."""
     asserted = _addresses(request, b"p-asserted-identity")
     others = _addresses(request, b"remote-party-id")
-    claims = [_number_of(found) for found in (*asserted, *others)]
-    claims += [text(found.display) for found in (*asserted, *others, address)]
-    forbidden = next((claim for claim in claims if reads_as_number(claim) and forbidden_caller(claim)), "")
-    return forbidden or next((_number_of(found) for found in asserted if reads_as_number(_number_of(found))), "")
+    numbers = [number for found in asserted if reads_as_number(number := _number_of(found))]
+    claims = [_number_of(found) for found in others] + [text(found.display) for found in (*asserted, *others, address)]
+    shown = (*numbers, *(claim for claim in claims if reads_as_number(claim)))
+    forbidden = next((number for number in shown if forbidden_caller(number)), "")
+    return forbidden or next(iter(numbers), "")
 
 
 def _addresses(request: Request, name: bytes) -> list[NameAddr]:

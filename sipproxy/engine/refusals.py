@@ -246,8 +246,8 @@ class Refusals:
             desk, number = self._desk, decision.destination.canonical
             network = decision.asserted
             decision = evaluate(internal_attempt(number, decision), desk.snapshot, desk.now.utc_ms)
-        refused = decision._replace(verdict=Verdict.DENY, rule=record.rule)
-        keep_trace(self._desk, request, record, refused, network)
+        if decision.trace:
+            keep_trace(self._desk, request, record, decision._replace(verdict=Verdict.DENY, rule=record.rule), network)
 
     def _write(self, record: Record) -> None:
         self._desk.out.append(Journal(End(replace(record, seq=self._calls.number()))))
