@@ -79,7 +79,7 @@ class BaresipParty:
             await process.wait()
         self._trace.close()
 
-    async def expect(self, *names: str, timeout_s: float = 30.0) -> dict[str, Any]:
+    async def expect(self, *names: str, timeout_s: float = 40.0) -> dict[str, Any]:
         """The next event that has one of these names; others wait for their turn. Fails on a time-out with the SIP trace."""
         for event in self._unseen:
             if event["event"] in names:
@@ -107,7 +107,7 @@ class BaresipParty:
         await self._process.stdin.drain()
         return await self.expect("ok", "error", timeout_s=40)
 
-    async def acknowledges(self, *, timeout_s: float = 10.0) -> None:
+    async def acknowledges(self, *, timeout_s: float = 40.0) -> None:
         """Return once it has acknowledged the answer to its last INVITE: before that baresip refuses to send another one."""
         async with asyncio.timeout(timeout_s):
             while True:
@@ -117,7 +117,7 @@ class BaresipParty:
                     return
                 await asyncio.sleep(0.01)
 
-    async def traces(self, text: str, *, timeout_s: float = 10.0) -> str:
+    async def traces(self, text: str, *, timeout_s: float = 40.0) -> str:
         """The SIP trace, once it holds the text: it is written behind the events that it tells of."""
         until = asyncio.get_running_loop().time() + timeout_s
         while text not in (log := self.log()):

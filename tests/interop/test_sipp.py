@@ -116,7 +116,7 @@ async def test_prack_and_update_of_an_early_dialog_pass_between_two_sipps(start_
 
 
 async def test_blocked_call_gets_403_and_a_record_and_never_reaches_the_trunk(network: Network) -> None:
-    result = (await (await call(network, "refused", "09001234567")).wait(15)).check(1)
+    result = (await (await call(network, "refused", "09001234567")).wait(40)).check(1)
     records = await network.records(1)
     assert compare(result.call_ids, records).ok
     assert (records[0].verdict, records[0].status, records[0].end_reason) == ("deny", 403, "refused")
@@ -139,7 +139,7 @@ async def test_third_call_of_a_line_with_two_channels_gets_403(network: Network)
 async def test_emergency_call_from_a_live_binding_needs_no_challenge(network: Network, number: str) -> None:
     port = await _registered_port(network)
     run = await call(network, "emergency", number, port=port)
-    result = (await run.wait(15)).check(1)
+    result = (await run.wait(40)).check(1)
     records = await network.records(1)
     assert compare(result.call_ids, records).ok
     assert (records[0].verdict, records[0].canonical, records[0].status) == ("emergency", f"service:{number}", 200)

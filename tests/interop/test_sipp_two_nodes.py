@@ -59,7 +59,7 @@ async def test_call_held_by_both_sides_passes_through_the_node_with_the_routers_
         keys = {"dialled": LINE.number, "caller": "+492214710004"}
         result = await run_sipp("trunk_hold", target=network.node.address, host="127.0.0.2", calls=2, rate=1, keys=keys)
         result.check(2)
-        (await router.wait(20)).check(2)
+        (await router.wait(60)).check(2)
         records = await network.records(2)
         assert await network.slots(LINE.user, 0) == 0
     assert compare(result.call_ids, records).ok

@@ -51,7 +51,7 @@ async def entries(client: redis.asyncio.Redis) -> list[dict[str, str]]:
     return [{name.decode(): value.decode() for name, value in fields.items()} for _, fields in found]
 
 
-async def until(condition: Callable[[], bool], within_s: float = 30) -> None:
+async def until(condition: Callable[[], bool], within_s: float = 40) -> None:
     deadline = time.monotonic() + within_s
     while not condition():
         assert time.monotonic() < deadline, "condition was not met in time"
@@ -240,7 +240,7 @@ async def test_watch_resubscribes_after_a_restart_and_catches_up(valkey: Server,
     await store.apply(client, FIRST, who="operator", why="start")
     async with watching(client) as (found, problems):
         valkey.stop()
-        await until(lambda: bool(problems), 10)
+        await until(lambda: bool(problems))
         assert [snapshot.version for snapshot in found] == [1]
         valkey.start()
         other = redis.asyncio.Redis(unix_socket_path=valkey.socket)

@@ -35,4 +35,4 @@ async def test_every_outcome_is_one_that_the_manifest_allows_and_nothing_is_left
         assert len(pulse.ms) > 20
         transactions = await torture.left(timeout_s=0.0)
         held = {name for name in transactions if not name.startswith("sipproxy_transactions_live")}  # they last 32 s
-        assert not held or not {name for name in await torture.left(timeout_s=5.0) if "transactions" not in name}
+        assert not held or not {name for name in await torture.left(timeout_s=40.0) if "transactions" not in name}
