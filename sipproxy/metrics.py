@@ -39,6 +39,7 @@ class _Source:
     def __init__(self, kind: Literal["counter", "gauge"], name: str, text: str, labels: tuple[str, ...]) -> None:
         self.name = name
         self.labels = labels
+        self._written = sorted(range(len(labels)), key=labels.__getitem__)  # as whoever reads them as text knows them
         self.read: Callable[[], Values] = dict
         self._sample = f"{name}_total" if kind == "counter" else name
         help_text = text.replace("\\", "\\\\").replace("\n", "\\n")
@@ -57,7 +58,7 @@ class _Source:
             labels = (key,) if isinstance(key, str) else key
             if len(labels) != len(self.labels):
                 raise ValueError(f"{self.name} is read without its labels {self.labels}")
-            named = ",".join([f'{name}="{_escaped(text)}"' for name, text in zip(self.labels, labels, strict=True)])
+            named = ",".join([f'{self.labels[at]}="{_escaped(labels[at])}"' for at in self._written])
             yield f"{sample}{{{named}}} {float(value)!r}\n"
 
 

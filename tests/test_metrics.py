@@ -55,6 +55,14 @@ async def test_scrape_numbers_and_dicts_appear_with_their_labels(served: tuple[M
     assert found["process_cpu_seconds_total", ()] > 0
 
 
+async def test_scrape_writes_labels_in_the_order_of_their_names(served: tuple[Metrics, MetricsServer, int]) -> None:
+    """As it always did: who compares two scrapes as text, or looks for a line of one, goes on finding it."""
+    metrics, _, port = served
+    metrics.counter("sipproxy_challenges", "x", lambda: {("carrier", "answered"): 3}, ("trunk", "outcome"))
+    _, text = await fetched(port)
+    assert 'sipproxy_challenges_total{outcome="answered",trunk="carrier"} 3.0\n' in text
+
+
 async def test_scrape_label_with_quotes_and_newlines_stays_one_sample(served: tuple[Metrics, MetricsServer, int]) -> None:
     metrics, _, port = served
     metrics.counter("sipproxy_x", "x", lambda: {'a"b\n\\c': 1}, ("name",))
