@@ -163,6 +163,7 @@ def test_backlog_is_bounded_and_what_is_least_urgent_goes_first(
     assert backlog.has_room
 
 
+@pytest.mark.plain_alone
 def test_what_is_dropped_is_of_the_lowest_rank_that_waits_and_never_help_or_part_of_a_call(
     desk: Desk, backlog: Backlog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
