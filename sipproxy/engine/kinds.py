@@ -127,7 +127,7 @@ def copy_of(data: bytes, flow: Flow) -> Copy:
 def _has_to_tag(data: bytes) -> bool:
     """Whether the first To has a tag. Where it is written as nearly all write it, nothing else is searched."""
     at = data.find(b"\nTo:")
-    if at < 0:
+    if at < 0 or data.find(b"\n\r\n", 0, at) >= 0:  # one in a body is that of another message
         return _TO_TAG.search(data) is not None
     end = data.find(b"\n", at + 1)
     if SEMICOLON not in data[at:end] and data[end + 1 : end + 2] not in _FOLDS:

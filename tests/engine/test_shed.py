@@ -49,6 +49,8 @@ def test_kinds_are_told_by_bytes_alone() -> None:
         desk.request(b"INVITE", CALL, to=b"<sip:a@sip.test>;x=tag;tagged=1;;etag=2"): Kind.INVITE,
         desk.request(b"INVITE", CALL)
         + b"t: <sip:sip.test>;tag=x\r\n": Kind.INVITE,  # the first To counts, not what the body says
+        desk.request(b"NOTIFY").replace(b"\r\nTo: <sip:sip.test>", b"\r\nt: <sip:sip.test>;tag=x")
+        + b"SIP/2.0 200 OK\r\nTo: <sip:b@sip.test>\r\n": Kind.PART,  # nor where that writes it in the longer way
         desk.request(b"CANCEL", CALL): Kind.PART,
         desk.request(b"ACK", CALL): Kind.PART,
         b"SIP/2.0 200 OK\r\n\r\n": Kind.PART,
