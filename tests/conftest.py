@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 # How long one example takes, or its data, says nothing on a busy machine.
 hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+# The whole suite, which others wait for, tries the same data each time; what is run by itself, new ones.
+hypothesis.settings.register_profile("same", hypothesis.settings.get_profile("untimed"), derandomize=True)
 hypothesis.settings.load_profile("untimed")
 
 FAILED = pytest.StashKey[bool]()
