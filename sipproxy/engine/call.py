@@ -85,7 +85,10 @@ class Call(Timer):
     token: bytes = b""  # of our Record-Route, once it was written
     dismissed: frozenset[bytes] = frozenset()  # To tags of late dialogs that were ended
     context: ResponseContext[Target] = field(default_factory=lambda: ResponseContext([]))
-    due: dict[str, float] = field(default_factory=dict)  # its deadlines by kind (engine.deadlines)
+    due: dict[str, float] = field(
+        default_factory=dict
+    )  # its deadlines by kind (engine.deadlines), and one that has no place there
+    bound_at: float = inf
     call_id: bytes = field(init=False)  # of its INVITE, and the tag in that one's From
     caller_tag: bytes | None = field(init=False)
 
@@ -484,10 +487,7 @@ class Call(Timer):
         for dialog in self.dialogs.values():
             if dialog.watch is not None and not dialog.ended:
                 at = min(at, dialog.watch.next_at)
-        if at < inf:
-            deadlines.await_until(self, "bound", at)
-        else:
-            deadlines.drop(self, "bound")
+        deadlines.await_bound(self, at)
 
     def after_ms(self, at: Now) -> int:
         return round((at.mono - self.started.mono) * 1000)

@@ -39,7 +39,7 @@ class Calls:
     def __init__(self, *, next_seq: int) -> None:
         self._next_seq = next_seq
         self.by_id: dict[str, Call] = {}
-        self._by_call_id: dict[bytes, list[Call]] = {}
+        self._by_call_id: dict[bytes, tuple[Call, ...]] = {}
         self.live = 0
         self.on_end, self.next_number = self.ended, self.number  # one of each for all calls, which refer to them
         self._over: list[Call] = []  # that ended in the event that is being handled
@@ -52,7 +52,7 @@ class Calls:
 
     def add(self, call: Call) -> None:
         self.by_id[call.id] = call
-        self._by_call_id.setdefault(call.call_id, []).append(call)
+        self._by_call_id[call.call_id] = (*self._by_call_id.get(call.call_id, ()), call)
         self.live += 1
 
     def ended(self, call: Call) -> None:
@@ -69,10 +69,10 @@ class Calls:
     def remove(self, call: Call) -> None:
         self.by_id.pop(call.id, None)
         call.desk.queue.cancel(call)
-        same = self._by_call_id.get(call.call_id, [])
-        if call in same:
-            same.remove(call)
-        if not same:
+        same = tuple([other for other in self._by_call_id.get(call.call_id, ()) if other is not call])
+        if same:
+            self._by_call_id[call.call_id] = same
+        else:
             self._by_call_id.pop(call.call_id, None)
         for part in call.parts:
             part.head = None

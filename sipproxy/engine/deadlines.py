@@ -7,17 +7,26 @@ brings the call up too early instead, which is harmless. Pure. What is done abou
 
 from __future__ import annotations
 
+from math import inf
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sipproxy.engine.call import Call
 
-__all__ = ["await_until", "drop", "drop_all", "due"]
+__all__ = ["await_bound", "await_until", "drop", "drop_all", "due"]
 
 
 def await_until(call: Call, kind: str, at: float) -> None:
     """Set the call's deadline of this kind, in monotonic seconds."""
     call.due[kind] = at
+    if at < call.at:
+        call.desk.queue.set(call, at)
+
+
+def await_bound(call: Call, at: float) -> None:
+    """Set the deadline of the kind "bound", infinite for none. It is the one that an answered call has for as long as it
+    lasts, and is not in the table: 20,000 calls have none then."""
+    call.bound_at = at
     if at < call.at:
         call.desk.queue.set(call, at)
 
@@ -30,15 +39,20 @@ def drop(call: Call, kind: str) -> None:
 def drop_all(call: Call) -> None:
     """There is none of any kind any more. The queue is told, which else would hold on to the call."""
     call.due.clear()
+    call.bound_at = inf
     call.desk.queue.cancel(call)
 
 
 def due(call: Call) -> list[str]:
     """Take out and return the kinds whose deadlines are reached, in their order, when the queue gave the call out."""
     left, now = call.due, call.desk.now.mono
-    reached = sorted([kind for kind, at in left.items() if at <= now], key=left.__getitem__)
-    for kind in reached:
+    reached = [(at, kind) for kind, at in left.items() if at <= now]
+    for _, kind in reached:
         del left[kind]
-    if left:
-        call.desk.queue.set(call, min(left.values()))
-    return reached
+    if call.bound_at <= now:
+        reached.append((call.bound_at, "bound"))
+        call.bound_at = inf
+    at = min(min(left.values(), default=inf), call.bound_at)
+    if at < inf:
+        call.desk.queue.set(call, at)
+    return [kind for _, kind in sorted(reached)]

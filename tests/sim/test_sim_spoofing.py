@@ -92,7 +92,7 @@ def state(town: Town) -> object:
     (dialog,) = call.dialogs.values()
     told = [(len(agent.requests), len(agent.responses)) for agent in agents(town)]
     proofs = (call.last_seen, call.proof, (dialog.watch.caller, dialog.watch.callee) if dialog.watch else None)
-    bounds = dict(call.due)
+    bounds = (dict(call.due), call.bound_at)
     return told, call.phase, call.flow, dialog.to, dialog.sides, dialog.ended, proofs, bounds, list(town.world.facts)
 
 
