@@ -58,7 +58,10 @@ class Parts:
 
 def add(*addresses: str) -> None:
     for address in addresses:
-        ip("addr", "replace", f"{address}/{128 if ':' in address else 32}", "dev", "lo")
+        length, further = (
+            ("128", ("nodad",)) if ":" in address else ("32", ())
+        )  # there at once, not when a worker of the kernel ran
+        ip("addr", "replace", f"{address}/{length}", "dev", "lo", *further)
 
 
 async def test_listeners_go_and_come_with_their_address_and_others_are_untouched() -> None:
