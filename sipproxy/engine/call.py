@@ -85,10 +85,8 @@ class Call(Timer):
     token: bytes = b""  # of our Record-Route, once it was written
     dismissed: frozenset[bytes] = frozenset()  # To tags of late dialogs that were ended
     context: ResponseContext[Target] = field(default_factory=lambda: ResponseContext([]))
-    due: dict[str, float] = field(
-        default_factory=dict
-    )  # its deadlines by kind (engine.deadlines), and one that has no place there
-    bound_at: float = inf
+    due: dict[str, float] = field(default_factory=dict)  # its deadlines by kind (engine.deadlines)
+    bound_at: float = inf  # and one that has no place there
     call_id: bytes = field(init=False)  # of its INVITE, and the tag in that one's From
     caller_tag: bytes | None = field(init=False)
 

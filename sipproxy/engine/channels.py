@@ -243,7 +243,7 @@ class Channels:
         return [
             (slot, holder)
             for owner, held in self._held.items()
-            if parts == 1 or hash(owner) % parts == part
+            if hash(owner) % parts == part
             for slot, holder in held.items()
             if self._is_leased(slot)
         ]

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
+from sipproxy.engine import timer_c
 from sipproxy.engine.forward import EDGE_PARAM, Target, forward_request, hop_uri, is_ours
 from sipproxy.engine.structs import Reach, Way
 from sipproxy.sip.build import Editor
 from sipproxy.sip.flow import Flow, Hop
-from sipproxy.sip.timers import Alarm
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from sipproxy.engine.tokens import Tokens
     from sipproxy.engine.transactions import Server
     from sipproxy.sip.message import Request, Response
+    from sipproxy.sip.timers import Alarm
 
 __all__ = ["ABSENT", "SILENT_S", "Edges", "Passage", "target_at", "with_token"]
 
@@ -70,7 +71,7 @@ class Passage:
     provisional: bool = False
     cancelled: bool = False
     done: bool = False
-    bound: Alarm | None = None  # Timer C
+    bound: Alarm | None = None  # Timer C: the call's is its owner's, who may die, and nothing is to stay for ever
 
     @property
     def _is_invite(self) -> bool:
@@ -79,13 +80,13 @@ class Passage:
     def response(self, _key: Hashable, response: Response, /) -> None:
         self.provisional = True
         if response.status >= 200:
-            self._finish()
+            timer_c.finish(self)
         elif self.cancelled:
             self._send_cancel()
         if response.status == 100:
             return
         if not self.done and self._is_invite:
-            self._bound()  # RFC 3261 §16.7 step 2
+            timer_c.begin(self)  # RFC 3261 §16.7 step 2
         editor = Editor(response)
         editor.pop(b"via")
         if self.server.target.transport != "UDP" and not response.has(b"content-length"):
@@ -96,7 +97,7 @@ class Passage:
     def failed(self, _key: Hashable, /, *, timed_out: bool) -> None:
         """The customer did not answer, or his flow is gone (430, RFC 5626 §5.3.1)."""
         if not self.done:
-            self._finish()
+            timer_c.finish(self)
             self.desk.answer(self.server, (487 if self.cancelled else 408) if timed_out else 430)
 
     def cancel(self) -> None:
@@ -110,18 +111,7 @@ class Passage:
         self.key = key
         if self._is_invite:
             self.desk.answer(self.server, 100)
-            self._bound()
-
-    def _bound(self) -> None:
-        """Timer C: the call's own bound is its owner's, who may die; this one is there so that nothing stays for ever."""
-        self.bound = self.bound or Alarm(self.cancel)
-        self.desk.queue.set(self.bound, self.desk.now.mono + self.desk.settings.ring_s)
-
-    def _finish(self) -> None:
-        self.done = True
-        if self.bound is not None:
-            self.desk.queue.cancel(self.bound)
-            self.bound = None  # which refers back to it
+            timer_c.begin(self)
 
     def _send_cancel(self) -> None:
         client = self.desk.transactions.clients.get(self.key)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
-from sipproxy.engine import carrier, keep, liveness, session
+from sipproxy.engine import carrier, keep, liveness, session, timer_c
 from sipproxy.engine.addresses import retry_after_s
 from sipproxy.engine.authenticate import Proven
 from sipproxy.engine.call import Phase
@@ -24,7 +24,6 @@ from sipproxy.engine.trunk_auth import answer_challenge
 from sipproxy.sip.build import Editor
 from sipproxy.sip.dialog import after_2xx, after_request, target_of
 from sipproxy.sip.flow import LOOP, Hop
-from sipproxy.sip.timers import Alarm
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
     from sipproxy.engine.transactions import Server
     from sipproxy.sip.flow import Flow
     from sipproxy.sip.message import Request, Response
+    from sipproxy.sip.timers import Alarm
     from sipproxy.sip.uri import Uri
 
 __all__ = ["IN_DIALOG", "Relays"]
@@ -77,7 +77,7 @@ class Relay:
             side = liveness.Side.CALLEE if found.from_caller else liveness.Side.CALLER
             liveness.heard(found.call, found.dialog, side, sent=self.begun)
         if response.status >= 200 and not self.done:
-            self._finish()
+            timer_c.finish(self)
         if response.is_success and found.dialog.sides is not None:
             found.dialog.sides = after_2xx(found.dialog.sides, self.server.request, response)
             keep.refreshed(found.call)
@@ -116,7 +116,7 @@ class Relay:
             return False
         request = answered.request
         if request.method == b"INVITE":
-            self.begin_bound()
+            timer_c.begin(self)
             found.dialog.shift.credentials = (answered.credentials,)
         self.key, self.provisional = answered.key, False
         found.dialog.shift.sent(self.server.request.cseq.number, request.cseq.number)
@@ -140,7 +140,7 @@ class Relay:
         request = editor.to_request(max_headers=desk.settings.max_headers + 16)
         desk.count("addresses_failed_over")
         if request.method == b"INVITE":
-            self.begin_bound()
+            timer_c.begin(self)
         self.key, self.provisional = (branch, request.method), False
         desk.transactions.new_client(request, branch, self.others.pop(0), self, desk.now.mono, challenged=client.challenged)
         return True
@@ -150,21 +150,10 @@ class Relay:
         if not timed_out and self._goes_elsewhere(key, "transport"):
             return
         if not self.done:
-            self._finish()
+            timer_c.finish(self)
             # A call that asks through its part whether the callee is there has to tell a failure of the way from an answer.
             failed = 503 if self.server.target.transport == LOOP else 500
             self.desk.answer(self.server, 408 if timed_out else failed)
-
-    def begin_bound(self) -> None:
-        """Begin Timer C, of a re-INVITE, from now on."""
-        self.bound = self.bound or Alarm(self.cancel)
-        self.desk.queue.set(self.bound, self.desk.now.mono + self.desk.settings.ring_s)
-
-    def _finish(self) -> None:
-        self.done = True
-        if self.bound is not None:
-            self.desk.queue.cancel(self.bound)
-            self.bound = None  # which refers back to it
 
     def cancel(self) -> None:
         """The sender's CANCEL of a re-INVITE, or Timer C."""
@@ -285,7 +274,7 @@ class Relays:
         sent, branch = built
         if request.method == b"INVITE":
             desk.answer(server, 100)
-            relay.begin_bound()
+            timer_c.begin(relay)
         relay.key = (branch, request.method)
         desk.transactions.new_client(sent, branch, to, relay, desk.now.mono)
 
