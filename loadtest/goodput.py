@@ -17,7 +17,7 @@ import msgspec
 
 from loadtest.mix import PATIENCE_S, read
 from loadtest.mix_command import add_node_settings, node_settings, progress_bar
-from loadtest.mix_plot import COLOURS, plotting, saved
+from loadtest.mix_plot import COLOURS, beside, plotting, saved
 from loadtest.mix_report import limits_of
 from loadtest.mixed import Progress, Ran, run_mix
 from loadtest.report import Report
@@ -133,7 +133,7 @@ def report_of(point: Point, points: Sequence[Point]) -> Report:
 
 def draw(points: Sequence[Point], file: Path) -> None:
     """Goodput over what arrived; raises NodeError."""
-    figure, axes = plotting().subplots(1, 1, figsize=(9, 5), layout="constrained")
+    figure, axes = plotting().subplots(1, 1, figsize=(12, 5), layout="constrained")
     offered = [point.offered for point in points]
     axes.plot(offered, [point.goodput for point in points], "o-", color=COLOURS[0], label="went well")
     peak = max(point.goodput for point in points)
@@ -147,5 +147,5 @@ def draw(points: Sequence[Point], file: Path) -> None:
     axes.set_ylabel("calls a second")
     axes.set_title("Goodput", loc="left", fontsize=10)
     axes.grid(visible=True, alpha=0.3)
-    axes.legend(fontsize=8)
+    beside(axes)
     saved(figure, file)

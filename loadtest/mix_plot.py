@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from loadtest.mixed import Ran
     from loadtest.seen import Series
 
-__all__ = ["COLOURS", "draw", "plotting", "saved"]
+__all__ = ["COLOURS", "beside", "draw", "plotting", "saved"]
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # told apart by the colour-blind (Okabe, Ito)
 SLICES = 120  # at most so many points of a line
@@ -40,10 +40,15 @@ def saved(figure: Any, file: Path) -> None:
         plotting().close(figure)
 
 
+def beside(axes: Any, *, top: float = 1.0) -> None:
+    """The legend right of the axes and of a second scale, where it hides no line; `top` is a share of their height."""
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.09, top), borderaxespad=0)
+
+
 def draw(ran: Ran, file: Path) -> None:
     """Delays that the proxy added, calls by outcome, CPU, memory and lateness; raises NodeError."""
     figure, (delays, calls, cpu, memory) = plotting().subplots(
-        4, 1, figsize=(10, 12), sharex=True, height_ratios=(3, 2, 2, 2), layout="constrained"
+        4, 1, figsize=(13, 12), sharex=True, height_ratios=(3, 2, 2, 2), layout="constrained"
     )
     figure.suptitle(ran.mix.name)
     width = max(1.0, math.ceil(ran.seconds / SLICES))
@@ -64,12 +69,12 @@ def draw(ran: Ran, file: Path) -> None:
     late.plot(at, [sample.node_late_ms for sample in ran.samples], ":", color=COLOURS[3], label="node's event loop late [ms]")
     late.plot(at, [sample.own_late_ms for sample in ran.samples], ":", color=COLOURS[1], label="generator's [ms]")
     late.set_ylabel("ms")
-    late.legend(fontsize=8, loc="upper right")
     memory.set_title("Memory, and how late event loops ran (at worst in each second)", loc="left", fontsize=10)
     memory.set_xlabel("seconds from the first call")
     for axes in (delays, calls, cpu, memory):
         axes.grid(visible=True, alpha=0.3)
-        axes.legend(fontsize=8, loc="upper left")
+        beside(axes)
+    beside(late, top=0.7)
     saved(figure, file)
 
 
