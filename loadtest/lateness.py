@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import re
+from collections.abc import Iterator
 from types import TracebackType
 
-__all__ = ["OwnLateness", "node_metrics", "worst_bucket_ms"]
+__all__ = ["OwnLateness", "no_sweeps", "node_metrics", "worst_bucket_ms"]
 
 SAMPLE_S = 0.01
 TIMEOUT_S = 5.0
@@ -46,6 +48,23 @@ class OwnLateness:
             due = loop.time() + SAMPLE_S
             await asyncio.sleep(SAMPLE_S)
             self.samples_ms.append(max(0.0, loop.time() - due) * 1000)
+
+
+@contextlib.contextmanager
+def no_sweeps() -> Iterator[None]:
+    """The garbage collector of this process looks at nothing meanwhile.
+
+    What it takes to look at all that a generator holds, some 50 ms with 4,000 routers, gathers the messages of as many ms into
+    one burst, and who waits in a burst waits for the generator. The messages leave next to no garbage (14 objects a second).
+    """
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.unfreeze()
 
 
 async def node_metrics(host: str, port: int) -> dict[str, float]:

@@ -17,7 +17,7 @@ import redis.asyncio as redis
 from cdr.consumer import Consumer
 from cdr.wire import cancel_all
 from loadtest.generator import Generator
-from loadtest.lateness import OwnLateness, worst_bucket_ms
+from loadtest.lateness import OwnLateness, no_sweeps, worst_bucket_ms
 from loadtest.network import DOMAIN, Network, many_lines, md5_only
 from loadtest.node import NodeError, TrunkSpec
 from loadtest.reconcile import Matching, Reconciliation, becomes, read_page
@@ -182,10 +182,15 @@ class _Run:
         self._node, self._store = CpuMeter(lambda: network.node.pid), CpuMeter(lambda: network.store.pid)
 
     async def all(self, trouble: Callable[[Around], Awaitable[None]] | None, sink: str) -> Ran:
-        ran, generator = self.ran, self.generator
+        generator = self.generator
         await self._register()
         generator.occupy()
         await self._while(lambda: generator.occupying and not generator.occupied, SETTLE_S, "occupying", 0)
+        with no_sweeps():
+            return await self._measured(trouble, sink)
+
+    async def _measured(self, trouble: Callable[[Around], Awaitable[None]] | None, sink: str) -> Ran:
+        ran, generator = self.ran, self.generator
         node, store = self._node, self._store
         cpu = node.used(), store.used()
         own = time.process_time()
@@ -310,7 +315,7 @@ class _Run:
                 node_cpu,
                 own_cpu,
                 store_cpu,
-                node_bytes=tree_memory_bytes(node),
+                node_bytes=await asyncio.to_thread(tree_memory_bytes, node),  # for which the kernel takes its time
                 node_late_ms=worst_bucket_ms(metrics, told),
                 own_late_ms=own.worst_ms,
                 live=self.generator.live,

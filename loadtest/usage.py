@@ -14,14 +14,13 @@ _TICK = os.sysconf("SC_CLK_TCK")
 
 
 def tree_of(pid: int) -> list[int]:
-    """The process and its descendants that live."""
-    children: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and (fields := _stat(int(entry.name))):
-            children.setdefault(int(fields[1]), []).append(int(entry.name))
+    """The process and its descendants that live, each asked for its own: to look at all processes of the machine takes too long
+    for who has a call to place meanwhile."""
     found = [pid]
     for one in found:
-        found += children.get(one, ())
+        for task in _names(f"/proc/{one}/task"):
+            with contextlib.suppress(OSError):  # it has ended meanwhile
+                found += map(int, Path(f"/proc/{one}/task/{task}/children").read_text().split())
     return found
 
 
@@ -62,16 +61,20 @@ def tree_memory_bytes(pid: int) -> int:
 
 def descriptors_of(pid: int) -> int:
     """Open file descriptors of the process and its descendants."""
-    total = 0
-    for one in tree_of(pid):
-        with contextlib.suppress(OSError):
-            total += len(os.listdir(f"/proc/{one}/fd"))  # noqa: PTH208  a thousand paths are not wanted
-    return total
+    return sum(len(_names(f"/proc/{one}/fd")) for one in tree_of(pid))
 
 
 def threads_of(pid: int) -> int:
     """Threads of the process and its descendants."""
     return sum(int(fields[17]) for one in tree_of(pid) if (fields := _stat(one)))
+
+
+def _names(folder: str) -> list[str]:
+    """What lies in a folder of a process; empty for one that is gone."""
+    try:
+        return os.listdir(folder)  # noqa: PTH208  a thousand paths are not wanted
+    except OSError:
+        return []
 
 
 def _stat(pid: int) -> list[str]:

@@ -11,6 +11,7 @@ import sys
 
 import pytest
 
+from loadtest import usage
 from loadtest.soak import slope_per_hour
 from loadtest.usage import CpuMeter, descriptors_of, tree_cpu_seconds, tree_memory_bytes, tree_of
 
@@ -41,6 +42,25 @@ def test_slope_over_several_lives_leaves_out_the_step_between_them() -> None:
     second = [(float(second), 10.0 + second) for second in range(60, 200)]
     assert slope_per_hour(first, second) == pytest.approx(3600)
     assert slope_per_hour(first + second) < 0
+
+
+def test_processes_of_others_are_not_looked_at_to_find_the_children_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There may be hundreds of them, and a generator of calls has no time for that."""
+    looked_at: list[str] = []
+    names = usage._names
+
+    def note(folder: str) -> list[str]:
+        looked_at.append(folder)
+        return names(folder)
+
+    monkeypatch.setattr(usage, "_names", note)
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        assert child.pid in tree_of(os.getpid())
+        tree = looked_at[:]
+        child.communicate(b"\n")
+    assert tree[0] == f"/proc/{os.getpid()}/task"
+    assert f"/proc/{os.getppid()}/task" not in tree
+    assert f"/proc/{child.pid}/task" in tree
 
 
 async def test_usage_of_a_process_counts_its_children_and_outlives_its_end() -> None:
