@@ -354,12 +354,15 @@ def set_privacy(editor: Editor, request: Request, said: Said, *, restricted: boo
 
 def _restore_parties(editor: Editor, response: Response, request: Request, *, both: bool) -> None:
     """From of a response, or From and To, as the request that it answers had them (RFC 3261 §8.2.6.2)."""
-    if response.first(b"from") != request.first(b"from") and not _same(response.from_, request.from_):
-        editor.set(b"From", request.first(b"from") or b"")
+    theirs, ours = response.from_, request.from_
+    if theirs.raw != ours.raw and not _same(theirs, ours):
+        editor.set(b"From", ours.raw)
+    if not both:
+        return
     theirs, ours = response.to, request.to
-    if both and (theirs.display, theirs.uri.raw) != (ours.display, ours.uri.raw):
+    if (theirs.display, theirs.uri.raw) != (ours.display, ours.uri.raw):
         tag = b";tag=" + theirs.tag if ours.tag is None and theirs.tag is not None else b""
-        editor.set(b"To", (request.first(b"to") or b"") + tag)
+        editor.set(b"To", ours.raw + tag)
 
 
 def forward_in_dialog(
@@ -371,17 +374,14 @@ def forward_in_dialog(
     dialog's, or that claims what only a network may say, is replaced: a number is screened once, and nobody takes on another
     one later (as by RFC 4916).
     """
-    tag = request.from_.tag
-    tagged = b"" if tag is None else b";tag=" + tag
+    sender, caller = request.from_, invite.from_
     if not from_caller:
         if face.address:
-            editor.set(b"To", invite.first(b"from") or b"")
-        if strict and not _same_person(request.from_, invite.to):
-            editor.set(b"From", (invite.first(b"to") or b"") + tagged)
-    elif (
-        strict and not face.address and request.from_.raw != invite.from_.raw and not _same_person(request.from_, invite.from_)
-    ):
-        editor.set(b"From", invite.first(b"from") or b"")
+            editor.set(b"To", caller.raw)
+        if strict and not _same_person(sender, invite.to):
+            editor.set(b"From", invite.to.raw + (b"" if sender.tag is None else b";tag=" + sender.tag))
+    elif strict and not face.address and sender.raw != caller.raw and not _same_person(sender, caller):
+        editor.set(b"From", caller.raw)
 
 
 def _same(one: NameAddr, other: NameAddr) -> bool:

@@ -336,7 +336,7 @@ def write_response(
     """
     lines = [_STATUS_LINES[status] if not reason and status in _STATUS_LINES else _status_line(status, reason)]
     lines += _via_lines(request)
-    raw, (_, from_, to, call_id, cseq) = request.lines_raw, request.shape.needed
+    raw, (_, from_, to, call_id, cseq, _, _) = request.lines_raw, request.shape.needed
     tagged = to if to_tag and to and _lacks_tag(request) else 0
     for number in (from_, to, call_id, cseq):  # §8.2.6.2
         if number:

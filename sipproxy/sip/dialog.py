@@ -86,7 +86,7 @@ def sides_of_2xx(
     # §12.1.1: a UAS keeps the values in order; §12.1.2: a UAC reverses them. From where we stand the caller's side is reached
     # like by a UAS, the callee's like by a UAC, each by the part of the values that lies on that side of us.
     downstream = everybody[: max(0, len(everybody) - others)][::-1]
-    caller_value, callee_value = _field(response, b"from"), _field(response, b"to")
+    caller_value, callee_value = response.from_.raw, response.to.raw
     # By position, which takes half the time. §12.1.1: the local sequence number is empty until the callee sends a request.
     caller = DialogSide(call_id, callee_value, callee_tag, caller_value, caller_tag, caller_target, tuple(caller_routes), 0)
     callee = DialogSide(
@@ -106,9 +106,9 @@ def callee_of(response: Response, is_own: Callable[[NameAddr], bool]) -> DialogS
     own = next((number for number, route in enumerate(routes) if is_own(route)), len(routes))
     return DialogSide(
         call_id=call_id,
-        local=_field(response, b"from"),
+        local=response.from_.raw,
         local_tag=caller_tag,
-        remote=_field(response, b"to"),
+        remote=response.to.raw,
         remote_tag=callee_tag,
         remote_target=target_of(response),
         route_set=tuple(routes[:own][::-1]),
@@ -210,10 +210,6 @@ def _write(side: DialogSide, cseq: bytes, via: bytes, *, headers: Sequence[tuple
             *headers,
         ],
     )
-
-
-def _field(message: Message, name: bytes) -> bytes:
-    return message.first(name) or b""
 
 
 def target_of(message: Message) -> bytes:

@@ -225,7 +225,11 @@ class Message:
         if numbers is None:
             return ()
         found = reader[self.lines_raw[numbers[0]]]
-        for number in numbers[1:]:
+        return found if len(numbers) == 1 else self._more(found, reader, name)
+
+    def _more(self, found: tuple[T, ...], reader: Remembered[tuple[T, ...]], name: bytes) -> tuple[T, ...]:
+        """These elements of the first line of that name, and those of the further ones."""
+        for number in self.shape.places[name][1:]:
             found += reader[self.lines_raw[number]]
             if len(found) > MAX_ELEMENTS:
                 raise _too_many(name)
@@ -234,21 +238,20 @@ class Message:
     def read_needed(self) -> CSeq:
         """Read what every message needs (§8.1.1), so that these views do not fail later. Raises ParseError for the first of
         them that does. Returns CSeq."""
-        lines, shape, at = self.lines_raw, self.shape, self.first_line
+        lines, shape = self.lines_raw, self.shape
         if not shape.is_complete:
             _ = self.vias, self.from_, self.to, self.call_id, self.cseq  # one of them is not there
-        via, from_, to, call_id, number = shape.needed
+        via, from_, to, call_id, number, max_forwards, expires = shape.needed
         vias = vias_of[lines[via]]
         self._via = vias[0] if vias else parse_via(b"")
-        self._vias = vias if shape.has_one_via else self._all(vias_of, b"via")
+        self._vias = vias if shape.has_one_via else self._more(vias, vias_of, b"via")
         self._from = from_of[lines[from_]]
         self._to = to_of[lines[to]]
         self._call_id = call_id_of[lines[call_id]]
         self._cseq = cseq = cseq_of[lines[number]]
-        if b"max-forwards" in at:
-            self._max_forwards = max_forwards_of[lines[at[b"max-forwards"]]]
-        if b"expires" in at:
-            _ = expires_of[lines[at[b"expires"]]]
+        self._max_forwards = max_forwards_of[lines[max_forwards]] if max_forwards else None
+        if expires:
+            _ = expires_of[lines[expires]]
         return cseq
 
 

@@ -47,6 +47,8 @@ KNOWN = {
 """Ways to write the names that real messages hold, so that most lines need one look into a dictionary."""
 NEEDED = (b"via", b"from", b"to", b"call-id", b"cseq")
 """What every message has (§8.1.1), in the order in which a fault is told."""
+LOOKED_AT = (b"max-forwards", b"expires")
+"""What is read of every message that has it."""
 
 
 class Shape:
@@ -67,9 +69,9 @@ class Shape:
         self.twice = b""
         """A name of SINGLE that comes more than once; b"" for none."""
         self.is_complete = all(name in self.places for name in NEEDED)
-        via, from_, to, call_id, cseq = (self.first_line.get(name, 0) for name in NEEDED)
-        self.needed = via, from_, to, call_id, cseq
-        """Where NEEDED come first; all of them are there when the shape is complete."""
+        via, from_, to, call_id, cseq, hops, expires = (self.first_line.get(name, 0) for name in (*NEEDED, *LOOKED_AT))
+        self.needed = via, from_, to, call_id, cseq, hops, expires
+        """Where NEEDED, all of which are there when the shape is complete, and LOOKED_AT come first; 0 for nowhere."""
         self.has_one_via = len(self.places.get(b"via", ())) == 1
         self.length_at = self.first_line.get(b"content-length", 0)
         """Where Content-Length is; 0 where it is not."""
