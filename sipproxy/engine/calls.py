@@ -42,7 +42,7 @@ class Calls:
         self._by_call_id: dict[bytes, tuple[Call, ...]] = {}
         self.live = 0
         self.on_end, self.next_number = self.ended, self.number  # one of each for all calls, which refer to them
-        self._over: list[Call] = []  # that ended in the event that is being handled
+        self.over: list[Call] = []  # that ended in the event that is being handled
 
     def number(self) -> int:
         """The next sequence number of this node's CDRs, without gaps."""
@@ -57,14 +57,14 @@ class Calls:
 
     def ended(self, call: Call) -> None:
         """The call is over."""
-        self._over.append(call)
+        self.over.append(call)
         self.live -= 1
 
     def let_go(self) -> None:
         """The event is over too: calls that ended in it keep what a late message can need, until they are forgotten."""
-        for call in self._over:
+        for call in self.over:
             let_go(call)
-        self._over.clear()
+        self.over.clear()
 
     def remove(self, call: Call) -> None:
         self.by_id.pop(call.id, None)

@@ -136,7 +136,8 @@ class Engine:
         """What the event caused. What calls of ours sent to each other is handled here, in order, to its end."""
         done = self.desk.take_actions()
         if not self.desk.loops:
-            self.calls.let_go()
+            if self.calls.over:
+                self.calls.let_go()
             return done
         todo, done = deque(done), []
         while todo:
@@ -496,5 +497,4 @@ class Engine:
 
 
 def _is_held(snapshot: Snapshot, line: str) -> bool:
-    found = snapshot.lines.get(line)
-    return found is not None and found.status is LineStatus.FRAUD_HOLD
+    return (found := snapshot.lines.get(line)) is not None and found.status is LineStatus.FRAUD_HOLD

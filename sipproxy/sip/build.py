@@ -240,52 +240,59 @@ class Editor:
 
         Raises ParseError when the elements of the line cannot be told apart.
         """
-        number = self._find(name)
-        if number < 0:
+        key, keys = _key_of[name], self._keys
+        if key not in keys:
             return
+        number = keys.index(key)
         line = self._lines[number]
-        head, _, rest = _split_first(line) if COMMA in line else (line, b"", b"")
-        if rest:
-            self._lines[number] = head.rstrip(_LWS) + b" " + rest[1:].lstrip(_LWS)
-        else:
-            del self._lines[number], self._keys[number]
+        if COMMA in line:
+            head, _, rest = _split_first(line)
+            if rest:
+                self._lines[number] = head.rstrip(_LWS) + b" " + rest[1:].lstrip(_LWS)
+                return
+        del self._lines[number], keys[number]
 
     def replace_first(self, name: bytes, value: bytes) -> None:
         """Replace the first comma-separated element of the first line of that name; a new line at the top when there is none.
 
         Raises ParseError when the elements of the line cannot be told apart.
         """
-        number = self._find(name)
-        if number < 0:
+        key = _key_of[name]
+        if key not in self._keys:
             self.push(name, value)
             return
+        number = self._keys.index(key)
         _line(name, value)
         head, _, rest = _split_first(self._lines[number])
         self._lines[number] = head.rstrip(_LWS) + b" " + value + rest
 
     def set(self, name: bytes, value: bytes) -> None:
         """Replace all lines of that name by one, at the first one's place; at the end of the headers when there is none."""
-        number = self._find(name)
-        if number < 0:
-            self._insert(len(self._lines), name, value)
+        key, keys, line = _key_of[name], self._keys, _line(name, value)
+        if key not in keys:
+            self._lines.append(line)
+            keys.append(key)
             return
-        self._lines[number] = _line(name, value)
-        key = self._keys[number]
-        if self._keys.count(key) > 1:
+        number = keys.index(key)
+        self._lines[number] = line
+        if key in keys[number + 1 :]:
             self._drop(key, number + 1)
 
     def remove(self, name: bytes) -> None:
         """Remove all lines of that name."""
-        self._drop(_key_of[name], 1)
+        key = _key_of[name]
+        if key in self._keys:
+            self._drop(key, 1)
 
     def append(self, name: bytes, value: bytes) -> None:
         """A new line below the last line of that name; at the end of the headers when there is none."""
-        key = _key_of[name]
-        number = len(self._keys)
-        if key in self._keys:
-            while self._keys[number - 1] != key:
+        key, keys = _key_of[name], self._keys
+        number = len(keys)
+        if key in keys:
+            while keys[number - 1] != key:
                 number -= 1
-        self._insert(number, name, value)
+        self._lines.insert(number, _line(name, value))
+        keys.insert(number, key)
 
     def to_bytes(self) -> bytes:
         """The copy as it goes out."""
@@ -301,14 +308,6 @@ class Editor:
         found = message_of(self._lines, self._body, max_headers=max_headers)
         assert isinstance(found, Request)
         return found
-
-    def _find(self, name: bytes) -> int:
-        key = _key_of[name]
-        return self._keys.index(key) if key in self._keys else -1
-
-    def _insert(self, number: int, name: bytes, value: bytes) -> None:
-        self._lines.insert(number, _line(name, value))
-        self._keys.insert(number, _key_of[name])
 
     def _drop(self, key: bytes, start: int) -> None:
         lines, keys = self._lines, self._keys

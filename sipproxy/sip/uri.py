@@ -23,7 +23,7 @@ class Uri:
     A plain class because messages build several of them: a frozen dataclass costs five times as much.
     """
 
-    __slots__ = ("_host_text", "headers", "host", "opaque", "params", "password", "port", "raw", "scheme", "user")
+    __slots__ = ("headers", "host", "host_text", "is_sip", "opaque", "params", "password", "port", "raw", "scheme", "user")
 
     def __init__(  # noqa: PLR0917  the parts of a URI in their order
         self,
@@ -46,7 +46,9 @@ class Uri:
         self.headers = headers
         self.raw = raw
         self.opaque = opaque
-        self._host_text: str | None = None
+        self.is_sip = scheme in {b"sip", b"sips"}
+        self.host_text = host.strip(b"[]").lower().decode("ascii")
+        """The host in lower case and without brackets, for comparing and connecting."""
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Uri) and self.raw == other.raw
@@ -60,17 +62,6 @@ class Uri:
     def param(self, name: bytes) -> bytes | None:
         """The value of a URI parameter: b"" when it has none, None when it is absent."""
         return find_param(self.params, name)
-
-    @property
-    def is_sip(self) -> bool:
-        return self.scheme in {b"sip", b"sips"}
-
-    @property
-    def host_text(self) -> str:
-        """The host in lower case and without brackets, for comparing and connecting."""
-        if self._host_text is None:
-            self._host_text = self.host.strip(b"[]").lower().decode("ascii")
-        return self._host_text
 
 
 STAR = Uri(b"*", None, None, b"", None, (), b"", b"*")
