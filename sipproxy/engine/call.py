@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from cdr.assemble import final
 from cdr.facts import Answer, End, EndReason, Record, ReleasedBy
 from sipproxy.engine import carrier, deadlines, ending, fail_over, final_response, forwarding, keep, liveness, session
-from sipproxy.engine.actions import Journal, Note, Now, Slot
+from sipproxy.engine.actions import Now, Slot, new_journal, new_note
 from sipproxy.engine.causes import NORMAL_CLEARING, NORMAL_UNSPECIFIED
 from sipproxy.engine.dialogs import Dialog, Phase
 from sipproxy.engine.edge import SILENT_S
@@ -92,7 +92,8 @@ class Call(Timer):
 
     def __post_init__(self) -> None:
         self.unset()
-        self.call_id, self.caller_tag = self.request.call_id, self.request.from_.tag
+        request = self.request
+        self.call_id, self.caller_tag = request.call_id, request.from_.tag
         self.store_wait_s = self.desk.settings.store_wait_s
 
     @property
@@ -168,16 +169,16 @@ class Call(Timer):
 
     def send(self, target: Target) -> bool:
         """Send the INVITE to a target; False when no listener of ours reaches it."""
-        target = fail_over.located(self, target)
-        editor = Editor(self.request)
+        target, request = fail_over.located(self, target), self.request
+        editor = Editor(request)
         editor.request_uri(target.uri)
         editor.remove(b"route")  # §16.4 for what leads to us; where else it goes is not for the caller to say (invariant 6)
         change = self.edit
         if not self.is_emergency:
-            self.asked = session.ask(self.request, editor, self.desk.settings.session_terms)
+            self.asked = session.ask(request, editor, self.desk.settings.session_terms)
         built = forward_request(
             self.desk,
-            self.request,
+            request,
             target,
             editor=editor,
             mark=self.mark,
@@ -435,12 +436,12 @@ class Call(Timer):
             certain=certain,
             last_seen_at_ms=(self.last_seen or self.started).utc_ms,
         )
-        desk.out.append(Journal(End(record)))
+        desk.out.append(new_journal((End(record),)))
         desk.channels.give_back(self)
         deadlines.drop_all(self)
         desk.count("calls_ended", reason)
         level = "warning" if self.is_emergency and self.answer is None and reason != "cancelled" else "info"
-        desk.out.append(Note(level, "call_ended", {"call": self.id, "reason": reason, "status": record.status}))
+        desk.out.append(new_note((level, "call_ended", {"call": self.id, "reason": reason, "status": record.status})))
         # Retransmissions of the last messages still find the dialog (64*T1), as for a transaction.
         deadlines.await_until(self, "forget", desk.now.mono + 64 * desk.settings.timers.t1)
         self.on_end(self)
@@ -472,7 +473,7 @@ class Call(Timer):
         if self.phase is Phase.ANSWERED:
             if self.proof is None or proof > self.proof:
                 self.proof = proof
-                desk.out.append(Journal(keep.proof_of_life(self, proof)))
+                desk.out.append(new_journal((keep.proof_of_life(self, proof),)))
             if self.head is None:
                 self.reap_at = desk.now.mono + desk.settings.reap_s  # the timer that is set comes too early, and is set again
 

@@ -13,9 +13,10 @@ the release at the call's end, or before it by `leave`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from sipproxy.engine.actions import Holder, HoldSlot, ReleaseSlot, Slot, TakeSlot
+from sipproxy.engine.actions import Holder, HoldSlot, Slot, new_holder, new_release, new_slot, new_take
 from sipproxy.engine.dialogs import Phase
 
 if TYPE_CHECKING:
@@ -40,6 +41,9 @@ class Grant(NamedTuple):
     of_account: int
 
 
+_grant: Callable[[tuple[Literal[""], int, int]], Grant] = partial(tuple.__new__, Grant)  # as those of `actions`
+
+
 @dataclass(slots=True)
 class _Asked:
     call: Call
@@ -52,12 +56,12 @@ class _Asked:
 
 def line_slot(call: Call, line: str) -> Slot:
     """The call's slot of a line."""
-    return Slot("line", line, call.id)
+    return new_slot(("line", line, call.id))
 
 
 def trunk_slot(call: Call, route: str, *, incoming: bool = False) -> Slot:
     """The call's slot of a trunk route: a call that comes by a route and leaves by it again has two."""
-    return Slot("trunk", route, f"{call.id}:in" if incoming else call.id)
+    return new_slot(("trunk", route, f"{call.id}:in" if incoming else call.id))
 
 
 def slots_of_forwarding(profile: Profile) -> int:
@@ -97,7 +101,7 @@ class Channels:
         if slot in call.slots:
             done(Grant("", self.held(slot.kind, slot.owner), self.held_by(slot.owner, account)))
             return
-        holder = Holder(desk.settings.node, desk.now.utc_ms, account, call.record.direction)
+        holder = new_holder((desk.settings.node, desk.now.utc_ms, account, call.record.direction))
         asked = _Asked(call, slot, holder, limit, account_limit, done)
         if call.store_wait_s <= 0:
             grant = self._alone(asked)
@@ -106,7 +110,7 @@ class Channels:
             self._settle(asked, grant)
             return
         self._asked[slot] = asked
-        desk.out.append(TakeSlot(slot, holder, limit, account_limit, call.store_wait_s))
+        desk.out.append(new_take((slot, holder, limit, account_limit, call.store_wait_s)))
 
     def result(self, slot: Slot, *, taken: bool | None, used: int, of_account: int, waited_s: float) -> None:
         """The answer to a `TakeSlot`: granted, refused, or (None) the store did not say in time (design §8).
@@ -116,7 +120,7 @@ class Channels:
         desk = self._desk
         asked = self._asked.pop(slot, None)
         if asked is None or asked.call.phase is Phase.ENDED:
-            desk.out.append(ReleaseSlot(slot))
+            desk.out.append(new_release((slot,)))
             return
         asked.call.store_wait_s -= waited_s
         if taken is None:
@@ -129,7 +133,7 @@ class Channels:
         else:
             grant = Grant("full" if used >= asked.limit else "account", used, of_account)
         if grant.refusal:
-            desk.out.append(ReleaseSlot(slot))  # a take whose reply was late or lost may have run
+            desk.out.append(new_release((slot,)))  # a take whose reply was late or lost may have run
         self._settle(asked, grant)
 
     def _checked(self, asked: _Asked, used: int, of_account: int) -> Grant:
@@ -142,7 +146,7 @@ class Channels:
         if used <= self.held(slot.kind, slot.owner):
             self._desk.count("slots_forgotten", slot.kind)
             self._desk.out += [HoldSlot(own, holder) for own, holder in self._held[slot[:2]].items()]
-        return self._full_here(asked) or Grant("", used, of_account)
+        return self._full_here(asked) or _grant(("", used, of_account))
 
     def _alone(self, asked: _Asked) -> Grant:
         """Decide without the store, from what this node's calls hold."""
@@ -185,7 +189,7 @@ class Channels:
         desk = self._desk
         if slot in call.slots:
             return
-        holder = Holder(desk.settings.node, desk.now.utc_ms, direction=call.record.direction)
+        holder = new_holder((desk.settings.node, desk.now.utc_ms, "", call.record.direction))
         self.hold(call, slot, holder)
         if self._is_leased(slot):
             desk.out.append(HoldSlot(slot, holder))
@@ -210,7 +214,7 @@ class Channels:
         if not of_owner:
             del self._held[owner]
         if self._is_leased(slot):
-            self._desk.out.append(ReleaseSlot(slot))
+            self._desk.out.append(new_release((slot,)))
 
     def _is_leased(self, slot: Slot) -> bool:
         """Whether the store counts it: routes without a limit are counted for show, by each node for itself."""

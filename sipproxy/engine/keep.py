@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from cdr.facts import Admit, Alive, Answer, Confirmed, LineSlot, PartySide, Place
-from sipproxy.engine.actions import Journal
+from sipproxy.engine.actions import new_journal
 from sipproxy.engine.reduced import unpacked
 from sipproxy.engine.structs import Mask
 from sipproxy.sip.build import via_values
@@ -40,7 +40,7 @@ def admission(call: Call) -> Admit:
 def admit(call: Call) -> None:
     """Journal the ADMIT. Only then a 100 may leave, after which the caller repeats his INVITE no more (RFC 3261 §17.1.1.2): a
     node that died before it leaves a call that the next one gets again, and one that died after it leaves a record."""
-    call.desk.out.append(Journal(admission(call)))
+    call.desk.out.append(new_journal((admission(call),)))
 
 
 def answered(call: Call, target: Target, response: Response) -> None:
@@ -61,7 +61,7 @@ def answered(call: Call, target: Target, response: Response) -> None:
         dialogs=_dialogs(call),
     )
     written(call, answer)
-    call.desk.out.append(Journal(answer))
+    call.desk.out.append(new_journal((answer,)))
 
 
 def written(call: Call, answer: Answer) -> None:
@@ -79,7 +79,7 @@ def refreshed(call: Call) -> None:
     answer = replace(call.answer, dialogs=_dialogs(call), source=_place(call.flow))
     if _mark(answer) != call.answer_mark:
         written(call, answer)
-        call.desk.out.append(Journal(answer))
+        call.desk.out.append(new_journal((answer,)))
 
 
 def proof_of_life(call: Call, proof: Now) -> Alive:

@@ -8,12 +8,15 @@ else is touched, and a header that cannot be read leaves as it came. Left out: e
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from sipproxy.engine.options import has_option
 from sipproxy.sip.errors import ParseError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sipproxy.sip.build import Editor
     from sipproxy.sip.message import Message, Request, Response
 
@@ -49,6 +52,10 @@ class Agreed(NamedTuple):
     refresher: str
 
 
+_asked: Callable[[tuple[int, bool]], Asked] = partial(tuple.__new__, Asked)  # as those of `actions`
+_agreed: Callable[[tuple[int, str]], Agreed] = partial(tuple.__new__, Agreed)
+
+
 def is_too_short(request: Request, terms: Terms) -> bool:
     """Whether the request is to be refused with 422 (§8.1): only a sender that supports timers can make use of that."""
     if request.method not in REFRESHES:
@@ -79,7 +86,7 @@ def ask(request: Request, editor: Editor, terms: Terms) -> Asked | None:
             return None
         interval = max(terms.interval_s, floor)  # §8.1: not below the request's Min-SE
         editor.append(b"Session-Expires", b"%d" % interval)
-        return Asked(interval, supports)
+        return _asked((interval, supports))
     if not supports and wanted < terms.least_s:
         # §8.1: who does not know timers cannot repair a 422, so the interval is made longer on the way. MUST NOT with `timer`.
         floor = max(floor, terms.least_s)
@@ -94,7 +101,7 @@ def ask(request: Request, editor: Editor, terms: Terms) -> Asked | None:
     if interval != wanted:
         value = request.first(b"session-expires") or b""
         editor.set(b"Session-Expires", _INTERVAL.sub(b"%d" % interval, value, count=1))
-    return Asked(interval, supports)
+    return _asked((interval, supports))
 
 
 def agreed(response: Response, asked: Asked | None) -> Agreed | None:
@@ -105,11 +112,11 @@ def agreed(response: Response, asked: Asked | None) -> Agreed | None:
     """
     value = response.first(b"session-expires")
     if value is None:
-        return Agreed(asked.interval_s, "uac") if asked is not None and asked.uac_supports else None
+        return _agreed((asked.interval_s, "uac")) if asked is not None and asked.uac_supports else None
     interval, refresher = _seconds(response, b"session-expires"), _REFRESHER.search(value)
     if interval is None:
         return None
-    return Agreed(interval, refresher[1].lower().decode("ascii") if refresher else "")
+    return _agreed((interval, refresher[1].lower().decode("ascii") if refresher else ""))
 
 
 def tell(response: Response, agreed: Agreed | None, editor: Editor) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from policy.emergency import service_of
-from sipproxy.engine.actions import Action, Note, Now, SendTo
+from sipproxy.engine.actions import Action, Now, new_note, new_send
 from sipproxy.engine.addresses import Addresses
 from sipproxy.engine.channels import Channels
 from sipproxy.engine.drops import Drops
@@ -92,7 +92,7 @@ class Desk:
         self.counters[name] += 1
 
     def note(self, level: str, event: str, **fields: object) -> None:
-        self.out.append(Note(level, event, fields))
+        self.out.append(new_note((level, event, fields)))
 
     def token(self) -> str:
         """96 random bits in hexadecimal: call ids, tags, branches."""
@@ -175,7 +175,7 @@ class Desk:
             if not self.may_send(flow, len(data)) and not (request.method == b"INVITE" and service_of(request.uri)):
                 self.count("unanswered", request_label(request))
                 return
-        self.out.append(SendTo(self.reply_target(request, flow), data))
+        self.out.append(new_send((self.reply_target(request, flow), data, None, 0.0)))
         self.count("responses", request_label(request), str(status))
 
     def answer(self, server: Server, status: int, *, headers: Headers = (), reason: bytes = b"") -> None:

@@ -6,11 +6,10 @@ bounded together: when they are full a new transaction is refused, which the cal
 
 from __future__ import annotations
 
-from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Protocol
 
-from sipproxy.engine.actions import Action, SendTo
+from sipproxy.engine.actions import Action, new_send
 from sipproxy.engine.long_requests import CONNECT_S
 from sipproxy.engine.reduced import reduced, request_of
 from sipproxy.sip.build import Sent, whole, write_cancel
@@ -43,7 +42,6 @@ Machine = InviteServer | NonInviteServer | InviteClient | NonInviteClient
 RELIABLE = frozenset({"TCP", "TLS", LOOP})
 ACCEPTED, TERMINATED = State.ACCEPTED, State.TERMINATED
 _NAMELESS = ("s", ())
-_send = partial(tuple.__new__, SendTo)  # a fifth of what SendTo(...) takes, several times for each message
 
 
 class ClientUser(Protocol):
@@ -221,7 +219,7 @@ class Transactions:
         """Feed a retransmission or an ACK. Returns an ACK that is the transaction user's (RFC 6026 §7.1)."""
         todo = server.machine.receive(request, now)
         if todo & SEND:
-            self._emit(_send((server.target, server.machine.out, server.name, 0.0)))
+            self._emit(new_send((server.target, server.machine.out, server.name, 0.0)))
         self._arm_server(server)
         return request if todo & PASS_UP else None
 
@@ -229,7 +227,7 @@ class Transactions:
         server.tried = ()
         machine = server.machine
         if machine.respond(status, data, now):
-            self._emit(_send((server.target, data, server.name, 0.0)))
+            self._emit(new_send((server.target, data, server.name, 0.0)))
         self._arm_server(server)
         if status >= 200 and isinstance(machine, NonInviteServer) and machine.state is not TERMINATED:
             server.forget()  # what repeats it gets the same answer, and its user gets no other one for it (§17.1.2.2)
@@ -303,7 +301,7 @@ class Transactions:
         """Send the ACK of a 2xx, which has no transaction: over TCP where it is too long for a datagram and TCP is known."""
         longer = self._long_requests.choose(ack, target, urgent=True) if self._long_requests is not None else None
         sent, to = longer or (ack, target)
-        self._emit(_send((to, sent.raw, None, 0.0)))
+        self._emit(new_send((to, sent.raw, None, 0.0)))
 
     def accepted_client(self, request: Request, branch: bytes, target: Flow | Hop, user: ClientUser, now: float) -> None:
         """An INVITE's client transaction that got a 2xx before: repetitions of it go to `user` (RFC 6026 §7.2)."""
@@ -381,7 +379,7 @@ class Transactions:
         if way is None:
             return
         server.target = way
-        self._emit(_send((way, server.machine.out, server.name, 0.0)))
+        self._emit(new_send((way, server.machine.out, server.name, 0.0)))
 
     def fire(self, timer: Timer, now: float) -> None:
         """Run what is due of the transaction that the queue gave out."""
@@ -389,7 +387,7 @@ class Transactions:
             self._perform(timer, timer.machine.fire(now), None)
         elif isinstance(timer, Server):
             if timer.machine.fire(now) & SEND:
-                self._emit(_send((timer.target, timer.machine.out, timer.name, 0.0)))
+                self._emit(new_send((timer.target, timer.machine.out, timer.name, 0.0)))
             self._arm_server(timer)
 
     def _perform(self, client: Client, todo: int, response: Response | None) -> None:
@@ -400,7 +398,7 @@ class Transactions:
             self._drop_client(client)
         self._arm(client, machine)
         if todo & SEND:
-            self._emit(_send((client.target, machine.out, client.name, CONNECT_S if client.instead is not None else 0.0)))
+            self._emit(new_send((client.target, machine.out, client.name, CONNECT_S if client.instead is not None else 0.0)))
         if todo <= SEND:
             return
         self.told = client
