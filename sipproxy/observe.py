@@ -227,8 +227,8 @@ def _load_metrics(metrics: Metrics, engine: Engine) -> None:
     )
     metrics.gauge(
         "sipproxy_load",
-        "1 for the node's state: calm, or up to what is refused: scanners, options, register, invite",
-        lambda: {load.name.lower(): float(shedder.load is load) for load in Load},
+        "1 for the node's state: calm, or up to what is refused: scanners, options, register, invite; queue: new calls wait",
+        lambda: {load.name.lower(): float(shedder.load is load) for load in Load} | {"queue": float(shedder.has_queue)},
         ("state",),
     )
     metrics.counter("sipproxy_load_changes", "times that a state was entered", lambda: dict(shedder.changes), ("state",))

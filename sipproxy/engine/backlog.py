@@ -3,7 +3,14 @@
 Pure. A call that goes on is worth more than one that begins, since its messages are repeated, and all that was done for it is
 lost, when they wait behind thousands that will be refused (RFC 6357 §3, RFC 5390 §4: goodput). Within a rank messages keep
 their order. One of STEP goes to whoever has waited longest, so that no rank waits forever. Copies of an INVITE that still waits
-are dropped, and a CANCEL stays behind the INVITE that it is for. Leaves out: what is refused (`shed`), and when to read ahead.
+are dropped, and a CANCEL stays behind the INVITE that it is for.
+
+While new calls stand in a queue that does not get shorter (`Shedder.has_queue`) the latest of them is looked at first: its
+caller still waits, and its answer comes in time, which those of the others would not. The turns of who has waited longest then
+bring refusals, so that no more than one of STEP messages is one. ROOM of them wait, for STALE_S at most, and what comes besides
+is dropped once it is known what it is: refusing costs half as much as a message of a call, and with ten times as many calls as
+can be carried there would be time for nothing else (RFC 5390 §4, RFC 6357 §3). Who sent it repeats it, as if the socket had
+been full. Leaves out: what is refused (`shed`), and when to read ahead.
 """
 
 from __future__ import annotations
@@ -30,11 +37,13 @@ if TYPE_CHECKING:
     from sipproxy.engine.shed import Shedder
     from sipproxy.sip.flow import Flow
 
-__all__ = ["HELD", "HELD_BYTES", "Backlog", "Rank", "Waiting"]
+__all__ = ["HELD", "HELD_BYTES", "ROOM", "STALE_S", "Backlog", "Rank", "Waiting"]
 
 HELD = 4096  # messages: a second of ten times what a node can carry, and then those of the least urgent rank go
 HELD_BYTES = 16 * 1024 * 1024
-STEP = 8
+STEP = 4
+ROOM = 256  # new calls in a queue that stands: those refused out of it waited for as long as STEP * ROOM messages take, 0.3 s
+STALE_S = 0.5  # T1 (RFC 3261 §17.1.1.2): a copy of what waited for longer in that queue has come since
 
 
 class Rank(IntEnum):
@@ -50,6 +59,7 @@ class Rank(IntEnum):
 
 
 _RANKS = tuple(Rank)
+NEW, OTHER = Rank.NEW, Rank.OTHER  # to name one by its class costs more
 _LOWEST_FIRST = tuple(rank for rank in reversed(_RANKS) if rank > Rank.PART)
 
 
@@ -70,6 +80,7 @@ class Backlog:
     def __init__(self, shedder: Shedder) -> None:
         self._shedder = shedder
         self._lines: tuple[deque[Waiting], ...] = tuple(deque() for _ in _RANKS)
+        self._new = self._lines[Rank.NEW]
         self._invites: dict[Hashable, Rank] = {}  # that wait, by what a copy or CANCEL has in common with them
         self._turn = 0
         self.waiting = 0
@@ -81,6 +92,11 @@ class Backlog:
         return len(self._lines[rank])
 
     @property
+    def dropped(self) -> int:
+        """How many found no room here so far."""
+        return self.counts["crowded"] + self.counts["unread"]
+
+    @property
     def has_room(self) -> bool:
         """Whether one more can be read: where not, all that waits is too urgent to be dropped."""
         urgent = len(self._lines[Rank.HELP]) + len(self._lines[Rank.PART])
@@ -90,6 +106,9 @@ class Backlog:
         """A message that arrived in this monotonic second."""
         text = data.lstrip(b"\r\n") if data[:1] in (b"\r", b"\n") else data
         kind = kind_of(text)
+        if kind is INVITE and self._shedder.has_queue and not (self._queue_has_room(at) or has_credentials(text)):
+            self.counts["unread"] += 1  # whosever it is
+            return
         rank, copy = self._rank(text, flow, kind), None
         if kind is INVITE:
             copy = copy_of(text, flow)
@@ -98,7 +117,9 @@ class Backlog:
                 return
             self._invites[copy] = rank
         elif self._invites and kind is PART and text.startswith(b"CANCEL "):
-            rank = self._invites.get(copy_of(text, flow), rank)  # RFC 3261 §9.2: before its INVITE there is nothing to cancel
+            # RFC 3261 §9.2: before its INVITE there is nothing to cancel. New ones are not always looked at in their order.
+            behind = self._invites.get(copy_of(text, flow), rank)
+            rank = OTHER if behind is NEW else behind
         size = len(data)
         self._lines[rank].append(Waiting(data, flow, at, kind, size, copy))
         self.waiting += 1
@@ -114,20 +135,30 @@ class Backlog:
         self._turn = (self._turn + 1) % STEP
         if not self._turn:
             return self._out(min((line for line in self._lines if line), key=lambda line: line[0].at))
-        return self._out(next(line for line in self._lines if line))
+        line = next(line for line in self._lines if line)
+        return self._out(line, latest=line is self._new and self._shedder.has_queue)
 
     def clear(self) -> None:
         """Forget all that waits."""
         while self.take() is not None:
             self.counts["closed"] += 1
 
-    def _out(self, line: deque[Waiting]) -> Waiting:
-        one = line.popleft()
+    def _out(self, line: deque[Waiting], *, latest: bool = False) -> Waiting:
+        one = line.pop() if latest else line.popleft()
         self.waiting -= 1
         self.bytes -= one.size
         if one.copy is not None:
             del self._invites[one.copy]
         return one
+
+    def _queue_has_room(self, at: float) -> bool:
+        """Whether a new call that arrives now can wait in the queue that stands. What came before it was known that the queue
+        stays, or has been repeated since, goes."""
+        line = self._new
+        while line and (len(line) > ROOM or at - line[0].at > STALE_S):
+            self._out(line)
+            self.counts["unread"] += 1
+        return len(line) < ROOM
 
     def _drop(self) -> bool:
         """Drop what has waited longest of the least urgent rank; False where nothing may be dropped."""

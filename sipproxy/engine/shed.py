@@ -129,7 +129,8 @@ class Shedder:
         self._queued_s = QUEUED * rates.lag_s
         self._queued_since = math.inf  # that new calls have waited so long
         self._waited_at = 0.0  # when one last did for a part of that
-        self._has_queue = False
+        self.has_queue = False  # of new calls, that does not get shorter
+        self._told_queue, self._told_late = False, 0  # what the log says of that, and how many it said were refused
         self._notable_s = EMPTY * self._queued_s  # waits up to here say nothing; 0.0 while there may be a queue
         desk.may_send = self.may_send
 
@@ -226,8 +227,8 @@ class Shedder:
         if waited_s < bound:
             return False
         self._queued_since, self._notable_s = min(self._queued_since, now), 0.0
-        self._has_queue = self._has_queue or now - self._queued_since >= STANDING_S
-        return self._has_queue
+        self.has_queue = self.has_queue or now - self._queued_since >= STANDING_S
+        return self.has_queue
 
     def _trunk(self, data: bytes, flow: Flow, waited_s: float, kind: Kind | None) -> Verdict | None:
         """A message of a queue that a trunk route or another node sent: a trunk's new calls are refused as customers' are."""
@@ -362,8 +363,9 @@ class Shedder:
         self.pace.observe(signals.lag_s + signals.wait_s, now)
         self._is_behind = signals.wait_s >= BEHIND_S
         if now - self._waited_at >= EMPTY_S:
-            self._queued_since, self._has_queue = math.inf, False
+            self._queued_since, self.has_queue = math.inf, False
             self._notable_s = EMPTY * self._queued_s
+        self._tell_queue()
         pressure, bound = self._pressure(signals)
         self._high = self._high + 1 if pressure >= 1.0 else 0
         self._middling = self._middling + 1 if pressure >= CALM else 0
@@ -374,6 +376,17 @@ class Shedder:
         if self.load > Load.CALM and now - self._high_at >= CALM_S and now - self.since >= CALM_S:
             return self._change(Load(self.load - 1))
         return None
+
+    def _tell_queue(self) -> None:
+        """Log that new calls stand in a queue from now on, or no more, and how many were refused out of it."""
+        if self.has_queue is self._told_queue:
+            return
+        self._told_queue = self.has_queue
+        if self.has_queue:
+            self._desk.note("warning", "overload", state="begins", calls=self._calls.live)
+        else:
+            before, self._told_late = self._told_late, self.counts["late", "invite"]
+            self._desk.note("info", "overload", state="over", calls=self._calls.live, refused=self._told_late - before)
 
     def _pressure(self, signals: Signals) -> tuple[float, Load]:
         """How near a signal is to its mark, 1.0 at it, and the state that it can bring about.

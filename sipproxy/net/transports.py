@@ -350,7 +350,7 @@ class Transports:
     @property
     def drops(self) -> int:
         """Datagrams that found no room: in a socket's buffer, where the kernel drops them, or among those that wait here."""
-        kept_out = self._intake.backlog.counts["crowded"] if self._intake is not None else 0
+        kept_out = self._intake.backlog.dropped if self._intake is not None else 0
         return kept_out + sum(listener.kernel_drops for listener in self._listeners if isinstance(listener, UdpListener))
 
     def counters(self) -> dict[tuple[str, ...], float]:

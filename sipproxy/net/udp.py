@@ -37,7 +37,7 @@ _Datagram = tuple[bytes, str, int, "Hashable | None"]
 
 DRAIN = 4  # datagrams per wake-up, 2 ms of work: only then is the store asked for their slots, and its answers and timers read
 FRESH_S = 0.0002  # what has waited for less was alone: to be told that nothing else is there costs more than to be woken again
-AHEAD = 64  # datagrams per wake-up while there is a backlog, which is worked off besides
+AHEAD = 256  # datagrams per wake-up while there is a backlog, which is worked off besides: twice as long as its turn at most
 FLOWS = 4096  # sources whose `Flow` is kept: one object for all that is known by it, compared by identity
 ERRORS = 64  # ICMP errors read in one go
 RECENT = 512  # datagrams remembered with their keys, for ICMP errors to name them: some seconds' worth of INVITEs

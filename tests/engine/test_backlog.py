@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sipproxy.engine import backlog as backlog_module
-from sipproxy.engine.backlog import STEP, Backlog, Rank
+from sipproxy.engine.backlog import ROOM, STALE_S, STEP, Backlog, Rank
 from sipproxy.engine.settings import Rates
 from sipproxy.sip.flow import Flow
 from tests.engine.desk import DOMAIN, ROUTER, STRANGER, Desk
@@ -61,8 +61,8 @@ def of_ranks(desk: Desk) -> list[tuple[Rank, bytes, Flow]]:
 
 def test_what_is_begun_goes_before_what_begins_whatever_came_first(desk: Desk, backlog: Backlog) -> None:
     messages = of_ranks(desk)
-    for at, (_, data, flow) in enumerate(reversed(messages)):
-        backlog.put(data, flow, float(at))
+    for _, data, flow in reversed(messages):
+        backlog.put(data, flow, 0.0)
     assert [backlog.waiting_of(rank) for rank in Rank] == [1] * len(Rank)
     assert out(backlog) == [data for _, data, _ in messages]
     assert (backlog.waiting, backlog.bytes, backlog.counts) == (0, 0, {})
@@ -182,6 +182,73 @@ def test_what_is_dropped_is_of_the_lowest_rank_that_waits_and_never_help_or_part
     assert not backlog.has_room
 
 
+def new_calls(desk: Desk, count: int, *, user: bytes = CALL) -> list[bytes]:
+    return [desk.request(b"INVITE", user, call_id=b"new-%d" % number) for number in range(count)]
+
+
+def test_in_a_queue_that_stays_the_latest_goes_first_and_who_waited_longest_has_a_turn(desk: Desk, backlog: Backlog) -> None:
+    """Those are refused, so that no more than one of STEP messages is a refusal."""
+    desk.engine.shedder.has_queue = True
+    calls = new_calls(desk, 3 * STEP)
+    for at, data in enumerate(calls):
+        backlog.put(data, ROUTER, at / 100)
+    latest, longest = calls[::-1], iter(calls)
+    expected = [next(longest) if turn % STEP == 0 else latest.pop(0) for turn in range(1, len(calls) + 1)]
+    assert out(backlog) == expected
+    desk.engine.shedder.has_queue = False
+    for at, data in enumerate(calls):
+        backlog.put(data, ROUTER, float(at))
+    assert out(backlog) == calls, "what a hiccup leaves is looked at in its order"
+
+
+def test_queue_that_stays_has_room_for_some_new_calls_and_of_others_nothing_is_kept(desk: Desk, backlog: Backlog) -> None:
+    """Whoever sends them. What was begun, what is part of a call and calls for help always find room (design: invariant 1)."""
+    shedder = desk.engine.shedder
+    calls = new_calls(desk, ROOM + 10)
+    for data in calls:
+        backlog.put(data, ROUTER, 0.0)
+    assert (backlog.waiting, backlog.counts) == (ROOM + 10, {}), "it is not known yet that it stays"
+    shedder.has_queue = True
+    for flow in (ROUTER, TRUNK, STRANGER):
+        backlog.put(desk.request(b"INVITE", CALL, call_id=b"more"), flow, 0.1)
+    assert (backlog.waiting_of(Rank.NEW), backlog.waiting) == (ROOM, ROOM)
+    assert backlog.counts == {"unread": 10 + 3}
+    assert backlog.dropped == 13
+    for _, data, flow in of_ranks(desk):
+        if flow != STRANGER or HELP in data:
+            backlog.put(data.replace(b"Call-ID: ", b"Call-ID: x"), flow, 0.1)
+    assert [backlog.waiting_of(rank) for rank in Rank] == [1, 1, 1, 1, ROOM, 1, 0]
+    assert backlog.counts == {"unread": 14}
+    taken = out(backlog)
+    assert set(calls[:10]).isdisjoint(taken)
+    assert set(calls[10:]) < set(taken)
+
+
+def test_who_has_been_repeated_since_waits_no_longer_in_a_queue_that_stays(desk: Desk, backlog: Backlog) -> None:
+    """RFC 3261 §17.1.1.2. His copy is not held to be one, and comes before those who waited longer."""
+    desk.engine.shedder.has_queue = True
+    early, late, third = new_calls(desk, 3)
+    backlog.put(early, ROUTER, 0.0)
+    backlog.put(late, ROUTER, STALE_S)
+    assert backlog.waiting == 2
+    backlog.put(early, ROUTER, STALE_S + 0.01)
+    assert (backlog.waiting, backlog.counts) == (2, {"unread": 1})
+    backlog.put(third, ROUTER, STALE_S + 0.02)
+    assert out(backlog)[:2] == [third, early]
+
+
+def test_cancel_comes_behind_a_new_call_that_waits_in_any_order(desk: Desk, backlog: Backlog) -> None:
+    """RFC 3261 §9.2. What the CANCEL of a call is looked at before would ring for nobody."""
+    desk.engine.shedder.has_queue = True
+    invites = new_calls(desk, 2 * STEP)
+    for at, data in enumerate(invites):
+        backlog.put(data, ROUTER, at / 100)
+        backlog.put(data.replace(b"INVITE", b"CANCEL"), ROUTER, at / 100)
+    taken = out(backlog)
+    assert len(taken) == 2 * len(invites)
+    assert all(taken.index(data) < taken.index(data.replace(b"INVITE", b"CANCEL")) for data in invites)
+
+
 def test_nobody_gets_before_others_by_the_number_in_a_request_that_calls_nobody(desk: Desk, backlog: Backlog) -> None:
     for method in (b"BYE", b"CANCEL", b"OPTIONS", b"REGISTER"):
         backlog.put(desk.request(method, HELP, call_id=method, to_tag=b"t"), STRANGER, 0.0)
@@ -214,3 +281,32 @@ def test_all_that_is_read_comes_out_once_and_in_order_within_its_rank(kinds: Seq
         mine = [data for of, data in given if of is rank]
         assert [data for data in taken if data in mine] == mine
     assert len(taken) == len(given)
+
+
+@settings(max_examples=60)
+@given(st.lists(st.tuples(st.integers(0, 6), st.floats(0.0, 0.05), st.booleans()), min_size=1, max_size=120), st.integers(1, 6))
+def test_whatever_comes_to_a_queue_is_looked_at_once_or_counted_and_new_calls_alone_are_dropped(
+    came: Sequence[tuple[int, float, bool]], every: int
+) -> None:
+    """Design: invariants 1 and 10. Also where the queue comes and goes."""
+    desk = desk_of(Rates())
+    assert desk.register(CONTACT).status == 200
+    backlog, given, taken, at = Backlog(desk.engine.shedder), list[tuple[Rank, bytes]](), list[bytes](), 0.0
+    backlog_room = [desk.request(b"INVITE", CALL) for _ in range(ROOM - 3)]
+    for data in backlog_room:
+        backlog.put(data, ROUTER, at)
+    for turn, (number, later_s, has_queue) in enumerate(came):
+        at, desk.engine.shedder.has_queue = at + later_s, has_queue
+        rank, data, flow = of_ranks(desk)[number]
+        backlog.put(data, flow, at)
+        given.append((rank, data))
+        if turn % every == 0 and (one := backlog.take()) is not None:
+            taken.append(one.data)
+    taken += out(backlog)
+    assert len(taken) == len(set(taken))
+    assert len(taken) + backlog.counts["unread"] == len(given) + len(backlog_room)
+    assert set(backlog.counts) <= {"unread"}
+    assert {data for rank, data in given if data not in taken} <= {
+        data for rank, data in given if rank in (Rank.NEW, Rank.STRANGER)
+    }
+    assert (backlog.waiting, backlog.bytes) == (0, 0)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from cdr.facts import End, Record
 from policy.emergency import service_of
-from sipproxy.engine.actions import Journal, TakeSlot
+from sipproxy.engine.actions import Journal, Note, TakeSlot
 from sipproxy.engine.bucket import Buckets
 from sipproxy.engine.peers import Peer
 from sipproxy.engine.settings import Rates
@@ -124,6 +124,32 @@ def test_what_a_hiccup_leaves_is_worked_off() -> None:
         desk.engine.observe(Signals(0.0, 0, 0.9 - 0.1 * number), desk.now)
     desk.tick(5.0)
     assert statuses(desk, desk.request(b"INVITE", CALL, call_id=b"alone"), ROUTER, 0.9) == [407], "and so later on"
+
+
+def test_log_says_since_when_new_calls_stand_in_a_queue_and_how_many_were_refused_out_of_it() -> None:
+    desk = desk_of(Rates())
+    assert desk.register(CONTACT).status == 200
+    told = list[Note]()
+
+    def observe(waited_s: float) -> None:
+        actions = desk.engine.observe(Signals(0.0, 0, waited_s), desk.now)
+        told.extend(action for action in actions if isinstance(action, Note) and action.event == "overload")
+
+    for _ in range(round(STANDING_S / 0.1) + 2):
+        new_call(desk, 0.2)
+        observe(0.2)
+        desk.tick(0.1)
+    (begins,) = told
+    assert (begins.level, begins.fields) == ("warning", {"state": "begins", "calls": 0})
+    refused = desk.engine.shedder.counts["late", "invite"]
+    assert refused > 0
+    for number in range(2):
+        assert statuses(desk, desk.request(b"INVITE", CALL, call_id=b"%d" % number), ROUTER, 0.2) == [503]
+    desk.tick(2 * EMPTY_S)
+    observe(0.0)
+    observe(0.0)
+    _, over = told
+    assert (over.level, over.fields) == ("info", {"state": "over", "calls": 0, "refused": refused + 2})
 
 
 def test_hidden_caller_of_a_trunk_is_in_no_record_of_a_call_that_is_refused_for_its_wait() -> None:

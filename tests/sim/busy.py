@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CAPACITY", "MESSAGE_S", "BusyWorld", "Goodput", "goodput_at"]
 
-MESSAGE_S, REFUSAL_S = 0.004, 0.0005
+MESSAGE_S, REFUSAL_S, READ_S = 0.004, 0.0005, 0.00025  # the last is a part of both
 CAPACITY = 1 / (8 * MESSAGE_S)  # calls a second: two INVITEs, the ACK of the 407, 180, 200 and its ACK, BYE and its 200
 HOLD_S, PATIENCE_S = 1.0, 4.0
 OBSERVE_S = 0.1
@@ -43,6 +43,7 @@ class BusyWorld(World):
         self.busy_s = 0.0
         self.waits: dict[bytes, float] = {}  # by method, "SIP/2.0" or "help"
         self._is_busy = False
+        self._reading_s = 0.0  # that it read since it last looked at a message
         self._waited_s = 0.0
         self.after(OBSERVE_S, self._observe)
 
@@ -56,6 +57,7 @@ class BusyWorld(World):
             super()._deliver(data, source, to)
             return
         self.backlog.put(data, Flow("UDP", 0, *source), self.now)
+        self._reading_s += READ_S
         if not self._is_busy:
             self._is_busy = True
             self._look()
@@ -71,7 +73,8 @@ class BusyWorld(World):
         self.waits[what] = max(self.waits.get(what, 0.0), waited_s)
         refused = shedder.counts.total()
         self.perform(self.engine.receive(one.data, one.flow, self.instant, waited_s, one.kind))
-        cost = REFUSAL_S if shedder.counts.total() > refused else MESSAGE_S
+        cost = self._reading_s + (REFUSAL_S if shedder.counts.total() > refused else MESSAGE_S - READ_S)
+        self._reading_s = 0.0
         self.busy_s += cost
         self.after(cost, self._look)
 
@@ -86,11 +89,18 @@ class Goodput:
     world: BusyWorld
     busy_share: float
     setup_s: list[float]  # of those that were answered
+    in_time: dict[AgentCall, float]  # of these those that were answered in time, and when
+    until: float  # calls arrived
 
     @property
     def per_s(self) -> float:
-        """Calls a second that went well: answered in time, and ended by who wanted to."""
-        return sum(call.status == 200 and call.ended == "local" for call in (*self.calls, *self.helps)) / self.seconds
+        """Calls a second that went well: answered in time, and ended by who wanted to, also after those seconds."""
+        return sum(call.status == 200 and call.ended == "local" for call in self.in_time) / self.seconds
+
+    @property
+    def answered_per_s(self) -> float:
+        """Calls a second that were answered in time while calls arrived."""
+        return sum(at <= self.until for at in self.in_time.values()) / self.seconds
 
 
 def goodput_at(factor: float, *, seconds: float) -> Goodput:
@@ -105,6 +115,7 @@ def goodput_at(factor: float, *, seconds: float) -> Goodput:
     calls: list[AgentCall] = []
     helps: list[AgentCall] = []
     setup_s: list[float] = []
+    in_time: dict[AgentCall, float] = {}
 
     def place(number: int) -> None:
         is_help = number % HELP_EVERY == 0
@@ -114,14 +125,17 @@ def goodput_at(factor: float, *, seconds: float) -> Goodput:
         def answered() -> None:
             setup_s.append(world.now - began)
             if setup_s[-1] <= PATIENCE_S:
+                in_time[call] = world.now
                 world.after(HOLD_S, lambda: alice.bye(call))
+            else:  # he has gone
+                alice.bye(call)
 
         call.on_answer = answered
 
-    rate, busy = factor * CAPACITY, world.busy_s
+    rate, busy, end = factor * CAPACITY, world.busy_s, world.now + seconds
     for number in range(round(rate * seconds)):
         world.after(number / rate, lambda number=number: place(number))  # type: ignore[misc]
     world.run(seconds)
     share = (world.busy_s - busy) / seconds
     world.run(45.0)
-    return Goodput(seconds, calls, helps, world, share, setup_s)
+    return Goodput(seconds, calls, helps, world, share, setup_s, in_time, end)
