@@ -67,7 +67,15 @@ class _Wire(Transports):
         super().__init__(Resolver(), lambda *_: None, lambda *_: None, lambda *_: None, lambda *_: None)
         self.sent: list[tuple[int, bytes]] = []  # port, datagram
 
-    def send(self, target: Flow | Hop, data: bytes, key: Hashable | None = None, *, connect_s: float = 0.0) -> None:  # noqa: ARG002
+    def send(
+        self,
+        target: Flow | Hop,
+        data: bytes,
+        key: Hashable | None = None,  # noqa: ARG002
+        *,
+        connect_s: float = 0.0,  # noqa: ARG002
+        domain: str = "",  # noqa: ARG002
+    ) -> None:
         self.sent.append((target.port, data))
 
 

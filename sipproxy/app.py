@@ -66,7 +66,6 @@ if TYPE_CHECKING:
     from cdr.recovery import Recovered
     from policy.model import Snapshot
     from sipproxy.config import Config
-    from sipproxy.engine.kinds import Kind
     from sipproxy.orders import Spec
     from sipproxy.sip.errors import ParseError
     from sipproxy.sip.flow import Flow
@@ -186,7 +185,7 @@ class Node:
         self._tls = tls_of(config)
         self._transports = Transports(
             self._resolver,
-            self._on_message,
+            lambda data, flow, waited_s, kind: None,  # noqa: ARG005  nothing comes before there is a shell
             self._on_failed,
             self._on_refused,
             self._on_closed,
@@ -221,6 +220,7 @@ class Node:
             wait_for_disk=config.cdr.sync == "wait",
         )
         self.shell.transports, self.shell.bound_at = self._transports, bound_at
+        self._transports.on_message = (self.siblings or self.shell).message
         if self.siblings is not None:
             self.siblings.attach(self.shell, self._transports)
             self.siblings.on_live = self._use
@@ -286,9 +286,6 @@ class Node:
         drops.start()
         stack.push_async_callback(drops.close)
         self.shell.kernel = drops
-
-    def _on_message(self, data: bytes, flow: Flow, waited_s: float, kind: Kind | None) -> None:
-        (self.siblings or self.shell).message(data, flow, waited_s, kind)
 
     def _on_failed(self, key: Hashable) -> None:
         if self.siblings is None or not self.siblings.is_failure_of_another(key):

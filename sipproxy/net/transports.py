@@ -71,7 +71,7 @@ class Transports:
         self.send_elsewhere: Callable[[Flow, bytes, Hashable | None], None] = lambda flow, data, key: None  # noqa: ARG005
         self.on_stray: Callable[[int, bytes, str, int], None] = lambda index, quoted, host, port: None  # noqa: ARG005
         self.resolver = resolver
-        self._on_message = on_message
+        self.on_message = on_message
         self._on_failed = on_failed
         self._on_refused = on_refused
         self._on_closed = on_closed
@@ -168,7 +168,7 @@ class Transports:
         """A message that a listener, or another worker's socket of one, has read."""
         if self.watchers:
             self._show(flow, data, outgoing=False)
-        self._on_message(data, flow, waited_s, kind)
+        self.on_message(data, flow, waited_s, kind)
 
     def read_ahead(self, shedder: Shedder) -> None:
         """Have messages that wait in the sockets handed on by their urgency, of which the shedder knows."""
@@ -248,20 +248,38 @@ class Transports:
         """How many hops there are whose flow is kept."""
         return self._way_to.cache_info()
 
-    def send(self, target: Flow | Hop, data: bytes, key: Hashable | None, *, connect_s: float = 0.0) -> None:
+    def send(self, target: Flow | Hop, data: bytes, key: Hashable | None, *, connect_s: float = 0.0, domain: str = "") -> None:
         """Send, or report `key` as failed: in a later turn of the loop, never from within.
 
         With `connect_s` a connection that is not open after so many seconds is a failure, and the data is not sent any more.
+        `domain` is the name that a flow's address was found by.
         """
         if isinstance(target, Flow):
             if self._worker and target.connection and target.worker != self._worker:
                 self.send_elsewhere(target, data, key)
-            else:
-                self._transmit(target, data, key)
+                return
+            to = target
+        else:
+            way = self._way_to(target)
+            if way is None:
+                self._find_out(target, data, key, connect_s)
+                return
+            to, domain = way, target.domain or target.host
+        listener = self._listeners[to.listener]
+        if self.watchers:
+            self._show(to, data, outgoing=True)
+        if isinstance(listener, StreamListener):
+            listener.send(data, to.host, to.port, to.connection, domain=domain, key=key, connect_s=connect_s)
             return
-        way = self._way_to(target)
-        if way is not None or self.resolver.literal(target.host, target.port, target.transport) is not None:
-            self._leave(way, target, data, key, connect_s)
+        try:
+            listener.send(data, to.host, to.port, key=key)
+        except OSError as error:
+            self._fail(f"errno_{error.errno}", key)
+
+    def _find_out(self, target: Hop, data: bytes, key: Hashable | None, connect_s: float) -> None:
+        """What leads to a hop that has no way: a name is looked up."""
+        if self.resolver.literal(target.host, target.port, target.transport) is not None:
+            self._fail("no_listener", key)
         elif len(self._lookups) >= MAX_LOOKUPS:
             self._fail("too_many_lookups", key)
         else:
@@ -291,16 +309,11 @@ class Transports:
 
     async def _look_up(self, target: Hop, data: bytes, key: Hashable | None, connect_s: float) -> None:
         found = await self._known(target)
-        if found:
-            self._leave(self._way(target, found), target, data, key, connect_s)
+        way = self._way(target, found) if found else None
+        if way is not None:
+            self.send(way, data, key, connect_s=connect_s, domain=target.domain or target.host)
         else:
-            self._fail("unresolved", key)
-
-    def _leave(self, way: Flow | None, target: Hop, data: bytes, key: Hashable | None, connect_s: float) -> None:
-        if way is None:
-            self._fail("no_listener", key)
-        else:
-            self._transmit(way, data, key, target.domain or target.host, connect_s)
+            self._fail("no_listener" if found else "unresolved", key)
 
     def _find_way(self, target: Hop) -> Flow | None:
         """The way to a hop that is an address; None for a name, and where no listener reaches it. The same for as long as the
@@ -329,18 +342,6 @@ class Transports:
         if target.listener < 0:
             return self._by_kind.get((target.transport, version), -1)
         return target.listener if _version(self._listeners[target.listener].address[0]) == version else -1
-
-    def _transmit(self, to: Flow, data: bytes, key: Hashable | None, domain: str = "", connect_s: float = 0.0) -> None:
-        listener = self._listeners[to.listener]
-        if self.watchers:
-            self._show(to, data, outgoing=True)
-        if isinstance(listener, StreamListener):
-            listener.send(data, to.host, to.port, to.connection, domain=domain, key=key, connect_s=connect_s)
-            return
-        try:
-            listener.send(data, to.host, to.port, key=key)
-        except OSError as error:
-            self._fail(f"errno_{error.errno}", key)
 
     def _fail(self, reason: str, key: Hashable | None) -> None:
         self.failures[reason] = self.failures.get(reason, 0) + 1
