@@ -27,6 +27,7 @@ V = TypeVar("V")
 # Wishes in flight at once when there are many, which half of leave together: at about 20 us each here, and 10 us in the server,
 # they delay a message or a slot by 0.3 ms.
 WINDOW = 32
+LINGER_S = 0.005  # at 200 calls a second two of three releases leave with a take; no caller dials again sooner
 _RETRY_S = 0.1
 
 
@@ -40,14 +41,17 @@ class Backlog(Generic[K, V]):
         *,
         limit: int,
         window: int = WINDOW,
+        linger_s: float = LINGER_S,
         observe: Callable[[V, object], None] | None = None,
         group: Callable[[K], Hashable] | None = None,
     ) -> None:
-        """`observe` sees each wish's reply before anything else is sent; `group` says what `hurry` finds a key's wish by."""
+        """A wish waits for others to leave with, `linger_s` at most. `observe` sees each wish's reply before anything else is
+        sent; `group` says what `hurry` finds a key's wish by."""
         self._store = store
         self._command = command
         self._limit = limit
         self._window = window
+        self._linger_s = linger_s
         self._observe = observe
         self._group = group
         self._waiting: OrderedDict[K, V] = OrderedDict()  # a plain dict's first item costs as much as was taken from it before
@@ -69,7 +73,7 @@ class Backlog(Generic[K, V]):
     def put(self, key: K, wish: V, *, at_once: bool = False) -> bool:
         """Wish for `wish`; `at_once` overtakes the window. False when the backlog is full and the wish was dropped.
 
-        It leaves with what has to leave at once, or when it has waited for that (`LINGER_S`).
+        It leaves with what has to leave at once, with half a window of others, or when it has waited for these.
         """
         if key in self._waiting:
             self._take_out(key)  # the order is that of the latest wishes
@@ -77,10 +81,10 @@ class Backlog(Generic[K, V]):
             self._drop("FULL")
             return False
         if at_once and self._sendable:
-            self._send(key, wish, linger=True)
+            self._send(key, wish, self._linger_s)
             return True
         self._put_in(key, wish)
-        self.pump(linger=True)
+        self._pump(self._linger_s)
         return True
 
     def discard(self, key: K) -> None:
@@ -89,11 +93,11 @@ class Backlog(Generic[K, V]):
             self._take_out(key)
         self._flight.pop(key, None)
 
-    def pump(self, *, linger: bool = False) -> None:
-        """Send what the window allows; `linger` is that of `Store.submit`."""
+    def _pump(self, linger_s: float = 0.0) -> None:
+        """Send what the window allows; `linger_s` is that of `Store.submit`."""
         while self._waiting and self._in_flight < self._window and self._sendable:
             key = next(iter(self._waiting))
-            self._send(key, self._take_out(key), linger=linger)
+            self._send(key, self._take_out(key), linger_s if self._in_flight < self._window // 2 else 0.0)
 
     def hurry(self, group: Hashable) -> bool:
         """Send what waits of a group, beyond window and hold too; whether any of it is on its way now.
@@ -101,14 +105,14 @@ class Backlog(Generic[K, V]):
         For who was just told that the store takes such commands, and did not take into account what had not been sent.
         """
         for key in list(self._groups.get(group, ())):
-            self._send(key, self._take_out(key), linger=False)
+            self._send(key, self._take_out(key))
         return self._group is not None and any(self._group(key) == group for key in self._flight)
 
     def resume(self) -> None:
         """The store was just seen to take such commands: what is held since a refusal leaves before the state says so."""
         if self._held:
             self._held = False
-            self.pump()
+            self._pump()
 
     def _put_in(self, key: K, wish: V) -> None:
         self._waiting[key] = wish
@@ -128,7 +132,7 @@ class Backlog(Generic[K, V]):
     def _sendable(self) -> bool:
         return not self._held and self._store.state is not State.AWAY
 
-    def _send(self, key: K, wish: V, *, linger: bool) -> None:
+    def _send(self, key: K, wish: V, linger_s: float = 0.0) -> None:
         command = self._command(key, wish)
         if command is None:
             self._flight.pop(key, None)
@@ -136,7 +140,7 @@ class Backlog(Generic[K, V]):
         token = object()
         self._flight[key] = token
         self._in_flight += 1
-        self._store.submit(command, lambda reply: self._on_reply(key, wish, token, reply), linger=linger)
+        self._store.submit(command, lambda reply: self._on_reply(key, wish, token, reply), linger_s=linger_s)
 
     def _on_reply(self, key: K, wish: V, token: object, reply: object) -> None:
         self._in_flight -= 1
@@ -155,7 +159,7 @@ class Backlog(Generic[K, V]):
             if reply.name != "NOSCRIPT":  # that one is cured by sending the script with the command, at once
                 self._hold()
         if self._in_flight <= self._window // 2:  # half windows, so that many leave in one pipeline
-            self.pump()
+            self._pump()
 
     def _hold(self) -> None:
         """Send nothing until the store comes up, or, when it does not say that it was down (FULL), for a moment."""
@@ -169,5 +173,5 @@ class Backlog(Generic[K, V]):
     def _on_state(self, state: State, reason: str) -> None:
         if state is State.UP:
             self._held = False
-            self.pump()
+            self._pump()
         del reason

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["Bindings"]
 
 _PAGE = 1000  # keys per SCAN, and hashes per pipeline
+_LINGER_S = 0.05  # at 100 REGISTERs a second five leave together, for which node and store are woken once
 _GRACE_MS = 60_000  # a hash outlives its last binding by this, for clocks that differ
 
 _LOGGED = 20_000  # entries of the log: minutes of a network whose 200,000 contacts are refreshed twice an hour
@@ -81,6 +82,7 @@ class Bindings:
         node: str = "",
         limit: int = 200_000,
         logged: int = _LOGGED,
+        linger_s: float = _LINGER_S,
         finish: Callable[[str, Binding], Binding] | None = None,
         utc_ms: Callable[[], int] | None = None,
     ) -> None:
@@ -94,7 +96,7 @@ class Bindings:
         self._utc_ms = utc_ms or (lambda: time.time_ns() // 1_000_000)
         self._script_known = False
         self._backlog: Backlog[tuple[str, str], Binding | int] = Backlog(
-            store, self._command, limit=limit, observe=self._observe
+            store, self._command, limit=limit, linger_s=linger_s, observe=self._observe
         )
         self.undecodable = 0
         store.on_state(self._on_state)

@@ -17,6 +17,7 @@ what may wait: policy, CDR publishing, administration.
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
@@ -32,15 +33,14 @@ from redis.backoff import NoBackoff
 
 from sipproxy.store import keys
 from sipproxy.store.errors import UNUSABLE, ReplyError, StoreError, unusable_mode
-from sipproxy.store.wire import Wire, address_of, dial, redis_url
+from sipproxy.store.wire import Wire, address_of, dial, redis_url, run_id_of
 
-__all__ = ["LINGER_S", "STOPPED", "Bounds", "Command", "OnReply", "State", "Stats", "Store"]
+__all__ = ["STOPPED", "Bounds", "Command", "OnReply", "State", "Stats", "Store"]
 
 Command = tuple[bytes | str | int, ...]
 OnReply = Callable[[object], None]  # gets the reply, or a StoreError
 
 STOPPED = "STOPPED"  # the reason for being away after `close`
-LINGER_S = 0.005  # at 200 calls a second two of three releases leave with a take; no caller dials again sooner
 _DRAIN_S = 1.0
 _TICK_S = 0.05  # how often age and state are looked at; a fifth of the default deadline
 _CLIENT_TIMEOUT_S = 5.0  # `client` only; whoever blocks in XREAD must block for less
@@ -96,7 +96,7 @@ class _Entry:
         self.size = len(data)
         self.on_reply = on_reply
         self.key = key
-        self.at = at
+        self.at = at  # when it is, or was, to leave, by the loop's clock
 
 
 class Store:
@@ -124,7 +124,9 @@ class Store:
         self._flight: deque[_Entry] = deque()
         self._keyed: dict[Hashable, _Entry] = {}
         self._bytes = 0
-        self._flush_due = self._lingers = False
+        self._flush_due = False
+        self._leaving: asyncio.TimerHandle | None = None  # what lingers leaves by this at the latest
+        self._leaves_at = math.inf  # when that is, by the loop's clock
         self._loop: asyncio.AbstractEventLoop | None = None  # since the first connection
         self._refusal = ""
         self._heard_at = 0.0
@@ -155,11 +157,11 @@ class Store:
         self._listeners.append(listener)
 
     def submit(
-        self, command: Command, on_reply: OnReply | None = None, *, key: Hashable | None = None, linger: bool = False
+        self, command: Command, on_reply: OnReply | None = None, *, key: Hashable | None = None, linger_s: float = 0.0
     ) -> None:
         """Queue `command`; it leaves at the end of this tick, after all submitted before it.
 
-        With `linger` it waits for others to leave with, LINGER_S at most: for what nobody waits for.
+        With `linger_s` it waits so many seconds at most for others to leave with: for what nobody waits for.
 
         `on_reply` gets the reply or a `StoreError`, exactly once, never before this call has returned. With `key`, a
         command of the same key that has not left yet is superseded: the last one counts. Raises TypeError for arguments
@@ -174,7 +176,7 @@ class Store:
         if len(self._queue) + len(self._flight) >= bounds.commands or self._bytes + len(data) > bounds.bytes:
             self._refuse(on_reply, "FULL")
             return
-        self._append(_Entry(data, on_reply, key, loop.time()), loop, linger=linger)
+        self._append(_Entry(data, on_reply, key, loop.time() + linger_s), loop, linger_s)
 
     async def execute(self, *command: bytes | str | int) -> object:
         """Submit and wait for the reply. Raises StoreError. For tools and starting up; nothing on a call's way may wait."""
@@ -239,7 +241,7 @@ class Store:
         if on_reply is not None:
             asyncio.get_running_loop().call_soon(self._call, on_reply, StoreError(name))
 
-    def _append(self, entry: _Entry, loop: asyncio.AbstractEventLoop, *, linger: bool = False) -> None:
+    def _append(self, entry: _Entry, loop: asyncio.AbstractEventLoop, linger_s: float = 0.0) -> None:
         self.stats.submitted += 1
         if entry.key is not None:
             older = self._keyed.get(entry.key)
@@ -252,16 +254,19 @@ class Store:
             self._keyed[entry.key] = entry
         self._queue.append(entry)
         self._bytes += entry.size
-        if linger:
-            if not (self._flush_due or self._lingers):
-                self._lingers = True
-                loop.call_later(LINGER_S, self._lingered)
-        elif not self._flush_due:
+        if self._flush_due:
+            return
+        if not linger_s:
             self._flush_due = True
             loop.call_soon(self._flush)
+        elif entry.at < self._leaves_at:
+            if self._leaving is not None:
+                self._leaving.cancel()
+            self._leaves_at = entry.at
+            self._leaving = loop.call_later(linger_s, self._lingered)
 
     def _lingered(self) -> None:
-        self._lingers = False
+        self._leaving, self._leaves_at = None, math.inf
         self._flush()
 
     def _flush(self) -> None:
@@ -271,8 +276,11 @@ class Store:
         if wire is None or not wire.writable or not self._queue:
             return
         wire.send(b"".join([entry.data for entry in self._queue]))
+        assert self._loop is not None  # it was set before there was a wire
+        now = self._loop.time()
         for entry in self._queue:
             entry.data = b""
+            entry.at = min(entry.at, now)
         self._flight.extend(self._queue)
         self._queue.clear()
         self._keyed.clear()
@@ -374,7 +382,7 @@ class Store:
         client_id, info = replies[-3], replies[-2]
         if isinstance(info, bytes) and (mode := unusable_mode(info)):
             raise StoreError(mode, UNUSABLE[mode])
-        run_id = _run_id(info)
+        run_id = run_id_of(info)
         if self._last is not None and self._last[0] == run_id:
             (killed,) = await self._exchange([("CLIENT", "KILL", "ID", self._last[1])])
             if isinstance(killed, StoreError):
@@ -487,12 +495,3 @@ class Store:
         self.state, self.reason = state, reason
         for listener in self._listeners:
             listener(state, reason)
-
-
-def _run_id(info: object) -> str:
-    """Return what tells one server process from another, "" when the server does not say."""
-    if isinstance(info, bytes):
-        for line in info.split(b"\r\n"):
-            if line.startswith(b"run_id:"):
-                return line[7:].decode("ascii", "replace")
-    return ""

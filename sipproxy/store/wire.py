@@ -19,7 +19,7 @@ from sipproxy.store.errors import ReplyError, StoreError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Address", "Wire", "address_of", "dial", "redis_url"]
+__all__ = ["Address", "Wire", "address_of", "dial", "redis_url", "run_id_of"]
 
 _NOT_YET = object()
 
@@ -154,3 +154,12 @@ async def dial(address: Address, make: Callable[[], Wire]) -> Wire:
             make, address.host, address.port, ssl=address.tls, server_hostname=address.host if address.tls else None
         )
     return wire
+
+
+def run_id_of(info: object) -> str:
+    """Return what tells one server process from another, "" when the server does not say."""
+    if isinstance(info, bytes):
+        for line in info.split(b"\r\n"):
+            if line.startswith(b"run_id:"):
+                return line[7:].decode("ascii", "replace")
+    return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 import msgpack
@@ -12,8 +13,9 @@ from store_server import Connect, Relay, Server, eventually, load_all
 from sipproxy.engine.structs import Binding
 from sipproxy.sip.flow import Flow
 from sipproxy.store import keys
+from sipproxy.store.backlog import WINDOW
 from sipproxy.store.bindings import Bindings
-from sipproxy.store.connection import State
+from sipproxy.store.connection import Bounds, State
 
 
 def binding(key: str = "k", *, cseq: int = 1, lives_ms: int = 60_000) -> Binding:
@@ -36,6 +38,19 @@ async def test_save_then_load_returns_the_same_bindings(server: Server, connect:
         bindings.save(user, one)
     await written(bindings)
     assert sorted(await load_all(Bindings(store)), key=repr) == sorted(wanted, key=repr)
+
+
+async def test_save_waits_for_half_a_window_of_others_to_leave_with(server: Server, connect: Connect) -> None:
+    store = await connect(server.url, bounds=Bounds(probe_ms=3_600_000, stall_ms=3_600_000))
+    bindings, pipelines = Bindings(store, linger_s=3600.0), store.stats.pipelines
+    for number in range(WINDOW // 2):
+        bindings.save(f"u{number}", binding())
+    for _ in range(3):
+        await asyncio.sleep(0.01)
+    assert (store.stats.pipelines, bindings.unwritten) == (pipelines, WINDOW // 2)
+    bindings.save("one more", binding())
+    await written(bindings)
+    assert store.stats.pipelines == pipelines + 1
 
 
 async def test_save_again_replaces_and_remove_removes(server: Server, connect: Connect) -> None:

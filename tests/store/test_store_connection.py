@@ -27,28 +27,37 @@ async def test_submit_one_tick_leaves_as_one_pipeline_in_order(server: Server, c
     assert store.stats.pipelines == pipelines + 1
 
 
-async def test_submit_that_lingers_leaves_with_the_next_command_and_before_it(
-    server: Server, connect: Connect, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("sipproxy.store.connection.LINGER_S", 3600.0)
+async def test_submit_that_lingers_leaves_with_the_next_command_and_before_it(server: Server, connect: Connect) -> None:
     store = await connect(server.url, bounds=Bounds(probe_ms=3_600_000, stall_ms=3_600_000))
     pipelines, replies = store.stats.pipelines, []
     for number in range(3):
-        store.submit(("ECHO", number), replies.append, linger=True)
+        store.submit(("ECHO", number), replies.append, linger_s=3600.0)
         await asyncio.sleep(0.01)
     assert store.stats.pipelines == pipelines
     store.submit(("ECHO", "now"), replies.append)
-    store.submit(("ECHO", "last"), replies.append, linger=True)
+    store.submit(("ECHO", "last"), replies.append, linger_s=3600.0)
     await eventually(lambda: len(replies) == 5)
     assert replies == [b"0", b"1", b"2", b"now", b"last"]
     assert store.stats.pipelines == pipelines + 1
+
+
+async def test_submit_that_lingers_less_takes_along_what_lingers_longer(server: Server, connect: Connect) -> None:
+    store = await connect(server.url, bounds=Bounds(probe_ms=3_600_000, stall_ms=3_600_000))
+    pipelines, replies = store.stats.pipelines, []
+    for linger_s in (3600.0, 0.01, 3600.0):
+        store.submit(("ECHO", str(linger_s)), replies.append, linger_s=linger_s)
+    assert not store.stats.pipelines - pipelines
+    await eventually(lambda: len(replies) == 3)
+    assert replies == [b"3600.0", b"0.01", b"3600.0"]
+    assert store.stats.pipelines == pipelines + 1
+    assert 0 <= store.stats.latency_ms < 1_000_000, "the time that it lingered for, and did not, is none of the store's"
 
 
 async def test_submit_that_lingers_leaves_by_itself(server: Server, connect: Connect) -> None:
     store = await connect(server.url, bounds=Bounds(probe_ms=3_600_000, stall_ms=3_600_000))  # no probe takes it along
     replies: list[object] = []
     for number in range(1, 4):
-        store.submit(("ECHO", number), replies.append, linger=True)
+        store.submit(("ECHO", number), replies.append, linger_s=0.005)
         await eventually(lambda: len(replies) == number)  # noqa: B023  awaited here
     await store.close()
     assert len(replies) == 3
