@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Post", "pair"]
 
-DRAIN = 64  # messages per wake-up, as for a UDP listener
+DRAIN = 64  # messages per wake-up
 MAX_QUEUED = 2000  # messages to one worker that the kernel has no room for; it holds some hundreds to thousands itself
 MAX_MESSAGE = 96 * 1024  # a SIP message of 64 KB and what is said about it
 KERNEL_BUFFER = 4 * 1024 * 1024  # asked for; granted up to net.core.wmem_max

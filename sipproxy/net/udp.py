@@ -1,7 +1,8 @@
 """One UDP socket of the node: datagrams in by callback, datagrams out at once (RFC 3261 §18).
 
-A wake-up of the loop drains a bounded number of datagrams without a task for any of them. What ICMP says about a datagram
-we sent is reported with the destination it was sent to (§18.4). What is not here: parsing, the choice of a destination, names.
+A wake-up of the loop handles one datagram, or reads a bounded number ahead while they wait, without a task for any of them.
+What ICMP says about a datagram we sent is reported with the destination it was sent to (§18.4). What is not here: parsing, the
+choice of a destination, names.
 
 Linux reports ICMP errors of an unconnected socket only with IP_RECVERR, and such an error makes libuv (and so uvloop) give
 up the descriptor. The loop therefore watches an epoll descriptor that watches the socket: readable is all it ever is.
@@ -35,9 +36,9 @@ __all__ = ["UdpListener", "bind_ahead", "bind_udp"]
 
 _Datagram = tuple[bytes, str, int, "Hashable | None"]
 
-DRAIN = 4  # datagrams per wake-up, 2 ms of work: only then is the store asked for their slots, and its answers and timers read
-FRESH_S = 0.0002  # what has waited for less was alone: to be told that nothing else is there costs more than to be woken again
+DRAIN = 1  # datagrams per wake-up: the slot that one asks for is asked of the store, and answers are read, before the next
 AHEAD = 256  # datagrams per wake-up while there is a backlog, which is worked off besides: twice as long as its turn at most
+FRESH_S = 0.0002  # what has waited for less was the last: to be told that there is no other costs more than to be woken again
 FLOWS = 4096  # sources whose `Flow` is kept: one object for all that is known by it, compared by identity
 ERRORS = 64  # ICMP errors read in one go
 RECENT = 512  # datagrams remembered with their keys, for ICMP errors to name them: some seconds' worth of INVITEs

@@ -108,6 +108,57 @@ async def test_udp_burst_leaves_the_loop_to_others_between_drains(peers: Callabl
     assert len({*seen}) >= 3
 
 
+async def test_udp_what_a_datagram_asks_for_leaves_before_the_next_is_handled(peers: Callable[..., Peer]) -> None:
+    """An INVITE's slot is asked of the store in the loop's next turn; the caller need not wait for those behind it."""
+    loop, order, sender = asyncio.get_running_loop(), [], peers()
+
+    def handle(data: bytes, _flow: Flow, _waited_s: float) -> None:
+        order.append((data, "handled"))
+        loop.call_soon(order.append, (data, "asked"))
+
+    listener = UdpListener("127.0.0.1", 0, handle)
+    numbers = [b"%d" % number for number in range(8)]
+    for number in numbers:
+        sender.listener.send(number, *listener.address)
+    time.sleep(10 * udp.FRESH_S)  # noqa: ASYNC251  they wait for one another, so that none is taken for the only one
+    listener.start()
+    try:
+        await until(lambda: len(order) == 2 * len(numbers))
+    finally:
+        listener.close()
+    assert order == [(number, step) for number in numbers for step in ("handled", "asked")]
+
+
+async def test_udp_answer_that_came_is_read_after_one_more_datagram_at_most(peers: Callable[..., Peer]) -> None:
+    """An INVITE leaves when the store has answered: whatever else waits in the node's socket."""
+    loop, sender, handled, behind = asyncio.get_running_loop(), peers(), [], []
+    store, node = socket.socketpair()
+
+    def handle(data: bytes, _flow: Flow, _waited_s: float) -> None:
+        handled.append(data)
+        if len(handled) == 1:
+            store.send(b"+taken")
+
+    def read() -> None:
+        behind.append(len(handled) - 1)
+        node.recv(100)
+
+    listener = UdpListener("127.0.0.1", 0, handle)
+    for number in range(8):
+        sender.listener.send(b"%d" % number, *listener.address)
+    time.sleep(10 * udp.FRESH_S)  # noqa: ASYNC251  as above
+    loop.add_reader(node.fileno(), read)
+    listener.start()
+    try:
+        await until(lambda: len(handled) == 8 and behind)
+    finally:
+        loop.remove_reader(node.fileno())
+        listener.close()
+        store.close()
+        node.close()
+    assert behind in ([0], [1])
+
+
 async def test_udp_largest_datagram_passes_untruncated(peers: Callable[..., Peer]) -> None:
     sender, receiver = peers(), peers()
     receiver.listener.start()
