@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from sipproxy.sip.grammar import unquote
 
@@ -47,7 +47,7 @@ def fault_of(contact: NameAddr) -> str:
     if len(uri.raw) > MAX_CONTACT_BYTES or len(contact.raw) > MAX_VALUE_BYTES:
         return "length"
     for host in _hosts(contact):
-        if _is_misspelt(host):
+        if _named(host).is_misspelt:
             return "host"
     return ""
 
@@ -58,31 +58,31 @@ def place_of(contact: NameAddr, flow: Flow, settings: Settings) -> str:
     The address that the REGISTER came from is always good, unless it is a listener of ours; so is loopback from loopback, and
     what `contact_networks` holds.
     """
-    source = _literal(flow.host)
-    if settings.is_ours(contact.uri.host_text, contact.uri.port) or contact.uri.host_text.rstrip(".") in settings.domains:
+    host, port = contact.uri.host_text, contact.uri.port
+    if settings.is_ours(host, port) or host.rstrip(".") in settings.domains:
         return "ours"
     for host in _hosts(contact):
-        if place := _place(host, source, settings):
+        named = _named(host)
+        if named.kind and (place := _place(named, _literal(flow.host), settings)):
             return place
     return ""
 
 
 def _hosts(contact: NameAddr) -> list[str]:
     """The host of the URI and its maddr, which would stand for it (§19.1.1)."""
+    if not contact.uri.params:
+        return [contact.uri.host_text]
     maddr = contact.uri.param(b"maddr")
     more = [unquote(maddr).decode("latin-1").strip("[]").lower()] if maddr else []
     return [contact.uri.host_text, *more]
 
 
-def _place(host: str, source: Address, settings: Settings) -> str:
-    name = host.rstrip(".")
-    found = _NAMES.get(name, "loopback" if name.endswith(".localhost") else "")
-    address, kind = _address(name)
-    if address is not None:
-        found = kind
-        if found and (address == source or any(address in network for network in settings.contact_networks)):
-            return ""
-    return "" if found == "loopback" and source.is_loopback else found
+def _place(named: _Named, source: Address, settings: Settings) -> str:
+    """What a host is that no router is reached at, "" where this one may be named."""
+    address = named.address
+    if address is not None and (address == source or any(address in network for network in settings.contact_networks)):
+        return ""
+    return "" if named.kind == "loopback" and source.is_loopback else named.kind
 
 
 @lru_cache(maxsize=KNOWN_CONTACTS)  # devices register again and again
@@ -91,7 +91,23 @@ def _literal(host: str) -> Address:
     return ipaddress.ip_address(host.partition("%")[0])
 
 
+class _Named(NamedTuple):
+    """What a host comes down to. `kind` is why no router is reached there, "" for nothing against it."""
+
+    address: Address | None
+    kind: str
+    is_misspelt: bool
+
+
 @lru_cache(maxsize=KNOWN_CONTACTS)
+def _named(host: str) -> _Named:
+    name = host.rstrip(".")
+    address, kind = _address(name)
+    if address is None:
+        kind = _NAMES.get(name, "loopback" if name.endswith(".localhost") else "")
+    return _Named(address, kind, address is None and _is_misspelt(name))
+
+
 def _address(host: str) -> tuple[Address | None, str]:
     """The address that a literal comes down to, the IPv4 one that an IPv6 one stands for, where it does; and its kind."""
     try:
@@ -121,8 +137,7 @@ def _kind(address: Address) -> str:
     return "broadcast" if address.version == 4 and address.is_reserved else ""
 
 
-def _is_misspelt(host: str) -> bool:
-    """Whether a host ends like an IPv4 address and is none (§25.1 toplabel begins with a letter): `127.1`, `0x7f.1`, `21307064`
-    are read as addresses by some, and as which one is their secret."""
-    last = host.rstrip(".").rpartition(".")[2]
-    return last[:1].isdigit() and _address(host.rstrip("."))[0] is None
+def _is_misspelt(name: str) -> bool:
+    """Whether what is no address ends like an IPv4 one (§25.1 toplabel begins with a letter): `127.1`, `0x7f.1`, `21307064` are
+    read as addresses by some, and as which one is their secret."""
+    return name.rpartition(".")[2][:1].isdigit()

@@ -185,17 +185,28 @@ class Location:
 
     def put(self, user: str, binding: Binding) -> bool:
         """Add or replace the binding. False when the table is full and the binding is new."""
-        of_user, old = self._by_user.get(user, ()), self.get(user, binding.key)
-        if old is None and self.is_full:
-            return False
+        of_user = self._by_user.get(user, ())
+        old: Binding | None = None
+        kept: tuple[Binding, ...] = ()
+        earliest_ms = binding.expires_at_ms + 1
+        for known in of_user:
+            if known.key == binding.key:
+                old = known
+            else:
+                kept = (*kept, known)
+            earliest_ms = min(earliest_ms, known.expires_at_ms)
         if old is None:
+            if self.is_full:
+                return False
             self.count += 1
         elif not self.is_own(old):
             self.elsewhere -= 1
         self.elsewhere += not self.is_own(binding)
-        if not of_user or binding.expires_at_ms < min([b.expires_at_ms for b in of_user]):
+        if binding.expires_at_ms < earliest_ms:
             self._look(user, binding.expires_at_ms)  # else they are looked at early enough
-        self._by_user[user] = (*[b for b in of_user if b is not old], binding)
+        self._by_user[user] = (*kept, binding)
+        if old is not None and (old.flow, old.node, old.path) == (binding.flow, binding.node, binding.path):
+            return True  # as nearly all are: by the same way to the same place
         self._bindings_at[source_of(binding.flow.host)] += 1
         if binding.path:
             self.proxies[first_proxy(binding)] += 1
@@ -302,7 +313,11 @@ class Location:
 
     def registered(self, user: str, now_ms: int) -> list[Binding]:
         """Of the bindings those that a REGISTER made."""
-        return [binding for binding in self.bindings(user, now_ms) if not binding.key.startswith(STATIC)]
+        found = self.bindings(user, now_ms)
+        for binding in found:
+            if binding.key.startswith(STATIC):
+                return [binding for binding in found if not binding.key.startswith(STATIC)]
+        return found
 
     def stored(self) -> list[tuple[str, Binding]]:
         """This node's bindings that belong into the store."""

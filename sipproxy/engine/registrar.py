@@ -61,19 +61,23 @@ class Registrar:
         except ParseError as fault:
             return fault.status or 400, b"", ()
         desk = self._desk
+        keeps_flows = False
         for binding in changes:
+            keeps_flows = keeps_flows or bool(binding.reg_id)
             if binding.expires_at_ms > desk.now.utc_ms:
                 desk.location.put(account.user, binding)
                 desk.out.append(SaveBinding(account.user, binding))
             elif desk.location.remove(account.user, binding.key):
                 desk.out.append(RemoveBinding(account.user, binding.key, desk.now.utc_ms))
-        keeps_flows = bool([binding for binding in changes if binding.reg_id])
         if keeps_flows and desk.settings.flow_timer_s and flow.connection:
             desk.out.append(EndSilent(flow, self._silence_s(flow)))
-        headers = [(b"Supported", SUPPORTED), *self._contacts(account.user)]
+        headers = [(b"Supported", SUPPORTED)]
+        for binding in desk.location.registered(account.user, desk.now.utc_ms):
+            headers.append((b"Contact", _shown(binding, desk.now.utc_ms)))  # noqa: PERF401  nearly always one
         if tells_path:  # RFC 3327 §5.3
             headers += [(b"Path", value) for value in request.lines(b"path")]
-        headers += [(b"Service-Route", value) for value in desk.settings.service_routes]  # RFC 3608 §6.3
+        if desk.settings.service_routes:
+            headers += [(b"Service-Route", value) for value in desk.settings.service_routes]  # RFC 3608 §6.3
         if keeps_flows:
             headers.append((b"Require", b"outbound"))  # RFC 5626 §6: the device knows by this that its flows are kept apart
             if desk.settings.flow_timer_s:
@@ -99,12 +103,13 @@ class Registrar:
             raise _RefusedError(403, b"Third-Party Registration Not Allowed")  # step 3
         held = desk.location.registered(account.user, desk.now.utc_ms)
         paths, contacts = self._paths(request, flow), request.contacts
-        if STAR in [contact.uri for contact in contacts]:
-            if len(contacts) != 1 or request.expires != 0:
-                raise _RefusedError(400, b"Contact * Needs Expires 0")  # step 6
-            return [self._expired(self._in_order(request, old)) for old in held]
+        for contact in contacts:
+            if contact.uri is STAR:
+                if len(contacts) != 1 or request.expires != 0:
+                    raise _RefusedError(400, b"Contact * Needs Expires 0")  # step 6
+                return [self._expired(self._in_order(request, old)) for old in held]
         changes: dict[str, Binding] = {}
-        if len(contacts) > 1 and any(_reg_id(contact, request) for contact in contacts):
+        if len(contacts) > 1 and any(_Asked(contact, request).reg_id for contact in contacts):
             raise _RefusedError(400, b"One Contact Only With Reg-Id")  # RFC 5626 §4.2.1: a flow is registered by itself
         for contact in contacts:
             binding = self._binding(request, contact, held, account, flow)
@@ -115,6 +120,8 @@ class Registrar:
     def _check_room(self, held: list[Binding], changes: dict[str, Binding]) -> None:
         """Raise unless the account may have so many bindings, and the node has room for the new ones."""
         desk = self._desk
+        if len(held) + len(changes) <= desk.settings.max_contacts and not desk.location.is_full:
+            return  # even if all were new
         known, now_ms = {b.key for b in held}, desk.now.utc_ms
         new = gone = 0
         for key, binding in changes.items():
@@ -151,6 +158,8 @@ class Registrar:
 
     def _paths(self, request: Request, flow: Flow) -> tuple[str, ...]:
         """The Path to be stored with what is registered (RFC 3327 §5.3). Raises ParseError."""
+        if b"path" not in request.first_line:
+            return ()
         paths, settings = paths_of(request), self._desk.settings
         if not paths:
             return ()
@@ -168,14 +177,15 @@ class Registrar:
         if fault := fault_of(contact):
             self._desk.count("contacts_refused", fault)
             raise _RefusedError(400, b"Bad Contact")
-        instance, reg_id = _instance(contact), _reg_id(contact, request)
+        asked = _Asked(contact, request)
+        instance, reg_id = asked.instance, asked.reg_id
         if reg_id and not self._first_hop_keeps_flows(request):
             self._desk.count("registers_refused", "first_hop")
             raise _RefusedError(439)  # RFC 5626 §6
         old = self._same(contact, instance, reg_id, held)
         if old is not None:
             self._in_order(request, old)
-        expires = self._expires(request, contact)
+        expires = self._expires(request, asked.params.get(b"expires"))
         if expires and (place := place_of(contact, flow, self._desk.settings)):
             self._desk.count("contacts_refused", place)
             raise _RefusedError(403, b"Contact Not Allowed")
@@ -192,7 +202,7 @@ class Registrar:
             request.cseq.number,
             now_ms + expires * 1000,
             shared_text(request.first(b"user-agent"))[:MAX_AGENT],
-            _q(contact.param(b"q")),
+            _q(asked.params.get(b"q")),
             instance,
             reg_id,
             self._desk.settings.node,
@@ -235,39 +245,38 @@ class Registrar:
             key=old.key, contact=old.contact, flow=old.flow, path=(), call_id=old.call_id, cseq=old.cseq, expires_at_ms=0
         )
 
-    def _expires(self, request: Request, contact: NameAddr) -> int:
+    def _expires(self, request: Request, value: bytes | None) -> int:
         """Seconds granted (§10.3 step 7): the contact's own wish, else the header's, else the default, within the bounds."""
         settings = self._desk.settings
-        value = contact.param(b"expires")
         if value is not None:
             # §20.10: a malformed expires parameter means 3600.
             wish = int(value[:10]) if value.isdigit() and value.isascii() else 3600
         else:
-            wish = request.expires if request.expires is not None else settings.default_expires_s
+            given = request.expires
+            wish = given if given is not None else settings.default_expires_s
         if 0 < wish < settings.min_expires_s:
             raise _RefusedError(423, b"", ((b"Min-Expires", b"%d" % settings.min_expires_s),))
         return min(wish, settings.max_expires_s)
 
-    def _contacts(self, user: str) -> Headers:
-        now_ms = self._desk.now.utc_ms
-        return [(b"Contact", _shown(b, now_ms)) for b in self._desk.location.registered(user, now_ms)]
 
+class _Asked:
+    """What the parameters of a contact ask for. Raises ParseError.
 
-def _instance(contact: NameAddr) -> str:
-    """The device that a contact says it is (RFC 5626 §4.1): a URI in angle brackets and quotes; "" for none."""
-    value = contact.param(b"+sip.instance") or b""
-    return value.decode("ascii") if len(value) <= MAX_INSTANCE_BYTES and INSTANCE.fullmatch(value) else ""
-
-
-def _reg_id(contact: NameAddr, request: Request) -> int:
-    """Which of its flows a device registers; 0 for one that has no instance or does not keep flows apart (RFC 5626 §6).
-
-    Raises ParseError.
+    `instance` is the device that it says it is (RFC 5626 §4.1): a URI in angle brackets and quotes; "" for none. `reg_id` is
+    which of its flows it registers; 0 for one that has no instance or does not keep flows apart (RFC 5626 §6).
     """
-    value = contact.param(b"reg-id")
-    if value is None or not _instance(contact) or not has_option(request, b"supported", b"outbound"):
-        return 0
-    return parse_number(value, MAX_REG_ID, "reg-id", "RFC 5626 §4.2")
+
+    __slots__ = ("instance", "params", "reg_id")
+
+    def __init__(self, contact: NameAddr, request: Request) -> None:
+        self.params = params = dict(contact.params[::-1])  # the first of a name counts
+        value = params.get(b"+sip.instance")
+        is_named = value is not None and len(value) <= MAX_INSTANCE_BYTES and INSTANCE.fullmatch(value) is not None
+        self.instance = value.decode("ascii") if value is not None and is_named else ""
+        number = params.get(b"reg-id")
+        self.reg_id = 0
+        if number is not None and self.instance and has_option(request, b"supported", b"outbound"):
+            self.reg_id = parse_number(number, MAX_REG_ID, "reg-id", "RFC 5626 §4.2")
 
 
 def _shown(binding: Binding, now_ms: int) -> bytes:
