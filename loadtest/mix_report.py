@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from typing import TYPE_CHECKING
 
 from loadtest.generate import percentile
 from loadtest.report import Report, counted
 
 if TYPE_CHECKING:
-    from loadtest.mixed import Ran
+    from collections.abc import Sequence
 
-__all__ = ["limits_of", "report_of"]
+    from loadtest.mixed import Ran, Sample
+    from loadtest.seen import Series
+
+__all__ = ["limits_of", "report_of", "steady_spans", "within"]
 
 DELAYS = {
     "challenge": "INVITE until 407",
@@ -22,6 +26,8 @@ DELAYS = {
 BUSY_SHARE = 0.9  # of a core: from here on the generator has no time to be on time
 LATE_MS = 20.0  # of its event loop, p99
 LATE_STARTS = 0.01  # share of the calls
+STILL_MS = 10.0  # that the generator's event loop ran late: what was due meanwhile, two calls at 200 a second, left at once
+ADDED = ("invite", "answer")  # the delays that are the proxy's
 
 
 def limits_of(ran: Ran) -> list[str]:
@@ -42,6 +48,25 @@ def limits_of(ran: Ran) -> list[str]:
     return reasons
 
 
+def steady_spans(samples: Sequence[Sample]) -> list[tuple[float, float]]:
+    """The times of the run's clock between two samples in which the generator did not stand still, nor in those before: what it
+    sent in one burst then is answered and ended in bursts too. It stands still as well when its whole machine does."""
+    spans, since, was_still = [], 0.0, False
+    for sample in samples:
+        is_still = sample.own_late_ms > STILL_MS
+        if not (is_still or was_still):
+            spans.append((since, sample.at))
+        since, was_still = sample.at, is_still
+    return spans
+
+
+def within(series: Series, spans: Sequence[tuple[float, float]]) -> list[float]:
+    """The delays (ms) that ended in one of the spans, which are in order."""
+    ends = [end for _, end in spans]
+    found = ((bisect_left(ends, at), at, ms) for at, ms in zip(series.at, series.ms, strict=True))
+    return [ms for index, at, ms in found if index < len(spans) and spans[index][0] < at]
+
+
 def report_of(ran: Ran) -> Report:
     """The figures in order; faults are calls that failed beyond what the mix allows, and what does not reconcile."""
     seen, mix = ran.seen, ran.mix
@@ -58,6 +83,13 @@ def report_of(ran: Ran) -> Report:
     report.add("register_refused", "of them refused with (0: not answered)", counted(seen.register_refused) or "none")
     for name, text in DELAYS.items():
         report.add_spread(name, text, seen.delays[name].ms, "ms")
+    samples = [
+        sample for sample in ran.samples if sample.at <= ran.seconds
+    ]  # later ones are of what was owed when all was over
+    steady = steady_spans(samples)
+    report.add("steady_seconds", f"seconds in which the generator sent in time, of {len(samples)}", len(steady))
+    for name in ADDED:
+        report.add_spread(f"{name}_steady", f"{DELAYS[name]}, in those", within(seen.delays[name], steady), "ms")
     _add_cost(report, ran, placed)
     reasons = limits_of(ran)
     report.add("generator_limit", "the generator was the limit", "; ".join(reasons) or "no")
@@ -89,6 +121,7 @@ def _add_cost(report: Report, ran: Ran, placed: int) -> None:
     late = max((sample.node_late_ms for sample in ran.samples), default=0.0)
     report.add("node_late_ms", "the node's event loop was late by less than", late, "ms")
     report.add("own_late_p99_ms", "the generator's was late by, p99", percentile(ran.own_late_ms, 0.99), "ms")
+    report.add("own_late_max_ms", "at most", max(ran.own_late_ms, default=0.0), "ms")
     report.add("late_starts", "calls that began more than 10 ms late", ran.seen.late_starts)
     report.add("late_p99_ms", "calls began late by, p99", percentile(ran.seen.late.ms, 0.99), "ms")
     report.add("unstarted", "calls that could not begin: no free account", ran.seen.unstarted)

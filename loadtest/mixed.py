@@ -303,29 +303,30 @@ class _Run:
     async def _sample(self) -> None:
         at, metrics = time.monotonic(), await self.network.node.metrics()
         cpu = self._node.used(), time.process_time(), self._store.used()
-        while True:
-            async with OwnLateness() as own:
+        async with OwnLateness() as own:  # all the time: what happens between two looks belongs to the second one
+            while True:
                 await asyncio.sleep(SAMPLE_S)
-            told = await self.network.node.metrics()
-            now = time.monotonic()
-            used, node = (self._node.used(), time.process_time(), self._store.used()), self.network.node.pid
-            node_cpu, own_cpu, store_cpu = ((after - before) / (now - at) for after, before in zip(used, cpu, strict=True))
-            sample = Sample(
-                now - self._began,
-                node_cpu,
-                own_cpu,
-                store_cpu,
-                node_bytes=await asyncio.to_thread(tree_memory_bytes, node),  # for which the kernel takes its time
-                node_late_ms=worst_bucket_ms(metrics, told),
-                own_late_ms=own.worst_ms,
-                live=self.generator.live,
-                descriptors=descriptors_of(node),
-                transactions=sum_of(told, "sipproxy_transactions_live"),
-                calls_known=sum_of(told, "sipproxy_calls_known"),
-                tasks=sum_of(told, "sipproxy_tasks"),
-                threads=threads_of(node),
-                journal_bytes=told.get('sipproxy_journal{what="bytes"}', math.nan),
-                life=len(self.matching.away),
-            )
-            self.ran.samples.append(sample)
-            at, metrics, cpu = now, told, used
+                told = await self.network.node.metrics()
+                now = time.monotonic()
+                used, node = (self._node.used(), time.process_time(), self._store.used()), self.network.node.pid
+                node_cpu, own_cpu, store_cpu = ((after - before) / (now - at) for after, before in zip(used, cpu, strict=True))
+                sample = Sample(
+                    now - self._began,
+                    node_cpu,
+                    own_cpu,
+                    store_cpu,
+                    node_bytes=await asyncio.to_thread(tree_memory_bytes, node),  # for which the kernel takes its time
+                    node_late_ms=worst_bucket_ms(metrics, told),
+                    own_late_ms=own.worst_ms,
+                    live=self.generator.live,
+                    descriptors=descriptors_of(node),
+                    transactions=sum_of(told, "sipproxy_transactions_live"),
+                    calls_known=sum_of(told, "sipproxy_calls_known"),
+                    tasks=sum_of(told, "sipproxy_tasks"),
+                    threads=threads_of(node),
+                    journal_bytes=told.get('sipproxy_journal{what="bytes"}', math.nan),
+                    life=len(self.matching.away),
+                )
+                self.ran.samples.append(sample)
+                own.samples_ms.clear()
+                at, metrics, cpu = now, told, used
