@@ -39,6 +39,7 @@ PLAIN = {
     "sipproxy/engine/crew.py",  # and some of these
     "sipproxy/engine/response_context.py",  # generic dataclasses
 }
+BARE = {"Timer"}  # bases of dataclasses that have no fields of theirs
 GROUP = "sipproxy_core"
 TOLD = 20  # lines of a tool that failed
 SETUP = """
@@ -77,8 +78,9 @@ def adapted(source: str) -> str:
     """The source with what mypyc 2 needs and plain Python does not.
 
     It evaluates the annotations of fields: those of named tuples are put into quotes, those of dataclasses become unions with
-    themselves, which are the same types and are not evaluated. And it finds what a module assigns once by its name in a
-    dictionary each time, unless that is said to be final. Lines stay where they are, so that tracebacks are right.
+    themselves, which are the same types and are not evaluated. It does not see the constructors of dataclasses, which are made
+    on import and stay interpreted: they are written out. And it finds what a module assigns once by its name in a dictionary
+    each time, unless that is said to be final. Lines stay where they are, so that tracebacks are right.
     """
     lines = source.split("\n")
     tree = ast.parse(source)
@@ -90,20 +92,62 @@ def adapted(source: str) -> str:
         else:
             _replace(lines, target, "{}: _Final")
     future = "from __future__ import annotations"
-    lines[lines.index(future)] = future + "; from typing import Final as _Final"
+    lines[lines.index(future)] = future + "; from typing import Any as _Any, Final as _Final; _unset: _Final[object] = object()"
     for node in ast.walk(tree):
         if not isinstance(node, ast.ClassDef):
             continue
         if any(ast.unparse(base) == "NamedTuple" for base in node.bases):
             form = '"{}"'
-        elif any(ast.unparse(decorator).startswith("dataclass") for decorator in node.decorator_list):
+        elif decorators := [found for found in node.decorator_list if ast.unparse(found).startswith("dataclass")]:
             form = "{0} | {0}"
+            _write_constructor(lines, node, decorators[0])
         else:
             continue
         for field in node.body:
             if isinstance(field, ast.AnnAssign) and not isinstance(field.annotation, ast.Constant):
                 _replace(lines, field.annotation, form)
     return "\n".join(lines)
+
+
+def _write_constructor(lines: list[str], node: ast.ClassDef, decorator: ast.expr) -> None:
+    """Write a dataclass's constructor into the empty line below it, unless it has its own, or one that is not so simple."""
+    methods = {found.name for found in node.body if isinstance(found, ast.FunctionDef)}
+    options = {option.arg for option in decorator.keywords} if isinstance(decorator, ast.Call) else set()
+    if "__init__" in methods or options - {"eq", "slots"} or {ast.unparse(base) for base in node.bases} - BARE:
+        return
+    parameters, done = ["self"], list[str]()
+    for field in node.body:
+        if not isinstance(field, ast.AnnAssign):
+            continue
+        name, note, value = ast.unparse(field.target), ast.unparse(field.annotation), field.value
+        said = _options_of(value)
+        if said.keys() - {"default", "default_factory", "init"} or note.startswith(("ClassVar", "InitVar")):
+            return
+        made = f"({said['default_factory']})()" if "default_factory" in said else said.get("default", "")
+        if said.get("init") == "False":
+            done += [f"self.{name} = {made}"] if made else []
+        elif "default_factory" in said:
+            parameters.append(f"{name}: _Any = _unset")
+            done.append(f"self.{name} = {made} if {name} is _unset else {name}")
+        else:
+            parameters.append(f"{name}: {note} = {made}" if made else f"{name}: {note}")
+            done.append(f"self.{name} = {name}")
+    if "__post_init__" in methods:
+        done.append("self.__post_init__()")
+    below = node.end_lineno or 0
+    if lines[below]:
+        raise ValueError(f"no empty line below {node.name}")
+    lines[below] = f"    def __init__({', '.join(parameters)}) -> None: {'; '.join(done) or 'pass'}"
+    _replace(
+        lines, decorator, ast.unparse(decorator).removesuffix(")") + ", init=False)" if options else "dataclass(init=False)"
+    )
+
+
+def _options_of(value: ast.expr | None) -> dict[str, str]:
+    """What a field of a dataclass says of its default, as in `dataclasses.field`."""
+    if isinstance(value, ast.Call) and ast.unparse(value.func) == "field":
+        return {option.arg or "**": ast.unparse(option.value) for option in value.keywords}
+    return {"default": ast.unparse(value)} if value is not None else {}
 
 
 def _constants(tree: ast.Module) -> list[ast.Assign | ast.AnnAssign]:

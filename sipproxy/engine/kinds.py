@@ -130,9 +130,8 @@ def _has_to_tag(data: bytes) -> bool:
     if at < 0 or data.find(b"\n\r\n", 0, at) >= 0:  # one in a body is that of another message
         return _TO_TAG.search(data) is not None
     end = data.find(b"\n", at + 1)
-    line = data[at:end]
-    if b";tag=" in line:
+    if data.find(b";tag=", at, end) >= 0:
         return True
-    if SEMICOLON not in line and data[end + 1 : end + 2] not in _FOLDS:
+    if SEMICOLON not in data[at:end] and data[end + 1 : end + 2] not in _FOLDS:
         return False
     return _TO_TAG.match(data, at) is not None
