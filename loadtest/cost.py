@@ -165,7 +165,7 @@ class _Desk:
                 return
             if time.monotonic() > deadline:
                 raise TimeoutError(f"no {step.wanted!r} after {step.name}: {[data[:60] for _, data in lacking[0].got]}")
-            with spent.on("event loop"):
+            with spent.on("slot's answer"):  # all else is sent before `take` returns
                 await asyncio.sleep(0.0005)
 
 

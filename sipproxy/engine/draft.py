@@ -8,7 +8,7 @@ from cdr.facts import Record
 from sipproxy.engine.privacy import Face, secrets_of
 from sipproxy.sip.errors import ParseError
 from sipproxy.sip.sdp import media_kinds
-from sipproxy.sip.text import shared_text, text
+from sipproxy.sip.text import shared_text
 
 if TYPE_CHECKING:
     from policy.model import Decision
@@ -91,7 +91,7 @@ def _presented(request: Request) -> str:
 
 
 def _text(value: bytes | None) -> str:
-    return text(value)[:MAX_TEXT]
+    return value.decode("utf-8", "replace")[:MAX_TEXT] if value else ""
 
 
 def _user_of(value: bytes) -> str:

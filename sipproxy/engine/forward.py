@@ -277,7 +277,7 @@ def via_of(desk: Desk, to: Flow | Hop, mark: bytes = b"") -> tuple[bytes, bytes]
 
 
 def _via(listener: Listener, branch: bytes) -> bytes:
-    return b"SIP/2.0/%s %s;branch=%s" % (listener.transport.encode(), listener.sent_by, branch)
+    return listener.via + branch
 
 
 def next_hop(settings: Settings, uri: bytes | Uri, known: Flow | Hop) -> Flow | Hop:

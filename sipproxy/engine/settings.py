@@ -31,6 +31,10 @@ class Listener:
     sent_by: bytes
     hosts: frozenset[tuple[str, int]]  # (host, port) pairs in a URI that mean this listener
     version: int = 4  # of IP
+    via: bytes = field(init=False)  # what a Via value of ours begins with, up to its branch
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "via", b"SIP/2.0/%b %b;branch=" % (self.transport.encode(), self.sent_by))
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,9 +26,10 @@ def media_kinds(body: bytes, content_type: bytes) -> list[str]:
 
     A multipart body (RFC 5621) is searched as a whole. There is one list of the same kinds, which nobody changes.
     """
-    kind = content_type.partition(b";")[0].strip(b" \t").lower()
-    if kind != b"application/sdp" and not kind.startswith(b"multipart/"):
-        return _LISTS[()]
+    if content_type != b"application/sdp":
+        kind = content_type.partition(b";")[0].strip(b" \t").lower()
+        if kind != b"application/sdp" and not kind.startswith(b"multipart/"):
+            return _LISTS[()]
     names: tuple[str, ...] = ()
     at = body.find(b"m=", 0, _SCANNED)
     while at >= 0:
