@@ -28,6 +28,19 @@ def test_binding_that_moves_to_another_flow_leaves_the_old_one() -> None:
     assert not location._by_flow, "an address that nobody is at takes no memory"
 
 
+@pytest.mark.parametrize(("before", "after"), [("far", "near"), ("near", "far")])
+def test_binding_that_changes_nodes_is_at_its_connection_where_that_is_this_nodes(before: str, after: str) -> None:
+    """A connection's number is each node's own: the same one may be another's there."""
+    location, flow = Location(10, "near"), Flow("TCP", 1, "203.0.113.1", 5060, 1)
+    location.put("alice", msgspec.structs.replace(binding("a", flow, 100), node=before))
+    location.put("alice", msgspec.structs.replace(binding("a", flow, 200), node=after))
+    assert location.users_at(flow, 0) == (["alice"] if after == "near" else [])
+    location.put("alice", msgspec.structs.replace(binding("a", flow, 300), node=after))
+    assert location.users_at(flow, 0) == (["alice"] if after == "near" else [])
+    location.remove("alice", "a")
+    assert (location.flows_at(flow.host), location.has_binding_at(flow.host)) == (0, False)
+
+
 def test_full_table_refuses_new_bindings_and_still_refreshes() -> None:
     location = Location(1)
     assert location.put("alice", binding("a", FLOWS[0], 100))
