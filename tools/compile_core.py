@@ -37,7 +37,6 @@ SINGLE = (
 PLAIN = {
     "sipproxy/engine/structs.py",  # msgspec makes its classes
     "sipproxy/engine/crew.py",  # and some of these
-    "sipproxy/engine/response_context.py",  # generic dataclasses
 }
 BARE = {"Timer"}  # bases of dataclasses that have no fields of theirs
 GROUP = "sipproxy_core"

@@ -6,7 +6,6 @@ same time, the groups one after another (serial forking, trunk fail-over).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -29,31 +28,36 @@ class Progress(StrEnum):
     FINISH = "finish"  # no branch is pending and none is left to try: the best response goes upstream
 
 
-@dataclass(slots=True)
 class Branch(Generic[T]):
-    """One client transaction of the context. `status` is its final status, 408 for a time-out, 503 for a transport failure."""
+    """One client transaction of the context. `status` is its final status, 408 for a time-out, 503 for a transport failure.
 
-    key: Hashable
-    target: T
-    provisional: bool = False
-    cancelled: bool = False  # a CANCEL was sent or is owed
-    cancel_sent: bool = False
-    status: int = 0
-    final: Response | None = None
-    cause: int = 0  # Q.850, where `status` is what we make of a response that does not go upstream
-    overdue: bool = False  # gave no sign within its bound: the next group was started beside it
+    A plain class, as the context is: dataclasses that are generic cannot be compiled.
+    """
+
+    __slots__ = ("cancel_sent", "cancelled", "cause", "final", "key", "overdue", "provisional", "status", "target")
+
+    def __init__(self, key: Hashable, target: T) -> None:
+        self.key, self.target = key, target
+        self.provisional = False
+        self.cancelled = False  # a CANCEL was sent or is owed
+        self.cancel_sent = False
+        self.status = 0
+        self.final: Response | None = None
+        self.cause = 0  # Q.850, where `status` is what we make of a response that does not go upstream
+        self.overdue = False  # gave no sign within its bound: the next group was started beside it
 
 
-@dataclass(slots=True)
 class ResponseContext(Generic[T]):
-    """Branches of one request. `serial_past` are final statuses after which the next group is tried."""
+    """Branches of one request. `retry_on` are final statuses after which the next group is tried; None: any failure."""
 
-    groups: list[Sequence[T]]
-    retry_on: frozenset[int] | None = None  # None: any failure
-    branches: dict[Hashable, Branch[T]] = field(default_factory=dict)
-    winner: Branch[T] | None = None
-    stopped: bool = False  # CANCEL or 6xx: no further group
-    asking: bool = False  # whether the group that was taken last may be tried; as good as a pending branch
+    __slots__ = ("asking", "branches", "groups", "retry_on", "stopped", "winner")
+
+    def __init__(self, groups: list[Sequence[T]], retry_on: frozenset[int] | None = None) -> None:
+        self.groups, self.retry_on = groups, retry_on
+        self.branches: dict[Hashable, Branch[T]] = {}
+        self.winner: Branch[T] | None = None
+        self.stopped = False  # CANCEL or 6xx: no further group
+        self.asking = False  # whether the group that was taken last may be tried; as good as a pending branch
 
     def add(self, key: Hashable, target: T) -> Branch[T]:
         branch = self.branches[key] = Branch(key, target)
