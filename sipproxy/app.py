@@ -208,7 +208,7 @@ class Node:
         self._transports.on_resolved = self.engine.resolved
         self._transports.customers_at = self.engine.desk.location.flows_at
         self._transports.may_end = lambda flow: not self.engine.calls.has_help_by(flow)
-        self._transports.read_ahead(self.engine.shedder)
+        self._transports.read_ahead(self.engine.shedder, awaited=self._slots.awaited)
         self.shell = Shell(
             self.engine,
             journal=self._journal,

@@ -23,7 +23,7 @@ from sipproxy.sip.stun import is_stun
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Hashable, Iterable, Sequence
+    from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 
     from sipproxy.engine.kinds import Kind
     from sipproxy.engine.shed import Shedder
@@ -170,12 +170,13 @@ class Transports:
             self._show(flow, data, outgoing=False)
         self.on_message(data, flow, waited_s, kind)
 
-    def read_ahead(self, shedder: Shedder) -> None:
-        """Have messages that wait in the sockets handed on by their urgency, of which the shedder knows."""
+    def read_ahead(self, shedder: Shedder, awaited: Collection[object] = ()) -> None:
+        """Have messages that wait in the sockets handed on by their urgency, of which the shedder knows. As long as `awaited`
+        holds something, a datagram is read behind the answers that came with it."""
         self._intake = Intake(self.take, Backlog(shedder))
         for listener in self._listeners:
             if isinstance(listener, UdpListener):
-                listener.intake = self._intake
+                listener.intake, listener.awaited = self._intake, awaited
 
     def failed(self, key: Hashable) -> None:
         """What another worker was to send for this key did not go out."""

@@ -28,7 +28,7 @@ from sipproxy.net.intake import QUEUE_S
 from sipproxy.sip.flow import Flow, is_literal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
+    from collections.abc import Callable, Collection, Hashable
 
     from sipproxy.net.intake import Intake
 
@@ -92,6 +92,7 @@ class UdpListener:
         self.dropped = {"too_large": 0, "send_queue_full": 0, "no_buffers": 0, "send_failed": 0}
         self._on_datagram = on_datagram
         self.intake: Intake | None = None  # gets what comes while datagrams wait; set by who has one for several listeners
+        self.awaited: Collection[object] = ()  # while there is any, what other sockets have is read before a datagram
         self._index = index
         self._on_failed = on_failed
         self._max_datagram = max_datagram
@@ -225,6 +226,12 @@ class UdpListener:
             self._loop.remove_writer(self._socket.fileno())
 
     def _wake(self) -> None:
+        if self.awaited and self._loop is not None:
+            self._loop.call_soon(self._read_some)  # in the next turn: answers that came in this one go first
+        else:
+            self._read_some()
+
+    def _read_some(self) -> None:
         if self._queue:
             self._flush()
         intake = self.intake

@@ -35,7 +35,7 @@ from sipproxy.store.errors import StoreError
 from sipproxy.store.live_slots import write_holder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection, Iterable
 
     from sipproxy.engine.actions import Holder, Slot, TakeSlot
     from sipproxy.store.connection import Command, Store
@@ -187,6 +187,11 @@ class Slots:
     def owed(self) -> int:
         """Releases and refreshes that the store has not confirmed."""
         return len(self._backlog)
+
+    @property
+    def awaited(self) -> Collection[Slot]:
+        """The slots that the store was asked for and has not answered yet: as they are whenever it is looked at."""
+        return self._takes
 
     @property
     def dropped(self) -> dict[str, int]:

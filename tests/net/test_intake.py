@@ -99,6 +99,28 @@ async def test_what_does_not_wait_is_handed_on_as_it_comes(site: Site) -> None:
     assert [one.kind for one in site.came] == [None] or site.came[0].waited_s >= QUEUE_S, "nobody had to look at it"
 
 
+async def test_what_comes_goes_behind_the_answers_that_came_with_it_as_long_as_some_are_awaited(site: Site) -> None:
+    loop, before = asyncio.get_running_loop(), []
+    site.transports.read_ahead(site.desk.engine.shedder, awaited=("slot",))
+    store, node = socket.socketpair()
+
+    def read() -> None:
+        node.recv(1)
+        before.append(len(site.came))
+
+    site.send(*site.invites(1))
+    store.send(b"+")
+    await site.transports.start()
+    loop.add_reader(node.fileno(), read)
+    try:
+        await until(lambda: site.came and before)
+    finally:
+        loop.remove_reader(node.fileno())
+        store.close()
+        node.close()
+    assert before == [0]
+
+
 async def test_all_that_waited_comes_in_order_and_every_datagram_is_accounted_for(site: Site) -> None:
     invites = site.invites(udp.AHEAD + 6)
     site.send(*invites, *invites[:20])

@@ -11,6 +11,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import uvloop
 from waiting import until
 
 from sipproxy.net import udp
@@ -108,8 +109,12 @@ async def test_udp_burst_leaves_the_loop_to_others_between_drains(peers: Callabl
     assert len({*seen}) >= 3
 
 
-async def test_udp_what_a_datagram_asks_for_leaves_before_the_next_is_handled(peers: Callable[..., Peer]) -> None:
-    """An INVITE's slot is asked of the store in the loop's next turn; the caller need not wait for those behind it."""
+@pytest.mark.parametrize("awaited", [(), ("slot",)])
+async def test_udp_what_a_datagram_asks_for_leaves_before_the_next_is_handled(
+    peers: Callable[..., Peer], awaited: tuple[str, ...]
+) -> None:
+    """An INVITE's slot is asked of the store in the loop's next turn: its caller need not wait for those behind him. Nor need
+    they for an answer that does not come, least of all a call for help (design, invariant 1)."""
     loop, order, sender = asyncio.get_running_loop(), [], peers()
 
     def handle(data: bytes, _flow: Flow, _waited_s: float) -> None:
@@ -117,6 +122,7 @@ async def test_udp_what_a_datagram_asks_for_leaves_before_the_next_is_handled(pe
         loop.call_soon(order.append, (data, "asked"))
 
     listener = UdpListener("127.0.0.1", 0, handle)
+    listener.awaited = awaited
     numbers = [b"%d" % number for number in range(8)]
     for number in numbers:
         sender.listener.send(number, *listener.address)
@@ -129,34 +135,38 @@ async def test_udp_what_a_datagram_asks_for_leaves_before_the_next_is_handled(pe
     assert order == [(number, step) for number in numbers for step in ("handled", "asked")]
 
 
-async def test_udp_answer_that_came_is_read_after_one_more_datagram_at_most(peers: Callable[..., Peer]) -> None:
-    """An INVITE leaves when the store has answered: whatever else waits in the node's socket."""
+@pytest.mark.parametrize(("awaited", "at_most"), [((), 1), (("slot",), 0)])
+async def test_udp_answer_that_came_is_read_before_the_next_datagram_where_it_is_awaited(
+    peers: Callable[..., Peer], awaited: tuple[str, ...], at_most: int
+) -> None:
+    """An INVITE leaves when the store has answered: whatever else waits in the node's socket. asyncio's own loop has begun the
+    next turn when it reads, and is one datagram behind."""
     loop, sender, handled, behind = asyncio.get_running_loop(), peers(), [], []
     store, node = socket.socketpair()
 
     def handle(data: bytes, _flow: Flow, _waited_s: float) -> None:
         handled.append(data)
-        if len(handled) == 1:
-            store.send(b"+taken")
+        store.send(b"+")
 
     def read() -> None:
-        behind.append(len(handled) - 1)
-        node.recv(100)
+        node.recv(1)
+        behind.append(len(handled) - len(behind) - 1)
 
     listener = UdpListener("127.0.0.1", 0, handle)
+    listener.awaited = awaited
     for number in range(8):
         sender.listener.send(b"%d" % number, *listener.address)
     time.sleep(10 * udp.FRESH_S)  # noqa: ASYNC251  as above
     loop.add_reader(node.fileno(), read)
     listener.start()
     try:
-        await until(lambda: len(handled) == 8 and behind)
+        await until(lambda: len(behind) == 8)
     finally:
         loop.remove_reader(node.fileno())
         listener.close()
         store.close()
         node.close()
-    assert behind in ([0], [1])
+    assert max(behind) <= (at_most if isinstance(loop, uvloop.Loop) else 1)
 
 
 async def test_udp_largest_datagram_passes_untruncated(peers: Callable[..., Peer]) -> None:

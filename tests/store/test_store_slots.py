@@ -18,10 +18,13 @@ from sipproxy.store.slots import SlotResult, Slots
 async def test_take_below_at_and_beyond_limit(server: Server, connect: Connect) -> None:
     slots = Slots(await connect(server.url))
     results: list[SlotResult] = []
+    awaited = slots.awaited
     for call in ("a", "b", "c"):
         take(slots, "l", call, 2, LEASE_MS, results.append)
     assert results == []  # never before it has returned
+    assert len(awaited) == 3
     await eventually(lambda: len(results) == 3)
+    assert not awaited
     assert results == [SlotResult(taken=True, used=1), SlotResult(taken=True, used=2), SlotResult(taken=False, used=2)]
     assert await calls(slots, "l") == {"a", "b"}
 
