@@ -14,6 +14,7 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from loadtest.attempt import Attempt, Side
@@ -23,7 +24,7 @@ from loadtest.mix import KINDS, LOST_BYE_S, SPARE, Kind, Mix, arrivals
 from loadtest.repeating import LIFETIME_S, T2, Repeat, Repeater
 from loadtest.seen import Seen
 from loadtest.truth import CallTruth
-from loadtest.wire import Head, Wire, body_of, head_of, response_to, tag_of
+from loadtest.wire import Head, Wire, body_of, head_of, receiver_of, response_to, tag_of
 
 if TYPE_CHECKING:
     from loadtest.node import LineSpec
@@ -55,6 +56,7 @@ class Generator:
         self.proxy: Address = ("", 0)
         self._ended = ended
         self._rng = random.Random(mix.seed)
+        self._shares = list(accumulate(mix.share(kind) for kind in KINDS))
         self._domain = domain.encode()
         self._run = secrets.token_hex(4).encode()
         self._loop = asyncio.get_running_loop()
@@ -176,7 +178,7 @@ class Generator:
         late = self.now() - at
         self.seen.late.add(at, 1000 * late)
         self.seen.late_starts += late > LATE_S
-        (kind,) = self._rng.choices(KINDS, [self.mix.share(kind) for kind in KINDS])
+        (kind,) = self._rng.choices(KINDS, cum_weights=self._shares)
         box = self._rng.choice(self._full) if kind == "over_limit" else self._free.popleft() if self._free else None
         if box is None:
             self.seen.unstarted += 1
@@ -247,12 +249,12 @@ class Generator:
                     if attempt.kind == "cancelled":
                         self._clock.after(self.mix.calls.ring_s, self._cancel, attempt)
             return
-        head = head_of(data)
-        if status >= 300:
-            side.wire.send(attempt.of_invite(b"ACK", head.receiver), self.proxy)
+        if status >= 300:  # of which there may be thousands a second: no more is read than the ACK needs
+            side.wire.send(attempt.of_invite(b"ACK", receiver_of(data)), self.proxy)
             if attempt.stage == "calling":
                 self._refused(attempt, status, data, stamp)
             return
+        head = head_of(data)
         if attempt.stage in ("calling", "lost"):
             self._answered(attempt, head, stamp)
         side.wire.send(attempt.write_ack(), side.hop)

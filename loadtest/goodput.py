@@ -48,7 +48,16 @@ class Point:
 
     @property
     def goodput(self) -> float:
+        """Of the calls that began, also of those that were answered, in time, when no more of them began."""
         return self.ran.seen.good / max(self.ran.arriving_s, 0.001)
+
+    @property
+    def meanwhile(self) -> float:
+        """Calls a second that were answered in time while calls began: what a load that does not end leaves of the goodput,
+        without the busy ones, which nobody answers."""
+        setup, end = self.ran.seen.delays["setup"], self.ran.arriving_s
+        in_time = (at <= end and ms <= 1000 * PATIENCE_S for at, ms in zip(setup.at, setup.ms, strict=True))
+        return sum(in_time) / max(end, 0.001)
 
 
 def add_goodput(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -109,6 +118,7 @@ def report_of(point: Point, points: Sequence[Point]) -> Report:
     report = Report(f"{point.factor:g} times" if point.factor else f"way up, {point.ran.mix.load.rate:.0f}/s")
     report.add("offered", "calls a second that arrived", point.offered)
     report.add("goodput", f"of them went well, answered within {PATIENCE_S:g} s", point.goodput)
+    report.add("meanwhile", "answered in time while calls began", point.meanwhile)
     report.add("share_of_peak", "of the highest goodput", 100 * point.goodput / max(peak, 0.001), "%")
     helped, helps = seen.outcomes["emergency", 200], seen.placed["emergency"]
     report.add("helps", "calls to 112", helps)
@@ -136,6 +146,7 @@ def draw(points: Sequence[Point], file: Path) -> None:
     figure, axes = plotting().subplots(1, 1, figsize=(12, 5), layout="constrained")
     offered = [point.offered for point in points]
     axes.plot(offered, [point.goodput for point in points], "o-", color=COLOURS[0], label="went well")
+    axes.plot(offered, [point.meanwhile for point in points], ".--", color=COLOURS[2], label="answered while calls began")
     peak = max(point.goodput for point in points)
     for share, style in ((AT_TWICE, "--"), (AT_TEN_TIMES, ":")):
         axes.axhline(share * peak, linestyle=style, color=COLOURS[1], linewidth=1, label=f"{100 * share:g} % of the peak")

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-__all__ = ["BUFFER", "Head", "Wire", "body_of", "head_of", "hop_of", "response_to", "tag_of"]
+__all__ = ["BUFFER", "Head", "Wire", "body_of", "head_of", "hop_of", "receiver_of", "response_to", "tag_of"]
 
 BUFFER = 8 * 1024 * 1024
 READ_AT_ONCE = 64
@@ -108,6 +108,12 @@ def head_of(data: bytes) -> Head:
         elif name == b"Contact":
             contact = value[value.find(b"<") + 1 : value.find(b">")]
     return Head(b"\r\n".join(kept), routes, sender, receiver, call_id, cseq, contact)
+
+
+def receiver_of(data: bytes) -> bytes:
+    """The To value of a message, "" where it has none."""
+    at = data.find(b"\r\nTo: ")
+    return data[at + 6 : data.find(b"\r\n", at + 6)] if at >= 0 else b""
 
 
 def response_to(head: Head, status: bytes, *, tag: bytes = b"", more: bytes = b"", body: bytes = b"") -> bytes:

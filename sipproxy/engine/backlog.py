@@ -99,8 +99,9 @@ class Backlog:
     @property
     def has_room(self) -> bool:
         """Whether one more can be read: where not, all that waits is too urgent to be dropped."""
-        urgent = len(self._lines[Rank.HELP]) + len(self._lines[Rank.PART])
-        return (self.waiting < HELD and self.bytes < HELD_BYTES) or urgent < self.waiting
+        if self.waiting < HELD and self.bytes < HELD_BYTES:
+            return True
+        return len(self._lines[Rank.HELP]) + len(self._lines[Rank.PART]) < self.waiting
 
     def put(self, data: bytes, flow: Flow, at: float) -> None:
         """A message that arrived in this monotonic second."""
@@ -155,7 +156,7 @@ class Backlog:
         """Whether a new call that arrives now can wait in the queue that stands. What came before it was known that the queue
         stays, or has been repeated since, goes."""
         line = self._new
-        while line and (len(line) > ROOM or at - line[0].at > STALE_S):
+        while line and (at - line[0].at > STALE_S or len(line) > ROOM):
             self._out(line)
             self.counts["unread"] += 1
         return len(line) < ROOM

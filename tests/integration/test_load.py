@@ -83,6 +83,7 @@ async def test_goodput_at_a_part_of_the_capacity_is_told_and_every_call_reconcil
     options = ("--capacity", "8", "--factor", "0.5", "--seconds", "3", "--plot", str(tmp_path / "goodput.png"))
     (report,) = await measure("goodput", "--mix", str(tmp_path / "smaller.toml"), *options)
     assert 0 < report["goodput"] <= report["offered"]
+    assert 0 <= report["meanwhile"] <= report["offered"]
     assert report["helped"] == report["helps"]
     assert (tmp_path / "goodput.png").stat().st_size > 10_000
 
