@@ -17,6 +17,7 @@ what may wait: policy, CDR publishing, administration.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import random
 from collections import deque
@@ -43,11 +44,11 @@ OnReply = Callable[[object], None]  # gets the reply, or a StoreError
 STOPPED = "STOPPED"  # the reason for being away after `close`
 _DRAIN_S = 1.0
 _TICK_S = 0.05  # how often age and state are looked at; a fifth of the default deadline
+_RESOLUTION_S = 0.001  # of the loops' clocks
 _CLIENT_TIMEOUT_S = 5.0  # `client` only; whoever blocks in XREAD must block for less
 _CLIENT_CONNECTIONS = 32
 # Errors after which the same address may lead to another server, or a new greeting may help.
 _REDIAL = frozenset({"READONLY", "MASTERDOWN", "MOVED", "CLUSTERDOWN", "NOAUTH"})
-
 
 _packed = cast(Callable[[Command], bytes], hiredis.pack_command)  # declared for tuples of one element only
 
@@ -224,11 +225,9 @@ class Store:
         drained = asyncio.ensure_future(self.execute("PING"))  # its reply comes after all the others
         await asyncio.sleep(0)
         self._closing.set()
-        try:
+        with contextlib.suppress(TimeoutError, StoreError):
             async with asyncio.timeout(_DRAIN_S):
                 await drained
-        except (TimeoutError, StoreError):
-            pass
         self._drop(STOPPED)
         self._gone.set()
         await self.client.aclose()
@@ -266,6 +265,11 @@ class Store:
             self._leaving = loop.call_later(linger_s, self._lingered)
 
     def _lingered(self) -> None:
+        """Send what has lingered long enough. What that was set for may have left with others: what came since waits on."""
+        self._leaves_at = min((entry.at for entry in self._queue), default=0.0)
+        if (wait_s := self._leaves_at - (loop := asyncio.get_running_loop()).time()) > _RESOLUTION_S:
+            self._leaving = loop.call_later(wait_s, self._lingered)
+            return
         self._leaving, self._leaves_at = None, math.inf
         self._flush()
 
@@ -436,11 +440,9 @@ class Store:
     @staticmethod
     async def _wait(event: asyncio.Event, seconds: float) -> None:
         """Wait for the event, `seconds` at most."""
-        try:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await event.wait()
-        except TimeoutError:
-            return
 
     # -- health --------------------------------------------------------------------------------------------------------
 

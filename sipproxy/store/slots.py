@@ -130,13 +130,13 @@ class _Take:
 class _Lateness:
     """For how long this loop was too busy to read what had come, in seconds, since the first call of `watch`.
 
-    A timer that is set anew every BEAT_S, as long as `wanted` says, tells it to that precision.
+    A timer that is set anew every BEAT_S, until `rest`, tells it to that precision. Most answers are there before it is due.
     """
 
-    def __init__(self, wanted: Callable[[], bool]) -> None:
-        self._wanted = wanted
+    def __init__(self) -> None:
         self._total = 0.0
         self._due: float | None = None
+        self._timer: asyncio.TimerHandle | None = None  # set together with `_due`
 
     def watch(self, loop: asyncio.AbstractEventLoop) -> float:
         """Go on watching, and return the sum so far."""
@@ -148,14 +148,20 @@ class _Lateness:
         """The sum so far."""
         return self._total + (max(0.0, now - self._due) if self._due is not None else 0.0)
 
+    def rest(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Nobody waits any more: the loop is not woken for this until the next `watch`."""
+        self._total, self._due = self.at(loop.time()), None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
     def _set(self, loop: asyncio.AbstractEventLoop) -> None:
         self._due = loop.time() + BEAT_S
-        loop.call_at(self._due, self._beat, loop)
+        self._timer = loop.call_at(self._due, self._beat, loop)
 
     def _beat(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._total, self._due = self.at(loop.time()), None
-        if self._wanted():
-            self._set(loop)
+        self._total = self.at(loop.time())
+        self._set(loop)
 
 
 class Slots:
@@ -173,7 +179,7 @@ class Slots:
         self._lease_s = 0.0  # the longest that was asked for
         self._released: OrderedDict[Slot, float] = OrderedDict()  # when, the latest last
         self._was_away = False
-        self._lateness = _Lateness(lambda: bool(self._takes))
+        self._lateness = _Lateness()
         self._backlog: Backlog[Slot, _Wish] = Backlog(
             store, self._wish_command, limit=MAX_OWED, observe=self._wish_replied, group=_owner
         )
@@ -276,6 +282,8 @@ class Slots:
                 self.late_grants += bool(result.taken)
         if self._takes.get(take.action.slot) is take:
             del self._takes[take.action.slot]
+            if not self._takes:
+                self._lateness.rest(asyncio.get_running_loop())
         self._finish(take, result)
 
     def _waited_s(self, take: _Take) -> float:

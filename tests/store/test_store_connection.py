@@ -53,6 +53,20 @@ async def test_submit_that_lingers_less_takes_along_what_lingers_longer(server: 
     assert 0 <= store.stats.latency_ms < 1_000_000, "the time that it lingered for, and did not, is none of the store's"
 
 
+async def test_submit_that_lingers_does_not_leave_when_the_time_of_one_before_it_is_over(
+    server: Server, connect: Connect
+) -> None:
+    store = await connect(server.url, bounds=Bounds(probe_ms=3_600_000, stall_ms=3_600_000))
+    loop, replies = asyncio.get_running_loop(), list[object]()
+    store.submit(("ECHO", "first"), replies.append, linger_s=0.1)
+    store.submit(("ECHO", "now"), replies.append)  # takes it along
+    await eventually(lambda: len(replies) == 2)
+    begun = loop.time()
+    store.submit(("ECHO", "second"), replies.append, linger_s=0.3)
+    await eventually(lambda: len(replies) == 3)
+    assert loop.time() - begun >= 0.299
+
+
 async def test_submit_that_lingers_leaves_by_itself(server: Server, connect: Connect) -> None:
     store = await connect(server.url, bounds=Bounds(probe_ms=3_600_000, stall_ms=3_600_000))  # no probe takes it along
     replies: list[object] = []

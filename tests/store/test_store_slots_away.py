@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from slot_steps import DEADLINE_MS, HOLDER, LEASE_MS, calls, leases, served, settled, slot, take, taken
@@ -133,6 +133,25 @@ async def test_time_in_which_this_loop_was_busy_is_not_counted_as_waiting_for_th
     await eventually(lambda: results)
     assert results[0].taken
     assert results[0].waited_s <= loop.time() - begun - busy_s + 2 * BEAT_S
+
+
+async def test_loop_is_not_woken_for_its_lateness_once_no_take_waits(
+    server: Server, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slots = Slots(await connect(server.url))
+    loop, set_at = asyncio.get_running_loop(), list[asyncio.TimerHandle]()
+    call_at = loop.call_at
+
+    def noted(when: float, callback: Callable[..., object], *arguments: object, **named: Any) -> asyncio.TimerHandle:
+        handle = call_at(when, callback, *arguments, **named)
+        if callback == slots._lateness._beat:
+            set_at.append(handle)
+        return handle
+
+    monkeypatch.setattr(loop, "call_at", noted)
+    await taken(slots, "l", "a", 9)
+    assert set_at, "it is looked at while a take waits"
+    assert set_at[-1].cancelled()
 
 
 async def test_time_in_which_the_store_was_silent_is_counted_in_full(relay: Relay, connect: Connect) -> None:
