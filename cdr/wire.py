@@ -97,8 +97,8 @@ class Link:
             raise
         finally:
             if task is not None and task.cancelling() > cancels:
-                # redis-py sends within asyncio.wait_for, which before Python 3.12 may swallow a cancellation. Here it would go
-                # on as if nothing had been asked of it, so whatever came of the command gives way to the cancellation.
+                # redis-py connects within asyncio.wait_for, which before Python 3.12 may swallow a cancellation. Here it would
+                # go on as if nothing had been asked of it, so whatever came of the command gives way to the cancellation.
                 await self.drop()
                 raise asyncio.CancelledError
 
@@ -109,10 +109,10 @@ class Link:
             connection.socket_timeout = connection.socket_connect_timeout = self._timeout_s
             self._connection = connection
             await connection.connect()
-        # Not read_response's own `timeout`: with it, a reply that does not come is None and the connection stays.
-        self._connection.socket_timeout = timeout_s
-        await self._connection.send_packed_command(_packed(command))
-        return await self._connection.read_response(disable_decoding=True)
+            connection.socket_timeout = None  # With one, it makes a task for each command, and three timers.
+        async with asyncio.timeout(timeout_s):
+            await self._connection.send_packed_command(_packed(command))
+            return await self._connection.read_response(disable_decoding=True)
 
     async def drop(self) -> None:
         """Close the connection at once; the next call makes a new one."""

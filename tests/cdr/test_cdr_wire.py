@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import redis.asyncio
@@ -34,6 +34,25 @@ async def test_link_reply_that_does_not_come_raises_and_drops_the_connection(
         await waiting
     assert await link.call("ECHO", "mine") == b"mine"
     await link.drop()
+
+
+async def test_link_command_is_sent_without_a_task_of_its_own(client: redis.asyncio.Redis) -> None:
+    link = Link(client, timeout_s=60.0)
+    await link.call("SET", "a", "1")
+    made: list[object] = []
+
+    def factory(loop: asyncio.AbstractEventLoop, coroutine: Any, **named: Any) -> asyncio.Task[Any]:
+        made.append(coroutine)
+        return asyncio.Task(coroutine, loop=loop, **named)
+
+    loop = asyncio.get_running_loop()
+    loop.set_task_factory(factory)
+    try:
+        assert await link.call("GET", "a") == b"1"
+    finally:
+        loop.set_task_factory(None)
+    await link.drop()
+    assert made == []
 
 
 async def test_task_that_lost_a_cancellation_is_cancelled_again() -> None:
