@@ -27,6 +27,7 @@ from sipproxy.engine.kinds import (
     copy_of,
     has_authorization,
     has_credentials,
+    is_new_call,
     kind_of,
     may_be_emergency,
 )
@@ -97,19 +98,33 @@ class Backlog:
         return self.counts["crowded"] + self.counts["unread"]
 
     @property
-    def has_room(self) -> bool:
-        """Whether one more can be read: where not, all that waits is too urgent to be dropped."""
+    def room(self) -> int:
+        """How many more can be read: one at a time where something has to go for it, and none where all that waits is too
+        urgent to be dropped."""
         if self.waiting < HELD and self.bytes < HELD_BYTES:
-            return True
-        return len(self._lines[Rank.HELP]) + len(self._lines[Rank.PART]) < self.waiting
+            return HELD - self.waiting
+        return int(len(self._lines[Rank.HELP]) + len(self._lines[Rank.PART]) < self.waiting)
+
+    def make_room(self, now: float) -> None:
+        """Drop the new calls for which a queue that stays has no room: those that came before it was known that it stays, and
+        those that have been repeated since."""
+        line = self._new
+        while self._shedder.has_queue and line and (now - line[0].at > STALE_S or len(line) > ROOM):
+            self._out(line)
+            self.counts["unread"] += 1
+
+    def passes_over(self, data: bytes) -> bool:
+        """Whether this is a new call, whosever it is, that finds no room in a queue that stays: it is counted, and not to be
+        `put`. To be asked before anything is made of a datagram. One behind line ends (RFC 3261 §7.5) is put, and another goes."""
+        if not self._shedder.has_queue or len(self._new) < ROOM or not is_new_call(data):
+            return False
+        self.counts["unread"] += 1
+        return True
 
     def put(self, data: bytes, flow: Flow, at: float) -> None:
         """A message that arrived in this monotonic second."""
         text = data.lstrip(b"\r\n") if data[:1] in (b"\r", b"\n") else data
         kind = kind_of(text)
-        if kind is INVITE and self._shedder.has_queue and not (self._queue_has_room(at) or has_credentials(text)):
-            self.counts["unread"] += 1  # whosever it is
-            return
         rank, copy = self._rank(text, flow, kind), None
         if kind is INVITE:
             copy = copy_of(text, flow)
@@ -151,15 +166,6 @@ class Backlog:
         if one.copy is not None:
             del self._invites[one.copy]
         return one
-
-    def _queue_has_room(self, at: float) -> bool:
-        """Whether a new call that arrives now can wait in the queue that stands. What came before it was known that the queue
-        stays, or has been repeated since, goes."""
-        line = self._new
-        while line and (at - line[0].at > STALE_S or len(line) > ROOM):
-            self._out(line)
-            self.counts["unread"] += 1
-        return len(line) < ROOM
 
     def _drop(self) -> bool:
         """Drop what has waited longest of the least urgent rank; False where nothing may be dropped."""

@@ -10,6 +10,8 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
+from sipproxy.net.batch import batch
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -28,6 +30,7 @@ class Intake:
 
     def __init__(self, on_message: Callable[[bytes, Flow, float, Kind | None], None], backlog: Backlog) -> None:
         self._on_message, self.backlog = on_message, backlog
+        self.batch = batch()
         self._turn: asyncio.Handle | None = None
 
     def put(self, data: bytes, flow: Flow, waited_s: float) -> None:

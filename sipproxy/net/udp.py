@@ -24,6 +24,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING
 
+from sipproxy.net.batch import STAMP_BYTES
 from sipproxy.net.intake import QUEUE_S
 from sipproxy.sip.flow import Flow, is_literal
 
@@ -52,7 +53,6 @@ _IP_RECVERR = 11
 _IPV6_RECVERR = 25
 _IP_FREEBIND = 15
 _SO_TIMESTAMPNS = 35
-_STAMP_BYTES = 64  # of ancillary data, more than CMSG_SPACE of a timespec
 _TIMESPEC = struct.Struct("=qq")  # seconds, nanoseconds
 _SO_MEMINFO = 55
 _SK_MEMINFO_DROPS = 8
@@ -235,35 +235,63 @@ class UdpListener:
         if self._queue:
             self._flush()
         intake = self.intake
-        is_behind = intake is not None and intake.backlog.waiting > 0
-        left = AHEAD if is_behind else DRAIN
-        while left > 0 and self.is_open:  # which a datagram may change
-            left -= 1
-            if is_behind and intake is not None and not intake.backlog.has_room:
+        if intake is not None and intake.backlog.waiting:
+            self._read_ahead(intake)
+            return
+        for _ in range(DRAIN):
+            if not self.is_open:  # which a datagram may change
                 return
             try:
-                size, ancillary, _, source = self._socket.recvmsg_into(self._into, _STAMP_BYTES)
+                size, ancillary, _, source = self._socket.recvmsg_into(self._into, STAMP_BYTES)
             except BlockingIOError:
                 return
             except OSError:
                 self._drain_errors()  # An ICMP error of an earlier datagram stood before the datagrams to be read.
                 continue
             waited_s = _waited_s(ancillary) if ancillary else 0.0
-            if waited_s >= QUEUE_S and intake is not None and not is_behind:
-                is_behind, left = True, AHEAD
             self._received += 1
             self._received_bytes += size
             data = self._read[:size].tobytes()
-            if size > self._max_datagram:
-                self.dropped["too_large"] += 1
-            elif size <= 4 and not data.strip(b"\r\n\0"):
-                self._keepalives += 1  # What routers send to hold their NAT's mapping: nothing to answer.
-            elif is_behind and intake is not None:
-                intake.put(data, _flow_of(self._index, source), waited_s)
-            else:
-                self._on_datagram(data, _flow_of(self._index, source), waited_s)
+            behind = intake if waited_s >= QUEUE_S else None
+            if self._is_message(data):
+                (self._on_datagram if behind is None else behind.put)(data, _flow_of(self._index, source), waited_s)
+            if behind is not None:
+                self._read_ahead(behind)
+                return
             if waited_s < FRESH_S:
                 return
+
+    def _read_ahead(self, intake: Intake) -> None:
+        """Read what waits into the node's own backlog. Of a new call that finds no room there neither way nor wait is asked."""
+        backlog, batch, left = intake.backlog, intake.batch, AHEAD
+        backlog.make_room(time.monotonic())
+        while (most := min(left, backlog.room)) > 0:
+            try:
+                read = batch.read(self._socket, most)
+            except BlockingIOError:
+                return
+            except OSError:
+                self._drain_errors()
+                left -= 1
+                continue
+            left -= len(read)
+            self._received += len(read)
+            self._received_bytes += sum(map(len, read))
+            for number, data in enumerate(read):
+                if backlog.passes_over(data) or not self._is_message(data):
+                    continue
+                ancillary = batch.ancillary(number)
+                intake.put(data, _flow_of(self._index, batch.source(number)), _waited_s(ancillary) if ancillary else 0.0)
+
+    def _is_message(self, data: bytes) -> bool:
+        """Whether there is anything to look at in a datagram."""
+        if len(data) > self._max_datagram:
+            self.dropped["too_large"] += 1
+            return False
+        if len(data) <= 4 and not data.strip(b"\r\n\0"):
+            self._keepalives += 1  # What routers send to hold their NAT's mapping: nothing to answer.
+            return False
+        return True
 
     def _flush(self) -> None:
         while self._queue:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from policy.emergency import service_of
 from sipproxy.engine.actions import Note, TakeSlot
 from sipproxy.engine.bucket import Bucket, Buckets
-from sipproxy.engine.kinds import Kind, copy_of, kind_of, may_be_emergency
+from sipproxy.engine.kinds import Kind, copy_of, is_new_call, kind_of, may_be_emergency
 from sipproxy.engine.settings import Rates
 from sipproxy.engine.shed import (
     CALM_S,
@@ -56,6 +56,10 @@ def test_kinds_are_told_by_bytes_alone() -> None:
         b"SIP/2.0 200 OK\r\n\r\n": Kind.PART,
     }
     assert {data: kind_of(data) for data in told} == told
+    new = {data for data, kind in told.items() if data.startswith(b"INVITE ") and kind is not Kind.PART}
+    assert {data for data in told if is_new_call(data)} == new
+    begun = [data.replace(b"\r\n\r\n", b"\r\nPROXY-authorization : Digest x\r\n\r\n", 1) for data in new]
+    assert not any(is_new_call(data) for data in (*begun, b"INVITE ", b"INVITE sip:a@sip.test SIP/2.0", b"\n", b"\r\n"))
 
 
 @pytest.mark.parametrize(
@@ -86,6 +90,7 @@ def test_whatever_policy_takes_for_a_call_for_help_is_one_by_its_bytes(user: byt
     if service_of(target):
         assert may_be_emergency(b"INVITE " + target + end)
         assert kind_of(b"INVITE " + target + end + b"Via: x\r\n\r\n") is Kind.PART
+        assert not is_new_call(b"INVITE " + target + end + b"Via: x\r\n\r\n")
 
 
 @settings(max_examples=500)
@@ -93,6 +98,7 @@ def test_whatever_policy_takes_for_a_call_for_help_is_one_by_its_bytes(user: byt
 def test_any_target_that_policy_takes_for_a_call_for_help_is_one_by_its_bytes(target: bytes) -> None:
     if service_of(target) and b"\n" not in target:
         assert may_be_emergency(b"INVITE " + target + b" SIP/2.0\r\n")
+        assert not is_new_call(b"INVITE " + target + b" SIP/2.0\r\n")
 
 
 def test_an_ordinary_call_with_the_digits_somewhere_is_no_call_for_help() -> None:

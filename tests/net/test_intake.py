@@ -14,17 +14,19 @@ from waiting import until
 from sipproxy.engine import backlog as backlog_module
 from sipproxy.engine.settings import Rates
 from sipproxy.net import intake, udp
+from sipproxy.net.batch import BATCH
 from sipproxy.net.intake import QUEUE_S
 from sipproxy.net.resolver import Resolver
 from sipproxy.net.transports import Transports
+from sipproxy.sip.flow import Flow
 from tests.engine.desk import DOMAIN, Desk
-from tests.engine.shedding import CALL, desk_of
+from tests.engine.shedding import CALL, CONTACT, desk_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from sipproxy.engine.backlog import Backlog
     from sipproxy.engine.kinds import Kind
-    from sipproxy.sip.flow import Flow
 
 HELP = b"sip:112@sip.example"
 
@@ -55,6 +57,11 @@ class Site:
         self.came.append(Came(data, flow.port, waited_s, kind))
         if data == self.fault:
             raise RuntimeError("a fault of ours")
+
+    @property
+    def backlog(self) -> Backlog:
+        assert self.transports._intake is not None
+        return self.transports._intake.backlog
 
     def send(self, *messages: bytes, listener: int = 0) -> None:
         for data in messages:
@@ -128,6 +135,46 @@ async def test_all_that_waited_comes_in_order_and_every_datagram_is_accounted_fo
     await site.transports.start()
     await until(lambda: len(site.came) + site.transports.counters().get(("UDP", "dropped_repeated"), 0) == len(invites) + 20)
     assert list(dict.fromkeys(site.data)) == invites
+
+
+async def test_of_what_a_queue_has_no_room_for_new_calls_alone_are_passed_over(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Design: invariants 1 and 10. What is urgent comes wherever it is among them, and each datagram is accounted for."""
+    monkeypatch.setattr(udp, "AHEAD", 10_000)  # all is read before any is looked at
+    desk = site.desk
+    peer = Flow("UDP", 0, *site.peer.getsockname())
+    desk.register(CONTACT, flow=peer)
+    desk.engine.shedder.has_queue = True
+    site.backlog.put(desk.request(b"INVITE", CALL, call_id=b"old"), peer, time.monotonic() - 2 * backlog_module.STALE_S)
+    calls = [desk.request(b"INVITE", CALL, call_id=b"%d" % number) for number in range(backlog_module.ROOM + 50)]
+    urgent = [desk.request(b"INVITE", HELP, call_id=b"help%d" % number) for number in range(5)]
+    urgent += [desk.request(b"INVITE", CALL, call_id=b"again%d" % number, to_tag=b"t") for number in range(5)]
+    site.send(*calls[:-40], *urgent[::2], b"\r\n\r\n", *calls[-40:], b"", *urgent[1::2])
+    time.sleep(2 * QUEUE_S)  # noqa: ASYNC251  nobody reads meanwhile
+    await site.transports.start()
+    await until(lambda: len(site.came) == backlog_module.ROOM + len(urgent))
+    assert {one.data for one in site.came} == {*calls[:-50], *urgent}
+    assert {one.port for one in site.came} == {site.peer.getsockname()[1]}
+    assert min(one.waited_s for one in site.came) >= 2 * QUEUE_S
+    counters = site.transports.counters()
+    assert [counters["UDP", what] for what in ("dropped_unread", "keepalives")] == [1 + 50, 2]
+    assert counters["UDP", "received"] == len(calls) + len(urgent) + 2
+
+
+@pytest.mark.parametrize("ahead", [1, 3, BATCH + 1])
+async def test_a_wake_up_reads_so_many_ahead_and_leaves_the_others_to_the_next(
+    site: Site, monkeypatch: pytest.MonkeyPatch, ahead: int
+) -> None:
+    monkeypatch.setattr(udp, "AHEAD", ahead)
+    site.send(*site.invites(2 * BATCH))
+    time.sleep(2 * QUEUE_S)  # noqa: ASYNC251  nobody reads meanwhile
+    listener = site.transports._listeners[0]
+    assert isinstance(listener, udp.UdpListener)
+    listener._wake()
+    assert (site.backlog.waiting, listener.counters["received"]) == (1 + ahead, 1 + ahead)
+    listener._wake()
+    assert site.backlog.waiting == min(1 + 2 * ahead, 2 * BATCH)
 
 
 async def test_fault_in_one_message_does_not_hold_up_the_others(site: Site) -> None:
