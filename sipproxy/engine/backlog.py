@@ -115,7 +115,8 @@ class Backlog:
 
     def passes_over(self, data: bytes) -> bool:
         """Whether this is a new call, whosever it is, that finds no room in a queue that stays: it is counted, and not to be
-        `put`. To be asked before anything is made of a datagram. One behind line ends (RFC 3261 §7.5) is put, and another goes."""
+        `put`. To be asked before anything is made of a datagram. One behind line ends (RFC 3261 §7.5) is put, and another one
+        goes."""
         if not self._shedder.has_queue or len(self._new) < ROOM or not is_new_call(data):
             return False
         self.counts["unread"] += 1
