@@ -43,8 +43,9 @@ OnReply = Callable[[object], None]  # gets the reply, or a StoreError
 
 STOPPED = "STOPPED"  # the reason for being away after `close`
 _DRAIN_S = 1.0
-_TICK_S = 0.05  # how often age and state are looked at; a fifth of the default deadline
-_RESOLUTION_S = 0.001  # of the loops' clocks
+# How often age and state are looked at, a fifth of the default deadline; while nothing is awaited once in a deadline: what is
+# submitted meanwhile is late after that at the earliest.
+_TICK_S = 0.05
 _CLIENT_TIMEOUT_S = 5.0  # `client` only; whoever blocks in XREAD must block for less
 _CLIENT_CONNECTIONS = 32
 # Errors after which the same address may lead to another server, or a new greeting may help.
@@ -93,10 +94,8 @@ class _Entry:
     __slots__ = ("at", "data", "key", "on_reply", "size")
 
     def __init__(self, data: bytes, on_reply: OnReply | None, key: Hashable | None, at: float) -> None:
-        self.data = data
-        self.size = len(data)
-        self.on_reply = on_reply
-        self.key = key
+        self.data, self.size = data, len(data)
+        self.on_reply, self.key = on_reply, key
         self.at = at  # when it is, or was, to leave, by the loop's clock
 
 
@@ -266,9 +265,10 @@ class Store:
 
     def _lingered(self) -> None:
         """Send what has lingered long enough. What that was set for may have left with others: what came since waits on."""
+        loop = asyncio.get_running_loop()
         self._leaves_at = min((entry.at for entry in self._queue), default=0.0)
-        if (wait_s := self._leaves_at - (loop := asyncio.get_running_loop()).time()) > _RESOLUTION_S:
-            self._leaving = loop.call_later(wait_s, self._lingered)
+        if self._leaves_at > loop.time() + 0.001:  # as fine as the loops' clocks are
+            self._leaving = loop.call_later(self._leaves_at - loop.time(), self._lingered)
             return
         self._leaving, self._leaves_at = None, math.inf
         self._flush()
@@ -397,8 +397,7 @@ class Store:
 
     async def _exchange(self, commands: list[Command]) -> list[object]:
         """Send the greeting's commands in one pipeline and return their replies. Raises StoreError when the connection ends."""
-        loop = asyncio.get_running_loop()
-        replies: list[object] = []
+        loop, replies = asyncio.get_running_loop(), list[object]()
         done: asyncio.Future[None] = loop.create_future()
 
         def on_reply(reply: object) -> None:
@@ -409,9 +408,9 @@ class Store:
         for command in commands:
             self._append(_Entry(_packed(command), on_reply, None, loop.time()), loop)
         await done
-        lost = next((r for r in replies if isinstance(r, StoreError) and not isinstance(r, ReplyError)), None)
-        if lost is not None:
-            raise lost
+        for lost in replies:
+            if isinstance(lost, StoreError) and not isinstance(lost, ReplyError):
+                raise lost
         return replies
 
     def _drop(self, reason: str) -> None:
@@ -449,10 +448,10 @@ class Store:
     async def _watch(self) -> None:
         """Look after a connection until it is gone."""
         loop = asyncio.get_running_loop()
-        looked_at = loop.time()
+        looked_at, pause_s = loop.time(), _TICK_S
         while self._wire is not None and not self._gone.is_set():
             now = loop.time()
-            delayed, looked_at = now - looked_at > 4 * _TICK_S, now
+            delayed, looked_at = now - looked_at > pause_s + 3 * _TICK_S, now
             # When it was this loop that stood still, the replies may be waiting in the socket: they are read first.
             if not delayed and self._oldest_age(now) > self.bounds.stall_ms / 1000:
                 self._drop("STALLED")
@@ -462,7 +461,8 @@ class Store:
             if now - self._probed_at >= probe_s and (self._refusal or now - self._heard_at >= probe_s):
                 self._probed_at = now
                 self._probe()
-            await self._wait(self._gone, _TICK_S)
+            pause_s = _TICK_S if self.pending else max(_TICK_S, min(self.deadline_s, probe_s))
+            await self._wait(self._gone, pause_s)
 
     def _oldest_age(self, now: float) -> float:
         entries = self._flight or self._queue

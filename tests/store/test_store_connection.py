@@ -67,6 +67,16 @@ async def test_submit_that_lingers_does_not_leave_when_the_time_of_one_before_it
     assert loop.time() - begun >= 0.299
 
 
+async def test_state_is_looked_at_once_in_a_deadline_while_nothing_is_awaited(
+    server: Server, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = await connect(server.url, 300, bounds=Bounds(probe_ms=3_600_000))
+    loop, looked = asyncio.get_running_loop(), list[float]()
+    monkeypatch.setattr(store, "_assess", lambda: looked.append(loop.time()))
+    await eventually(lambda: len(looked) == 3)
+    assert looked[2] - looked[1] >= 0.299
+
+
 async def test_submit_that_lingers_leaves_by_itself(server: Server, connect: Connect) -> None:
     store = await connect(server.url, bounds=Bounds(probe_ms=3_600_000, stall_ms=3_600_000))  # no probe takes it along
     replies: list[object] = []
