@@ -46,7 +46,7 @@ class Neighbours:
         self._seen: dict[str, NodeSeen] = {}
         self._log = structlog.get_logger("node")
         self.watch = NodeWatch(store, self._on_nodes)
-        self.follower = Follower(store, bindings, self._settings.node, self)
+        self.follower = Follower(store, bindings, self._settings.node, self, is_alone=self._is_alone)
 
     def tasks(self) -> list[Coroutine[Any, Any, None]]:
         """What has to run for as long as the node does."""
@@ -92,6 +92,11 @@ class Neighbours:
         self._shell.engine.desk.location.unheard_ms = since_ms
 
     # The nodes
+
+    def _is_alone(self) -> bool:
+        """Whether no other node shows a sign of life, as far as that was looked for yet."""
+        own = self._settings.node
+        return bool(self.watch.read_at_ms) and all(seen.node == own for seen in self.watch.nodes)
 
     def _on_nodes(self, nodes: list[NodeSeen]) -> None:
         for seen in nodes:

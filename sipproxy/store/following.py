@@ -1,8 +1,9 @@
 """Follows what the other nodes register: the log of `store.bindings`, read behind every SIP message's back (design §6, §8).
 
-A node reads the log ten times a second through the connection that it has; one read brings the changes of the meantime. When
-it cannot know that it has seen every entry (at the start, after an outage, when the log was cut or emptied) it reads all
-bindings again, and goes on from where the log was before that. Nothing waits for it: calls are routed by what is in memory.
+A node reads the log ten times a second through the connection that it has, and once a second while no other one shows a sign
+of life; one read brings the changes of the meantime. When it cannot know that it has seen every entry (at the start, after an
+outage, when the log was cut or emptied) it reads all bindings again, and goes on from where the log was before that. Nothing
+waits for it: calls are routed by what is in memory.
 
 Leaves out: which of two bindings holds, which is the engine's to say.
 """
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["Follower", "Taker"]
 
 POLL_S = 0.1
+LONE_S = 1.0  # without other nodes; a new one's customers can be called once its sign of life was seen, which takes as long
 RETRY_S = 0.5  # after an error
 CONFIRM_S = 15.0  # until all is read again to see whether what was lacking is gone: three heartbeats, time to write it again
 BATCH = 500  # entries of one read, some 200 kB
@@ -60,10 +62,20 @@ class Follower:
     """`run` belongs to a TaskGroup. Times in seconds."""
 
     def __init__(
-        self, store: Store, bindings: Bindings, node: str, taker: Taker, *, utc_ms: Callable[[], int] | None = None
+        self,
+        store: Store,
+        bindings: Bindings,
+        node: str,
+        taker: Taker,
+        *,
+        is_alone: Callable[[], bool] = lambda: False,
+        utc_ms: Callable[[], int] | None = None,
     ) -> None:
+        """`is_alone` tells whether no other node shows a sign of life."""
         self._store, self._bindings, self._taker = store, bindings, taker
         self._node = keys.encoded(node)
+        self._is_alone = is_alone
+        self._has_more = False  # the last read brought as much as one may
         self._utc_ms = utc_ms or (lambda: time.time_ns() // 1_000_000)
         self._last = START
         self._wanted = "start"  # why all has to be read; "" while the log is followed
@@ -86,6 +98,11 @@ class Follower:
         """Since the last read that succeeded; 0 before the first one."""
         return 0.0 if self._read_at is None else time.monotonic() - self._read_at
 
+    @property
+    def pause_s(self) -> float:
+        """Until the next read."""
+        return LONE_S if self._is_alone() and not self._has_more and not self._wanted else POLL_S
+
     def reread(self, reason: str) -> None:
         """Read all bindings again, at the next occasion."""
         self._wanted = self._wanted or reason
@@ -99,7 +116,7 @@ class Follower:
                 self._hear(is_heard=False)
                 await asyncio.sleep(RETRY_S)
             else:
-                await asyncio.sleep(POLL_S)
+                await asyncio.sleep(self.pause_s)
 
     async def step(self) -> None:
         """One read of the log, or of everything. Raises StoreError, after which everything has to be read."""
@@ -147,6 +164,7 @@ class Follower:
             self.reread("flushed")
             return
         entries = streams[0][1] if streams else []
+        self._has_more = len(entries) >= BATCH
         if entries and self._last != START and oldest and _order(oldest[0][0]) > _order(self._last):
             self.reread("gap")  # what was cut off may have been more than the entry that was read last
             return

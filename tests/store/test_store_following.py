@@ -104,6 +104,27 @@ async def test_change_at_one_node_reaches_the_other(writer: Bindings, reader: Re
     assert reader.follower.lag_ms < 60_000
 
 
+async def test_log_is_read_once_a_second_while_no_other_node_lives(
+    writer: Bindings, server: Server, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(following, "BATCH", 2)
+    store, alone = await connect(server.url), True
+    memory = Memory()
+    follower = Follower(store, Bindings(store, node="n2"), "n2", memory, is_alone=lambda: alone)
+    assert follower.pause_s == following.POLL_S, "what is there is read first"
+    await follower.step()
+    assert follower.pause_s == following.LONE_S
+    for contact in "abc":
+        writer.save("u", binding(contact))
+    await eventually(lambda: writer.unwritten == 0)
+    await follower.step()
+    assert follower.pause_s == following.POLL_S, "there is more"
+    await follower.step()
+    assert (len(memory.held), follower.pause_s) == (3, following.LONE_S)
+    alone = False
+    assert follower.pause_s == following.POLL_S
+
+
 async def test_own_writes_do_not_come_back(reader: Reader, connect: Connect, server: Server) -> None:
     own, other = Bindings(await connect(server.url), node="n2"), Bindings(await connect(server.url), node="n1")
     own.save("u", binding("own"))
