@@ -36,6 +36,7 @@ from sipproxy.engine.actions import (
 )
 from sipproxy.engine.actions import Journal as JournalFact
 from sipproxy.engine.shed import Signals
+from sipproxy.sip.timers import WIDTH_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
@@ -63,7 +64,7 @@ __all__ = ["Shell"]
 MAX_OWED_FACTS = 100_000  # facts that the disk would not take, kept in memory until it does
 RETRY_S = 1.0
 NOTABLE_S = 0.02  # that a message waited: for less it is not asked whose it was
-GRAIN_S = 0.02  # deadlines within one of these run together: a wake-up for each costs more than what most of them do
+GRAIN_S = WIDTH_S  # deadlines within one of these run together: a wake-up for each costs more than what most of them do
 FILLING_PERCENT = 20.0  # free; design §8: an alarm at 80 % full
 FULL_PERCENT = 5.0  # design §8: at 95 % full no new calls, so that live ones can still be recorded
 ROOM_PERCENT = 1.0  # by which there has to be more again, so that a level does not come and go
@@ -250,7 +251,8 @@ class Shell:
                 action = line.popleft()
                 if type(action) is SendTo:  # which most are
                     assert self.transports is not None
-                    self.transports.send(action.target, action.data, action.key, connect_s=action.connect_s)
+                    target, data, key, connect_s = action
+                    self.transports.send(target, data, key, connect_s=connect_s)
                 else:
                     performers[type(action)](action)
         finally:
@@ -389,8 +391,10 @@ class Shell:
     def _arm(self) -> None:
         """Run what is due at the end of the grain that the earliest deadline lies in. An armed timer that turns out to be early
         is left to run."""
+        if self.engine.desk.queue.looks_at + GRAIN_S >= self._timer_at:
+            return  # as nearly always
         at = self.engine.next_at
-        if at is None or at > self._timer_at:
+        if at is None:
             return
         at = (at // GRAIN_S + 1) * GRAIN_S
         if at >= self._timer_at:

@@ -6,7 +6,6 @@ bounded together: when they are full a new transaction is refused, which the cal
 
 from __future__ import annotations
 
-from math import inf
 from typing import TYPE_CHECKING, Protocol
 
 from sipproxy.engine.actions import Action, new_send
@@ -234,9 +233,10 @@ class Transactions:
 
     def _arm_server(self, server: Server) -> None:
         machine = server.machine
-        self._arm(server, machine)
         if machine.state is not TERMINATED:
+            self._arm(server, machine)
             return
+        self._queue.cancel(server)
         self.servers.pop(server.key, None)
         user, server.user = server.user, None  # which refers back to it: memory is free at once, without the garbage collector
         if isinstance(machine, InviteServer):
@@ -246,13 +246,10 @@ class Transactions:
             self.over(user)
 
     def _arm(self, timer: Server | Client, machine: Machine) -> None:
-        at = machine.again_at if machine.again_at < machine.end_at else machine.end_at
-        if at == timer.at:
-            return
-        if at < inf:
+        again, end = machine.again_at, machine.end_at
+        at = again if again < end else end
+        if at != timer.at:
             self._queue.set(timer, at)
-        else:
-            self._queue.cancel(timer)
 
     # Client side
 
@@ -317,6 +314,7 @@ class Transactions:
             self._by_flow.setdefault(client.target, set()).add(client.key)
 
     def _drop_client(self, client: Client) -> None:
+        self._queue.cancel(client)
         self.clients.pop(client.key, None)
         target = client.target
         keys = self._by_flow.get(target) if isinstance(target, Flow) else None
@@ -396,7 +394,8 @@ class Transactions:
         # The table is brought up to date first: the user may start or end transactions while it is told.
         if machine.state is TERMINATED:
             self._drop_client(client)
-        self._arm(client, machine)
+        else:
+            self._arm(client, machine)
         if todo & SEND:
             self._emit(new_send((client.target, machine.out, client.name, CONNECT_S if client.instead is not None else 0.0)))
         if todo <= SEND:

@@ -7,14 +7,15 @@ and its length is configured. That some timers are zero on a reliable transport 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from heapq import heapify, heappop, heappush, heapreplace
-from math import inf
-from typing import TYPE_CHECKING, Any
+from heapq import heapify, heappop, heappush
+from math import floor, inf
+from operator import attrgetter
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Alarm", "Timer", "TimerQueue", "Timers"]
+__all__ = ["WIDTH_S", "Alarm", "Timer", "TimerQueue", "Timers"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,24 +62,29 @@ class Timers:
             object.__setattr__(self, name, value)
 
 
+WIDTH_S = 1 / 64
+"""How far deadlines that a queue keeps together may lie apart: a power of two, so that nothing is rounded."""
+_NOWHERE = 1 << 62
+
+
 class Timer:
     """Whoever has a deadline; at most one. To be read by all and changed by its queue alone.
 
     Without a constructor of its own, so that a dataclass may be one: `unset` is to be called when it is made.
     """
 
-    __slots__ = ("at", "entry", "order")
+    __slots__ = ("at", "order", "place")
 
     at: float
     """Monotonic seconds; infinite for none."""
     order: int
     """Orders equal deadlines by when they were set."""
-    entry: list[Any] | None
-    """What its queue has of it: a time, a number, and the timer itself."""
+    place: int
+    """Where its queue has it: when it is looked at, in `WIDTH_S`."""
 
     def unset(self) -> None:
         """Begin without a deadline."""
-        self.at, self.order, self.entry = inf, 0, None
+        self.at, self.order, self.place = inf, 0, _NOWHERE
 
 
 class Alarm(Timer):
@@ -94,17 +100,17 @@ class Alarm(Timer):
 class TimerQueue:
     """Timers by their deadlines, the earliest first.
 
-    A heap with one entry at most for each timer. A deadline that becomes later, as most do, leaves the entry as it is: it
-    brings the timer up when it is due itself. Where one becomes earlier, or is cancelled, the entry loses its timer, and stays
-    until it comes up or such entries outnumber the others.
+    Those of 1/64 s stay together, in no order, and a heap has the times at which there are any. A deadline that becomes later,
+    as most do, leaves its timer where it is: it is looked at there, and put where it belongs then.
     """
 
-    GARBAGE = 64  # of them always tolerated, so that a small queue is not rebuilt all the time
+    GARBAGE = 64  # times without a timer that the heap may always have, so that a small one is not rebuilt all the time
 
-    __slots__ = ("_count", "_heap", "_live")
+    __slots__ = ("_count", "_live", "_places", "_times")
 
     def __init__(self) -> None:
-        self._heap: list[list[Any]] = []
+        self._times: list[int] = []
+        self._places: dict[int, list[Timer]] = {}
         self._count = 0
         self._live = 0  # timers with a deadline
 
@@ -112,63 +118,98 @@ class TimerQueue:
         return self._live
 
     def set(self, timer: Timer, at: float) -> None:
-        """Set or replace the deadline, which is finite. Raises ValueError for a time that is not a number."""
+        """Set or replace the deadline: infinite for none before long, when the timer is to have one again or to be cancelled.
+        Raises ValueError for a time that is not a number."""
         before = timer.at
         if at == before:
             return
-        if at != at:  # noqa: PLR0124  a NaN compares false with everything and would break the heap's order
+        if at == inf:
+            timer.at = inf
+            self._live -= 1
+            return
+        if at != at:  # noqa: PLR0124  a NaN compares false with everything
             raise ValueError("deadline is not a number")
+        place = floor(at / WIDTH_S)
         if before == inf:
             self._live += 1
         self._count = number = self._count + 1
         timer.at, timer.order = at, number
-        entry = timer.entry
-        if entry is not None:
-            if entry[0] <= at:
-                return
-            entry[2] = None
-        timer.entry = entry = [at, number, timer]
-        heappush(self._heap, entry)
-        if len(self._heap) > 2 * self._live + self.GARBAGE:
-            self._compact()
+        if place < timer.place:
+            if timer.place < _NOWHERE:
+                self._take(timer)
+            self._put(timer, place)
 
     def cancel(self, timer: Timer) -> None:
-        """Forget the deadline; harmless when there is none."""
-        if timer.at == inf:
-            return
-        timer.at = inf
-        if timer.entry is not None:
-            timer.entry[2] = None
-            timer.entry = None
-        self._live -= 1
-        if len(self._heap) > 2 * self._live + self.GARBAGE:
-            self._compact()
+        """Forget the deadline, and the timer; harmless when there is none."""
+        if timer.at < inf:
+            timer.at = inf
+            self._live -= 1
+        if timer.place < _NOWHERE:
+            self._take(timer)
+            timer.place = _NOWHERE
 
     def due(self, now: float) -> list[Timer]:
         """Take out and return whose deadline is at or before `now`, in order of deadline, then of setting."""
         found: list[Timer] = []
-        while (at := self.next_at) is not None and at <= now:
-            timer = heappop(self._heap)[2]
-            timer.at, timer.entry = inf, None
-            self._live -= 1
-            found.append(timer)
+        others: list[Timer] = []
+        times, last = self._times, floor(now / WIDTH_S)
+        while times and times[0] <= last:
+            for timer in self._places.pop(heappop(times), ()):
+                timer.place = _NOWHERE
+                if timer.at <= now:
+                    found.append(timer)
+                elif timer.at < inf:
+                    others.append(timer)
+        for timer in others:
+            self._put(timer, floor(timer.at / WIDTH_S))
+        if len(found) > 1:
+            found.sort(key=_rank)
+        for timer in found:
+            timer.at = inf
+        self._live -= len(found)
         return found
 
     @property
     def next_at(self) -> float | None:
         """The earliest deadline, or None when there is none."""
-        heap = self._heap
-        while heap:
-            at, number, timer = heap[0]
-            if timer is None:
-                heappop(heap)
-            elif timer.order == number:
-                return float(at)
-            else:
-                timer.entry = [timer.at, timer.order, timer]
-                heapreplace(heap, timer.entry)
+        times = self._times
+        while times:
+            place = times[0]
+            timers = self._places.get(place, ())
+            at = min([timer.at for timer in timers], default=inf)
+            if at < (place + 1) * WIDTH_S:
+                return at
+            heappop(times)
+            self._places.pop(place, None)
+            for timer in timers:  # none of them is due here
+                timer.place = _NOWHERE
+                if timer.at < inf:
+                    self._put(timer, floor(timer.at / WIDTH_S))
         return None
 
-    def _compact(self) -> None:
-        self._heap = [entry for entry in self._heap if entry[2] is not None]
-        heapify(self._heap)
+    @property
+    def looks_at(self) -> float:
+        """When a timer may be due at the earliest; infinite for never."""
+        return self._times[0] * WIDTH_S if self._times else inf
+
+    def _put(self, timer: Timer, place: int) -> None:
+        timer.place = place
+        timers = self._places.get(place)
+        if timers is not None:
+            timers.append(timer)
+            return
+        self._places[place] = [timer]
+        heappush(self._times, place)
+
+    def _take(self, timer: Timer) -> None:
+        timers = self._places[timer.place]
+        timers.remove(timer)
+        if timers:
+            return
+        del self._places[timer.place]
+        if len(self._times) > 2 * len(self._places) + self.GARBAGE:
+            self._times = list(self._places)
+            heapify(self._times)
+
+
+_rank = attrgetter("at", "order")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sipproxy.sip.timers import Alarm, TimerQueue, Timers
+from sipproxy.sip.timers import WIDTH_S, Alarm, TimerQueue, Timers
 
 
 def test_timers_default_values_are_those_of_table_4() -> None:
@@ -69,8 +69,39 @@ def test_timer_queue_cancelled_timer_is_let_go_at_once() -> None:
     queue, timer = TimerQueue(), Alarm(int)
     queue.set(timer, 5.0)
     queue.cancel(timer)
-    assert not [entry for entry in queue._heap if entry[2] is timer]
-    assert queue.due(99.0) == []
+    assert (queue._places, queue.due(99.0)) == ({}, [])
+
+
+def test_timer_queue_infinite_deadline_is_never_due_and_gives_way_to_the_next_one() -> None:
+    queue, timer = TimerQueue(), Alarm(int)
+    queue.set(timer, 5.0)
+    queue.set(timer, math.inf)
+    assert (len(queue), timer.at) == (0, math.inf)
+    queue.set(timer, 9.0)
+    assert queue.due(8.9) == []
+    assert queue.due(9.0) == [timer]
+    queue.set(timer, 10.0)
+    queue.set(timer, math.inf)
+    assert (queue.next_at, queue.looks_at, queue.due(99.0)) == (None, math.inf, [])
+
+
+def test_timer_queue_timer_without_a_deadline_is_let_go_when_it_is_cancelled() -> None:
+    queue, timer = TimerQueue(), Alarm(int)
+    queue.set(timer, 5.0)
+    queue.set(timer, math.inf)
+    queue.cancel(timer)
+    assert (len(queue), queue._places, timer.at) == (0, {}, math.inf)
+
+
+def test_timer_queue_looks_at_is_never_behind_the_earliest_deadline() -> None:
+    queue, moved, other = TimerQueue(), *alarms(2)
+    assert queue.looks_at == math.inf
+    queue.set(moved, 1.0)
+    queue.set(moved, 7.0)
+    queue.set(other, 4.003)
+    assert queue.looks_at == 1.0, "where the one that was put off was"
+    assert queue.next_at == 4.003
+    assert 4.003 - WIDTH_S < queue.looks_at <= 4.003
 
 
 def test_timer_queue_nan_is_refused() -> None:
@@ -96,22 +127,24 @@ def test_timer_queue_garbage_stays_bounded(pattern: str) -> None:
         queue.set(timer, float(n if pattern == "later" else -n))
         if pattern == "cancel":
             queue.cancel(timer)
-        assert len(queue._heap) <= 2 * len(queue) + queue.GARBAGE + 1
+        assert len(queue._times) <= 2 * len(queue._places) + queue.GARBAGE + 1
+        assert sum(map(len, queue._places.values())) <= len(queue) + 1
 
 
+TIMES = st.integers(0, 20) | st.integers(0, 80).map(lambda n: n * WIDTH_S / 16)  # far from each other, and near
 OPERATIONS = st.lists(
     st.one_of(
-        st.tuples(st.just("set"), st.integers(0, 7), st.integers(0, 20)),
-        st.tuples(st.just("cancel"), st.integers(0, 7), st.just(0)),
-        st.tuples(st.just("due"), st.just(0), st.integers(0, 20)),
+        st.tuples(st.just("set"), st.integers(0, 7), TIMES),
+        st.tuples(st.sampled_from(["cancel", "none"]), st.integers(0, 7), st.just(0)),
+        st.tuples(st.just("due"), st.just(0), TIMES),
     ),
     max_size=60,
 )
 
 
 @given(OPERATIONS, st.integers(0, 3))
-def test_timer_queue_any_operations_behave_like_a_dict(operations: list[tuple[str, int, int]], garbage: int) -> None:
-    queue, model = TimerQueue(), dict[int, tuple[int, int]]()
+def test_timer_queue_any_operations_behave_like_a_dict(operations: list[tuple[str, int, float]], garbage: int) -> None:
+    queue, model = TimerQueue(), dict[int, tuple[float, int]]()
     timers = alarms(8)
     type(queue).GARBAGE, saved = garbage, type(queue).GARBAGE  # a small allowance, so that short runs rebuild the heap
     try:
@@ -120,8 +153,8 @@ def test_timer_queue_any_operations_behave_like_a_dict(operations: list[tuple[st
                 queue.set(timers[key], at)
                 if key not in model or model[key][0] != at:
                     model[key] = (at, count)
-            elif operation == "cancel":
-                queue.cancel(timers[key])
+            elif operation in ("cancel", "none"):
+                queue.cancel(timers[key]) if operation == "cancel" else queue.set(timers[key], math.inf)
                 model.pop(key, None)
             else:
                 due = sorted((key for key, (when, _) in model.items() if when <= at), key=lambda key: model[key])
