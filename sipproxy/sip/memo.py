@@ -27,7 +27,7 @@ class Remembered(dict[bytes, T]):
     `most` each, so that what is asked for often outlives what came once.
     """
 
-    __slots__ = ("_before", "_half", "_read", "forgotten", "kept", "most")
+    __slots__ = ("_before", "_half", "_read", "forgotten", "most")
 
     def __init__(self, read: Callable[[bytes], T], most: int = CACHED) -> None:
         super().__init__()
@@ -35,21 +35,21 @@ class Remembered(dict[bytes, T]):
         self.most, self._half = most, most // 2
         self.forgotten = 0
         """How many values went for lack of room."""
-        self.kept = 0
-        """How many values there are, in both generations."""
         self._before: dict[bytes, T] = {}
 
+    @property
+    def kept(self) -> int:
+        """How many values there are, in both generations."""
+        return len(self) + len(self._before)
+
     def __missing__(self, data: bytes) -> T:
-        found = self._before.get(data)
+        found = self._before.pop(data, None)  # none is in both
         if found is None:
             found = self._read(data)
             if len(data) > CACHED_LENGTH:
                 return found
-            self.kept += 1
         if len(self) >= self._half:
-            stay = len(self) + 1  # with this one
-            self.forgotten += self.kept - stay
-            self.kept = stay
+            self.forgotten += len(self._before)
             self._before = self.copy()
             self.clear()
         self[data] = found
