@@ -7,6 +7,7 @@ What is left out: fields that are known at admission are put into the draft by t
 
 from __future__ import annotations
 
+from copy import copy
 from typing import TYPE_CHECKING, Literal
 
 from msgspec.structs import replace
@@ -19,17 +20,15 @@ __all__ = ["answered", "final", "recovered", "running"]
 
 def answered(draft: Record, answer: Answer) -> Record:
     """The draft with what the answer added. Texts that the answer leaves empty stay as the draft has them."""
-    return replace(
-        draft,
-        ringing_at_ms=answer.ringing_at_ms if answer.ringing_at_ms is not None else draft.ringing_at_ms,
-        answer_at_ms=answer.at_ms,
-        status=answer.status,
-        to_tag=answer.to_tag or draft.to_tag,
-        trunk=answer.trunk or draft.trunk,
-        psap=answer.psap or draft.psap,
-        callee_account=answer.callee_account or draft.callee_account,
-        media=_in_order(draft.media, answer.media),
-    )
+    record = copy(draft)
+    if answer.ringing_at_ms is not None:
+        record.ringing_at_ms = answer.ringing_at_ms
+    record.answer_at_ms, record.status = answer.at_ms, answer.status
+    record.to_tag, record.trunk = answer.to_tag or draft.to_tag, answer.trunk or draft.trunk
+    record.psap, record.callee_account = answer.psap or draft.psap, answer.callee_account or draft.callee_account
+    if answer.media != draft.media:
+        record.media = _in_order(draft.media, answer.media)
+    return record
 
 
 def final(
@@ -53,21 +52,19 @@ def final(
     the end is the last proof of life. `last_seen_at_ms` defaults to the end. Never raises: a record is better than none, so
     a negative duration, which only a fault of our own could cause, becomes 0.
     """
-    record = draft if answer is None else answered(draft, answer)
-    return replace(
-        record,
-        type="final",
-        seq=seq,
-        end_at_ms=end_at_ms,
-        duration_ms=max(0, after_ms),
-        billable_ms=0 if answer is None else max(0, after_ms - answer.after_ms),
-        duration_certain=certain,
-        last_seen_at_ms=end_at_ms if last_seen_at_ms is None else last_seen_at_ms,
-        status=status if answer is None else answer.status,
-        cause=cause,
-        released_by=released_by,
-        end_reason=end_reason,
-    )
+    record = copy(draft) if answer is None else answered(draft, answer)
+    # One by one: a field given by name costs three times as much.
+    record.type, record.seq = "final", seq
+    record.end_at_ms, record.duration_ms = end_at_ms, max(0, after_ms)
+    record.billable_ms = 0
+    if answer is None:
+        record.status = status
+    else:
+        record.billable_ms = max(0, after_ms - answer.after_ms)
+    record.duration_certain = certain
+    record.last_seen_at_ms = end_at_ms if last_seen_at_ms is None else last_seen_at_ms
+    record.cause, record.released_by, record.end_reason = cause, released_by, end_reason
+    return record
 
 
 def running(draft: Record, answer: Answer, alive: Alive | None, *, kind: Literal["start", "interim"], after_ms: int) -> Record:

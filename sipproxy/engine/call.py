@@ -13,8 +13,6 @@ from functools import partial
 from math import inf
 from typing import TYPE_CHECKING
 
-from msgspec.structs import replace
-
 from cdr.assemble import final
 from cdr.facts import Answer, End, EndReason, Record, ReleasedBy
 from sipproxy.engine import carrier, deadlines, ending, fail_over, final_response, forwarding, keep, liveness, session
@@ -424,7 +422,7 @@ class Call(Timer):
         if certain and not known and self.resumed is not None:
             at, certain = self.resumed.end(at, self.proof or at, by_us=released_by == "proxy")
         record = final(
-            replace(self.record, ringing_at_ms=self.ringing_at_ms),
+            self.record,
             answer=self.answer,
             seq=self.number(),
             end_at_ms=at.utc_ms,
@@ -436,6 +434,7 @@ class Call(Timer):
             certain=certain,
             last_seen_at_ms=(self.last_seen or self.started).utc_ms,
         )
+        record.ringing_at_ms = self.ringing_at_ms
         desk.out.append(new_journal((End(record),)))
         desk.channels.give_back(self)
         deadlines.drop_all(self)
