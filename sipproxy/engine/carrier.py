@@ -139,8 +139,8 @@ def status_of(call: Call, branch: Branch[Target], response: Response) -> int:
             call.context.rekey(branch, answered.key)
             return 0
         status = REFUSED
-    status = _kept(branch, response, status, desk)
     if status >= 300:
+        status = _kept(branch, response, status, desk)
         left(call, target, branch)
     return status
 

@@ -459,13 +459,13 @@ class Engine:
         try:
             check_message(response)
             client = desk.transactions.find_client(response)
-            is_2xx = response.is_success and response.cseq.method == b"INVITE"
-            late = self.calls.late(response) if client is None and is_2xx else None
             if client is not None:
                 if self._comes_from(client.target, client.user, flow):
                     desk.heard_by = flow
                     desk.transactions.receive_response(client, response, desk.now.mono)
-            elif late is not None:
+                return
+            late = self.calls.late(response) if response.is_success and response.cseq.method == b"INVITE" else None
+            if late is not None:
                 if self._comes_from(late[1].to, late[0], flow):
                     dismiss(*late, response)
             else:

@@ -132,10 +132,11 @@ def may_answer(desk: Desk, target: Flow | Hop, flow: Flow) -> bool:
     where it leads. For a name that was not looked up since the start the branch, which nobody but who got the request knows,
     has to do.
     """
-    if LOOP in (target.transport, flow.transport):
-        return target.transport == flow.transport
-    if _STRENGTH.get(flow.transport, 0) < _STRENGTH.get(target.transport, 0):
+    sent, came = target.transport, flow.transport
+    if sent != came and (LOOP in (sent, came) or _STRENGTH.get(came, 0) < _STRENGTH.get(sent, 0)):
         return False  # RFC 3261 §18.2.2: by the connection, or a new one of the same kind
+    if came == LOOP:
+        return True
     if isinstance(target, Flow):
         return _same_host(target.host, flow.host)
     if desk.peers.has_host(target.host):

@@ -194,8 +194,9 @@ def _sent_by(via: Via) -> bytes:
 KNOWN_METHODS = frozenset(
     b"INVITE ACK BYE CANCEL REGISTER OPTIONS UPDATE PRACK INFO REFER MESSAGE SUBSCRIBE NOTIFY PUBLISH".split()
 )
+_LABELS = {method: method.decode("ascii") for method in KNOWN_METHODS}
 
 
 def request_label(request: Request) -> str:
     """The method as a metric label; whatever a peer invents is "other", so that the set of labels stays bounded."""
-    return request.method.decode("ascii") if request.method in KNOWN_METHODS else "other"
+    return _LABELS.get(request.method, "other")

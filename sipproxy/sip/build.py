@@ -207,11 +207,10 @@ class Editor:
     def __init__(self, message: Request | Response) -> None:
         self._lines = message.lines_raw.copy()
         self._keys = message.keys.copy()
-        self._body = message.body
+        self._body = message.raw[message.body_at :]
         if message.version != b"SIP/2.0":
             self._write_version(message)
-        via = top_via(message)
-        if via is not None:
+        if isinstance(message, Request) and (via := top_via(message)) is not None:
             self._lines[message.first_line[b"via"]] = via
 
     def _write_version(self, message: Request | Response) -> None:

@@ -333,7 +333,9 @@ def parse_message(data: bytes, *, max_headers: int = MAX_HEADERS) -> Request | R
     body_at = end + 4 - begin
     raw = data[begin:]
     if shape.length_at:  # §20.14: without it, over UDP, the body reaches to the end of the datagram.
-        size, available = body_at + _claimed_length(shape, lines), len(raw)
+        if shape.twice:
+            _check_length(shape)
+        size, available = body_at + length_of[lines[shape.length_at]], len(raw)
         if size != available:
             if size > available:
                 detail = f"Content-Length {size - body_at}, but {available - body_at} bytes of body"
@@ -353,8 +355,10 @@ def message_of(lines: list[bytes], body: bytes, *, max_headers: int = MAX_HEADER
     _check_count(lines, max_headers)
     head = _CRLF.join(lines)
     raw = b"\r\n\r\n".join((head, body))
-    if shape.length_at and _claimed_length(shape, lines) != len(body):
-        return parse_message(raw, max_headers=max_headers)
+    if shape.length_at:
+        _check_length(shape)
+        if length_of[lines[shape.length_at]] != len(body):
+            return parse_message(raw, max_headers=max_headers)
     if start[3]:
         return Response(raw, len(head) + 4, lines, shape, start)
     return Request(raw, len(head) + 4, lines, shape, start)
@@ -406,12 +410,10 @@ def _start_status(line: bytes) -> int:
     return 0 if upper.startswith((b"SIP/", b"ACK ")) or b"SIP/" not in upper else 400
 
 
-def _claimed_length(shape: shapes.Shape, lines: list[bytes]) -> int:
-    """What Content-Length says, where it is."""
+def _check_length(shape: shapes.Shape) -> None:
+    """Raise ParseError when Content-Length comes twice, even when equal: the next hop may read the other one."""
     if shape.twice and len(shape.places.get(b"content-length", ())) > 1:
-        # Even when equal: the next hop may read the other one.
         raise ParseError("more than one Content-Length", section="RFC 3261 §20.14")
-    return length_of[lines[shape.length_at]]
 
 
 def check_message(message: Request | Response) -> None:
