@@ -134,7 +134,7 @@ class Edges:
         Raises ParseError.
         """
         desk = self._desk
-        if not request.has(b"route"):
+        if b"route" not in request.first_line:
             return False
         first = request.routes[0].uri
         token = first.param(EDGE_PARAM) if is_ours(first, desk.settings) else None

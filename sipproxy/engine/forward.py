@@ -167,8 +167,6 @@ def _claims(shape: Shape, carriers: tuple[bytes, ...]) -> tuple[bytes, ...]:
 
 def consume_credentials(editor: Editor, request: Request, realm: str) -> None:
     """RFC 3261 §22.3: credentials for our realm end here; those for another realm go on."""
-    if b"proxy-authorization" not in request.first_line:
-        return
     lines = request.lines_of(b"proxy-authorization")
     others = [line for line in lines if _realm(line) != realm]
     if len(others) == len(lines):
@@ -207,10 +205,11 @@ def loosen(request: Request, settings: Settings) -> tuple[list[NameAddr], bytes,
 def write_loose(editor: Editor, request: Request, routes: list[NameAddr], uri: bytes) -> None:
     """Leave these Route values, and this Request-URI, in the copy of a request, as `loosen` has found them."""
     was = request.routes
-    if len(was) > len(routes) and routes == list(was[len(was) - len(routes) :]):
-        for _ in range(len(was) - len(routes)):
+    gone = len(was) - len(routes)
+    if not routes or routes == list(was[gone:]):
+        for _ in range(gone):
             editor.pop(b"route")
-    elif len(was) > len(routes):
+    else:
         editor.set(b"Route", b", ".join([route.raw for route in routes]))
     if uri != request.uri:
         editor.request_uri(uri)
@@ -232,6 +231,7 @@ def forward_request(
     `editor` may hold changes already. With `received_on` the request may create a dialog: Record-Route is put in, with `mark`,
     the parameter that says whose it is. None when no listener of ours speaks the target's transport.
     """
+    goal = target if isinstance(target, Target) else None
     to = target.to if isinstance(target, Target) else target
     listener = listener_of(desk.settings, to)
     if listener is None:
@@ -243,10 +243,12 @@ def forward_request(
         editor.push(b"Record-Route", record_route_uri(inner, mark))
         if inner is not listener:
             editor.push(b"Record-Route", record_route_uri(listener, mark))  # RFC 5658: one for each side
-    for route in (target.path, target.route) if isinstance(target, Target) else ():
-        if route:
-            editor.push(b"Route", route)
-    consume_credentials(editor, request, desk.settings.realm)
+    if goal is not None:
+        for route in (goal.path, goal.route):
+            if route:
+                editor.push(b"Route", route)
+    if b"proxy-authorization" in request.first_line:
+        consume_credentials(editor, request, desk.settings.realm)
     if to.transport != "UDP" and not request.has(b"content-length"):
         editor.append(b"Content-Length", b"%d" % len(request.body))  # §18.3: a stream needs it, a datagram may leave it out
     if edit is not None:
@@ -255,9 +257,9 @@ def forward_request(
         seed = b"\0".join((request.via.branch or request.via.raw, request.call_id, mark))
         branch = desk.branch(seed=seed)  # §16.11: the same for a retransmission
     else:
-        branch = desk.branch(desk.loop_mark(request, target.uri) if isinstance(target, Target) else b"")
-    editor.push(b"Via", _via(listener, branch))
-    kept = editor.kept(KEPT_OF_REQUESTS) if isinstance(target, Target) else b""  # an INVITE that makes a dialog
+        branch = desk.branch(desk.loop_mark(request, goal.uri) if goal is not None else b"")
+    editor.push(b"Via", listener.via + branch)
+    kept = editor.kept(KEPT_OF_REQUESTS) if goal is not None else b""  # an INVITE that makes a dialog
     return Sent(request.method, editor.to_bytes(), kept), branch
 
 
@@ -273,11 +275,7 @@ def via_of(desk: Desk, to: Flow | Hop, mark: bytes = b"") -> tuple[bytes, bytes]
     if listener is None:
         return None
     branch = desk.branch(mark)
-    return _via(listener, branch), branch
-
-
-def _via(listener: Listener, branch: bytes) -> bytes:
-    return listener.via + branch
+    return listener.via + branch, branch
 
 
 def next_hop(settings: Settings, uri: bytes | Uri, known: Flow | Hop) -> Flow | Hop:
