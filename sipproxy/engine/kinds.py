@@ -37,10 +37,10 @@ _SCANNER = re.compile(
 )
 _FIRST_LINE = re.compile(rb"[A-Za-z0-9.!%*_+`'~-]{1,32} \S{1,4096} (?:SIP|sip)/2\.0\r?\n")
 # In runs that end where a tag may begin: a step for each character would cost three times as much.
-_TO_TAG = re.compile(rb"\n[tT][oO]?[ \t]*:(?:[^\r\n;]++|\r?\n[ \t]|;(?!\s*[tT][aA][gG]\s*=))*+;\s*[tT][aA][gG]\s*=")
+_TO_TAG = re.compile(rb"\n[tT][oO]?[ \t]*:(?:[^\r\n;]++|\r?\n[ \t]|;(?!\s*[tT][aA][gG]\s*=))*;\s*[tT][aA][gG]\s*=")
 # In runs that end where the branch may begin, as above.
 _BRANCH = re.compile(
-    rb"\n[vV](?:[iI][aA])?[ \t]*+:[^\r\n;]*+(?:;(?![ \t]*[bB][rR][aA][nN][cC][hH][ \t]*=)[^\r\n;]*+)*+"
+    rb"\n[vV](?:[iI][aA])?[ \t]*+:[^\r\n;]*+(?:;(?![ \t]*[bB][rR][aA][nN][cC][hH][ \t]*=)[^\r\n;]*+)*"
     rb";[ \t]*[bB][rR][aA][nN][cC][hH][ \t]*=[ \t]*([^\s;,]+)"
 )
 _CREDENTIALS = re.compile(rb"\nproxy-authorization[ \t]*:", re.IGNORECASE)

@@ -23,7 +23,7 @@ class Keepalive(Enum):
     PING = "ping"
 
 
-_LENGTH = re.compile(rb"\r\n(?:content-length|l)[ \t]*+:((?:[^\r\n]++|\r\n[ \t])*+)", re.IGNORECASE)
+_LENGTH = re.compile(rb"\r\n(?:content-length|l)[ \t]*+:((?:[^\r\n]++|\r\n[ \t])*)", re.IGNORECASE)
 _START = re.compile(rb"[" + TOKEN_CHARS + rb"]")
 
 

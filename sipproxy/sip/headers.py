@@ -210,9 +210,9 @@ _VIA = re.compile(
     % (TOKEN_CHARS, TOKEN_CHARS, TOKEN_CHARS, HOST)
 )
 _CSEQ = re.compile(rb"([0-9]++)[ \t]++([" + TOKEN_CHARS + rb"]++)\Z")
-_COMMENT = rb"\((?:[^()\\]++|\\.|\((?:[^()\\]++|\\.)*+\))*+\)"
+_COMMENT = rb"\((?:[^()\\]++|\\.|\((?:[^()\\]++|\\.)*\))*\)"
 # One element: up to a comma that is not inside quotes, angle brackets or a comment (one level of nesting).
-_ELEMENT = re.compile(rb"(?:[^,\"<(]++|" + QUOTED + rb"|<[^>]*+>|" + _COMMENT + rb")*+", re.DOTALL)
+_ELEMENT = re.compile(rb"(?:[^,\"<(]++|" + QUOTED + rb"|<[^>]*+>|" + _COMMENT + rb")*", re.DOTALL)
 _LWS = b" \t\r\n"
 
 

@@ -69,13 +69,13 @@ STAR = Uri(b"*", None, None, b"", None, (), b"", b"*")
 
 _ESCAPED = rb"%[0-9A-Fa-f]{2}"
 # §25.1 user: unreserved, escaped, user-unreserved; and '#', which telephones dial unescaped.
-_USER = rb"(?:[A-Za-z0-9\-_.!~*'()&=+$,;?/#]++|" + _ESCAPED + rb")++"
-_PASSWORD = rb"(?:[A-Za-z0-9\-_.!~*'()&=+$,]++|" + _ESCAPED + rb")*+"
-_PARAM = rb";(?:[A-Za-z0-9\-_.!~*'()\[\]/:&+$=]++|" + _ESCAPED + rb")++"
-_HEADERS = rb"(?:[A-Za-z0-9\-_.!~*'()\[\]/?:+$=&]++|" + _ESCAPED + rb")++"
+_USER = rb"(?:[A-Za-z0-9\-_.!~*'()&=+$,;?/#]++|" + _ESCAPED + rb")+"
+_PASSWORD = rb"(?:[A-Za-z0-9\-_.!~*'()&=+$,]++|" + _ESCAPED + rb")*"
+_PARAM = rb";(?:[A-Za-z0-9\-_.!~*'()\[\]/:&+$=]++|" + _ESCAPED + rb")+"
+_HEADERS = rb"(?:[A-Za-z0-9\-_.!~*'()\[\]/?:+$=&]++|" + _ESCAPED + rb")+"
 _SIP = re.compile(
     rb"([sS][iI][pP][sS]?):(?:(" + _USER + rb")(?::(" + _PASSWORD + rb"))?@)?(" + HOST + rb")(?::([0-9]{1,5}))?"
-    rb"((?:" + _PARAM + rb")*+)(?:\?(" + _HEADERS + rb"))?\Z"
+    rb"((?:" + _PARAM + rb")*)(?:\?(" + _HEADERS + rb"))?\Z"
 )
 _OTHER = re.compile(rb"([A-Za-z][A-Za-z0-9+.\-]*+):([!#-;=?-~]++)\Z")
 _ESCAPE = re.compile(rb"%([0-9A-Fa-f]{2})")
