@@ -46,8 +46,11 @@ EndReason = Literal[
 ReleasedBy = Literal["caller", "callee", "proxy", "unknown"]
 
 
-class Record(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """One call detail record. Texts are what the peer sent, decoded as UTF-8 with replacement."""
+class Record(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
+    """One call detail record. Texts are what the peer sent, decoded as UTF-8 with replacement.
+
+    The garbage collector looks at neither records nor answers: they hold nothing that could refer back to them.
+    """
 
     id: str  # ours; never built from Call-ID or tags
     node: str
@@ -169,7 +172,7 @@ class Confirmed(msgspec.Struct, frozen=True, omit_defaults=True):
     )
 
 
-class Answer(msgspec.Struct, tag="answer", frozen=True, omit_defaults=True):
+class Answer(msgspec.Struct, tag="answer", frozen=True, omit_defaults=True, gc=False):
     """A 2xx is about to go upstream. Written again, with the stamps of the first, when a dialog comes or changes.
 
     `source` is the caller's flow; without `dialogs`, as in journals of earlier versions, the call cannot be taken up again.

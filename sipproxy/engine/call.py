@@ -64,7 +64,7 @@ class Call(Timer):
     phase: Phase = Phase.ADMITTING
     slots: tuple[Slot, ...] = ()  # by `Channels` alone
     store_wait_s: float = 0.0  # for how much longer it may wait for the store
-    dialogs: dict[bytes, Dialog] = field(default_factory=dict)
+    dialogs: tuple[Dialog, ...] = ()  # each with a To tag of its own
     answer: Answer | None = None  # without its dialogs
     answer_mark: int = 0  # of what the journal has of these (engine.keep)
     ringing_at_ms: int | None = None
@@ -83,7 +83,7 @@ class Call(Timer):
     token: bytes = b""  # of our Record-Route, once it was written
     dismissed: frozenset[bytes] = frozenset()  # To tags of late dialogs that were ended
     context: ResponseContext[Target] = field(default_factory=lambda: ResponseContext([]))
-    due: dict[str, float] = field(default_factory=dict)  # its deadlines by kind (engine.deadlines)
+    due: dict[str, float] | None = None  # its deadlines by kind (engine.deadlines), None when it was answered
     bound_at: float = inf  # and one that has no place there
     call_id: bytes = field(init=False)  # of its INVITE, and the tag in that one's From
     caller_tag: bytes | None = field(init=False)
@@ -111,6 +111,13 @@ class Call(Timer):
     def face(self, target: Target) -> Face:
         """How the caller looks to this target."""
         return self.faces.to(target.kind) if self.faces is not None else PLAIN
+
+    def dialog(self, tag: bytes) -> Dialog | None:
+        """The dialog with this To tag. There is hardly ever a second one, for which a table would take four times the room."""
+        for dialog in self.dialogs:
+            if dialog.to_tag == tag:
+                return dialog
+        return None
 
     @property
     def is_answered(self) -> bool:
@@ -281,7 +288,7 @@ class Call(Timer):
     def _answered(self, branch: Branch[Target], response: Response) -> None:
         desk = self.desk
         self.phase = Phase.ANSWERED
-        self.due.clear()
+        self.due = None
         if not self.is_emergency and self.head is None:
             # Whoever called for help is not cut off by a bound that guards against charges.
             self.maximum_at = desk.now.mono + desk.settings.maximum_s
@@ -299,12 +306,13 @@ class Call(Timer):
         tag = response.to.tag
         if tag is None:
             return None
-        dialog, target, by = self.dialogs.get(tag), branch.target, self.desk.heard_by
+        dialog, target, by = self.dialog(tag), branch.target, self.desk.heard_by
         # A customer whose connection ended after the INVITE answers by another one, where he is reached from now on.
         moved = target.is_customer and not target.route and by is not None and by.connection and by != target.to
         to = by if moved and by is not None else target.to
         if dialog is None and len(self.dialogs) < EARLY_DIALOGS:
-            dialog = self.dialogs[tag] = Dialog(tag, target, to, response, shift=carrier.shift_of(self))
+            dialog = Dialog(tag, target, to, response, shift=carrier.shift_of(self))
+            self.dialogs += (dialog,)
         elif dialog is not None and moved:
             dialog.to = to
         return dialog
@@ -482,7 +490,7 @@ class Call(Timer):
         if not self.is_answered:
             return
         at = min(self.maximum_at, self.reap_at)
-        for dialog in self.dialogs.values():
+        for dialog in self.dialogs:
             if dialog.watch is not None and not dialog.ended:
                 at = min(at, dialog.watch.next_at)
         deadlines.await_bound(self, at)

@@ -39,7 +39,7 @@ def bound_reached(call: Call, kind: str) -> None:
         elif call.reap_at <= now:
             hang_up(call, "session_expired", cause=TIMER_EXPIRY, certain=False)
         else:
-            for dialog in list(call.dialogs.values()):
+            for dialog in call.dialogs:
                 liveness.check(call, dialog)
             call.await_bound()
     elif kind == "stop":

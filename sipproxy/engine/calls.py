@@ -88,7 +88,7 @@ class Calls:
             flow
             for call in self.by_id.values()
             if call.phase is not Phase.ENDED
-            for flow in (call.flow, *(dialog.to for dialog in call.dialogs.values()))
+            for flow in (call.flow, *(dialog.to for dialog in call.dialogs))
         )
         return "call" if any(source_of(flow.host) == source for flow in flows) else ""
 
@@ -131,7 +131,7 @@ class Calls:
             branch = call.context.branches.get(key)
             if branch is not None:
                 return call, branch.target
-            if (dialog := call.dialogs.get(response.to.tag or b"")) is not None and call.is_answer(dialog, response):
+            if (dialog := call.dialog(response.to.tag or b"")) is not None and call.is_answer(dialog, response):
                 return call, dialog.target
         return None
 
@@ -145,10 +145,10 @@ class Calls:
         for found in (call,) if call is not None else self._by_call_id.get(call_id, ()):
             if found.call_id != call_id:
                 continue
-            dialog = found.dialogs.get(to_tag or b"") if from_tag == found.caller_tag else None
+            dialog = found.dialog(to_tag or b"") if from_tag == found.caller_tag else None
             if dialog is not None and (call is not None or _comes_to(found.flow, flow)):
                 return Found(found, dialog, from_caller=True)
-            dialog = found.dialogs.get(from_tag or b"") if to_tag == found.caller_tag else None
+            dialog = found.dialog(from_tag or b"") if to_tag == found.caller_tag else None
             if dialog is not None and (call is not None or _comes_to(dialog.to, flow)):
                 return Found(found, dialog, from_caller=False)
         return None

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from sipproxy.engine.channels import trunk_slot
-from sipproxy.engine.cseq import Shift
+from sipproxy.engine.cseq import UNSHIFTED, Shift
 from sipproxy.engine.edge import ABSENT
 from sipproxy.engine.transactions import Ignored
 from sipproxy.engine.trunk_auth import AuthenticatedBye, answer_challenge
@@ -206,11 +206,10 @@ def overdue(call: Call, branch: Branch[Target]) -> None:
 
 def shift_of(call: Call) -> Shift:
     """The numbers of a new dialog, made by the response that the call is being told of."""
-    shift, client = Shift(), call.desk.transactions.told
-    if client is not None and client.challenged:
-        shift.sent(call.request.cseq.number, client.request.cseq.number)
-        shift.credentials = credentials_of(client)
-    return shift
+    client = call.desk.transactions.told
+    if client is None or not client.challenged:
+        return UNSHIFTED
+    return Shift(credentials=credentials_of(client)).sent(call.request.cseq.number, client.request.cseq.number)
 
 
 def credentials_of(client: Client) -> tuple[tuple[bytes, bytes], ...]:

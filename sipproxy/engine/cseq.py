@@ -10,20 +10,20 @@ to that peer are sent that much higher, and the responses go back with the numbe
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sipproxy.sip.build import Editor
     from sipproxy.sip.message import Request, Response
 
-__all__ = ["Shift", "restore"]
+__all__ = ["UNSHIFTED", "Shift", "restore"]
 
 MAX_CSEQ = 2**31 - 1  # §8.1.1.5
 MAX_STEPS = 64  # challenges remembered of one dialog; older requests are over by then
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Shift:
     """How far the numbers that a peer sees are ahead of those that the party sends."""
 
@@ -41,12 +41,12 @@ class Shift:
             ahead = by
         return min(number + ahead, MAX_CSEQ)
 
-    def sent(self, number: int, seen: int) -> None:
-        """The party's request `number` went out as `seen`."""
+    def sent(self, number: int, seen: int) -> Shift:
+        """What it is from now on: the party's request `number` went out as `seen`."""
         if seen == self.of(number):
-            return
+            return self
         before = tuple(step for step in self.steps if step[0] < number)
-        self.steps = (*before[1 - MAX_STEPS :], (number, seen - number))
+        return replace(self, steps=(*before[1 - MAX_STEPS :], (number, seen - number)))
 
     def apply(self, editor: Editor, request: Request) -> None:
         """Write the peer's numbers into the copy of a request of the party, RAck (RFC 3262 §7.2) included."""
@@ -61,6 +61,9 @@ class Shift:
             parts = (request.first(b"rack") or b"").split()
             if len(parts) == 3 and parts[1].isdigit() and len(parts[1]) <= 10:
                 editor.set(b"RAck", b"%s %d %s" % (parts[0], self.of(int(parts[1])), parts[2]))
+
+
+UNSHIFTED = Shift()  # of every dialog in which nobody asked for credentials
 
 
 def restore(editor: Editor, response: Response, request: Request) -> None:

@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from sipproxy.engine.call import Call
 
-__all__ = ["await_bound", "await_until", "drop", "drop_all", "due"]
+__all__ = ["await_bound", "await_until", "awaits", "drop", "drop_all", "due"]
 
 
 def await_until(call: Call, kind: str, at: float) -> None:
     """Set the call's deadline of this kind, in monotonic seconds."""
-    call.due[kind] = at
+    if call.due is None:
+        call.due = {kind: at}
+    else:
+        call.due[kind] = at
     if at < call.at:
         call.desk.queue.set(call, at)
 
@@ -31,21 +34,27 @@ def await_bound(call: Call, at: float) -> None:
         call.desk.queue.set(call, at)
 
 
+def awaits(call: Call, kind: str) -> bool:
+    """Whether there is a deadline of this kind."""
+    return call.due is not None and kind in call.due
+
+
 def drop(call: Call, kind: str) -> None:
     """There is no deadline of this kind any more. Harmless when there was none."""
-    call.due.pop(kind, None)
+    if call.due is not None:
+        call.due.pop(kind, None)
 
 
 def drop_all(call: Call) -> None:
     """There is none of any kind any more. The queue is told, which else would hold on to the call."""
-    call.due.clear()
+    call.due = None
     call.bound_at = inf
     call.desk.queue.cancel(call)
 
 
 def due(call: Call) -> list[str]:
     """Take out and return the kinds whose deadlines are reached, in their order, when the queue gave the call out."""
-    left, now = call.due, call.desk.now.mono
+    left, now = call.due or {}, call.desk.now.mono
     reached = [(at, kind) for kind, at in left.items() if at <= now]
     for _, kind in reached:
         del left[kind]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 from typing import TYPE_CHECKING
 
-from sipproxy.engine.cseq import Shift
+from sipproxy.engine.cseq import UNSHIFTED, Shift
 
 if TYPE_CHECKING:
     from sipproxy.engine.forward import Target
@@ -43,4 +43,4 @@ class Dialog:
     sides: tuple[DialogSide, DialogSide] | None = None  # caller and callee, once confirmed: what a BYE of ours needs
     watch: Watch | None = None  # whether both are there, once confirmed
     kept: tuple[bytes, bytes] | bytes | None = None  # INVITE and 2xx as the journal has them; packed when the call rests
-    shift: Shift = field(default_factory=Shift)  # of what the customer sends towards a trunk
+    shift: Shift = UNSHIFTED  # of what the customer sends towards a trunk

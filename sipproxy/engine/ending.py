@@ -47,12 +47,12 @@ def hang_up(call: Call, reason: EndReason, *, cause: int, certain: bool = True, 
     """
     if not call.is_answered:
         return
-    for dialog in call.dialogs.values() if only is None else (only,):
+    for dialog in call.dialogs if only is None else (only,):
         if dialog.sides is not None and not dialog.ended:
             dialog.ended = True
             for side in Side:
                 bye(call, dialog, side, cause=cause)
-    if only is not None and any(d.confirmed and not d.ended for d in call.dialogs.values()):
+    if only is not None and any(d.confirmed and not d.ended for d in call.dialogs):
         return
     call.end(reason, released_by="proxy", cause=cause, certain=certain)
 
@@ -75,7 +75,7 @@ def rest(call: Call) -> None:
         if not context.branches:
             call.context = OVER
     call.asked, call.store_wait_s = None, 0.0
-    for dialog in call.dialogs.values():
+    for dialog in call.dialogs:
         if isinstance(dialog.kept, tuple):
             dialog.kept = packed(*dialog.kept, call.server.kept)
 
@@ -105,7 +105,7 @@ def let_go(call: Call) -> None:
     call.answer = call.asked = None
     for branch in call.context.branches.values():
         branch.final = None
-    for dialog in call.dialogs.values():
+    for dialog in call.dialogs:
         dialog.kept = dialog.watch = dialog.first = None
     call.server.rest()
 
@@ -144,7 +144,7 @@ def dismiss(call: Call, target: Target, response: Response) -> None:
     if via is None or tag is None:
         return
     desk.out.append(SendTo(to, write_ack_2xx(side, via[0])))
-    dialog = call.dialogs.get(tag)
+    dialog = call.dialog(tag)
     known = dialog is not None and dialog.confirmed  # its own BYE came or went
     if not known and tag not in call.dismissed and len(call.dismissed) < DISMISSED:
         call.dismissed |= {tag}

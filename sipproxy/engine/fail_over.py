@@ -115,7 +115,7 @@ def arm(call: Call) -> None:
     The bound of the whole set-up does not cut short what a call for help tries last.
     """
     desk, settings = call.desk, call.desk.settings
-    if call.is_emergency and "setup" in call.due:
+    if call.is_emergency and deadlines.awaits(call, "setup"):
         until = max(call.started.mono + settings.setup_s, desk.now.mono + HELP_SPAN * settings.route_s)
         deadlines.await_until(call, "setup", until)
     if _has_more(call):

@@ -88,7 +88,7 @@ def proof_of_life(call: Call, proof: Now) -> Alive:
     Of a call that was not heard since the node died, it says how long that node watched over it: the life of the next one,
     which may be shorter than the time between two repetitions of a BYE, tells nothing about it.
     """
-    sides = next((d.sides for d in call.dialogs.values() if d.sides is not None and not d.ended), None)
+    sides = next((d.sides for d in call.dialogs if d.sides is not None and not d.ended), None)
     caller, callee = (sides[0].cseq, sides[1].cseq) if sides is not None else (0, 0)
     resumed = call.resumed
     unheard = resumed is not None and proof.mono < resumed.at.mono
@@ -113,7 +113,7 @@ def _place(to: Flow | Hop) -> Place:
 
 
 def _dialogs(call: Call) -> tuple[Confirmed, ...]:
-    return tuple([found for dialog in call.dialogs.values() if (found := _confirmed(call, dialog)) is not None])
+    return tuple([found for dialog in call.dialogs if (found := _confirmed(call, dialog)) is not None])
 
 
 def _confirmed(call: Call, dialog: Dialog) -> Confirmed | None:

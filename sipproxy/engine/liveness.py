@@ -181,7 +181,7 @@ def heard(call: Call, dialog: Dialog, side: Side, *, sent: Now | None = None) ->
 def _heard_at(call: Call, dialog: Dialog, side: Side) -> Now:
     """When that side was heard: of a forwarded part's caller, what the forwarded call knows of him. Its own question to the
     callee, which passes by here, is no word of his."""
-    before = call.head.dialogs.get(dialog.to_tag) if call.head is not None and side is Side.CALLER else None
+    before = call.head.dialog(dialog.to_tag) if call.head is not None and side is Side.CALLER else None
     return before.watch.proof_of(side) if before is not None and before.watch is not None else call.desk.now
 
 
@@ -190,7 +190,7 @@ def known(call: Call, dialog: Dialog, side: Side) -> Now:
     may know a later one."""
     assert dialog.watch is not None
     own = dialog.watch.proof_of(side)
-    before = call.head.dialogs.get(dialog.to_tag) if call.head is not None and side is Side.CALLER else None
+    before = call.head.dialog(dialog.to_tag) if call.head is not None and side is Side.CALLER else None
     if call.head is None or before is None or before.watch is None:
         return own
     return max(own, known(call.head, before, side))

@@ -20,6 +20,7 @@ from sipproxy.engine import carrier, deadlines, ending, keep, liveness
 from sipproxy.engine.actions import Holder, Journal, Now, ReleaseSlot, Slot
 from sipproxy.engine.call import Call, Dialog, Phase
 from sipproxy.engine.channels import trunk_slot
+from sipproxy.engine.cseq import UNSHIFTED, Shift
 from sipproxy.engine.dialogs import Side
 from sipproxy.engine.forward import Target, own_routes
 from sipproxy.engine.privacy import ANONYMOUS, PLAIN, Face, KnownFaces
@@ -144,7 +145,7 @@ def _remember(desk: Desk, calls: Calls, ended: Sequence[Ended]) -> None:
 
 def say_bye_again(call: Call) -> None:
     """Tell whoever did not hang up that the call is over, unless who did has repeated that meanwhile."""
-    for dialog in call.dialogs.values():
+    for dialog in call.dialogs:
         if dialog.sides is None or dialog.ended:
             continue
         for side in Side:
@@ -248,7 +249,7 @@ def _rebuilt(desk: Desk, calls: Calls, facts: Unfinished) -> Call | None:
     call.context = ResponseContext([])
     for dialog in dialogs:
         assert dialog is not None
-        call.dialogs[dialog.to_tag] = dialog
+        call.dialogs += (dialog,)
     return call
 
 
@@ -272,7 +273,7 @@ def _start(call: Call, number: int) -> None:
         call.server.rest()
         ending.rest(call)
     ask_after_s = settings.timers.t2 + ASK_MARGIN_S + late_s
-    for dialog in call.dialogs.values():
+    for dialog in call.dialogs:
         if young and dialog.kept is not None:
             _expect_2xx(call, dialog)
         _watch(call, dialog, ask_after_s)
@@ -346,7 +347,7 @@ def _dialog(desk: Desk, call: str, fact: Confirmed, alive: Alive | None) -> Dial
     target = Target(sent.uri, to, kind, fact.name)
     kept = (fact.invite, fact.response)
     dialog = Dialog(response.to.tag or b"", target, to, confirmed=True, ended=fact.ended, sides=sides, kept=kept)
-    dialog.shift.steps = fact.shift
+    dialog.shift = Shift(fact.shift) if fact.shift else UNSHIFTED
     return dialog
 
 

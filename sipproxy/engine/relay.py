@@ -6,7 +6,7 @@ invariant 6). It changes nothing about the call.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -114,12 +114,12 @@ class Relay:
             answered = answer_challenge(desk, self.route, response, self)
         if answered is None:
             return False
-        request = answered.request
+        request, shift = answered.request, found.dialog.shift
         if request.method == b"INVITE":
             timer_c.begin(self)
-            found.dialog.shift.credentials = (answered.credentials,)
+            shift = replace(shift, credentials=(answered.credentials,))
         self.key, self.provisional = answered.key, False
-        found.dialog.shift.sent(self.server.request.cseq.number, request.cseq.number)
+        found.dialog.shift = shift.sent(self.server.request.cseq.number, request.cseq.number)
         if found.dialog.sides is not None:
             found.dialog.sides = after_request(found.dialog.sides, request)
         keep.refreshed(found.call)
@@ -338,7 +338,7 @@ class Relays:
         dialog.ended = True
         if call.phase is not Phase.ANSWERED:
             return
-        if any(d.confirmed and not d.ended for d in call.dialogs.values()):
+        if any(d.confirmed and not d.ended for d in call.dialogs):
             keep.refreshed(call)
             return  # a forked call with a second dialog still up
         by: ReleasedBy = "caller" if found.from_caller else "callee"

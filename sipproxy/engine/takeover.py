@@ -45,7 +45,7 @@ def may_take_over(calls: Calls, call: Call) -> bool:
 
 
 def _has(other: Call, tags: set[bytes | None]) -> bool:
-    return any(tags == {other.request.from_.tag, tag} for tag in other.dialogs)
+    return any(tags == {other.request.from_.tag, dialog.to_tag} for dialog in other.dialogs)
 
 
 def _is_party(other: Call, call: Call) -> bool:

@@ -142,7 +142,7 @@ class TimerQueue:
     def cancel(self, timer: Timer) -> None:
         """Forget the deadline, and the timer; harmless when there is none."""
         if timer.at < inf:
-            timer.at = inf
+            timer.at, timer.order = inf, 0
             self._live -= 1
         if timer.place < _NOWHERE:
             self._take(timer)
@@ -165,7 +165,7 @@ class TimerQueue:
         if len(found) > 1:
             found.sort(key=_rank)
         for timer in found:
-            timer.at = inf
+            timer.at, timer.order = inf, 0
         self._live -= len(found)
         return found
 

@@ -14,14 +14,14 @@ def test_shift_without_steps_changes_nothing() -> None:
 
 def test_shift_older_numbers_keep_what_they_were_sent_as() -> None:
     shift = Shift()
-    shift.sent(1, 2)
-    shift.sent(5, 7)
+    shift = shift.sent(1, 2)
+    shift = shift.sent(5, 7)
     assert [shift.of(number) for number in (1, 2, 4, 5, 6)] == [2, 3, 5, 7, 8]
 
 
 def test_shift_never_leaves_the_range_of_cseq() -> None:
     shift = Shift()
-    shift.sent(1, 10)
+    shift = shift.sent(1, 10)
     assert shift.of(MAX_CSEQ) == MAX_CSEQ
 
 
@@ -33,7 +33,7 @@ def test_shift_of_a_dialog_is_strictly_ascending_and_bounded(challenges: list[in
         first = shift.of(number)
         seen += range(first, first + times + 1)
         for extra in range(1, times + 1):
-            shift.sent(number, first + extra)
+            shift = shift.sent(number, first + extra)
         assert shift.of(number) == first + times
     assert seen == sorted(set(seen))
     assert len(shift.steps) <= MAX_STEPS

@@ -350,11 +350,11 @@ def test_refused_reinvite_leaves_the_call_as_it_was(town: Town, asks: str, statu
     town.world.run(3.0)
     agent, own, far = (town.alice, call, town.trunk) if asks == "caller" else (town.trunk, town.trunk.calls[0], town.alice)
     (live,) = town.world.engine.calls.by_id.values()
-    before = [[(s.remote_target, s.route_set) for s in d.sides or ()] for d in live.dialogs.values()]
+    before = [[(s.remote_target, s.route_set) for s in d.sides or ()] for d in live.dialogs]
     answering(far, {b"INVITE": status})
     agent.contact_user = "moved"
     assert within(agent, own, b"INVITE") == [status]
-    assert [[(s.remote_target, s.route_set) for s in d.sides or ()] for d in live.dialogs.values()] == before
+    assert [[(s.remote_target, s.route_set) for s in d.sides or ()] for d in live.dialogs] == before
     assert (call.ended, town.world.records) == ("", [])
     town.trunk.bye(town.trunk.calls[0])
     town.world.run(1.0)

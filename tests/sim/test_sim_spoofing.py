@@ -89,10 +89,10 @@ def agents(town: Town) -> tuple[Agent, ...]:
 def state(town: Town) -> object:
     """All that a message within a call could change."""
     (call,) = town.world.engine.calls.by_id.values()
-    (dialog,) = call.dialogs.values()
+    (dialog,) = call.dialogs
     told = [(len(agent.requests), len(agent.responses)) for agent in agents(town)]
     proofs = (call.last_seen, call.proof, (dialog.watch.caller, dialog.watch.callee) if dialog.watch else None)
-    bounds = (dict(call.due), call.bound_at)
+    bounds = (dict(call.due or {}), call.bound_at)
     return told, call.phase, call.flow, dialog.to, dialog.sides, dialog.ended, proofs, bounds, list(town.world.facts)
 
 
@@ -424,7 +424,7 @@ def test_responses_within_a_dialog_come_from_where_the_request_went() -> None:
     assert [status for status in seen if status >= 200] == []
     (live,) = town.world.engine.calls.by_id.values()
     assert live.is_answered
-    assert b"203.0.113.99" not in b"".join(side.remote_target for d in live.dialogs.values() for side in d.sides or ())
+    assert b"203.0.113.99" not in b"".join(side.remote_target for d in live.dialogs for side in d.sides or ())
     assert not far.ended
 
 
