@@ -77,7 +77,8 @@ class Channels:
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
-        self._held: dict[tuple[str, str], dict[Slot, Holder]] = {}  # by kind and owner
+        # By kind, owner and member, which are texts that are there already.
+        self._held: dict[Literal["line", "trunk"], dict[str, dict[str, Holder]]] = {"line": {}, "trunk": {}}
         self._asked: dict[Slot, _Asked] = {}
         self._limited = frozenset(route.name for route in desk.settings.trunks if route.calls)
 
@@ -145,7 +146,9 @@ class Channels:
         slot = asked.slot
         if used <= self.held(slot.kind, slot.owner):
             self._desk.count("slots_forgotten", slot.kind)
-            self._desk.out += [HoldSlot(own, holder) for own, holder in self._held[slot[:2]].items()]
+            kind, owner, _ = slot
+            of_owner = self._held[kind][owner]
+            self._desk.out += [HoldSlot(new_slot((kind, owner, member)), holder) for member, holder in of_owner.items()]
         return self._full_here(asked) or _grant(("", used, of_account))
 
     def _alone(self, asked: _Asked) -> Grant:
@@ -182,7 +185,8 @@ class Channels:
         """Count the slot as the call's from now on."""
         if slot not in call.slots:
             call.slots += (slot,)
-        self._held.setdefault(slot[:2], {})[slot] = holder
+        kind, owner, member = slot
+        self._held[kind].setdefault(owner, {})[member] = holder
 
     def occupy(self, call: Call, slot: Slot) -> None:
         """Hold a slot that nobody was asked for, because the call is there whatever the limit says."""
@@ -191,7 +195,7 @@ class Channels:
             return
         holder = new_holder((desk.settings.node, desk.now.utc_ms, "", call.record.direction))
         self.hold(call, slot, holder)
-        if self._is_leased(slot):
+        if self._is_leased(slot.kind, slot.owner):
             desk.out.append(HoldSlot(slot, holder))
 
     def leave(self, call: Call, slot: Slot) -> None:
@@ -208,46 +212,44 @@ class Channels:
             self._free(slot)
 
     def _free(self, slot: Slot) -> None:
-        owner = slot[:2]
-        of_owner = self._held[owner]
-        del of_owner[slot]
+        kind, owner, member = slot
+        of_owner = self._held[kind][owner]
+        del of_owner[member]
         if not of_owner:
-            del self._held[owner]
-        if self._is_leased(slot):
+            del self._held[kind][owner]
+        if self._is_leased(kind, owner):
             self._desk.out.append(new_release((slot,)))
 
-    def _is_leased(self, slot: Slot) -> bool:
+    def _is_leased(self, kind: str, owner: str) -> bool:
         """Whether the store counts it: routes without a limit are counted for show, by each node for itself."""
-        return slot.kind == "line" or slot.owner in self._limited
+        return kind == "line" or owner in self._limited
 
     # What is held here
 
     def holder(self, slot: Slot) -> Holder:
         """Who has the slot, which a call of this node holds."""
-        return self._held[slot[:2]][slot]
+        kind, owner, member = slot
+        return self._held[kind][owner][member]
 
-    def held(self, kind: str, owner: str) -> int:
+    def held(self, kind: Literal["line", "trunk"], owner: str) -> int:
         """How many slots of a line or trunk route this node's calls hold."""
-        return len(self._held.get((kind, owner), ()))
+        return len(self._held[kind].get(owner, ()))
 
     def held_by(self, line: str, account: str) -> int:
         """How many of a line's slots this node's calls of one account hold."""
-        held = self._held.get(("line", line))
+        held = self._held["line"].get(line)
         return len([None for holder in held.values() if holder.account == account]) if held else 0
 
     def count(self) -> dict[str, int]:
         """How many slots this node's calls hold, by kind."""
-        found = {"line": 0, "trunk": 0}
-        for (kind, _), slots in self._held.items():
-            found[kind] += len(slots)
-        return found
+        return {kind: sum(map(len, owners.values())) for kind, owners in self._held.items()}
 
     def leases(self, part: int = 0, parts: int = 1) -> list[tuple[Slot, Holder]]:
         """Every slot that the store counts, with its holder; or of so many parts one, which an owner's slots stay in."""
         return [
-            (slot, holder)
-            for owner, held in self._held.items()
-            if hash(owner) % parts == part
-            for slot, holder in held.items()
-            if self._is_leased(slot)
+            (new_slot((kind, owner, member)), holder)
+            for kind, owners in self._held.items()
+            for owner, held in owners.items()
+            if hash(owner) % parts == part and self._is_leased(kind, owner)
+            for member, holder in held.items()
         ]

@@ -341,7 +341,8 @@ def test_routes_hold_no_call_after_all_have_ended(seed: int) -> None:
             caller.bye(call)
     town.world.run(100.0)
     live = {call.id for call in town.world.engine.calls.by_id.values() if str(call.phase) != "ended"}
-    held = {slot.call for slots in town.world.engine.channels._held.values() for slot in slots}
+    channels = town.world.engine.channels
+    held = {member.partition(":")[0] for owners in channels._held.values() for slots in owners.values() for member in slots}
     assert held <= live
     town.assert_reconciled()
 
