@@ -54,7 +54,7 @@ class Call(Timer):
     flow: Flow  # the caller's
     from_customer: bool
     record: Record
-    started: Now
+    started: float  # monotonic seconds; its record has it in UTC
     on_end: Callable[[Call], None]
     number: Callable[[], int]  # the next CDR sequence number of the node
     groups: list[list[Target]] = field(default_factory=list)
@@ -440,7 +440,7 @@ class Call(Timer):
             released_by=released_by,
             end_reason=reason,
             certain=certain,
-            last_seen_at_ms=(self.last_seen or self.started).utc_ms,
+            last_seen_at_ms=self.last_seen.utc_ms if self.last_seen is not None else self.record.setup_at_ms,
         )
         record.ringing_at_ms = self.ringing_at_ms
         desk.out.append(new_journal((End(record),)))
@@ -496,4 +496,4 @@ class Call(Timer):
         deadlines.await_bound(self, at)
 
     def after_ms(self, at: Now) -> int:
-        return round((at.mono - self.started.mono) * 1000)
+        return round((at.mono - self.started) * 1000)

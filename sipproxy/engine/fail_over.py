@@ -116,7 +116,7 @@ def arm(call: Call) -> None:
     """
     desk, settings = call.desk, call.desk.settings
     if call.is_emergency and deadlines.awaits(call, "setup"):
-        until = max(call.started.mono + settings.setup_s, desk.now.mono + HELP_SPAN * settings.route_s)
+        until = max(call.started + settings.setup_s, desk.now.mono + HELP_SPAN * settings.route_s)
         deadlines.await_until(call, "setup", until)
     if _has_more(call):
         deadlines.await_until(call, "route", desk.now.mono + settings.route_s)

@@ -34,7 +34,7 @@ def admission(call: Call) -> Admit:
     """The ADMIT fact. Of one that is appended again, because the call took a slot later, the last one counts."""
     holder = call.desk.channels.holder
     held = tuple([LineSlot(slot.owner, holder(slot).account) for slot in call.slots if slot.kind == "line"])
-    return Admit(call.record, call.desk.settings.boot, round(call.started.mono * 1000), slots=held)
+    return Admit(call.record, call.desk.settings.boot, round(call.started * 1000), slots=held)
 
 
 def admit(call: Call) -> None:

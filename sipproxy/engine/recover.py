@@ -240,7 +240,7 @@ def _rebuilt(desk: Desk, calls: Calls, facts: Unfinished) -> Call | None:
     started, proof, _ = _proof(desk, admit, answer, alive)
     server = desk.transactions.accepted_server(request, desk.reply_target(request, flow))
     from_customer = admit.record.direction != "incoming" and not admit.record.forwarded_from
-    call = Call(desk, admit.record.id, server, flow, from_customer, admit.record, started, calls.on_end, calls.next_number)
+    call = Call(desk, admit.record.id, server, flow, from_customer, admit.record, started.mono, calls.on_end, calls.next_number)
     server.user = call
     call.faces = KnownFaces({fact.kind: _face(desk, admit.record.id, fact) for fact in answer.dialogs})
     call.phase, call.ringing_at_ms = Phase.ANSWERED, answer.ringing_at_ms
@@ -258,7 +258,7 @@ def _start(call: Call, number: int) -> None:
     desk, answer = call.desk, call.answer
     assert answer is not None
     settings, now = desk.settings, desk.now
-    answered_at = call.started.mono + answer.after_ms / 1000
+    answered_at = call.started + answer.after_ms / 1000
     late_s = number / ASKED_PER_S
     if call.head is None:  # whose bounds are those of its parts too
         if not call.is_emergency:
