@@ -33,6 +33,7 @@ from sipproxy.sip.timers import Timer
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
 
+    from sipproxy.engine.calls import Calls
     from sipproxy.engine.recover import Resumed
     from sipproxy.engine.state import Desk
     from sipproxy.engine.transactions import Server
@@ -46,7 +47,7 @@ EARLY_DIALOGS = 32  # To tags remembered for one call; a forking UAS beyond that
 
 @dataclass(eq=False, slots=True)
 class Call(Timer):
-    """See the module. `record` is the CDR as far as it is known; `on_end` is told once that the call is over."""
+    """See the module. `record` is the CDR as far as it is known; `calls` is told once that it is over."""
 
     desk: Desk
     id: str
@@ -55,8 +56,7 @@ class Call(Timer):
     from_customer: bool
     record: Record
     started: float  # monotonic seconds; its record has it in UTC
-    on_end: Callable[[Call], None]
-    number: Callable[[], int]  # the next CDR sequence number of the node
+    calls: Calls
     groups: list[list[Target]] = field(default_factory=list)
     retry_on: frozenset[int] | None = None
     edit: Callable[[Editor, Target], None] | None = None
@@ -76,7 +76,6 @@ class Call(Timer):
     asked: session.Asked | None = None  # the session timer that our INVITE asks for
     gave_up: EndReason | None = None  # why we cancelled the branches ourselves
     was_cancelled: bool = False
-    is_lost: bool = False  # the answer could not be sent on the caller's connection, and he was not heard since
     met_full: bool = False  # a trunk route had no place for this call
     head: Call | None = None  # the call that this one is the forwarded part of
     parts: tuple[Call, ...] = ()  # the forwarded parts of this one
@@ -128,6 +127,11 @@ class Call(Timer):
     def is_live(self) -> bool:
         """Whether the call is not over yet."""
         return self.phase is not Phase.ENDED
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the answer could not be sent on the caller's connection, and he was not heard since."""
+        return deadlines.awaits(self, "lost")
 
     # Set-up
 
@@ -234,8 +238,7 @@ class Call(Timer):
             branch = self.context.branches[key]
             if fail_over.silent(self, branch, timed_out=timed_out):
                 return
-            status = carrier.failed(self, branch, timed_out=timed_out)
-            self.go_on(self.context.final(key, status, None))
+            self.go_on(self.context.final(key, carrier.failed(self, branch, timed_out=timed_out), None))
 
     def go_on(self, progress: Progress) -> None:
         """Do what the response context wants done."""
@@ -332,7 +335,7 @@ class Call(Timer):
         if self.face(dialog.target).address:
             # The callee's messages name the caller by the face that he has there; to himself he is who he said.
             caller = change(caller, remote=received.first(b"from") or b"")
-        dialog.confirmed, dialog.sides, dialog.first = True, (caller, callee), None
+        dialog.caller, dialog.callee, dialog.first = caller, callee, None
         dialog.kept = (client.kept, reduced(response))
 
     def is_answer(self, dialog: Dialog, response: Response) -> bool:
@@ -386,8 +389,7 @@ class Call(Timer):
     def _cancel_branches(self) -> None:
         desk = self.desk
         for branch in self.context.to_cancel():
-            client = desk.transactions.clients.get(branch.key)
-            if client is not None:
+            if (client := desk.transactions.clients.get(branch.key)) is not None:
                 desk.transactions.cancel(client, desk.now.mono)
 
     def refuse(
@@ -432,7 +434,7 @@ class Call(Timer):
         record = final(
             self.record,
             answer=self.answer,
-            seq=self.number(),
+            seq=self.calls.number(),
             end_at_ms=at.utc_ms,
             after_ms=self.after_ms(at),
             status=status,
@@ -451,7 +453,7 @@ class Call(Timer):
         desk.out.append(new_note((level, "call_ended", {"call": self.id, "reason": reason, "status": record.status})))
         # Retransmissions of the last messages still find the dialog (64*T1), as for a transaction.
         deadlines.await_until(self, "forget", desk.now.mono + 64 * desk.settings.timers.t1)
-        self.on_end(self)
+        self.calls.ended(self)
         for part in self.parts:
             if part.is_answered:  # one that still rings is cancelled by its INVITE's CANCEL
                 part.end(reason, released_by=released_by, cause=cause, certain=certain, at=at)
@@ -460,14 +462,11 @@ class Call(Timer):
         """A response could not be sent on the caller's connection. When that is the answer, and he does not acknowledge it from
         elsewhere in half the time that the callee repeats it for (RFC 3261 §13.3.1.4), the call is over, and was never one."""
         if self.phase is Phase.ANSWERED and not self.is_lost and not self.is_emergency:
-            self.is_lost = True
             deadlines.await_until(self, "lost", self.desk.now.mono + 32 * self.desk.settings.timers.t1)
 
     def heard(self) -> None:
         """The caller is there."""
-        if self.is_lost:
-            self.is_lost = False
-            deadlines.drop(self, "lost")
+        deadlines.drop(self, "lost")
 
     def seen(self) -> None:
         """A message of this call arrived."""

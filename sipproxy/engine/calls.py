@@ -41,7 +41,6 @@ class Calls:
         self.by_id: dict[str, Call] = {}
         self._by_call_id: dict[bytes, tuple[Call, ...]] = {}
         self.live = 0
-        self.on_end, self.next_number = self.ended, self.number  # one of each for all calls, which refer to them
         self.over: list[Call] = []  # that ended in the event that is being handled
 
     def number(self) -> int:

@@ -38,9 +38,19 @@ class Dialog:
     target: Target
     to: Flow | Hop  # where in-dialog requests for the callee go
     first: Response | None = None  # its first message, while it is early
-    confirmed: bool = False
     ended: bool = False
-    sides: tuple[DialogSide, DialogSide] | None = None  # caller and callee, once confirmed: what a BYE of ours needs
+    caller: DialogSide | None = None  # both, once confirmed: what a BYE of ours needs
+    callee: DialogSide | None = None
     watch: Watch | None = None  # whether both are there, once confirmed
     kept: tuple[bytes, bytes] | bytes | None = None  # INVITE and 2xx as the journal has them; packed when the call rests
     shift: Shift = UNSHIFTED  # of what the customer sends towards a trunk
+
+    @property
+    def confirmed(self) -> bool:
+        return self.caller is not None
+
+    @property
+    def sides(self) -> tuple[DialogSide, DialogSide] | None:
+        """Caller and callee, once confirmed."""
+        caller, callee = self.caller, self.callee
+        return (caller, callee) if caller is not None and callee is not None else None

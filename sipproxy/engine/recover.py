@@ -240,7 +240,7 @@ def _rebuilt(desk: Desk, calls: Calls, facts: Unfinished) -> Call | None:
     started, proof, _ = _proof(desk, admit, answer, alive)
     server = desk.transactions.accepted_server(request, desk.reply_target(request, flow))
     from_customer = admit.record.direction != "incoming" and not admit.record.forwarded_from
-    call = Call(desk, admit.record.id, server, flow, from_customer, admit.record, started.mono, calls.on_end, calls.next_number)
+    call = Call(desk, admit.record.id, server, flow, from_customer, admit.record, started.mono, calls)
     server.user = call
     call.faces = KnownFaces({fact.kind: _face(desk, admit.record.id, fact) for fact in answer.dialogs})
     call.phase, call.ringing_at_ms = Phase.ANSWERED, answer.ringing_at_ms
@@ -346,7 +346,7 @@ def _dialog(desk: Desk, call: str, fact: Confirmed, alive: Alive | None) -> Dial
     kind = cast("Literal['trunk', 'psap', 'binding', 'forward']", fact.kind)
     target = Target(sent.uri, to, kind, fact.name)
     kept = (fact.invite, fact.response)
-    dialog = Dialog(response.to.tag or b"", target, to, confirmed=True, ended=fact.ended, sides=sides, kept=kept)
+    dialog = Dialog(response.to.tag or b"", target, to, ended=fact.ended, caller=sides[0], callee=sides[1], kept=kept)
     dialog.shift = Shift(fact.shift) if fact.shift else UNSHIFTED
     return dialog
 

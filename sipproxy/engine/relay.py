@@ -78,8 +78,8 @@ class Relay:
             liveness.heard(found.call, found.dialog, side, sent=self.begun)
         if response.status >= 200 and not self.done:
             timer_c.finish(self)
-        if response.is_success and found.dialog.sides is not None:
-            found.dialog.sides = after_2xx(found.dialog.sides, self.server.request, response)
+        if response.is_success and (sides := found.dialog.sides) is not None:
+            found.dialog.caller, found.dialog.callee = after_2xx(sides, self.server.request, response)
             keep.refreshed(found.call)
         if response.status == 503 or (response.status in (401, 407) and self.desk.trunks.has_credentials(self.route)):
             # §16.7 step 6: a 503 speaks of the hop that sent it, not of us. A challenge to us is no business of the sender's.
@@ -120,8 +120,8 @@ class Relay:
             shift = replace(shift, credentials=(answered.credentials,))
         self.key, self.provisional = answered.key, False
         found.dialog.shift = shift.sent(self.server.request.cseq.number, request.cseq.number)
-        if found.dialog.sides is not None:
-            found.dialog.sides = after_request(found.dialog.sides, request)
+        if (sides := found.dialog.sides) is not None:
+            found.dialog.caller, found.dialog.callee = after_request(sides, request)
         keep.refreshed(found.call)
         return True
 
@@ -283,7 +283,7 @@ class Relays:
         call, dialog = found.call, found.dialog
         if found.from_caller or not call.face(dialog.target).hidden or not is_mask(uri, self._desk.settings):
             return uri
-        target = dialog.sides[0].remote_target if dialog.sides is not None else target_of(call.request)
+        target = dialog.caller.remote_target if dialog.caller is not None else target_of(call.request)
         editor.request_uri(target)
         return target
 
@@ -324,9 +324,9 @@ class Relays:
             call.seen()  # no proof: who has hung up still repeats it for each 2xx that comes (RFC 3261 §13.2.2.4)
         else:
             liveness.heard(call, dialog, side, sent=sent)
-        if dialog.sides is not None and request.method != b"ACK":
+        if request.method != b"ACK" and (sides := dialog.sides) is not None:
             seen = dialog.shift.of(request.cseq.number) if shifted else None
-            dialog.sides = after_request(dialog.sides, request, seen=seen)
+            dialog.caller, dialog.callee = after_request(sides, request, seen=seen)
 
     @staticmethod
     def _leave(found: Found, request: Request) -> None:

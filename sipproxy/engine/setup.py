@@ -244,7 +244,7 @@ class Setup:
             hidden=hidden,
         )
         calls = self.calls
-        call = Call(desk, call_id, server, flow, from_customer, record, desk.now.mono, calls.on_end, calls.next_number)
+        call = Call(desk, call_id, server, flow, from_customer, record, desk.now.mono, calls)
         server.user = call
         calls.add(call)
         return call

@@ -98,14 +98,19 @@ class Server(_Kept):
     """A server transaction with the flow that its responses leave by. `user` is what a CANCEL or a failure concerns; `tried`
     are the flows by which the last response could not be sent; `name` is the transaction among actions."""
 
-    __slots__ = ("key", "machine", "name", "target", "tried", "user")
+    __slots__ = ("machine", "name", "target", "tried", "user")
 
     def __init__(self, key: Hashable, machine: InviteServer | NonInviteServer, request: Request, target: Flow) -> None:
         super().__init__(request)
-        self.key, self.machine, self.target = key, machine, target
+        self.machine, self.target = machine, target
         self.name = ("s", key)
         self.user: object = None
         self.tried: tuple[Flow, ...] = ()
+
+    @property
+    def key(self) -> Hashable:
+        """What it is found by."""
+        return self.name[1]
 
     @property
     def is_accepted(self) -> bool:
@@ -241,8 +246,8 @@ class Transactions:
         user, server.user = server.user, None  # which refers back to it: memory is free at once, without the garbage collector
         if isinstance(machine, InviteServer):
             server.rest()  # its call goes on with it, and needs neither key nor machine
-            server.name, self._over = _NAMELESS, self._over or machine
-            server.key, server.machine = _NAMELESS[1], self._over
+            self._over = self._over or machine
+            server.name, server.machine = _NAMELESS, self._over
             self.over(user)
 
     def _arm(self, timer: Server | Client, machine: Machine) -> None:
