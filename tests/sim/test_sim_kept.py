@@ -174,7 +174,7 @@ def reachable(root: object) -> int:
     return size
 
 
-def test_live_call_has_one_timer_and_takes_the_engine_less_than_4400_bytes() -> None:
+def test_live_call_has_one_timer_and_takes_the_engine_less_than_4300_bytes() -> None:
     """What the journal, the publisher and gaps in memory take comes on top of it; all together stay below 6 KB."""
     town = make_town(line_fields={"channels": 100})
     town.register_all()
@@ -182,11 +182,11 @@ def test_live_call_has_one_timer_and_takes_the_engine_less_than_4400_bytes() -> 
     for _ in range(2):
         for _ in range(20):
             town.alice.call(b"03023125001")
-            town.world.run(7.0)
-        town.world.run(OVER_S)
+            town.world.run(0.02)  # as calls come to a node that has thousands: what looks at them looks at several
+        town.world.run(7.0 + OVER_S)
         gc.collect()
         sizes.append(reachable((desk, town.world.engine.calls)))
     assert town.world.engine.calls.live == 40
     assert len(desk.transactions.servers) == 0
     assert len(desk.queue) < 50
-    assert (sizes[1] - sizes[0]) / 20 < (4400 if compiled.kind() == "plain" else 4600)  # compiled, each object has a word more
+    assert (sizes[1] - sizes[0]) / 20 < (4300 if compiled.kind() == "plain" else 4500)  # compiled, each object has a word more
