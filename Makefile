@@ -94,7 +94,7 @@ format: $(DEVELOPMENT)  ## let ruff write its format
 types: $(DEVELOPMENT)  ## mypy, strict
 	$(BIN)/mypy
 
-compiled: $(DEVELOPMENT)  ## compile the SIP stack, the engine and the shell with mypyc, for more calls a second; needs a C compiler
+compiled: $(DEVELOPMENT)  ## compile what a call passes through with mypyc, for more calls a second; needs a C compiler
 	$(BIN)/python tools/compile_core.py
 
 plain: | $(VENV)/bin/python  ## take compiled modules away again
@@ -102,7 +102,8 @@ plain: | $(VENV)/bin/python  ## take compiled modules away again
 
 test-compiled: compiled  ## the tests of what is compiled, and of nodes that run on it, on compiled modules
 	$(BIN)/python -m pytest tests/sip tests/torture tests/engine tests/policy tests/sim tests/cdr tests/store \
-		tests/integration/test_disk.py tests/test_randomness.py tests/test_shell.py tests/test_compiled.py
+		tests/net tests/integration/test_disk.py tests/integration/test_store_stopped.py tests/test_randomness.py tests/test_caches.py \
+		tests/test_shell.py tests/test_compiled.py
 
 audit:  ## compare the pinned requirements with published advisories (asks the package index)
 	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --target build/audit pip-audit

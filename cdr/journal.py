@@ -19,9 +19,7 @@ import threading
 import time
 from bisect import bisect_right
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import msgspec
+from typing import TYPE_CHECKING, NamedTuple
 
 from cdr import codec, recovery, steps
 from cdr.facts import Admit, Alive, Answer, End
@@ -46,7 +44,7 @@ PRUNE_CALLS = 50  # Calls carried on by one step of pruning: some 2 ms in which 
 PROBE_S = 1.0  # How often the disk's free space is looked at.
 
 
-class Stats(msgspec.Struct, frozen=True):
+class Stats(NamedTuple):
     """What the metrics show. Times are milliseconds of the last and of the longest sync."""
 
     bytes: int

@@ -1,9 +1,9 @@
 """What a call and a registration cost a node in CPU time, by datagram and by stage, measured inside one process.
 
 A whole node runs here with its engine, shell, journal, publisher and a store of its own; only its sockets are not used: the
-datagrams of `desk_calls` are handed to the shell, and what it sends is taken from it. So neither load generator nor kernel
-blur the figures, and two versions can be compared call by call. What sockets cost is measured apart. CPU time is that of
-the process with all its threads; the store's own is another process's.
+datagrams of `desk_calls` are handed to the shell, and what it sends is taken instead of going into a socket. So neither load
+generator nor kernel blur the figures, and two versions can be compared call by call. What sockets cost is measured apart. CPU
+time is that of the process with all its threads; the store's own is another process's.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import statistics
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Hashable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,7 +37,7 @@ from sipproxy.log import configure
 from sipproxy.net.resolver import Resolver
 from sipproxy.net.transports import Transports
 from sipproxy.process import Stop, loop_factory
-from sipproxy.sip.flow import Flow, Hop
+from sipproxy.sip.flow import Flow
 from sipproxy.sip.message import Request, check_message, parse_message
 
 __all__ = ["add_cost", "call_cost", "message_cost", "socket_cost"]
@@ -60,23 +60,16 @@ SETTINGS: Mapping[str, Mapping[str, object]] = {
 }
 
 
-class _Wire(Transports):
+class _Socket(socket.socket):
     """Keeps what the node sends."""
 
     def __init__(self) -> None:
-        super().__init__(Resolver(), lambda *_: None, lambda *_: None, lambda *_: None, lambda *_: None)
+        super().__init__(socket.AF_INET, socket.SOCK_DGRAM)
         self.sent: list[tuple[int, bytes]] = []  # port, datagram
 
-    def send(
-        self,
-        target: Flow | Hop,
-        data: bytes,
-        key: Hashable | None = None,  # noqa: ARG002
-        *,
-        connect_s: float = 0.0,  # noqa: ARG002
-        domain: str = "",  # noqa: ARG002
-    ) -> None:
-        self.sent.append((target.port, data))
+    def sendto(self, data: bytes, address: tuple[str, int]) -> int:  # type: ignore[override]
+        self.sent.append((address[1], data))
+        return len(data)
 
 
 @dataclass(slots=True)
@@ -109,11 +102,15 @@ class Spent:
 class _Desk:
     """A node in this process whose parties are scripted. `messages` are the datagrams that it was given, by step."""
 
-    def __init__(self, node: app.Node, lines: Sequence[LineSpec], *, keep: int = 0) -> None:
+    def __init__(self, node: app.Node, lines: Sequence[LineSpec], sock: _Socket, *, keep: int = 0) -> None:
         self._node = node
         self._lines = lines
-        self._wire = _Wire()
-        node.shell.transports = self._wire
+        self._socket = sock
+        transports = Transports(
+            Resolver(), lambda *_: None, lambda *_: None, lambda *_: None, lambda *_: None, take=lambda _: sock
+        )
+        transports.bind([("UDP", "127.0.0.1", 0)])
+        node.shell.transports = transports
         self._place = Place(Flow("UDP", 0, "127.0.0.1", 5070), Flow("UDP", 0, "127.0.0.2", 5080), DOMAIN.encode())
         self._next = 0
         self._keep = keep
@@ -154,12 +151,12 @@ class _Desk:
         by_id = {call.call_id: call for call in calls}
         deadline = time.monotonic() + WAIT_S
         while True:
-            for to, data in self._wire.sent:
+            for to, data in self._socket.sent:
                 found = by_id.get(parse_message(data).call_id)
                 if found is not None:
                     found.got.append((to, data))
-            spent.sent += len(self._wire.sent)
-            self._wire.sent.clear()
+            spent.sent += len(self._socket.sent)
+            self._socket.sent.clear()
             lacking = [call for call in calls if step.wanted and call.sent(port, step.wanted) is None]
             if not lacking:
                 return
@@ -190,7 +187,7 @@ async def _desk(lines: Sequence[LineSpec], *, keep: int = 0) -> AsyncIterator[tu
         stack.callback(journal.close)
         node = app.Node(config, files.config, journal, None)
         await node.start(stack, found)
-        desk, stop = _Desk(node, lines, keep=keep), Stop()
+        desk, stop = _Desk(node, lines, stack.enter_context(_Socket()), keep=keep), Stop()
         settle_memory()
         async with asyncio.TaskGroup() as group:
             group.create_task(node.run(stop))

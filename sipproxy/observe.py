@@ -338,7 +338,7 @@ def _quality_metrics(metrics: Metrics, quality: RunningFigures) -> None:
 def _cdr_metrics(metrics: Metrics, journal: Journal, publisher: Publisher, shell: Shell) -> None:
     def journal_values() -> Mapping[str, float]:
         stats = journal.stats
-        return {name: float(getattr(stats, name)) for name in stats.__struct_fields__ if name != "failure"}
+        return {name: float(getattr(stats, name)) for name in stats._fields if name != "failure"}
 
     metrics.gauge("sipproxy_journal", "the CDR journal: sizes in bytes, times in ms", journal_values, ("what",))
     metrics.gauge("sipproxy_journal_failing", "1 while the disk refuses", lambda: float(bool(journal.stats.failure)))

@@ -1,5 +1,5 @@
-"""Compile the SIP stack, the engine and the policy of a call with mypyc, next to their sources: `compile_core.py` builds,
-`--remove` takes it away.
+"""Compile what a call and its datagrams pass through with mypyc, next to the sources: `compile_core.py` builds, `--remove`
+takes it away.
 
 The sources stay plain Python and are all that is needed to run. Needs mypy, setuptools, a C compiler and Python's headers. The
 build goes on in build/core; modules and stamp are put in place at its end, so that one that fails changes nothing. A node that
@@ -26,13 +26,14 @@ BUILD = ROOT / "build" / "core"
 PACKAGES = ("sipproxy", "policy", "cdr")
 FOLDERS = ("sipproxy/sip", "sipproxy/engine")
 SINGLE = (
-    *(f"cdr/{name}.py" for name in ("assemble", "interims", "quality")),
+    *(f"cdr/{name}.py" for name in ("assemble", "interims", "journal", "quality", "segment", "storage")),
     *(
         f"policy/{name}.py"
         for name in ("blocklist", "caller", "dialled", "emergency", "evaluate", "fraud", "identity", "numbers", "windows")
     ),  # model and rules are values that msgspec reads from the store, which it cannot where they are compiled
     *(f"sipproxy/{name}.py" for name in ("randomness", "shell")),
-    *(f"sipproxy/store/{name}.py" for name in ("backlog", "keys", "live_slots", "slots")),
+    *(f"sipproxy/net/{name}.py" for name in ("intake", "transports", "udp")),
+    *(f"sipproxy/store/{name}.py" for name in ("backlog", "connection", "errors", "keys", "live_slots", "slots", "wire")),
 )
 PLAIN = {
     "sipproxy/engine/structs.py",  # msgspec makes its classes

@@ -156,9 +156,9 @@ class UdpListener:
         self.dropped["send_queue_full"] += len(self._queue)
         self._queue.clear()
         if self._loop is not None:
-            self._loop.remove_reader(self._socket.fileno() if self._poll is None else self._poll.fileno())
+            _forget(self._loop.remove_reader, self._socket if self._poll is None else self._poll)
             if self._poll is None:
-                self._loop.remove_writer(self._socket.fileno())
+                _forget(self._loop.remove_writer, self._socket)
             else:
                 self._poll.close()
         self.is_open = False
@@ -223,7 +223,7 @@ class UdpListener:
         elif wanted:
             self._loop.add_writer(self._socket.fileno(), self._wake)
         else:
-            self._loop.remove_writer(self._socket.fileno())
+            _forget(self._loop.remove_writer, self._socket)
 
     def _wake(self) -> None:
         if self.awaited and self._loop is not None:
@@ -342,9 +342,14 @@ class UdpListener:
 
 
 @functools.lru_cache(maxsize=FLOWS)
-def _flow_of(index: int, source: tuple[str, int]) -> Flow:
+def _flow_of(index: int, source: tuple[str, int] | tuple[str, int, int, int]) -> Flow:
     """The flow of a source, an address as the socket tells it (with further parts for IPv6)."""
     return Flow("UDP", index, source[0], source[1])
+
+
+def _forget(remove: Callable[[int], object], watched: socket.socket | select.epoll) -> None:
+    """Have the loop watch it no more; whether it did, uvloop does not say, and compiled code insists on what is declared."""
+    remove(watched.fileno())
 
 
 def _waited_s(ancillary: list[tuple[int, int, bytes]]) -> float:

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
 from cdr_samples import SETUP_AT_MS, answer, draft, ended
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,7 +26,6 @@ from cdr.tailing import tail
 from cdr.wire import Link
 
 if TYPE_CHECKING:
-    import pytest
     import redis.asyncio
     from valkey_process import Valkey
 
@@ -160,6 +160,7 @@ async def test_publisher_call_that_ended_before_it_could_be_shown_has_its_final_
     await node.stop()
 
 
+@pytest.mark.plain_alone
 async def test_publisher_start_records_are_made_without_the_journal_and_as_from_it(
     tmp_path: Path, client: redis.asyncio.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:

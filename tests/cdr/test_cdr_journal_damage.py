@@ -136,6 +136,7 @@ def test_frames_of_a_segment_cut_at_every_byte_are_those_before_the_cut(director
         assert not any(isinstance(item, Frame) for item in frames(zeros, start, position, salt))
 
 
+@pytest.mark.plain_alone
 def test_frames_of_a_segment_with_any_bit_flipped_are_all_others(directory: Path) -> None:
     """Every bit of every record: that record is a hole of exactly its bytes, and reading goes on with the next."""
     data, salt, spans = one_segment(directory, many_facts(CALLS))

@@ -89,6 +89,7 @@ async def test_prune_live_calls_keep_their_facts(directory: Path, opened: list[J
     assert unfinished["live-8"] is None
 
 
+@pytest.mark.plain_alone
 async def test_prune_disk_that_takes_no_new_segment_loses_nothing(
     directory: Path, opened: list[Journal], monkeypatch: pytest.MonkeyPatch
 ) -> None:

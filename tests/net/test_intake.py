@@ -189,6 +189,7 @@ async def test_fault_in_one_message_does_not_hold_up_the_others(site: Site) -> N
     assert (site.data, len(faults)) == (invites, 1)
 
 
+@pytest.mark.plain_alone
 async def test_socket_is_not_read_while_only_calls_for_help_wait(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """Design: invariant 1. They are dropped for no bound: what has no room stays in the socket until there is some."""
     monkeypatch.setattr(backlog_module, "HELD", 3)
@@ -201,6 +202,7 @@ async def test_socket_is_not_read_while_only_calls_for_help_wait(site: Site, mon
     assert site.transports.counters()["UDP", "dropped_crowded"] > 0
 
 
+@pytest.mark.plain_alone
 async def test_other_work_of_the_node_has_its_turn_while_messages_are_handed_on(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -223,6 +225,7 @@ async def test_other_work_of_the_node_has_its_turn_while_messages_are_handed_on(
     assert max(later - earlier for earlier, later in pairwise(turns)) == 1
 
 
+@pytest.mark.plain_alone
 async def test_what_waits_when_the_node_ends_is_handed_on_no_more(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(intake, "TURN_S", 1e-9)
     faults: list[object] = []
