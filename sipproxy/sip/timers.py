@@ -64,7 +64,7 @@ class Timers:
 
 WIDTH_S = 1 / 64
 """How far deadlines that a queue keeps together may lie apart: a power of two, so that nothing is rounded."""
-_NOWHERE = 1 << 62
+_NOWHERE = 1 << 60  # what compiled code holds without an object
 
 
 class Timer:
