@@ -67,6 +67,7 @@ async def test_submit_that_lingers_does_not_leave_when_the_time_of_one_before_it
     assert loop.time() - begun >= 0.299
 
 
+@pytest.mark.plain_alone
 async def test_state_is_looked_at_once_in_a_deadline_while_nothing_is_awaited(
     server: Server, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
