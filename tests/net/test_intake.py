@@ -138,7 +138,6 @@ async def test_all_that_waited_comes_in_order_and_every_datagram_is_accounted_fo
 
 
 @pytest.mark.plain_alone
-@pytest.mark.plain_alone
 async def test_of_what_a_queue_has_no_room_for_new_calls_alone_are_passed_over(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,7 +163,6 @@ async def test_of_what_a_queue_has_no_room_for_new_calls_alone_are_passed_over(
     assert counters["UDP", "received"] == len(calls) + len(urgent) + 2
 
 
-@pytest.mark.plain_alone
 @pytest.mark.plain_alone
 @pytest.mark.parametrize("ahead", [1, 3, BATCH + 1])
 async def test_a_wake_up_reads_so_many_ahead_and_leaves_the_others_to_the_next(
