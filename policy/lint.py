@@ -93,12 +93,12 @@ def check_rules(
 ) -> tuple[Finding, ...]:
     """Findings for `rules` together. `lines` None: which lines there are is not known, and is not checked."""
     ordered = sorted(rules, key=lambda rule: rule.id)
-    among = _Among(ordered, profiles)
+    never = {rule.id: _never(rule, profiles, lines) for rule in ordered}
+    among = _Among([rule for rule in ordered if not never[rule.id]], profiles)
     found: list[Finding] = []
     for rule in ordered:
         found += _catches(rule, among)
-        reason = _never(rule, profiles, lines)
-        if reason:
+        if reason := never[rule.id]:
             found.append(_warning("never", rule, f"can never match: {reason}"))
         elif rule.valid_until_ms is not None and rule.valid_until_ms <= now_at_ms:
             found.append(_warning("expired", rule, "its time is over"))
@@ -219,7 +219,7 @@ def _never_by_prefix(value: str) -> str:
 
 
 class _Among:
-    """All rules by level, direction and value, to ask what one of them does beside the others."""
+    """Rules that some call may meet, by level, direction and value, to ask what one of them does beside the others."""
 
     def __init__(self, rules: list[BlockRule], profiles: Mapping[str, Profile]) -> None:
         self._profiles = profiles
@@ -235,6 +235,11 @@ class _Among:
             for rule in rules
             if rule.kind is RuleKind.CLASS
             for direction in _directions(rule)
+        }
+        self._opened = {  # classes of which an exception lets some number pass, for whomever and whenever
+            _within(rule)
+            for rule in rules
+            if rule.action is RuleAction.ALLOW and rule.level is RuleLevel.ADMIN and RuleDirection.OUTGOING in _directions(rule)
         }
         for rule in sorted(rules, key=lambda rule: (rule.action is RuleAction.ALLOW, rule.id)):
             for direction in _directions(rule):
@@ -336,12 +341,12 @@ class _Among:
             yield from scopes.get(scope, ())
 
     def _by_product(self, rule: BlockRule) -> str:
-        """Why the product itself makes a block needless, or ""."""
+        """Why the product itself makes a block needless, or "". What an exception opens, a block for fewer lines may close."""
         if rule.action is not RuleAction.BLOCK or rule.direction is not RuleDirection.OUTGOING:
             return ""
         kind = _within(rule)
         concerned = [profile for profile in self._profiles.values() if rule.profile in ("", profile.name)]
-        if kind and concerned and all(_closes(profile, kind, rule) for profile in concerned):
+        if kind and kind not in self._opened and concerned and all(_closes(profile, kind, rule) for profile in concerned):
             return f"{' and '.join(profile.name for profile in concerned)} offer no {kind}"
         return ""
 

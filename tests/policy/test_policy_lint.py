@@ -128,6 +128,8 @@ def test_lint_rule_that_no_call_meets_is_told(given_rule: BlockRule) -> None:
         [rule("+49137", direction=RuleDirection.BOTH), rule("+49172", id="s", direction=RuleDirection.INCOMING)],
         [rule("+43", level=CUSTOMER, line="L1"), rule("+43", id="s")],
         [rule("+43", windows=parse_windows("mo 08:00-09:00")), rule("+43", id="s", windows=parse_windows("mo 10:00-11:00"))],
+        [rule("premium", kind=CLASS, line="L1"), rule("premium", id="s", kind=CLASS, action=ALLOW)],
+        [rule("+49900", level=CUSTOMER, line="L1"), rule("+499001", id="s", action=ALLOW)],
     ],
 )
 def test_lint_rules_that_do_something_are_let_be(rules: list[BlockRule]) -> None:
@@ -153,6 +155,11 @@ def test_lint_rules_that_do_something_are_let_be(rules: list[BlockRule]) -> None
 def test_lint_rule_that_others_make_needless_is_told(rules: list[BlockRule], code: str, named: str, other: str) -> None:
     items = check_rules(rules, PROFILES, None, START_MS)
     assert [(item.code, item.rule, item.other) for item in items] == [(code, named, other)]
+
+
+def test_lint_rule_that_no_call_meets_does_not_make_another_one_needless() -> None:
+    rules = [rule("+43", id="own", level=CUSTOMER, line="L1"), rule("+43", id="nobodys", level=CUSTOMER)]
+    assert found(*rules) == [("never", "nobodys", "")]
 
 
 def test_lint_expired_rules_and_rules_without_reason() -> None:
