@@ -73,7 +73,7 @@ class Timer:
     Without a constructor of its own, so that a dataclass may be one: `unset` is to be called when it is made.
     """
 
-    __slots__ = ("at", "order", "place")
+    __slots__ = ("at", "index", "order", "place")
 
     at: float
     """Monotonic seconds; infinite for none."""
@@ -81,10 +81,12 @@ class Timer:
     """Orders equal deadlines by when they were set."""
     place: int
     """Where its queue has it: when it is looked at, in `WIDTH_S`."""
+    index: int
+    """Where it stands among those of its place."""
 
     def unset(self) -> None:
         """Begin without a deadline."""
-        self.at, self.order, self.place = inf, 0, _NOWHERE
+        self.at, self.order, self.place, self.index = inf, 0, _NOWHERE, 0
 
 
 class Alarm(Timer):
@@ -196,14 +198,19 @@ class TimerQueue:
         timer.place = place
         timers = self._places.get(place)
         if timers is not None:
+            timer.index = len(timers)
             timers.append(timer)
             return
+        timer.index = 0
         self._places[place] = [timer]
         heappush(self._times, place)
 
     def _take(self, timer: Timer) -> None:
         timers = self._places[timer.place]
-        timers.remove(timer)
+        last = timers.pop()  # takes its room: whole thousands of calls may stand at one place after a restart
+        if last is not timer:
+            timers[timer.index] = last
+            last.index = timer.index
         if timers:
             return
         del self._places[timer.place]

@@ -131,6 +131,20 @@ def test_timer_queue_garbage_stays_bounded(pattern: str) -> None:
         assert sum(map(len, queue._places.values())) <= len(queue) + 1
 
 
+@given(st.permutations(range(8)), st.permutations(range(8)), st.integers(0, 8))
+def test_timer_queue_timers_of_one_place_are_cancelled_in_any_order(moved: list[int], order: list[int], cancelled: int) -> None:
+    queue, timers = TimerQueue(), alarms(8)
+    for timer in timers:
+        queue.set(timer, 3.0)
+    for number in moved:
+        queue.set(timers[number], 1 + number * WIDTH_S / 16)
+    for number in order[:cancelled]:
+        queue.cancel(timers[number])
+        queue.cancel(timers[number])
+    assert queue.due(2.0) == [timers[number] for number in sorted(order[cancelled:])]
+    assert (len(queue), queue.next_at) == (0, None)
+
+
 TIMES = st.integers(0, 20) | st.integers(0, 80).map(lambda n: n * WIDTH_S / 16)  # far from each other, and near
 OPERATIONS = st.lists(
     st.one_of(
