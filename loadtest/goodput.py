@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ import msgspec
 
 from loadtest.mix import PATIENCE_S, read
 from loadtest.mix_command import add_node_settings, node_settings, progress_bar
-from loadtest.mix_plot import COLOURS, beside, plotting, saved
+from loadtest.mix_plot import COLOURS, beside, check_picture, picture, plotting, saved
 from loadtest.mix_report import limits_of
 from loadtest.mixed import Progress, Ran, run_mix
 from loadtest.report import Report
@@ -80,8 +81,7 @@ def add_goodput(commands: Any, common: argparse.ArgumentParser) -> None:
 async def _run(options: argparse.Namespace) -> list[Report]:
     mix = read(options.mix, {("load", "seconds"): options.seconds, ("load", "calls"): None})
     settings = node_settings(options.set)
-    if options.plot is not None:
-        plotting()
+    check_picture(options.plot)
     with progress_bar("goodput") as tell:
 
         async def at(rate: float) -> Ran:
@@ -92,9 +92,9 @@ async def _run(options: argparse.Namespace) -> list[Report]:
         way_up = [] if options.capacity else await _way_up(at, options.start)
         capacity = options.capacity or max(point.goodput for point in way_up)
         points = [Point(factor, await at(factor * capacity)) for factor in options.factor or FACTORS]
-    if options.plot is not None:
-        draw(points, options.plot)
-    return [report_of(point, points) for point in [*way_up, *points]]
+    reports = [report_of(point, points) for point in [*way_up, *points]]
+    picture(reports[-1], options.plot, partial(draw, points))
+    return reports
 
 
 def _saying(tell: Callable[[Progress], None], name: str) -> Callable[[Progress], None]:

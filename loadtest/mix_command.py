@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from loadtest.mix import MIXES, read
-from loadtest.mix_plot import draw, plotting
+from loadtest.mix_plot import check_picture, draw, picture
 from loadtest.mix_report import report_of
 from loadtest.mixed import Progress as Stage
 from loadtest.mixed import run_mix
@@ -78,11 +79,11 @@ def instead_of(options: argparse.Namespace) -> dict[tuple[str, str], object]:
 
 @contextlib.contextmanager
 def progress_bar(title: str) -> Iterator[Callable[[Stage], None]]:
-    """Shows how far a run is on standard error: a bar on a terminal, else a line a second."""
+    """Shows how far a run is on standard error: a bar on a terminal, else in lines."""
     console = Console(stderr=True)
     if not console.is_terminal:
         tell = progress_of(title)
-        yield lambda stage: tell(f"{stage.stage} {stage.done:.0f}{f' of {stage.total:g}' if stage.total else ''} {stage.text}")
+        yield lambda stage: tell(_said(stage))
         return
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:
@@ -96,13 +97,17 @@ def progress_bar(title: str) -> Iterator[Callable[[Stage], None]]:
         yield show
 
 
+def _said(stage: Stage) -> str:
+    total = f" of {stage.total:g}" if stage.total else ""
+    return f"{stage.stage} {stage.done:.0f}{total}{stage.text and f', {stage.text}'}"
+
+
 async def _run(options: argparse.Namespace) -> list[Report]:
     mix = read(options.file, instead_of(options))
     settings: Mapping[str, Mapping[str, object]] = node_settings(options.set)
-    if options.plot is not None:
-        plotting()
+    check_picture(options.plot)
     with progress_bar(mix.name) as tell:
         ran = await run_mix(mix, tell, settings=settings)
-    if options.plot is not None:
-        draw(ran, options.plot)
-    return [report_of(ran)]
+    report = report_of(ran)
+    picture(report, options.plot, partial(draw, ran))
+    return [report]

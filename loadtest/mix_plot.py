@@ -12,10 +12,13 @@ from loadtest.generate import percentile
 from loadtest.node import NodeError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from loadtest.mixed import Ran
+    from loadtest.report import Report
     from loadtest.seen import Series
 
-__all__ = ["COLOURS", "beside", "draw", "plotting", "saved"]
+__all__ = ["COLOURS", "beside", "check_picture", "draw", "picture", "plotting", "saved"]
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # told apart by the colour-blind (Okabe, Ito)
 SLICES = 120  # at most so many points of a line
@@ -28,6 +31,33 @@ def plotting() -> Any:
         return import_module("matplotlib.pyplot")
     except ImportError:
         raise NodeError("a picture needs matplotlib: pip install 'sipproxy[plot]'") from None
+
+
+def check_picture(file: Path | None) -> None:
+    """Raise NodeError where no picture could be written there: before the run, not behind it. None is no picture."""
+    if file is None:
+        return
+    figure = plotting().figure()
+    formats = figure.canvas.get_supported_filetypes()
+    plotting().close(figure)
+    if file.suffix.lower()[1:] not in formats:
+        raise NodeError(f"--plot {file}: its name says no format that can be written; call it .svg or .png")
+    existed = file.exists()
+    try:
+        file.open("ab").close()
+    except OSError as error:
+        raise NodeError(f"--plot {file}: cannot be written ({error.strerror}); name a file in a folder of yours") from None
+    if not existed:
+        file.unlink()
+
+
+def picture(report: Report, file: Path | None, draw_into: Callable[[Path], None]) -> None:
+    """Draw into the file where one is wanted. That it cannot be written any more is a fault of the report, which is shown."""
+    try:
+        if file is not None:
+            draw_into(file)
+    except NodeError as error:
+        report.faults.append(f"--plot {error}")
 
 
 def saved(figure: Any, file: Path) -> None:

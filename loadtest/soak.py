@@ -14,6 +14,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from redis.exceptions import RedisError
 
 from loadtest.mix import read
 from loadtest.mix_command import add_node_settings, node_settings, progress_bar
-from loadtest.mix_plot import draw, plotting
+from loadtest.mix_plot import check_picture, draw, picture
 from loadtest.mix_report import report_of
 from loadtest.mixed import Sample, run_mix
 from loadtest.report import Report, counted
@@ -87,8 +88,7 @@ async def _run(options: argparse.Namespace) -> list[Report]:
     if options.accounts is not None:
         instead["accounts", "count"] = options.accounts
     mix = read(options.mix, instead)
-    if options.plot is not None:
-        plotting()
+    check_picture(options.plot)
     plan = _Plan(options.every, random.Random(options.seed), [kind for kind in KINDS if kind not in options.without])
     store = RelayedValkey()
     with progress_bar(mix.name) as tell:
@@ -100,9 +100,9 @@ async def _run(options: argparse.Namespace) -> list[Report]:
             trouble=lambda around: plan.run(around, store, mix.load.seconds),
             sink=SINK,
         )
-    if options.plot is not None:
-        draw(ran, options.plot)
-    return [soak_report(ran, plan)]
+    report = soak_report(ran, plan)
+    picture(report, options.plot, partial(draw, ran))
+    return [report]
 
 
 class _Plan:
