@@ -14,7 +14,7 @@ from rich.table import Table
 
 __all__ = ["Report", "counted", "progress_of", "show"]
 
-PROGRESS_EVERY_S = 1.0
+FIRST_EVERY_S, LAST_EVERY_S, EVERY_SHARE = 1.0, 60.0, 0.05  # from one line to the next, by how long it goes on
 COLUMNS, ENDLESS = 3, 1000  # of a table: more than three are squeezed on an ordinary terminal
 SPREAD = ((0.5, "p50"), (0.9, "p90"), (0.99, "p99"), (0.999, "p99.9"), (1.0, "max"))
 
@@ -61,13 +61,15 @@ def counted(counts: Mapping[Any, int]) -> str:
 
 
 def progress_of(title: str) -> Callable[[str], None]:
-    """Something that writes how far a measurement is to standard error, once a second at most."""
-    last = 0.0
+    """Something that writes how far a measurement is to standard error: a line a second at most to begin with, and fewer the
+    longer it goes on, so that the log of two hours has some 200 lines."""
+    began, due = time.monotonic(), 0.0
 
     def tell(text: str) -> None:
-        nonlocal last
-        if time.monotonic() - last >= PROGRESS_EVERY_S:
-            last = time.monotonic()
+        nonlocal due
+        now = time.monotonic()
+        if now >= due:
+            due = now + min(LAST_EVERY_S, max(FIRST_EVERY_S, EVERY_SHARE * (now - began)))
             sys.stderr.write(f"{title}: {text}\n")
             sys.stderr.flush()
 
