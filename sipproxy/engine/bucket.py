@@ -12,7 +12,8 @@ __all__ = ["Bucket", "Buckets"]
 
 
 class Bucket:
-    """Tokens that come back at a rate. `credit` is what a source may still be sent, in bytes."""
+    """Tokens that come back at a rate. `credit` is what a source may still be sent, in bytes; `trusted` says that it is no
+    stranger's."""
 
     __slots__ = ("at", "credit", "tokens", "trusted")
 

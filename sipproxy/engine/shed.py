@@ -148,7 +148,7 @@ class Shedder:
             return None
         notable = waited_s > self._notable_s
         source = self.sources.find(source_of(flow.host)) or self.source(flow)
-        if source.trusted or (flow.names and self._is_trusted(flow)):
+        if source.trusted or self._is_ours(flow):
             return self._trunk(data, flow, waited_s, kind) if notable else None
         if data[:1] in (b"\r", b"\n"):
             data = data.lstrip(b"\r\n")  # RFC 3261 §7.5: line ends before the first line are ignored
@@ -247,10 +247,9 @@ class Shedder:
         """Whether its source is no stranger: a trunk route, another node, where customers are registered, or in an emergency
         access network."""
         desk, source = self._desk, self.sources.find(source_of(flow.host))
-        trusted = source.trusted if source is not None else self._is_trusted(flow)
         return (
-            trusted
-            or (flow.names != () and self._is_trusted(flow))
+            (source.trusted if source is not None else self._is_trunk(flow))
+            or self._is_ours(flow)
             or desk.location.flows_at(flow.host) > 0
             or desk.settings.in_access_network(flow.host)
         )
@@ -264,7 +263,8 @@ class Shedder:
         if found is not None:
             return found
         new = self._new_source(key)
-        new.trusted = self._is_trusted(flow)
+        # Only what whoever sends from there is: the /64 may be others' too, and a datagram bears no certificate.
+        new.trusted = ":" not in flow.host and self._is_trunk(flow._replace(names=()))
         return new
 
     def _new_source(self, key: Hashable) -> Bucket:
@@ -272,9 +272,12 @@ class Shedder:
         new.credit = self._rates.credit_bytes
         return new
 
-    def _is_trusted(self, flow: Flow) -> bool:
-        desk = self._desk
-        return desk.peers.has_host(flow.host) or any(route.is_from(flow) for route in desk.settings.trunks)
+    def _is_ours(self, flow: Flow) -> bool:
+        """Whether it is another node's, or a trunk route's for which nothing speaks that is remembered of its source."""
+        return self._desk.peers.has_host(flow.host) or ((flow.names != () or ":" in flow.host) and self._is_trunk(flow))
+
+    def _is_trunk(self, flow: Flow) -> bool:
+        return any(route.is_from(flow) for route in self._desk.settings.trunks)
 
     def _customer(self, kind: Kind, data: bytes, flow: Flow, user: str, sharing: int) -> Verdict | None:
         """A message over the flow of live bindings, which so many accounts share; `user` is one of them."""
@@ -311,8 +314,7 @@ class Shedder:
             return Verdict("load", 0 if is_stranger else self._retry(kind))
         burst = rates.source_burst + lines * rates.line_per_s
         if not source.take(now, rates.source_per_s + lines * rates.line_per_s, burst):
-            source.trusted = desk.peers.has_host(flow.host)  # another node may have shown itself since
-            return None if source.trusted else Verdict("source")
+            return Verdict("source")
         self.spending.took("source", source_of(flow.host), burst)
         if not is_stranger:
             return None
@@ -414,8 +416,8 @@ class Shedder:
         """
         if flow.transport != "UDP":
             return True
-        source = self.source(flow)
-        if source.trusted or self._desk.location.accounts_at(flow, self._desk.now.utc_ms)[1]:
+        source, desk = self.source(flow), self._desk
+        if source.trusted or self._is_ours(flow) or desk.location.accounts_at(flow, desk.now.utc_ms)[1]:
             return True
         if source.credit < size:
             return False
