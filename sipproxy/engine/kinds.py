@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import re
 from enum import IntEnum
+from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from policy.emergency import service_of
 from sipproxy.sip.grammar import SEMICOLON
+from sipproxy.sip.matching import MAGIC_COOKIE
 from sipproxy.sip.memo import Remembered
 
 if TYPE_CHECKING:
     from sipproxy.sip.flow import Flow
 
 __all__ = [
+    "MAX_NAME",
     "Copy",
     "Kind",
     "copy_of",
@@ -35,13 +38,14 @@ _SCANNER = re.compile(
     rb"(?i:friendly-(?:scanner|request)|sipvicious|sip-?scan|sipcli|sundayddr|iwar|pplsip|vaxsip|smap|sipsak|gulp|nm@nm|"
     rb"eyebeam release 3006o)"
 )
-_FIRST_LINE = re.compile(rb"[A-Za-z0-9.!%*_+`'~-]{1,32} \S{1,4096} (?:SIP|sip)/2\.0\r?\n")
+_FIRST_LINE = re.compile(rb"[A-Za-z0-9.!%*_+`'~-]{1,32} \S{1,4096} (?i:SIP)/2\.0\r?\n")
 # In runs that end where a tag may begin: a step for each character would cost three times as much.
 _TO_TAG = re.compile(rb"\n[tT][oO]?[ \t]*:(?:[^\r\n;]++|\r?\n[ \t]|;(?!\s*[tT][aA][gG]\s*=))*;\s*[tT][aA][gG]\s*=")
-# In runs that end where the branch may begin, as above.
+# The first Via, and its branch where that is unique by itself (RFC 3261 §17.2.3). In runs as above.
+_RUN = rb"[^\r\n;,\"]*+(?:\r\n[ \t][^\r\n;,\"]*+)*"
 _BRANCH = re.compile(
-    rb"\n[vV](?:[iI][aA])?[ \t]*+:[^\r\n;]*+(?:;(?![ \t]*[bB][rR][aA][nN][cC][hH][ \t]*=)[^\r\n;]*+)*"
-    rb";[ \t]*[bB][rR][aA][nN][cC][hH][ \t]*=[ \t]*([^\s;,]+)"
+    rb"\n[vV](?:[iI][aA])?[ \t]*+:" + _RUN + rb"(?:;(?!\s*+[bB][rR][aA][nN][cC][hH]\s*+=)" + _RUN + rb")*"
+    rb"(?:;\s*+[bB][rR][aA][nN][cC][hH]\s*+=\s*+(" + MAGIC_COOKIE + rb"[^\s;,]+))?"
 )
 _CREDENTIALS = re.compile(rb"\nproxy-authorization[ \t]*:", re.IGNORECASE)
 _NONCE = re.compile(rb"\nauthorization[ \t]*:[^\n]*\bnonce[ \t]*=[ \t]*\"([^\"\r\n]{1,200})\"", re.IGNORECASE)
@@ -51,6 +55,7 @@ _PLAIN = re.compile(rb"INVITE (\S+) SIP/2\.0\r?\n")
 
 
 Copy = tuple[str, int, bytes]  # what an INVITE has in common with its copies: host and port, and its branch
+MAX_NAME = 100  # bytes of that: it is kept for each INVITE that was turned away, and a branch may be as long as a datagram
 
 
 class Kind(IntEnum):
@@ -91,7 +96,7 @@ def kind_of(data: bytes) -> Kind:
 
 def _kind_by_line(line: bytes) -> Kind:
     """What a message is by its first line, with its end: PART where nothing else of it counts, SCANNER where it is none."""
-    if line.startswith((b"SIP/2.0 ", b"ACK ", b"CANCEL ", b"sip/2.0 ")):
+    if line.startswith((b"ACK ", b"CANCEL ")) or line[:8].upper() == b"SIP/2.0 ":
         return PART
     if line.startswith(b"INVITE ") and may_be_emergency(line):
         return PART
@@ -128,7 +133,8 @@ def nonce_in(data: bytes) -> bytes | None:
 def copy_of(data: bytes, flow: Flow) -> Copy:
     """What an INVITE has in common with its copies, its CANCEL and the ACK of its refusal (RFC 3261 §17.2.3, §9.1)."""
     found = _BRANCH.search(data)
-    return flow.host, flow.port, found[1] if found is not None else data
+    name = (found[1] if found is not None else None) or data  # what has no such branch is repeated byte for byte
+    return flow.host, flow.port, name if len(name) <= MAX_NAME else sha256(name).digest()
 
 
 def _has_to_tag(data: bytes) -> bool:

@@ -66,7 +66,7 @@ STANDING_S = 1.0  # for which there has to be a queue until new calls are refuse
 # Of that wait, and for so long nothing may have waited for it until the queue is held to be gone: the next hiccup is one again.
 EMPTY, EMPTY_S = 0.25, 0.2
 
-_CALL_ID = re.compile(rb"\n(?:call-id|i)[ \t]*:[ \t]*([^\s]+)", re.IGNORECASE)
+_CALL_ID = re.compile(rb"\n(?:call-id|i)[ \t]*:\s*(\S+)", re.IGNORECASE)
 REPEATED_S = 32.0  # for how long copies of an INVITE come after it: 64*T1 (RFC 3261 §17.1.1.2)
 
 _LABELS = ("", *(kind.name.lower() for kind in Kind))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from policy.emergency import service_of
 from sipproxy.engine.actions import Note, TakeSlot
 from sipproxy.engine.bucket import Bucket, Buckets
-from sipproxy.engine.kinds import Kind, copy_of, is_new_call, kind_of, may_be_emergency
+from sipproxy.engine.kinds import MAX_NAME, Kind, copy_of, is_new_call, kind_of, may_be_emergency
 from sipproxy.engine.settings import Rates
 from sipproxy.engine.shed import (
     CALM_S,
@@ -54,6 +54,8 @@ def test_kinds_are_told_by_bytes_alone() -> None:
         desk.request(b"CANCEL", CALL): Kind.PART,
         desk.request(b"ACK", CALL): Kind.PART,
         b"SIP/2.0 200 OK\r\n\r\n": Kind.PART,
+        b"Sip/2.0 200 OK\r\n\r\n": Kind.PART,  # a version is compared without regard to case (RFC 3261 §7.1)
+        desk.request(b"INVITE", CALL).replace(b" SIP/2.0\r\n", b" Sip/2.0\r\n", 1): Kind.INVITE,
     }
     assert {data: kind_of(data) for data in told} == told
     new = {data for data, kind in told.items() if data.startswith(b"INVITE ") and kind is not Kind.PART}
@@ -210,6 +212,48 @@ def test_copy_of_a_call_that_was_turned_away_is_turned_away_too_when_the_load_is
     assert desk.engine.shedder._again(Kind.INVITE, copy_of(invite, ROUTER), 0.0) is None
 
 
+@pytest.mark.parametrize(
+    ("via", "branch"),
+    [
+        pytest.param(b"SIP/2.0/UDP 203.0.113.1", b"1", id="not unique by itself"),
+        pytest.param(b"SIP/2.0/UDP 203.0.113.1", b"z9hG4bK", id="the cookie alone"),
+        pytest.param(b"SIP/2.0/UDP 203.0.113.1, SIP/2.0/UDP p.example", b"z9hG4bKfork", id="of a further element"),
+        pytest.param(b"SIP/2.0/UDP 203.0.113.1|Via: SIP/2.0/UDP p.example", b"z9hG4bKfork", id="of a further line"),
+    ],
+)
+def test_other_call_with_a_branch_that_says_nothing_is_no_copy(via: bytes, branch: bytes) -> None:
+    """RFC 3261 §17.2.3: only the branch of the first Via tells, and only behind the magic cookie."""
+    desk = desk_of(Rates())
+    assert desk.register(CONTACT).status == 200
+    first, second = (desk.request(b"INVITE", CALL, via=via, branch=branch, call_id=b"%d" % number) for number in (1, 2))
+    first, second = first.replace(b"|", b"\r\n"), second.replace(b"|", b"\r\n")
+    at_load(desk, Load.INVITE)
+    assert desk.answer(first).status == 503
+    desk.engine.shedder.load = Load.CALM
+    assert desk.answer(first).status == 503, "it is one of itself"
+    assert desk.answer(second).status == 407
+
+
+@pytest.mark.parametrize("before", [b";", b"\r\n ;", b";rport\r\n\t;x ;\r\n ", b"; "])
+def test_copy_is_known_by_the_branch_wherever_its_line_is_folded(before: bytes) -> None:
+    desk = Desk()
+    invite, ack = (desk.request(method, CALL, branch=b"z9hG4bK7") for method in (b"INVITE", b"ACK"))
+    invite, ack = (data.replace(b";branch", before + b"branch", 1) for data in (invite, ack))
+    assert copy_of(invite, ROUTER) == copy_of(ack, ROUTER) == (ROUTER.host, ROUTER.port, b"z9hG4bK7")
+
+
+def test_what_is_kept_of_a_call_that_was_turned_away_is_short_however_long_it_was() -> None:
+    """Design: invariant 10. A customer who sends nothing but such ones does not fill the memory."""
+    desk = Desk()
+    for invite in (
+        desk.request(b"INVITE", CALL, branch=b"z9hG4bK" + b"x" * 50_000),
+        desk.request(b"INVITE", CALL, branch=b"1", body=b"x" * 50_000),
+        desk.request(b"INVITE", CALL, body=b"x" * 50_000).replace(b"\r\nVia: ", b"\r\nSubject: "),
+    ):
+        copy, other = copy_of(invite, ROUTER), copy_of(invite.replace(b"x\r", b"y\r") + b"y", ROUTER)
+        assert (len(copy[2]) <= MAX_NAME, copy == copy_of(bytes(invite), ROUTER), copy == other) == (True, True, False)
+
+
 def test_the_table_of_calls_that_were_turned_away_is_bounded() -> None:
     desk = desk_of(Rates(sources=20))
     assert desk.register(CONTACT).status == 200
@@ -231,6 +275,9 @@ def test_what_belongs_to_a_live_call_passes_whoever_sends_it() -> None:
     before = sum(desk.engine.shedder.counts.values())
     for method in (b"BYE", b"INFO", b"CANCEL", b"ACK"):
         desk.receive(desk.request(method, CALL, call_id=b"live", to_tag=b"t"), STRANGER)
+    assert sum(desk.engine.shedder.counts.values()) == before
+    folded = desk.request(b"BYE", CALL, call_id=b"live", to_tag=b"t").replace(b"Call-ID: ", b"Call-ID:\r\n ")
+    desk.receive(folded, STRANGER)
     assert sum(desk.engine.shedder.counts.values()) == before
     desk.receive(desk.request(b"BYE", CALL, call_id=b"made up", to_tag=b"t"), STRANGER)
     assert desk.engine.shedder.counts["source", "part"] == 1, "a To tag alone opens no door"
