@@ -417,7 +417,8 @@ class Node:
             drain_s = self.config.node.drain_s
             extend = f"EXTEND_TIMEOUT_USEC={round(1e6 * (drain_s + LEAVE_S))}"
             self._notifier.tell("STOPPING=1", extend, status=f"draining, {self._status()}")
-            await lifecycle.drain(self.engine, stop, drain_s)
+            tell = self.siblings.say if self.siblings is not None and not self.siblings.spec.is_leaving else None
+            await lifecycle.drain(self.engine, stop, drain_s, tell)
             self.log.info("leaving", calls=self.engine.calls.live)
             await self._publisher.flush(FLUSH_S)
             await lifecycle.cancel_all(tasks)

@@ -21,7 +21,7 @@ from sipproxy.net.addresses import is_here
 from sipproxy.sip.transaction import State
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from cdr.journal import Journal
     from cdr.recovery import Recovered
@@ -115,14 +115,22 @@ async def settle(slots: Slots) -> None:
         await asyncio.sleep(POLL_S / 10)
 
 
-async def drain(engine: Engine, stop: Stop, bound_s: float) -> None:
-    """Take no new calls but emergencies, and return when the live ones have ended, at the bound, or when it is enough."""
+async def drain(engine: Engine, stop: Stop, bound_s: float, tell: Callable[[str], None] | None = None) -> None:
+    """Take no new calls but emergencies, and return when the live ones have ended, at the bound, or when it is enough.
+
+    A worker tells whether it has "drained" or is "busy" again, and stays until `stop` says that it is enough.
+    """
     engine.close("draining")
-    until = time.monotonic() + bound_s
-    while engine.calls.live and time.monotonic() < until and not stop.at_once.is_set():
-        await _wait(stop.at_once)
-    until = min(until, time.monotonic() + LAST_WORDS_S)
-    while _is_waiting(engine) and time.monotonic() < until and not stop.at_once.is_set():
+    until, words_until, was_over = time.monotonic() + bound_s, time.monotonic() + LAST_WORDS_S, False
+    while (now := time.monotonic()) < until and not stop.at_once.is_set():
+        if engine.calls.live:
+            words_until = now + LAST_WORDS_S
+        is_over = not engine.calls.live and (now >= words_until or not _is_waiting(engine))
+        if is_over and tell is None:
+            return
+        if tell is not None and is_over != was_over:
+            tell("drained" if is_over else "busy")
+        was_over = is_over
         await _wait(stop.at_once)
 
 

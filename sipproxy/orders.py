@@ -30,6 +30,7 @@ class Spec(msgspec.Struct, frozen=True):
     lock: int
     config_path: str
     welcome: bool = False
+    supervisor: int = 0  # its process
 
     @property
     def is_leaving(self) -> bool:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import os
 import signal
+import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["LEAVE_S", "StartError", "Stop", "loop_factory"]
+__all__ = ["LEAVE_S", "StartError", "Stop", "end_with", "loop_factory"]
 
+_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>: not in Python's modules
 LEAVE_S = 20.0  # that closing everything may take after the drain
 
 
@@ -39,6 +43,14 @@ class Stop:
     def interrupt(self) -> None:
         self.at_once.set()
         self.wanted.set()
+
+
+def end_with(parent: int) -> bool:
+    """Have the kernel end this process with its parent, also one that hangs or is stopped (Linux; elsewhere the link to the
+    parent tells). False when that has ended before. Raises OSError when the kernel refuses."""
+    if sys.platform == "linux" and ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+    return os.getppid() == parent
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:

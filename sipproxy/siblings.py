@@ -179,7 +179,7 @@ class Siblings:
         """Learn what the others took while this worker was not there. Its own sockets are read by nobody meanwhile."""
         asyncio.get_running_loop().add_reader(self._link.fileno(), self._on_link)
         self.post.start()
-        self._say("taking")
+        self.say("taking")
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(TAKE_OVER_S):
                 await self._waiting.wait()
@@ -192,13 +192,13 @@ class Siblings:
                 self.message(word.data, word.flow, word.waited_s)  # somebody took it meanwhile
             else:
                 self._perform(word)
-        self._say("ready")
+        self.say("ready")
 
     async def run(self, is_healthy: Callable[[], bool]) -> None:
         """Show the supervisor that the event loop runs, until cancelled."""
         while True:
             if is_healthy():
-                self._say("alive")
+                self.say("alive")
             await asyncio.sleep(PATS_S)
 
     def close(self) -> None:
@@ -210,7 +210,8 @@ class Siblings:
         self.post.close()
         asyncio.get_running_loop().remove_reader(self._link.fileno())
 
-    def _say(self, word: str) -> None:
+    def say(self, word: str) -> None:
+        """Tell the supervisor how this worker does."""
         with contextlib.suppress(OSError):  # the supervisor is gone: the reader below notices
             self._link.send(word.encode())
 

@@ -20,10 +20,13 @@ def main() -> int:
         return 1
     from sipproxy import app  # noqa: PLC0415
     from sipproxy.orders import Orders  # noqa: PLC0415
+    from sipproxy.process import end_with  # noqa: PLC0415
 
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the supervisor reloads for all
     orders = msgspec.json.decode(sys.stdin.buffer.read(), type=Orders)
     config, spec = orders.config, orders.spec
+    if not end_with(spec.supervisor):
+        return 1
     return app.main(config, config_path=Path(spec.config_path), embedded=False, greet=spec.welcome, siblings=spec)
 
 

@@ -2,7 +2,8 @@
 
 It holds no SIP state and handles no message. All workers inherit all sockets from it, so that the kernel's choice between them
 stays the same whoever lives, and so that another worker can read what the kernel has for one that is not there. A worker that
-hangs is ended. SIGTERM and SIGINT are passed on. When the supervisor dies its workers end at once, as in a crash of the node.
+hangs is ended. SIGTERM and SIGINT are passed on; a worker that has drained stays until all have, since calls of others may go
+by its connections. When the supervisor dies its workers end at once, as in a crash of the node.
 
 A worker of before `node.workers` was lowered runs beside the others until its calls have ended and its records are confirmed.
 It gets no new call.
@@ -74,7 +75,7 @@ class Worker:
         self.number, self.is_leaving = number, is_leaving
         self.process: asyncio.subprocess.Process | None = None
         self.link: socket.socket | None = None
-        self.is_there = self.is_ready = False
+        self.is_there = self.is_ready = self.is_drained = False
         self.heard_at = self.started_at = 0.0
         self.starts = self.deaths = self.in_a_row = 0
         self.changed = asyncio.Event()
@@ -308,7 +309,11 @@ class Supervisor:
     async def _keep(self, worker: Worker) -> None:
         """Have the worker running until the node stops."""
         while not self._ending.is_set():
-            status = await self._live(worker)
+            try:
+                status = await self._live(worker)
+            except OSError as error:  # no process or descriptor is to be had; there may be later
+                self.log.warning("worker_not_started", worker=worker.number, error=str(error))
+                status = 1
             if self._ending.is_set():
                 return
             if worker.is_leaving and status == 0:
@@ -330,7 +335,7 @@ class Supervisor:
         self._stop_all(signal.SIGTERM)
 
     async def _live(self, worker: Worker) -> int:
-        """One life of a worker; its exit status."""
+        """One life of a worker; its exit status. Raises OSError when it cannot be started."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.settimeout(0)
         loop = asyncio.get_running_loop()
@@ -347,6 +352,8 @@ class Supervisor:
                 env={name: value for name, value in os.environ.items() if name not in Notifier.VARIABLES},
             )
             theirs.close()
+            if self._ending.is_set():
+                worker.process.terminate()  # the others were told while this one was being started
             loop.add_reader(ours.fileno(), self._hear, worker)
             with contextlib.suppress(ConnectionError):  # it has died already
                 await worker.process.communicate(msgspec.json.encode(orders))
@@ -356,8 +363,9 @@ class Supervisor:
             ours.close()
             theirs.close()
             worker.link = None
-            worker.is_there = worker.is_ready = False
+            worker.is_there = worker.is_ready = worker.is_drained = False
             self._tell_all()
+            self._end_drained()
             worker.changed.set()
 
     def _spec(self, worker: Worker, link: socket.socket) -> Spec:
@@ -372,6 +380,7 @@ class Supervisor:
             inboxes=[inbox.fileno() for inbox, _ in self._boxes],
             outboxes=[outbox.fileno() for _, outbox in self._boxes],
             link=link.fileno(),
+            supervisor=os.getpid(),
             lock=self._lock.fileno(),
             config_path=str(self._config_path),
             welcome=self._greet and worker.number == 1 and worker.starts == 1,
@@ -394,6 +403,11 @@ class Supervisor:
         worker.heard_at = time.monotonic()
         if word == b"alive":
             return
+        if word in (b"drained", b"busy"):
+            worker.is_drained = word == b"drained"
+            self.log.info("worker_drained" if worker.is_drained else "worker_busy", worker=worker.number)
+            self._end_drained()
+            return
         worker.is_there = True
         worker.is_ready = word == b"ready"
         self._tell_live(worker)  # there may be news since it was started
@@ -413,12 +427,16 @@ class Supervisor:
                     worker.link.send(msgspec.json.encode(state))
 
     async def _watch_hangs(self) -> None:
+        looked_at = time.monotonic()
         while True:
             await asyncio.sleep(LOOK_S)
             now = time.monotonic()
+            # While this process did not run, the others may have stood still with it: that says nothing about them.
+            missed_s, looked_at = max(0.0, now - looked_at - 2 * LOOK_S), now
             for worker in self._workers:
+                worker.heard_at += missed_s
                 silent_s, process = now - worker.heard_at, worker.process
-                if process is None or process.returncode is not None or silent_s < (HANG_S if worker.is_ready else START_S):
+                if process is None or process.returncode is not None or silent_s < (HANG_S if worker.is_there else START_S):
                     continue
                 self.log.error("worker_hangs", worker=worker.number, silent_s=round(silent_s, 1))
                 worker.heard_at = now
@@ -440,6 +458,16 @@ class Supervisor:
                 self._stop_all(signal.SIGINT)
         await asyncio.sleep(LEAVE_S)
         self._stop_all(signal.SIGKILL)
+
+    def _end_drained(self) -> None:
+        """End the workers that have drained, once none has anything left: a call may come by the connection of any of them."""
+        running = [worker for worker in self._workers if worker.process is not None and worker.process.returncode is None]
+        drained = [worker for worker in running if worker.is_drained]
+        if self._ending.is_set() and len(drained) < len(running):
+            return
+        for worker in drained:  # where the node does not end, one that was told to by somebody else
+            assert worker.process is not None
+            worker.process.send_signal(signal.SIGINT)
 
     def _stop_all(self, sign: signal.Signals) -> None:
         self._ending.set()
