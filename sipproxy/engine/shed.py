@@ -158,10 +158,14 @@ class Shedder:
         user, sharing = desk.location.accounts_at(flow, desk.now.utc_ms)
         copy = self._copy(kind, data, flow)
         verdict = self._again(kind, copy, waited_s) if copy is not None else None
-        if notable and kind is INVITE and verdict is None and self._is_late(data, waited_s):
-            # A stranger who waited in vain is not answered.
+        if notable and kind is INVITE and verdict is None:
             known = user or desk.location.flows_at(flow.host)
-            verdict = Verdict("late", self._retry(INVITE), user) if known else _LATE
+            if known or desk.settings.in_access_network(flow.host):
+                is_late = self._is_late(data, waited_s)
+            else:  # strangers wait for all others, and make no queue of these
+                is_late = self.has_queue and waited_s >= self._queued_s
+            if is_late:  # who waited in vain and is not known is not answered
+                verdict = Verdict("late", self._retry(INVITE), user) if known else _LATE
         if verdict is not None:
             pass
         elif self._is_behind and kind <= (REGISTER if user else INVITE):

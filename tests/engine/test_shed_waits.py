@@ -153,7 +153,9 @@ def test_log_says_since_when_new_calls_stand_in_a_queue_and_how_many_were_refuse
 
 def test_hidden_caller_of_a_trunk_is_in_no_record_of_a_call_that_is_refused_for_its_wait() -> None:
     """TDDDG § 9(1). And what cannot be read has its answer, and a record of what can be told."""
-    desk = with_queue(desk_of(Rates()))
+    desk = desk_of(Rates())
+    assert desk.register(CONTACT).status == 200
+    with_queue(desk)
     caller = (b"P-Asserted-Identity", b"<sip:+49301234567@carrier.example;user=phone>")
     headers = (caller, (b"Privacy", b"id"), (b"Diversion", b"<sip:+49301234567@carrier.example>"))
     uri = b"sip:+4920515551234@sip.example"
@@ -288,3 +290,23 @@ def test_call_for_help_and_what_belongs_to_calls_pass_however_long_they_waited(
         data = desk.request(method, CALL, to_tag=b"" if method == b"CANCEL" else b"t")
         assert check(data, ROUTER, waited_s) is None
     assert check(b"SIP/2.0 200 OK\r\n\r\n", ROUTER, waited_s) is None
+
+
+def test_strangers_who_wait_for_all_others_make_no_queue_of_customers_calls() -> None:
+    """They would refuse them at the next hiccup. Once there is a queue, what waits in it is not answered."""
+    desk = desk_of(Rates())
+    assert desk.register(CONTACT).status == 200
+    for number in range(round(2 * STANDING_S / 0.1)):
+        desk.receive(desk.request(b"INVITE", CALL, call_id=b"%d" % number), STRANGER, waited_s=0.4)
+        desk.engine.observe(Signals(0.0, 0, 0.0, 0.4), desk.now)
+        desk.tick(0.1)
+    assert not desk.engine.shedder.has_queue
+    assert statuses(desk, desk.request(b"INVITE", CALL), ROUTER, 0.2) == [407]
+    with_queue(desk)
+    assert statuses(desk, desk.request(b"INVITE", CALL), STRANGER, 0.1) == [407]
+    assert statuses(desk, desk.request(b"INVITE", CALL), STRANGER, 0.2) == []
+    for _ in range(round(EMPTY_S / 0.1)):
+        desk.tick(0.1)
+        desk.receive(desk.request(b"INVITE", CALL), STRANGER, waited_s=0.4)
+        desk.engine.observe(Signals(0.0, 0, 0.0, 0.4), desk.now)
+    assert not desk.engine.shedder.has_queue, "nor do they keep it"
