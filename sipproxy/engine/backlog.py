@@ -61,7 +61,7 @@ class Rank(IntEnum):
 
 _RANKS = tuple(Rank)
 NEW, OTHER = Rank.NEW, Rank.OTHER  # to name one by its class costs more
-_LOWEST_FIRST = tuple(rank for rank in reversed(_RANKS) if rank > Rank.PART)
+_LOWEST_FIRST = tuple(rank for rank in reversed(_RANKS) if rank > Rank.HELP)
 
 
 class Waiting(NamedTuple):
@@ -99,11 +99,10 @@ class Backlog:
 
     @property
     def room(self) -> int:
-        """How many more can be read: one at a time where something has to go for it, and none where all that waits is too
-        urgent to be dropped."""
+        """How many more can be read: one at a time where something has to go for it, none where only calls for help wait."""
         if self.waiting < HELD and self.bytes < HELD_BYTES:
             return HELD - self.waiting
-        return int(len(self._lines[Rank.HELP]) + len(self._lines[Rank.PART]) < self.waiting)
+        return int(len(self._lines[Rank.HELP]) < self.waiting)
 
     def make_room(self, now: float) -> None:
         """Drop the new calls for which a queue that stays has no room: those that came before it was known that it stays, and
@@ -169,13 +168,14 @@ class Backlog:
         return one
 
     def _drop(self) -> bool:
-        """Drop what has waited longest of the least urgent rank; False where nothing may be dropped."""
-        for rank in _LOWEST_FIRST:
-            if self._lines[rank]:
-                self._out(self._lines[rank])
-                self.counts["crowded"] += 1
-                return True
-        return False
+        """Drop what has waited longest of the least urgent rank; False where only calls for help wait. Of what is part of calls
+        the latest goes, as if the socket had been full: it would be, and calls for help with it, were no more read."""
+        rank = next((rank for rank in _LOWEST_FIRST if self._lines[rank]), None)
+        if rank is None:
+            return False
+        self._out(self._lines[rank], latest=rank is Rank.PART)
+        self.counts["crowded"] += 1
+        return True
 
     def _rank(self, data: bytes, flow: Flow, kind: Kind) -> Rank:
         if kind is PART:

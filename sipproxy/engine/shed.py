@@ -159,13 +159,7 @@ class Shedder:
         copy = self._copy(kind, data, flow)
         verdict = self._again(kind, copy, waited_s) if copy is not None else None
         if notable and kind is INVITE and verdict is None:
-            known = user or desk.location.flows_at(flow.host)
-            if known or desk.settings.in_access_network(flow.host):
-                is_late = self._is_late(data, waited_s)
-            else:  # strangers wait for all others, and make no queue of these
-                is_late = self.has_queue and waited_s >= self._queued_s
-            if is_late:  # who waited in vain and is not known is not answered
-                verdict = Verdict("late", self._retry(INVITE), user) if known else _LATE
+            verdict = self._late(data, flow, waited_s, user)
         if verdict is not None:
             pass
         elif self._is_behind and kind <= (REGISTER if user else INVITE):
@@ -217,6 +211,18 @@ class Shedder:
         self.turned_away.forget(copy_of(data, flow))
 
     # New calls that have waited too long to be looked at
+
+    def _late(self, data: bytes, flow: Flow, waited_s: float, user: str) -> Verdict | None:
+        """Why an INVITE is not to be taken that waited so long. Strangers wait for all others, and make no queue of these; who
+        waited in vain and is not known is not answered."""
+        known = user or self._desk.location.flows_at(flow.host)
+        if known or self._desk.settings.in_access_network(flow.host):
+            is_late = self._is_late(data, waited_s)
+        else:
+            is_late = self.has_queue and waited_s >= self._queued_s
+        if not is_late:
+            return None
+        return Verdict("late", self._retry(INVITE), user) if known else _LATE
 
     def _is_late(self, data: bytes, waited_s: float) -> bool:
         """Take note of how long an INVITE waited to be looked at; whether that is too long, in a queue that does not get

@@ -205,6 +205,23 @@ async def test_socket_is_not_read_while_only_calls_for_help_wait(site: Site, mon
 
 
 @pytest.mark.plain_alone
+async def test_call_for_help_goes_before_what_fills_the_node_as_part_of_calls(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Design: invariant 1. A customer's device that sends nothing but BYE keeps none from help, nor who writes its address."""
+    monkeypatch.setattr(backlog_module, "HELD", 8)
+    site.desk.register(CONTACT, flow=Flow("UDP", 0, *site.peer.getsockname()))
+    parts = [site.desk.request(b"BYE", CALL, call_id=b"%d" % number, to_tag=b"t") for number in range(40)]
+    help_ = site.desk.request(b"INVITE", HELP)
+    site.send(*parts, help_, *parts)
+    time.sleep(2 * QUEUE_S)  # noqa: ASYNC251  nobody reads meanwhile
+    await site.transports.start()
+    await until(lambda: len(site.came) >= 8)
+    assert site.data == [help_, *parts[:7]], "of those the latest go, as from a socket that is full"
+    assert site.transports.counters()["UDP", "dropped_crowded"] == 2 * len(parts) - 7
+
+
+@pytest.mark.plain_alone
 async def test_other_work_of_the_node_has_its_turn_while_messages_are_handed_on(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
