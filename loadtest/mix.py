@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from sipproxy.config import Section
+from sipproxy.config import Config, Section
 from sipproxy.config_file import ConfigError, Fault, Reader, read_tables
 
 __all__ = [
@@ -144,14 +144,14 @@ class Mix(Section, frozen=True):
 def read(path: Path, instead: Mapping[tuple[str, str], object] | None = None) -> Mix:
     """The mix in a file, or of that name among those that are shipped; `instead` are values in place of the file's, by section
     and key, None for a key that is left out. Raises ConfigError with every fault."""
-    if not path.exists() and (MIXES / f"{path.name}.toml").is_file():
+    if path.name == str(path) and not path.is_file() and (MIXES / f"{path.name}.toml").is_file():
         path = MIXES / f"{path.name}.toml"
     if not path.exists():
         known = ", ".join(sorted(found.stem for found in MIXES.glob("*.toml")))
         raise ConfigError(
             [Fault(str(path), 0, "", f"there is no such file, and no mix of that name is shipped; those are {known}")]
         )
-    data, reader = read_tables(path)
+    data, reader = read_tables(path, "loadtest/mixes/evening.toml explains every key")
     for (section, key), value in (instead or {}).items():
         table = data.setdefault(section, {}) if section else data
         if isinstance(table, dict):
@@ -184,6 +184,7 @@ def _check(mix: Mix, reader: Reader) -> None:
     for index, storm in enumerate(mix.storm):
         if storm.accounts > mix.accounts.count:
             reader.fault(("storm", index, "accounts"), f"at most accounts.count, which is {mix.accounts.count}")
+    reader.section(Config, mix.node, ("node",))
     needed = accounts_needed(mix)
     if mix.accounts.count < needed:
         detail = (

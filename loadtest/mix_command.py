@@ -20,6 +20,8 @@ from loadtest.mixed import Progress as Stage
 from loadtest.mixed import run_mix
 from loadtest.node import NodeError
 from loadtest.report import Report, progress_of
+from sipproxy.config import Config
+from sipproxy.config_file import Reader
 from sipproxy.process import loop_factory
 
 __all__ = ["add_mix", "node_settings", "progress_bar"]
@@ -47,7 +49,7 @@ def add_node_settings(parser: argparse.ArgumentParser) -> None:
 
 
 def node_settings(entries: list[str]) -> dict[str, dict[str, object]]:
-    """The tables that `--set` gave; raises NodeError."""
+    """The tables that `--set` gave; raises NodeError, and ConfigError for what no node takes."""
     tables: dict[str, dict[str, object]] = {}
     for entry in entries:
         key, equals, text = entry.partition("=")
@@ -58,6 +60,9 @@ def node_settings(entries: list[str]) -> dict[str, dict[str, object]]:
         with contextlib.suppress(msgspec.DecodeError):
             value = msgspec.json.decode(text)
         tables.setdefault(section, {})[name] = value
+    reader = Reader(Path("--set"), {})
+    reader.section(Config, tables, ())
+    reader.raise_faults()
     return tables
 
 

@@ -61,16 +61,17 @@ class ConfigError(Exception):
 
 def load(path: Path) -> Config:
     """The configuration in `path`, its paths absolute. Raises ConfigError."""
-    data, reader = read_tables(path)
+    data, reader = read_tables(path, "name a file with -c FILE, or start from config.example.toml")
     config = reader.config(data)
     _check(config, reader)
     reader.raise_faults()
     return _absolute(config, reader.folder)
 
 
-def read_tables(path: Path) -> tuple[dict[str, object], Reader]:
-    """The tables of a TOML file, and what turns them into structs and knows their lines. Raises ConfigError."""
-    text = _read(path)
+def read_tables(path: Path, advice: str) -> tuple[dict[str, object], Reader]:
+    """The tables of a TOML file, and what turns them into structs and knows their lines. Raises ConfigError, with
+    `advice` where the file cannot be read."""
+    text = _read(path, advice)
     try:
         return tomllib.loads(text), Reader(path, key_lines(text))
     except tomllib.TOMLDecodeError as error:
@@ -105,12 +106,11 @@ def name_server(text: str) -> tuple[str, int]:
         return str(ipaddress.ip_address(host)), port
 
 
-def _read(path: Path) -> str:
+def _read(path: Path, advice: str) -> str:
     try:
         raw = path.read_bytes()
     except OSError as error:
-        detail = f"cannot be read ({error.strerror or error}); name a file with -c FILE, or start from config.example.toml"
-        raise ConfigError([Fault(str(path), 0, "", detail)]) from None
+        raise ConfigError([Fault(str(path), 0, "", f"cannot be read ({error.strerror or error}); {advice}")]) from None
     if len(raw) > MAX_FILE_BYTES:
         raise ConfigError(
             [Fault(str(path), 0, "", f"larger than {MAX_FILE_BYTES} bytes; lines and lists belong into CSV files")]

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from loadtest.mix import MIXES, Hold, Mix, arrivals, read
+from loadtest.mix_command import node_settings
 from sipproxy.config_file import ConfigError
 
 SMALL = """name = "small"
@@ -58,6 +59,13 @@ def test_read_of_a_shipped_mix_by_its_name_finds_no_fault(name: str) -> None:
         ),
         ("[load]", "[laod]", ":2: laod: unknown section; did you mean 'load'?"),
         ("[load]", "[load", ":2: not TOML"),
+        (
+            "answered = 1.0",
+            "answered = 1.0\n[node.calls]\nprobe = 1",
+            ":8: node.calls.probe: unknown key; did you mean 'probe_s'?",
+        ),
+        ("answered = 1.0", "answered = 1.0\n[node.calls]\nprobe_s = 'x'", ":8: node.calls.probe_s: expected int, got str"),
+        ("answered = 1.0", "answered = 1.0\n[node.call]\nprobe_s = 1", ":7: node.call: unknown key; did you mean 'calls'?"),
     ],
 )
 def test_read_of_a_faulty_mix_names_file_line_key_and_what_to_do(tmp_path: Path, old: str, new: str, told: str) -> None:
@@ -67,8 +75,38 @@ def test_read_of_a_faulty_mix_names_file_line_key_and_what_to_do(tmp_path: Path,
 
 
 def test_read_of_a_mix_that_is_not_there_names_those_that_are(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"none.toml: there is no such file.*; those are busy-hour, evening, .*yardstick"):
-        read(tmp_path / "none.toml")
+    for name in ("none.toml", "evening"):
+        with pytest.raises(ConfigError, match=rf"{name}: there is no such file.*; those are busy-hour, evening, .*yardstick"):
+            read(tmp_path / name)
+
+
+def test_read_of_a_mix_whose_name_a_folder_has_takes_the_one_that_is_shipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "soak").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert read(Path("soak")).name == "soak"
+
+
+def test_read_of_a_folder_says_what_a_mix_is(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as raised:
+        read(tmp_path)
+    assert str(raised.value) == f"{tmp_path}: cannot be read (Is a directory); loadtest/mixes/evening.toml explains every key"
+
+
+@pytest.mark.parametrize(
+    ("entry", "told"),
+    [
+        ("calls.probe=1", "--set: calls.probe: unknown key; did you mean 'probe_s'?"),
+        ("calls.probe_s=soon", "--set: calls.probe_s: expected int, got str"),
+        ("node.workers=many", "--set: node.workers: expected int, got str"),
+        ("call.probe_s=1", "--set: call: unknown section; did you mean 'calls'?"),
+    ],
+)
+def test_node_settings_of_a_key_or_value_that_no_node_takes_are_told_before_one_starts(entry: str, told: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        node_settings(["limits.calls=5", entry])
+    assert str(raised.value) == told
 
 
 def test_read_with_values_of_the_command_line_takes_them_and_checks_them(tmp_path: Path) -> None:
