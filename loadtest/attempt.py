@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from loadtest.mix import PATIENCE_S
+from loadtest.mix import LOST_BYE_S, PATIENCE_S, SPARE
+from loadtest.repeating import LIFETIME_S
 from loadtest.wire import Head, hop_of, response_to, tag_of
 
 if TYPE_CHECKING:
@@ -78,6 +79,13 @@ class Attempt:
     head: Head | None = None  # of the INVITE that the callee got
     branch: bytes = b""  # of the same
     response: bytes = field(default=b"", repr=False)  # the callee's last response to it
+
+    def is_stuck(self, now: float, ring_s: float) -> bool:
+        """Whether it neither went on nor ended for longer than its stage can last."""
+        lost_s = 2 * LIFETIME_S + ring_s
+        bye_s = LIFETIME_S + (LOST_BYE_S if self.kind == "lost_bye" else SPARE)
+        bounds = {"calling": lost_s, "lost": lost_s, "talking": self.hold_s + LIFETIME_S, "ending": bye_s}
+        return now - self.began > bounds.get(self.stage, float("inf"))
 
     def write_invite(self, more: bytes, body: bytes) -> bytes:
         """The next INVITE; `more` are further header lines."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import shutil
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 from loadtest.bracket import Bracket
 from loadtest.comparison import Compared, Plan, Round, compare_peers, median
+from loadtest.ending import INTERRUPTED, stoppable
 from loadtest.mix_command import add_node_settings, node_settings
 from loadtest.node import NodeError
 from loadtest.peer import missing
@@ -23,7 +23,6 @@ from loadtest.report import Report
 
 __all__ = ["add_compare", "reports_of"]
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 NOT_MEASURED = "not measured"
 
 
@@ -78,17 +77,10 @@ async def _run(options: argparse.Namespace) -> list[Report]:
         kamailio=not options.node_alone,
         settings=node_settings(options.set),
     )
-    stop, loop = asyncio.Event(), asyncio.get_running_loop()
-    for sign in SIGNALS:
-        loop.add_signal_handler(sign, stop.set)
-    try:
+    stop = asyncio.Event()
+    with stoppable(stop):
         reports = reports_of(await compare_peers(plan, _tell, stop), plan)
-    except RuntimeError as error:
-        raise NodeError(str(error)) from error
-    finally:
-        for sign in SIGNALS:
-            loop.remove_signal_handler(sign)
-    reports[0].expect(not stop.is_set(), "interrupted: figures are of what was measured until then")
+    reports[0].expect(not stop.is_set(), INTERRUPTED)
     return reports
 
 

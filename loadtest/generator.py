@@ -24,7 +24,7 @@ from loadtest.mix import KINDS, LOST_BYE_S, SPARE, Kind, Mix, arrivals
 from loadtest.repeating import LIFETIME_S, T2, Repeat, Repeater
 from loadtest.seen import Seen
 from loadtest.truth import CallTruth
-from loadtest.wire import Head, Wire, body_of, head_of, receiver_of, response_to, tag_of
+from loadtest.wire import BRANCH, RETRY, Head, Wire, body_of, head_of, receiver_of, response_to, tag_of
 
 if TYPE_CHECKING:
     from loadtest.node import LineSpec
@@ -34,13 +34,12 @@ __all__ = ["Generator"]
 
 MAX_CHALLENGES = 2  # a second one is a stale nonce
 BOXES_OF_A_WIRE, EXPIRES_S = 500, 7200
+LEAVING_PER_S = 200  # calls that are hung up, so that a node is not flooded by the end of a run
 LATE_S = 0.01  # a call that begins later than this was not started in time
 DIALLED = {"blocked": "090055501", "emergency": "112"}  # the others: a subscriber of the carrier's
 SUBSCRIBER = "03023125001"
 OURS = re.compile(rb"branch=z9hG4bK([cr])([0-9]+)\.([0-9]+)([A-Z]*)")
-BRANCH = re.compile(rb"\r\nVia:[^\r]*branch=([^;,\r]+)")
 CALL = re.compile(rb"\r\nCall-ID: m([0-9]+)-([0-9a-f]+)\r\n")
-RETRY = re.compile(rb"\r\nRetry-After: *([0-9]+)")
 NOT_NOW = 503
 
 
@@ -54,11 +53,9 @@ class Generator:
         self.seen = Seen()
         self.calls: dict[int, Attempt] = {}
         self.proxy: Address = ("", 0)
-        self._ended = ended
-        self._rng = random.Random(mix.seed)
+        self._ended, self._rng = ended, random.Random(mix.seed)
         self._shares = list(accumulate(mix.share(kind) for kind in KINDS))
-        self._domain = domain.encode()
-        self._run = secrets.token_hex(4).encode()
+        self._domain, self._run = domain.encode(), secrets.token_hex(4).encode()
         self._loop = asyncio.get_running_loop()
         self._clock = Clockwork(self._loop)
         self._repeater = Repeater(self._clock, self._gave_up)
@@ -69,8 +66,7 @@ class Generator:
         self._full = self._make_boxes(full, first=len(self.boxes))
         self._all = [*self.boxes, *self._full]
         self._free: deque[Box] = deque(self.boxes * mix.accounts.calls_at_once)
-        self.arriving = False
-        self._body = body_of("127.0.0.1")
+        self.arriving, self._body = False, body_of("127.0.0.1")
 
     def _make_boxes(self, lines: Sequence[LineSpec], first: int = 0) -> list[Box]:
         boxes = []
@@ -167,13 +163,14 @@ class Generator:
 
     def _next(self, times: Iterator[float]) -> None:
         at = next(times, None)
-        if at is None:
-            self.arriving = False
-        else:
+        self.arriving = at is not None
+        if at is not None:
             self._clock.at(self._zero + at, self._arrive, (at, times))
 
     def _arrive(self, due: tuple[float, Iterator[float]]) -> None:
         at, times = due
+        if not self.arriving:
+            return
         self._next(times)
         late = self.now() - at
         self.seen.late.add(at, 1000 * late)
@@ -202,6 +199,13 @@ class Generator:
         for attempt in list(self.calls.values()):
             if attempt.stage == "talking" and not self._is_ordinary(attempt.box):
                 self._hang_up(attempt)
+
+    def leave(self) -> None:
+        """Begin no more calls, hang up those that talk, and others when they are answered."""
+        self.arriving = False
+        for number, attempt in enumerate(one for one in self.calls.values() if self._is_ordinary(one.box)):
+            attempt.hold_s = attempt.hold_s if attempt.stage == "talking" else 0.0
+            self._clock.after(number / LEAVING_PER_S, self._hang_up, attempt)
 
     # -- calls
 
@@ -474,19 +478,15 @@ class Generator:
 
     def sweep(self) -> None:
         """Give up calls that neither went on nor ended: to be called now and then."""
-        now, lost_s = time.monotonic(), 2 * LIFETIME_S + self.mix.calls.ring_s
         for attempt in list(self.calls.values()):
-            bye_s = LIFETIME_S + (LOST_BYE_S if attempt.kind == "lost_bye" else SPARE)
-            bounds = {"calling": lost_s, "lost": lost_s, "talking": attempt.hold_s + LIFETIME_S, "ending": bye_s}
-            if now - attempt.began > bounds.get(attempt.stage, float("inf")):
+            if attempt.is_stuck(time.monotonic(), self.mix.calls.ring_s):
                 self._lose(attempt) if attempt.stage == "calling" else self._over(attempt, "did not end")
 
     @property
     def live(self) -> int:
         """Calls of the mix that are not over; those that occupy lines go on until `release`."""
         return sum(
-            attempt.stage != "over" and (attempt.kind != "answered" or self._is_ordinary(attempt.box))
-            for attempt in self.calls.values()
+            one.stage != "over" and (one.kind != "answered" or self._is_ordinary(one.box)) for one in self.calls.values()
         )
 
     @property

@@ -8,7 +8,7 @@ Leaves out: routers that try again after a refusal.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from loadtest.ending import INTERRUPTED
 from loadtest.mix import PATIENCE_S, read
 from loadtest.mix_command import add_node_settings, node_settings, progress_bar
 from loadtest.mix_plot import COLOURS, beside, check_picture, picture, plotting, saved
@@ -89,9 +90,10 @@ async def _run(options: argparse.Namespace) -> list[Report]:
             named: Mix = msgspec.structs.replace(mix, load=load, name=f"{rate:.0f} a second")
             return await run_mix(named, _saying(tell, named.name), settings=settings)
 
-        way_up = [] if options.capacity else await _way_up(at, options.start)
+        way_up = [] if options.capacity else await _points(at, _up_from(options.start))
         capacity = options.capacity or max(point.goodput for point in way_up)
-        points = [Point(factor, await at(factor * capacity)) for factor in options.factor or FACTORS]
+        factors = [] if way_up and way_up[-1].ran.interrupted else options.factor or FACTORS
+        points = await _points(at, ((factor, factor * capacity) for factor in factors))
     reports = [report_of(point, points) for point in [*way_up, *points]]
     picture(reports[-1], options.plot, partial(draw, points))
     return reports
@@ -101,14 +103,18 @@ def _saying(tell: Callable[[Progress], None], name: str) -> Callable[[Progress],
     return lambda stage: tell(Progress(f"{name}, {stage.stage}", stage.done, stage.total, stage.text))
 
 
-async def _way_up(at: Callable[[float], Awaitable[Ran]], start: float) -> list[Point]:
-    """Rates from `start` up to the first that is too high."""
+async def _points(at: Callable[[float], Awaitable[Ran]], rates: Iterable[tuple[float, float]]) -> list[Point]:
+    """A point for each factor and rate; on the way up, which has no factors, up to the first rate that is too high."""
     points: list[Point] = []
-    for number in range(MOST):
-        points.append(Point(0.0, await at(start * STEP**number)))
-        if points[-1].goodput < ENOUGH * points[-1].offered:
+    for factor, rate in rates:
+        points.append(Point(factor, await at(rate)))
+        if points[-1].ran.interrupted or (not factor and points[-1].goodput < ENOUGH * points[-1].offered):
             break
     return points
+
+
+def _up_from(start: float) -> Iterable[tuple[float, float]]:
+    return ((0.0, start * STEP**number) for number in range(MOST))
 
 
 def report_of(point: Point, points: Sequence[Point]) -> Report:
@@ -137,6 +143,7 @@ def report_of(point: Point, points: Sequence[Point]) -> Report:
     wanted = AT_TEN_TIMES if point.factor > 2 else AT_TWICE if point.factor > 1 else 0.0
     report.expect(share >= wanted, f"{100 * share:.0f} % of the peak were answered in time while calls began")
     report.expect(helped == helps, f"{helps - helped} calls to 112 were not answered")
+    report.expect(not ran.interrupted, INTERRUPTED)
     report.expect(ran.slots_left == 0, f"{ran.slots_left} slots are left over")
     report.expect(ran.result.ok, str(ran.result))
     return report

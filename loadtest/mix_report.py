@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from typing import TYPE_CHECKING
 
+from loadtest.ending import INTERRUPTED
 from loadtest.generate import percentile
 from loadtest.report import Report, counted
 
@@ -101,6 +102,7 @@ def report_of(ran: Ran) -> Report:
         seen.failed <= allowed * placed + ran.result.cut,
         f"{seen.failed} of {placed} calls failed: {'; '.join(seen.failures[:3])}",
     )
+    report.expect(not ran.interrupted, INTERRUPTED)
     report.expect(placed > 0, "no call was placed")
     report.expect(ran.slots_left == 0, f"{ran.slots_left} slots are left over")
     report.expect(ran.result.ok, str(ran.result))

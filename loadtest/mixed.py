@@ -16,6 +16,7 @@ import redis.asyncio as redis
 
 from cdr.consumer import Consumer
 from cdr.wire import cancel_all
+from loadtest.ending import stoppable
 from loadtest.generator import Generator
 from loadtest.lateness import OwnLateness, no_sweeps, worst_bucket_ms
 from loadtest.network import DOMAIN, Network, many_lines, md5_only
@@ -90,6 +91,7 @@ class Ran:
     lost_sends: int = 0
     repeats: int = 0
     own_late_ms: list[float] = field(default_factory=list)
+    interrupted: bool = False  # before all calls of the mix had begun and ended
     without_record: int = 0  # calls that the node did not look at
     node_log: str = ""
     result: Reconciliation = field(default_factory=Reconciliation)
@@ -120,6 +122,7 @@ class Around:
     generator: Generator
     matching: Matching  # its `away` are the times without the node, which they tell
     further: Sequence[LineSpec]  # that the mix does not use
+    stop: asyncio.Event = field(default_factory=asyncio.Event)  # the run is to end: no more trouble
 
 
 async def run_mix(
@@ -186,7 +189,7 @@ class _Run:
         await self._register()
         generator.occupy()
         await self._while(lambda: generator.occupying and not generator.occupied, SETTLE_S, "occupying", 0)
-        with no_sweeps():
+        with no_sweeps(), stoppable(self._around.stop):
             return await self._measured(trouble, sink)
 
     async def _measured(self, trouble: Callable[[Around], Awaitable[None]] | None, sink: str) -> Ran:
@@ -244,19 +247,22 @@ class _Run:
 
     async def _calls(self) -> None:
         """From the first call until all are over."""
-        mix, generator = self.ran.mix, self.generator
+        mix, generator, ran = self.ran.mix, self.generator, self.ran
         total = mix.load.seconds or mix.load.calls
         swept = time.monotonic()
         while True:
             seen = generator.seen
             done = min(total, generator.now()) if mix.load.seconds else float(seen.placed.total())
+            if self._around.stop.is_set() and not ran.interrupted:
+                ran.interrupted = True
+                generator.leave()
             text = f"{seen.placed.total()} calls, {generator.live} live, {seen.failed} failed"
             self.tell(Progress("calling", done, total, text))
             if time.monotonic() - swept > 5.0:
                 generator.sweep()
                 swept = time.monotonic()
-            if not generator.arriving and not self.ran.arriving_s:
-                self.ran.arriving_s = generator.now()
+            if not generator.arriving and not ran.arriving_s:
+                ran.arriving_s = generator.now()
             if not generator.arriving and not generator.live:
                 if not generator.occupying:
                     return

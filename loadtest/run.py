@@ -28,14 +28,15 @@ import asyncio
 import contextlib
 import resource
 import sys
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from loadtest import channels
 from loadtest.billing import bill_through_trouble
 from loadtest.cdr_cost import backlog_report, consume_report, journal_report, publish_report
-from loadtest.compare_command import SIGNALS, add_compare
+from loadtest.compare_command import add_compare
 from loadtest.cost import add_cost
+from loadtest.ending import until_ended
 from loadtest.faults import Timing, fault_report, run_fault
 from loadtest.fields import mixed_calls, report_of
 from loadtest.generate import Load, at_rate, percentile
@@ -45,7 +46,6 @@ from loadtest.memory import add_memory
 from loadtest.mix_command import add_mix
 from loadtest.mixed import LOAD_SETTINGS
 from loadtest.network import Network, many_lines
-from loadtest.node import NodeError
 from loadtest.outages import kill_during_calls
 from loadtest.overload import Flood, Storm, flood, flood_report, storm, storm_report
 from loadtest.postgres import Postgres
@@ -74,8 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _raise_file_limit()
     try:
         with asyncio.Runner(loop_factory=getattr(options, "loop_factory", None)) as runner:
-            reports = runner.run(_until_ended(options.run(options)))
-    except (ConfigError, NodeError, FileNotFoundError) as error:
+            reports = runner.run(until_ended(options.run(options)))
+    except (ConfigError, RuntimeError, OSError) as error:
         sys.stderr.write(f"{error}\n")
         return 2
     except asyncio.CancelledError:
@@ -83,14 +83,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     show(reports, as_json=options.json)
     return 0 if all(report.ok for report in reports) else 1
-
-
-async def _until_ended(work: Coroutine[object, object, list[Report]]) -> list[Report]:
-    """Work until it is done, or a signal asks for the end: nodes and stores that were started are ended then, too."""
-    loop, working = asyncio.get_running_loop(), asyncio.ensure_future(work)
-    for sign in SIGNALS:
-        loop.add_signal_handler(sign, working.cancel)
-    return await working
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import math
 import random
 import time
@@ -114,15 +115,14 @@ class _Plan:
         self.faults: list[str] = []
 
     async def run(self, around: Around, store: RelayedValkey, seconds: float) -> None:
-        """Make trouble until the last calls begin."""
+        """Make trouble until the last calls begin, or the run is to end."""
         until, deck = time.monotonic() + seconds, list[str]()
         while True:
             wait = self._rng.expovariate(1 / self._every_s)
             if not deck:
                 deck = self._rng.sample(self._kinds, len(self._kinds))
-            if time.monotonic() + wait + LASTS_S[1] > until:
+            if time.monotonic() + wait + LASTS_S[1] > until or await _set_within(around.stop, wait):
                 return
-            await asyncio.sleep(wait)
             kind = deck.pop()
             try:
                 fault = await self._make(kind, around, store)
@@ -137,6 +137,12 @@ class _Plan:
             return await TROUBLES[kind](around, self._rng)
         await FAULTS[kind](store, self._rng.uniform(*LASTS_S))
         return await reseed(around) if kind in LOSSES else ""
+
+
+async def _set_within(event: asyncio.Event, seconds: float) -> bool:
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(event.wait(), seconds)
+    return event.is_set()
 
 
 def soak_report(ran: Ran, plan: _Plan) -> Report:

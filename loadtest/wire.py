@@ -6,14 +6,17 @@ charge that to the system under test. The peers here write header names in the u
 
 from __future__ import annotations
 
+import re
 import socket
 import struct
 import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-__all__ = ["BUFFER", "Head", "Wire", "body_of", "head_of", "hop_of", "receiver_of", "response_to", "tag_of"]
+__all__ = ["BRANCH", "BUFFER", "RETRY", "Head", "Wire", "body_of", "head_of", "hop_of", "receiver_of", "response_to", "tag_of"]
 
+BRANCH = re.compile(rb"\r\nVia:[^\r]*branch=([^;,\r]+)")
+RETRY = re.compile(rb"\r\nRetry-After: *([0-9]+)")
 BUFFER = 8 * 1024 * 1024
 READ_AT_ONCE = 64
 ANCILLARY = 64

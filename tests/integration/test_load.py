@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import shutil
 import signal
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -218,6 +220,63 @@ async def test_ended_run_leaves_neither_node_nor_store(sign: signal.Signals) -> 
     assert errors.endswith(b"\nended before there was anything to report\n")
     assert b"Traceback" not in errors
     assert not [path for path in started if is_alive(path)]
+
+
+async def interrupted(*arguments: str, at: bytes, signals: int = 1) -> tuple[int | None, bytes, bytes]:
+    """Status, output and errors of a command that gets so many signals when it says `at`; what it started is gone then."""
+    folder = tempfile.mkdtemp(prefix="t-")  # whose name is short enough for the store's socket
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "loadtest", *arguments, "--json"),
+        env={**os.environ, "TMPDIR": folder},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stderr is not None
+    async with asyncio.timeout(100):
+        while at not in (line := await process.stderr.readline()):
+            assert process.returncode is None
+            assert line
+        started = children_of(process.pid)
+        for _ in range(signals):
+            process.send_signal(signal.SIGINT)
+            await asyncio.sleep(0.2)
+        output, errors = await process.communicate()
+    assert not [path for path in started if is_alive(path)]
+    os.rmdir(folder)  # noqa: PTH106  raises OSError where something is left
+    return process.returncode, output, errors
+
+
+LASTING = SHORT.replace("seconds = 3", "seconds = 600").replace("mean_s = 0.3\nat_most_s = 1", "mean_s = 5")
+
+
+@pytest.mark.parametrize("command", [("mix",), ("soak", "--every", "10000", "--mix")])
+async def test_run_of_calls_that_is_interrupted_hangs_up_and_tells_what_it_has(
+    tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    (tmp_path / "lasting.toml").write_text(LASTING)
+    picture = ("--plot", str(tmp_path / "lasting.svg"))
+    status, output, errors = await interrupted(*command, str(tmp_path / "lasting.toml"), *picture, at=b"calling 4")
+    assert b"\nending, to report what there is; once more to end at once\n" in errors
+    (report,) = json.loads(output)
+    told = ["interrupted: figures are of what was measured until then"]
+    assert report["faults"] == [
+        *told,
+        *(["there was no trouble: a longer run, or a smaller --every"] if "soak" in command else []),
+    ]
+    assert (status, report["failed"], report["slots_left"]) == (1, 0, 0)
+    assert 60 < report["calls"] < 400
+    assert report["seconds"] < 60
+    assert "</svg>" in (tmp_path / "lasting.svg").read_text()
+
+
+async def test_run_that_is_interrupted_again_and_again_leaves_neither_node_nor_store(tmp_path: Path) -> None:
+    """The second time it ends at once; what comes while it does changes nothing."""
+    (tmp_path / "lasting.toml").write_text(LASTING)
+    told = await interrupted("mix", str(tmp_path / "lasting.toml"), at=b"calling 2", signals=4)
+    status, output, errors = told
+    assert (status, output) == (2, b"")
+    assert errors.endswith(b"\nended before there was anything to report\n")
+    assert b"Traceback" not in errors
 
 
 async def test_calls_of_every_kind_have_records_whose_every_field_is_the_truth() -> None:

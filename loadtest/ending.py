@@ -1,0 +1,67 @@
+"""How a run is ended by Ctrl-C or SIGTERM: nodes and stores that it started end with it, and what it has found so far is told.
+
+Work that can report what it has is asked for that by the first signal and ended by the next; all other work is ended at once.
+Further signals change nothing: what was started is being ended already.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+__all__ = ["INTERRUPTED", "stoppable", "until_ended"]
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+INTERRUPTED = "interrupted: figures are of what was measured until then"
+
+T = TypeVar("T")
+
+
+async def until_ended(work: Coroutine[object, object, T]) -> T:
+    """Work until it is done, or a signal cancels it."""
+    working = asyncio.ensure_future(work)
+    _on_signals(_once(working.cancel))
+    return await working
+
+
+@contextmanager
+def stoppable(stop: asyncio.Event) -> Iterator[None]:
+    """Within it the first signal sets `stop`, and the next one cancels the task; behind it the first one cancels it."""
+    working = asyncio.current_task()
+    assert working is not None
+    cancel = _once(working.cancel)
+
+    def ask() -> None:
+        if stop.is_set():
+            cancel()
+            return
+        stop.set()
+        sys.stderr.write("\nending, to report what there is; once more to end at once\n")
+
+    _on_signals(ask)
+    try:
+        yield
+    finally:
+        _on_signals(cancel)
+
+
+def _on_signals(act: Callable[[], object]) -> None:
+    for sign in SIGNALS:
+        asyncio.get_running_loop().add_signal_handler(sign, act)
+
+
+def _once(cancel: Callable[[], object]) -> Callable[[], None]:
+    """A second cancellation would leave what the first one is about to end."""
+    ended = False
+
+    def act() -> None:
+        nonlocal ended
+        if not ended:
+            ended = True
+            cancel()
+
+    return act
