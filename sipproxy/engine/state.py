@@ -159,7 +159,7 @@ class Desk:
             if not request.has(b"via"):
                 raise
             return flow  # where it came from is told what is wrong with it (RFC 4475 §3.1.2.1)
-        if flow.transport != "UDP" or via.param(b"rport") is not None:
+        if flow.transport != "UDP" or via.frame.has_rport:
             return flow
         return flow._replace(port=via.port if via.port is not None else 5060)
 

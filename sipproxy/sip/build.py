@@ -206,7 +206,7 @@ class Editor:
 
     def __init__(self, message: Request | Response) -> None:
         self._lines = message.lines_raw.copy()
-        self._keys = message.keys.copy()
+        self._keys = message.shape.keys.copy()
         self._body = message.raw[message.body_at :]
         if message.version != b"SIP/2.0":
             self._write_version(message)

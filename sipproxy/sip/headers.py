@@ -112,7 +112,7 @@ class ViaFrame:
     """What the Via values of one sender have in common, never changed: all but the branch, in whose place `params` and `raw`
     have "*" (`has_gap`); or one Via value whose branch is not written as nearly all are, or that has none."""
 
-    __slots__ = ("has_gap", "host", "params", "port", "raw", "sent_by", "transport")
+    __slots__ = ("has_gap", "has_rport", "host", "params", "port", "raw", "sent_by", "transport")
 
     def __init__(self, transport: str, host: bytes, port: int | None, params: Params, raw: bytes, *, has_gap: bool) -> None:
         self.transport = transport
@@ -121,6 +121,8 @@ class ViaFrame:
         self.params = params
         self.raw = raw
         self.has_gap = has_gap
+        self.has_rport = find_param(params, b"rport") is not None
+        """Whether answers are asked for to the port that the request came from (RFC 3581 §3)."""
         self.sent_by = (host.lower(), port or (5061 if transport.startswith("TLS") else 5060))
         """As compared: host in lower case, the transport's default port made explicit (§18.1.1, §20.42)."""
 

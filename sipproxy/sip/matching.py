@@ -22,7 +22,7 @@ Key = tuple[object, ...]
 
 def is_rfc3261_branch(branch: bytes | None) -> bool:
     """Whether a branch is unique by itself: the magic cookie and something after it (§17.2.3, RFC 4475 §3.2.1)."""
-    return branch is not None and len(branch) > len(MAGIC_COOKIE) and branch.startswith(MAGIC_COOKIE)
+    return branch is not None and branch.startswith(MAGIC_COOKIE) and branch != MAGIC_COOKIE
 
 
 def server_key(request: Request) -> Key:
@@ -57,7 +57,7 @@ def _server_key(request: Request, method: bytes) -> Key:
     if is_rfc3261_branch(branch):
         # §17.2.3: branch, sent-by and method. The branch is compared as written: a client's is repeated byte for byte, and
         # two that differ in case alone are two transactions.
-        return (branch, *via.frame.sent_by, method)
+        return (branch, via.frame.sent_by, method)
     # §17.2.3, for clients of RFC 2543: Request-URI, tags, Call-ID, CSeq and the top Via. An ACK bears the To tag of the
     # response and not that of the INVITE, so the key of an INVITE goes without; CSeq keeps a re-INVITE apart.
     to_tag = None if method == b"INVITE" else request.to.tag

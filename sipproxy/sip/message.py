@@ -73,11 +73,9 @@ class Message:
         "_vias",
         "body_at",
         "first_line",
-        "keys",
         "lines_raw",
         "raw",
         "shape",
-        "start_line",
         "version",
     )
 
@@ -85,12 +83,10 @@ class Message:
         self.raw = raw
         """Exactly this message."""
         self.body_at = body_at
-        self.start_line = lines[0]
         self.lines_raw = lines
         """The start line and the header lines as they came, folds inside, without the CRLF at the end."""
         self.shape = shape
         """Shared between messages, with all that is in it: not to be changed."""
-        self.keys = shape.keys
         self.first_line = shape.first_line
         self.version = version
         self._via: Via | None = None
@@ -103,6 +99,15 @@ class Message:
         self._contacts: tuple[NameAddr, ...] | None = None
         self._routes: tuple[NameAddr, ...] | None = None
         self._record_routes: tuple[NameAddr, ...] | None = None
+
+    @property
+    def start_line(self) -> bytes:
+        return self.lines_raw[0]
+
+    @property
+    def keys(self) -> list[bytes]:
+        """The name of each line, in its long form and lower case; b"" for the start line."""
+        return self.shape.keys
 
     @property
     def body(self) -> bytes:
@@ -119,11 +124,11 @@ class Message:
 
     def lines(self, name: bytes) -> list[bytes]:
         """The values of all lines of that name, in order."""
-        return [value_of[self.lines_raw[number]] for number in self.shape.places.get(name, ())]
+        return list(map(value_of.__getitem__, self.lines_of(name)))
 
     def lines_of(self, name: bytes) -> list[bytes]:
         """The lines of that name as they came."""
-        return [self.lines_raw[number] for number in self.shape.places.get(name, ())]
+        return list(map(self.lines_raw.__getitem__, self.shape.places.get(name, ())))
 
     def values(self, name: bytes) -> list[bytes]:
         """The comma-separated elements over all lines of that name. Raises ParseError."""
@@ -315,23 +320,22 @@ def parse_message(data: bytes, *, max_headers: int = MAX_HEADERS) -> Request | R
     Empty lines before the start line are skipped (§7.5), bytes behind Content-Length are cut off (§18.3). Raises ParseError;
     its status is 0 where nothing can or may be answered. `salvage` finds what an answer to the others needs.
     """
-    begin = _start_at(data) if data[:1] == b"\r" else 0
-    end = data.find(b"\r\n\r\n", begin)
+    raw = data if data[:1] != b"\r" else data[_start_at(data) :]
+    end = raw.find(b"\r\n\r\n")
     if end < 0:
-        detail = "no message" if begin == len(data) else "no empty line after the headers"
-        status = _start_status(data[begin:].partition(_CRLF)[0])
-        raise ParseError(detail, offset=len(data), section="RFC 3261 §7", status=status)
-    lines = data[begin:end].split(_CRLF)
+        detail = "no empty line after the headers" if raw else "no message"
+        raise ParseError(detail, offset=len(data), section="RFC 3261 §7", status=_start_status(raw.partition(_CRLF)[0]))
+    head = raw[:end]
+    lines = head.split(_CRLF)
     if len(lines) - 1 > max_headers:
-        lines = check_head(data[begin:end])
+        lines = check_head(head)
         _check_count(lines, max_headers)
     try:
-        start, shape = _start_of[lines[0]], _shape_of(lines)
+        start, shape = _start_of[lines[0]], _shape_at(tuple(map(_name_at, lines[1:])))
     except ParseError:
-        lines = check_head(data[begin:end])  # there are folds, or a fault
+        lines = check_head(head)  # there are folds, or a fault
         start, shape = _start_of[lines[0]], _shape_of(lines)
-    body_at = end + 4 - begin
-    raw = data[begin:]
+    body_at = end + 4
     if shape.length_at:  # §20.14: without it, over UDP, the body reaches to the end of the datagram.
         if shape.twice:
             _check_length(shape)
@@ -339,7 +343,7 @@ def parse_message(data: bytes, *, max_headers: int = MAX_HEADERS) -> Request | R
         if size != available:
             if size > available:
                 detail = f"Content-Length {size - body_at}, but {available - body_at} bytes of body"
-                raise ParseError(detail, offset=end + 4, section="RFC 3261 §18.3")
+                raise ParseError(detail, offset=len(data) - available + body_at, section="RFC 3261 §18.3")
             raw = raw[:size]
     if start[3]:
         return Response(raw, body_at, lines, shape, start)
@@ -366,10 +370,10 @@ def message_of(lines: list[bytes], body: bytes, *, max_headers: int = MAX_HEADER
 
 def _shape_of(lines: list[bytes]) -> shapes.Shape:
     """The shape of a message of these lines. Raises ParseError for one that is not sound, or that is the rest of a fold."""
-    return shapes.remembered[tuple(map(_name_at, lines[1:]))]
+    return _shape_at(tuple(map(_name_at, lines[1:])))
 
 
-_name_at = name_of.__getitem__
+_shape_at, _name_at = shapes.remembered.__getitem__, name_of.__getitem__
 
 
 def _start_at(data: bytes) -> int:

@@ -129,9 +129,7 @@ class TimerQueue:
             timer.at = inf
             self._live -= 1
             return
-        if at != at:  # noqa: PLR0124  a NaN compares false with everything
-            raise ValueError("deadline is not a number")
-        place = floor(at / WIDTH_S)
+        place = floor(at / WIDTH_S)  # there is none for what is not a number
         if before == inf:
             self._live += 1
         self._count = number = self._count + 1
