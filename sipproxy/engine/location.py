@@ -126,7 +126,10 @@ class Location:
 
     def accounts_at(self, flow: Flow, now_ms: int) -> tuple[str, int]:
         """One account with an unexpired binding over this very flow, "" for none, and how many accounts share the flow."""
-        users = self._users(flow)
+        found = self._by_flow.get(flow)
+        if found is None:
+            return "", 0
+        users = (found,) if isinstance(found, str) else found
         for user in users:
             for binding in self._by_user.get(user, ()):
                 if binding.flow == flow and binding.expires_at_ms > now_ms:
