@@ -7,7 +7,6 @@ What is left out: fields that are known at admission are put into the draft by t
 
 from __future__ import annotations
 
-from copy import copy
 from typing import TYPE_CHECKING, Literal
 
 from msgspec.structs import replace
@@ -20,7 +19,7 @@ __all__ = ["answered", "final", "recovered", "running"]
 
 def answered(draft: Record, answer: Answer) -> Record:
     """The draft with what the answer added. Texts that the answer leaves empty stay as the draft has them."""
-    record = copy(draft)
+    record = replace(draft)
     if answer.ringing_at_ms is not None:
         record.ringing_at_ms = answer.ringing_at_ms
     record.answer_at_ms, record.status = answer.at_ms, answer.status
@@ -52,7 +51,7 @@ def final(
     the end is the last proof of life. `last_seen_at_ms` defaults to the end. Never raises: a record is better than none, so
     a negative duration, which only a fault of our own could cause, becomes 0.
     """
-    record = copy(draft) if answer is None else answered(draft, answer)
+    record = replace(draft) if answer is None else answered(draft, answer)
     # One by one: a field given by name costs three times as much.
     record.type, record.seq = "final", seq
     record.end_at_ms, record.duration_ms = end_at_ms, max(0, after_ms)

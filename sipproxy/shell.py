@@ -301,7 +301,6 @@ class Shell:
             watcher(fact)
         if isinstance(fact, End):
             self.quality.add(fact.record)
-            self._publisher.ended(fact.record.id)
         if self._owed and not isinstance(fact, Admit):
             self._owe(fact)  # in order: nothing overtakes what the disk has not taken
             return
@@ -333,6 +332,8 @@ class Shell:
         self._arm()
 
     def _owe(self, fact: Fact) -> None:
+        if isinstance(fact, End):
+            self._publisher.ended(fact.record.id)
         if len(self._owed) >= MAX_OWED_FACTS:
             self._lose(fact, None)
         else:
@@ -340,6 +341,8 @@ class Shell:
 
     def _lose(self, fact: Fact, error: Exception | None) -> None:
         self.facts_lost += 1
+        if isinstance(fact, End):
+            self._publisher.ended(fact.record.id)
         call = fact.id if isinstance(fact, Alive | Answer) else fact.record.id
         self._log.error("journal_fact_lost", call=call, error=str(error) if error is not None else "too many wait for the disk")
 

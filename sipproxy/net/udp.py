@@ -40,7 +40,7 @@ _Datagram = tuple[bytes, str, int, "Hashable | None"]
 DRAIN = 1  # datagrams per wake-up: the slot that one asks for is asked of the store, and answers are read, before the next
 AHEAD = 256  # datagrams per wake-up while there is a backlog, which is worked off besides: twice as long as its turn at most
 FRESH_S = 0.0002  # what has waited for less was the last: to be told that there is no other costs more than to be woken again
-FLOWS = 4096  # sources whose `Flow` is kept: one object for all that is known by it, compared by identity
+FLOWS = 4096  # sources whose `Flow` is kept, one object for all that is known by it, compared by identity; addresses sent to
 ERRORS = 64  # ICMP errors read in one go
 RECENT = 512  # datagrams remembered with their keys, for ICMP errors to name them: some seconds' worth of INVITEs
 SEND_QUEUE = 512  # datagrams held while the kernel's buffer is full
@@ -192,16 +192,13 @@ class UdpListener:
     def _transmit(self, data: bytes, host: str, port: int, key: Hashable | None) -> None:
         if not self.is_open:
             raise OSError(errno.EADDRNOTAVAIL, "the listener's address is gone")
-        if not is_literal(host):
-            raise OSError(errno.EINVAL, "not an IP literal")  # The socket would resolve it, and block the loop meanwhile.
-        if not 0 < port < 65536:
-            raise OSError(errno.EINVAL, "not a port to send to")
+        address = _address(host, port)
         try:
-            self._socket.sendto(data, (host, port))
+            self._socket.sendto(data, address)
         except OSError as error:
             if isinstance(error, BlockingIOError) or not self._drain_errors():
                 raise
-            self._socket.sendto(data, (host, port))  # The error was that of an earlier datagram, and has been reported.
+            self._socket.sendto(data, address)  # The error was that of an earlier datagram, and has been reported.
         if key is not None:
             self._recent.append((data, host, port, key))
         self._sent += 1
@@ -345,6 +342,16 @@ class UdpListener:
 def _flow_of(index: int, source: tuple[str, int] | tuple[str, int, int, int]) -> Flow:
     """The flow of a source, an address as the socket tells it (with further parts for IPv6)."""
     return Flow("UDP", index, source[0], source[1])
+
+
+@functools.lru_cache(maxsize=FLOWS)
+def _address(host: str, port: int) -> tuple[str, int]:
+    """Both as the socket takes them. Raises OSError where nothing can be sent."""
+    if not is_literal(host):
+        raise OSError(errno.EINVAL, "not an IP literal")  # The socket would resolve it, and block the loop meanwhile.
+    if not 0 < port < 65536:
+        raise OSError(errno.EINVAL, "not a port to send to")
+    return host, port
 
 
 def _forget(remove: Callable[[int], object], watched: socket.socket | select.epoll) -> None:
