@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING
 
-from sipproxy.sip.flow import Flow, Hop
+from sipproxy.sip.flow import Flow, Hop, version_of
 from sipproxy.sip.places import Place, in_order
 from sipproxy.sip.timers import Alarm
 
@@ -101,7 +101,7 @@ class Addresses:
     def choose(self, to: Hop, *, every: bool = False) -> list[Hop]:
         """Where to send, in order: living addresses first, dead ones last. `to` itself when it is an address, or is not known
         yet; then the transport layer looks it up. With `every` as many as there are, else `MAX_TRIED` at most."""
-        if to.version or to.domain:
+        if to.domain or version_of(to.host):
             return [to]
         places = in_order(self._known(to), self._draw)
         found = dict.fromkeys(self._reached(to, place) for place in places)  # two records may lead to one address

@@ -144,7 +144,7 @@ class Call(Timer):
             return
         self.phase = Phase.PROCEEDING
         carrier.arrived(self)
-        self.context = ResponseContext(list(self.groups), self.retry_on)
+        self.context.groups, self.context.retry_on = list(self.groups), self.retry_on
         keep.admit(self)
         desk.answer(self.server, 100)
         deadlines.await_until(self, "setup", desk.now.mono + desk.settings.setup_s)
@@ -447,12 +447,11 @@ class Call(Timer):
         record.ringing_at_ms = self.ringing_at_ms
         desk.out.append(new_journal((End(record),)))
         desk.channels.give_back(self)
-        deadlines.drop_all(self)
         desk.count("calls_ended", reason)
         level = "warning" if self.is_emergency and self.answer is None and reason != "cancelled" else "info"
         desk.out.append(new_note((level, "call_ended", {"call": self.id, "reason": reason, "status": record.status})))
         # Retransmissions of the last messages still find the dialog (64*T1), as for a transaction.
-        deadlines.await_until(self, "forget", desk.now.mono + 64 * desk.settings.timers.t1)
+        deadlines.await_only(self, "forget", desk.now.mono + 64 * desk.settings.timers.t1)
         self.calls.ended(self)
         for part in self.parts:
             if part.is_answered:  # one that still rings is cancelled by its INVITE's CANCEL

@@ -130,7 +130,7 @@ def status_of(call: Call, branch: Branch[Target], response: Response) -> int:
             status, branch.cause = NOT_FOLLOWED.get(status, ELSEWHERE)
     if target.kind != "trunk":
         return _kept(branch, response, status, desk)
-    desk.trunks.heard(target.name, response.status, retry_after=response.first(b"retry-after") if status >= 300 else None)
+    desk.trunks.heard(target.name, response)
     if status in (401, 407) and desk.trunks.has_credentials(target.name):
         answered = None
         if not branch.cancelled and not call.context.stopped:

@@ -163,7 +163,10 @@ class Channels:
     def _full_here(self, asked: _Asked) -> Grant | None:
         """The refusal, when this node's own calls hold all that there is."""
         slot = asked.slot
-        used, of_account = self.held(slot.kind, slot.owner), self.held_by(slot.owner, asked.holder.account)
+        used = self.held(slot.kind, slot.owner)
+        if used < asked.limit and asked.account_limit is None:
+            return None
+        of_account = self.held_by(slot.owner, asked.holder.account)
         if used >= asked.limit:
             return Grant("full", used, of_account)
         if asked.account_limit is not None and of_account >= asked.account_limit:

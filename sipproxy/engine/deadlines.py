@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from sipproxy.engine.call import Call
 
-__all__ = ["await_bound", "await_until", "awaits", "drop", "drop_all", "due"]
+__all__ = ["await_bound", "await_only", "await_until", "awaits", "drop", "due"]
 
 FAR_S = 60.0  # longer than what a set-up waits for
 TOGETHER = 4  # times a second that calls are looked at whose deadline is further off
@@ -55,11 +55,11 @@ def drop(call: Call, kind: str) -> None:
         call.due.pop(kind, None)
 
 
-def drop_all(call: Call) -> None:
-    """There is none of any kind any more. The queue is told, which else would hold on to the call."""
-    call.due = None
+def await_only(call: Call, kind: str, at: float) -> None:
+    """Set the call's deadline of this kind, and drop those of all others."""
+    call.due = {kind: at}
     call.bound_at = inf
-    call.desk.queue.cancel(call)
+    call.desk.queue.set(call, at)
 
 
 def due(call: Call) -> list[str]:

@@ -137,8 +137,8 @@ class Edges:
         if b"route" not in request.first_line:
             return False
         first = request.routes[0].uri
-        token = first.param(EDGE_PARAM) if is_ours(first, desk.settings) else None
-        if token is None:
+        token = first.param(EDGE_PARAM)
+        if token is None or not is_ours(first, desk.settings):
             return False
         if request.to.tag is not None:
             way, up = self._known(request, token, flow)

@@ -130,8 +130,13 @@ def _is_route(target: Target) -> bool:
 
 def _has_more(call: Call) -> bool:
     """Whether there is a route, or an address of one, that was not tried."""
-    pending = (branch for branch in call.context.branches.values() if not branch.status)
-    return bool(call.context.groups) or any(branch.target.others and _is_route(branch.target) for branch in pending)
+    context = call.context
+    if context.groups:
+        return True
+    for branch in context.branches.values():  # noqa: SIM110  there is one, as a rule: a generator costs more than the question
+        if not branch.status and branch.target.others and _is_route(branch.target):
+            return True
+    return False
 
 
 def _goes_elsewhere(call: Call, branch: Branch[Target], status: int) -> bool:

@@ -66,11 +66,11 @@ class Health:
 
     # What is learnt
 
-    def heard(self, status: int, *, hold_s: float | None = None) -> None:
+    def heard(self, status: int, hold_s: float | None = None) -> None:
         """A call was answered with this status; `hold_s` is what a 503 asks for."""
         if status == 503:
             self.failed("503", hold_s=hold_s)
-        elif status != 100 or self.failure != "503":
+        elif self.failures and (status != 100 or self.failure != "503"):
             # A 100 says that somebody is there, and not that he takes calls.
             self._works()
 

@@ -83,12 +83,15 @@ class Watch:
 
     def heard(self, side: Side, now: Now) -> None:
         """A message of that side arrived."""
-        self.prove(side, now)
+        ask_at = now.mono + self.probe_s if self.probe_s else inf
+        if side:
+            self.callee, self._ask_callee_at = now, ask_at
+        else:
+            self.caller, self._ask_caller_at = now, ask_at
         if self.gone:
             self.gone = _without(self.gone, side)
         if self._failed:
             self._failed = _without(self._failed, side)
-        self._ask_at(side, now.mono + self.probe_s if self.probe_s else inf)
 
     def refreshed(self, interval_s: int | None, now: Now) -> None:
         """A 2xx to a session refresh request passed with this interval, None for a session without one."""
@@ -167,14 +170,15 @@ def refreshed(call: Call, dialog: Dialog, agreed: Agreed | None) -> None:
 def heard(call: Call, dialog: Dialog, side: Side, *, sent: Now | None = None) -> None:
     """A message of that side arrived: proof of life. `sent` is the earliest instant at which it can have been sent first, where
     it may be a repetition: what a party's transactions repeat does not say that its dialog is still there."""
-    if dialog.watch is None or dialog.ended or not call.is_answered:
+    found = dialog.watch
+    if found is None or dialog.ended or not call.is_answered:
         call.seen()
         return
-    before = dialog.watch.proof_of(side)
-    dialog.watch.heard(side, _heard_at(call, dialog, side))
-    if sent is not None:
-        dialog.watch.prove(side, max(before, min(sent, dialog.watch.proof_of(side))))
-    call.alive(dialog.watch.proof)
+    before = found.proof_of(side) if sent is not None else None
+    found.heard(side, _heard_at(call, dialog, side) if call.head is not None else call.desk.now)
+    if before is not None and sent is not None:
+        found.prove(side, max(before, min(sent, found.proof_of(side))))
+    call.alive(found.proof)
     call.await_bound()
 
 

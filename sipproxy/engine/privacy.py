@@ -129,7 +129,8 @@ class Face:
         if self.address:
             tag = request.from_.tag
             editor.set(b"From", self.address if tag is None else self.address + b";tag=" + tag)
-        self.put_on(editor, request, settings, to)
+        if self.hidden:
+            self._hide(editor, request, settings, to)
         if self.veiled:
             editor.remove(b"via")
 

@@ -63,25 +63,26 @@ class Relay:
     bound: Alarm | None = None  # Timer C
 
     def response(self, key: Hashable, response: Response, /) -> None:
-        if response.status == 503 and self._goes_elsewhere(key, "503", hold_s=retry_after_s(response.first(b"retry-after"))):
+        status = response.status
+        if status == 503 and self._goes_elsewhere(key, "503", hold_s=retry_after_s(response.first(b"retry-after"))):
             return
-        if response.status in (401, 407) and self._authenticate(response):
+        if status in (401, 407) and self._authenticate(response):
             return
         self.provisional = True
-        if self.cancelled and response.status < 200:
+        if self.cancelled and status < 200:
             self._send_cancel()
-        if response.status == 100:
+        if status == 100:
             return
-        found = self.found
-        if response.status not in liveness.GONE:
+        found, request, is_success = self.found, self.server.request, response.is_success
+        if status not in liveness.GONE:
             side = liveness.Side.CALLEE if found.from_caller else liveness.Side.CALLER
             liveness.heard(found.call, found.dialog, side, sent=self.begun)
-        if response.status >= 200 and not self.done:
+        if status >= 200 and not self.done:
             timer_c.finish(self)
-        if response.is_success and (sides := found.dialog.sides) is not None:
-            found.dialog.caller, found.dialog.callee = after_2xx(sides, self.server.request, response)
+        if is_success and request.method in session.REFRESHES and (sides := found.dialog.sides) is not None:
+            found.dialog.caller, found.dialog.callee = after_2xx(sides, request, response)
             keep.refreshed(found.call)
-        if response.status == 503 or (response.status in (401, 407) and self.desk.trunks.has_credentials(self.route)):
+        if status == 503 or (status in (401, 407) and self.desk.trunks.has_credentials(self.route)):
             # §16.7 step 6: a 503 speaks of the hop that sent it, not of us. A challenge to us is no business of the sender's.
             self.desk.answer(self.server, 500)
             return
@@ -89,13 +90,13 @@ class Relay:
             self.desk.answer(self.server, 403)
             return
         edit = None
-        if response.is_success and self.server.request.method in session.REFRESHES:
+        if is_success and request.method in session.REFRESHES:
             agreed = session.agreed(response, self.asked)
             liveness.refreshed(found.call, found.dialog, agreed)
             edit = partial(session.tell, response, agreed)
         data = forward_response(
             response,
-            self.server.request,
+            request,
             found.call.face(found.dialog.target),
             self.desk.settings,
             self.server.target,
@@ -104,7 +105,7 @@ class Relay:
             from_caller=not found.from_caller,
             edit=edit,
         )
-        self.desk.transactions.respond(self.server, response.status, data, self.desk.now.mono)
+        self.desk.transactions.respond(self.server, status, data, self.desk.now.mono)
 
     def _authenticate(self, response: Response) -> bool:
         """Answer a carrier's challenge with its route's credentials: True when the request is on its way again."""
@@ -203,8 +204,8 @@ class Relays:
             desk.reply(request, flow, 403)
             return
         self._present(editor, request, found, to)
-        route = carrier.route_of(found.call, found.dialog, to_caller=not found.from_caller)
-        shifted = bool(route and found.dialog.shift.steps)
+        steps = found.dialog.shift.steps
+        shifted = bool(steps and carrier.route_of(found.call, found.dialog, to_caller=not found.from_caller))
         self._observe(found, request, shifted=shifted)
         if shifted:
             found.dialog.shift.apply(editor, request)

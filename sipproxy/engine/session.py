@@ -61,7 +61,7 @@ def is_too_short(request: Request, terms: Terms) -> bool:
     if request.method not in REFRESHES:
         return False
     wanted = _seconds(request, b"session-expires")
-    return wanted is not None and wanted < terms.least_s and _supports(request)
+    return wanted is not None and wanted < terms.least_s and _has_option(request, b"supported")
 
 
 def refusal(terms: Terms) -> tuple[bytes, bytes]:
@@ -76,7 +76,7 @@ def ask(request: Request, editor: Editor, terms: Terms) -> Asked | None:
     """
     if request.method not in REFRESHES:
         return None
-    supports = _supports(request)
+    supports = _has_option(request, b"supported")
     wanted, least = _seconds(request, b"session-expires"), _seconds(request, b"min-se")
     if request.has(b"min-se") and least is None:
         return None  # its sender means something that we cannot read: no promise on top of it
@@ -132,10 +132,6 @@ def _seconds(message: Message, name: bytes) -> int | None:
     value = message.first(name)
     found = _INTERVAL.match(value) if value is not None else None
     return int(found[1]) if found else None
-
-
-def _supports(request: Request) -> bool:
-    return _has_option(request, b"supported")
 
 
 def _has_option(message: Message, name: bytes) -> bool:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from sipproxy.engine.guesses import GuessLimits
 from sipproxy.engine.session import Terms
+from sipproxy.sip.flow import version_of
 from sipproxy.sip.timers import Timers
 
 if TYPE_CHECKING:
@@ -153,10 +154,16 @@ class Settings:
     siblings: frozenset[str] = frozenset()  # the names of all of them in the store
     session_terms: Terms = field(init=False)
     own_hosts: frozenset[tuple[str, int]] = field(init=False)  # (host, port) pairs in a URI that mean one of our listeners
+    first: dict[tuple[str, int], Listener] = field(init=False, compare=False)  # by transport and IP version, 0 for whichever
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "session_terms", Terms(self.session_expires_s, self.min_se_s))
         object.__setattr__(self, "own_hosts", frozenset().union(*(listener.hosts for listener in self.listeners)))
+        by_kind = ((listener.transport, version, listener) for listener in self.listeners for version in (0, listener.version))
+        first: dict[tuple[str, int], Listener] = {}
+        for transport, version, listener in by_kind:
+            first.setdefault((transport, version), listener)
+        object.__setattr__(self, "first", first)
 
     def is_ours(self, host: str, port: int | None) -> bool:
         """Whether host and port of a URI name one of our listeners."""
@@ -182,8 +189,4 @@ class Settings:
         """The listener that a hop is sent from: its own, else the first of its transport and IP version."""
         if 0 <= to.listener < len(self.listeners):
             return self.listeners[to.listener]
-        version = to.version
-        for found in self.listeners:
-            if found.transport == to.transport and version in (0, found.version):
-                return found
-        return None
+        return self.first.get((to.transport, version_of(to.host)))

@@ -101,7 +101,7 @@ class Server(_Kept):
     __slots__ = ("machine", "name", "target", "tried", "user")
 
     def __init__(self, key: Hashable, machine: InviteServer | NonInviteServer, request: Request, target: Flow) -> None:
-        super().__init__(request)
+        _Kept.__init__(self, request)
         self.machine, self.target = machine, target
         self.name = ("s", key)
         self.user: object = None
@@ -136,7 +136,7 @@ class Client(_Kept):
         target: Flow | Hop,
         user: ClientUser,
     ) -> None:
-        super().__init__(request)
+        _Kept.__init__(self, request)
         self.key, self.machine, self.target, self.user = key, machine, target, user
         self.name = ("c", key)
         self.method = request.method
@@ -204,8 +204,8 @@ class Transactions:
         kind = InviteServer if request.method == b"INVITE" else NonInviteServer
         machine = kind(request, timers=self._timers, reliable=target.transport in RELIABLE, now=now)
         server = Server(server_key(request), machine, request, target)
-        self.servers[server.key] = server
-        self._arm_server(server)
+        self.servers[server.name[1]] = server
+        self._arm(server, machine)
         return server
 
     def accepted_server(self, request: Request, target: Flow) -> Server:
@@ -232,8 +232,11 @@ class Transactions:
         machine = server.machine
         if machine.respond(status, data, now):
             self._emit(new_send((server.target, data, server.name, 0.0)))
-        self._arm_server(server)
-        if status >= 200 and isinstance(machine, NonInviteServer) and machine.state is not TERMINATED:
+        if machine.state is TERMINATED:
+            self._arm_server(server)
+            return
+        self._arm(server, machine)
+        if status >= 200 and isinstance(machine, NonInviteServer):
             server.forget()  # what repeats it gets the same answer, and its user gets no other one for it (§17.1.2.2)
 
     def _arm_server(self, server: Server) -> None:
@@ -282,7 +285,9 @@ class Transactions:
         client = Client(key, machine, request, target, user)
         client.challenged, client.instead = challenged, instead if longer is not None else None
         self._add_client(client)
-        self._perform(client, machine.start(now), None)
+        machine.start(now)
+        self._arm(client, machine)
+        self._emit(new_send((target, machine.out, client.name, CONNECT_S if longer is not None else 0.0)))
         return key
 
     def _machine(self, request: Request | Sent, target: Flow | Hop) -> InviteClient | NonInviteClient:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from sipproxy.engine.settings import TrunkRoute
     from sipproxy.engine.state import Desk
+    from sipproxy.sip.message import Response
 
 __all__ = ["RouteHealth", "Trunks"]
 
@@ -61,11 +62,11 @@ class Trunks:
 
     # What is learnt
 
-    def heard(self, name: str, status: int, *, retry_after: bytes | None = None) -> None:
-        """The route answered a call of ours with this status."""
-        health = self._routes.get(name)
+    def heard(self, name: str, response: Response) -> None:
+        """The route answered a call of ours so."""
+        health, status = self._routes.get(name), response.status
         if health is not None:
-            health.heard(status, hold_s=retry_after_s(retry_after) if status == 503 else None)
+            health.heard(status, retry_after_s(response.first(b"retry-after")) if status == 503 else None)
 
     def failed(self, name: str, why: str) -> None:
         """A call got no answer (`timeout`) or could not be sent (`transport`)."""
