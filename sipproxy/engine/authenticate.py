@@ -20,7 +20,6 @@ from sipproxy.sip.digest import ALGORITHMS, Credentials, NonceState, credentials
 from sipproxy.sip.errors import ParseError
 from sipproxy.sip.flow import source_of
 from sipproxy.sip.mac import Mac
-from sipproxy.sip.text import text
 from sipproxy.sip.uri import Uri, parse_uri
 
 if TYPE_CHECKING:
@@ -104,7 +103,7 @@ class Authenticator:
 
     def account(self, request: Request, flow: Flow, claimed: Uri, *, proxy: bool) -> Account | None:
         """The account that the request proves; None when it does not, which is answered here. `claimed` names who it is of."""
-        outcome = self.check(request, flow, proxy=proxy, user_hint=text(claimed.user))
+        outcome = self.check(request, flow, proxy=proxy, user_hint=claimed.user_text)
         if isinstance(outcome, Proven):
             return outcome.account
         if outcome.status:

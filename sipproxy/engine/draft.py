@@ -87,7 +87,7 @@ def _values(request: Request, name: bytes) -> list[bytes]:
 
 def _presented(request: Request) -> str:
     uri = request.from_.uri
-    return _text(uri.user if uri.is_sip else uri.raw)
+    return uri.user_text[:MAX_TEXT] if uri.is_sip else _text(uri.raw)
 
 
 def _text(value: bytes | None) -> str:

@@ -271,7 +271,7 @@ def _told(request: Request) -> tuple[frozenset[str], int]:
         except ParseError:
             continue
         uri = entry.uri
-        numbers.add(canonical_caller(text(uri.user) if uri.is_sip else text(uri.raw)))
+        numbers.add(canonical_caller(uri.user_text if uri.is_sip else text(uri.raw)))
         counter = entry.param(b"counter") or b"1"
         if counter.isdigit() and len(counter) < 4:
             count += max(0, int(counter) - 1)

@@ -268,7 +268,7 @@ def said_by(request: Request, *, from_customer: bool) -> Said:
     """What an INVITE says of its caller; a header that cannot be read says nothing."""
     address = request.from_
     uri = address.uri
-    anonymous = is_anonymous(text(uri.user), text(uri.host), text(address.display))
+    anonymous = is_anonymous(uri.user_text, uri.host_text, text(address.display))
     privacy, hides = NO_WISH, False
     if b"privacy" in request.first_line:
         said = text(b",".join(request.lines(b"privacy")))
@@ -305,7 +305,7 @@ def _addresses(request: Request, name: bytes) -> list[NameAddr]:
 def _number_of(address: NameAddr) -> str:
     """The user part of a SIP URI, or the whole of another one."""
     uri = address.uri
-    return text(uri.user) if uri.is_sip else text(uri.raw)
+    return uri.user_text if uri.is_sip else text(uri.raw)
 
 
 def _misleads(display: str, number: str, area: str) -> bool:

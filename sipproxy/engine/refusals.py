@@ -33,7 +33,6 @@ from sipproxy.engine.settings import TrunkRoute
 from sipproxy.engine.state import reason_header
 from sipproxy.sip.brief import parse_brief, write_unavailable
 from sipproxy.sip.matching import server_key
-from sipproxy.sip.text import text
 from sipproxy.sip.timers import Alarm
 
 if TYPE_CHECKING:
@@ -194,7 +193,7 @@ class Refusals:
         if request.method == b"INVITE":
             by = self._route(flow)
             if by is None and verdict.user:
-                claimed = text(request.from_.uri.user)
+                claimed = request.from_.uri.user_text
                 user = claimed if desk.location.is_at(claimed, flow, desk.now.utc_ms) else verdict.user
                 by = desk.snapshot.accounts.get(user)
         if by is None:

@@ -19,7 +19,7 @@ from sipproxy.engine.paths import bulk_fault, paths_of
 from sipproxy.engine.structs import Binding
 from sipproxy.sip.errors import ParseError
 from sipproxy.sip.grammar import parse_number
-from sipproxy.sip.text import shared_text, text
+from sipproxy.sip.text import shared_text
 from sipproxy.sip.uri import STAR, parse_uri, uris_equal
 
 if TYPE_CHECKING:
@@ -144,13 +144,13 @@ class Registrar:
     def _names_line(self, request: Request, account: Account) -> bool:
         """Whether From is of the account's own line: one account may register another of the line, nobody else may."""
         snapshot = self._desk.snapshot
-        user = text(request.from_.uri.user)
+        user = request.from_.uri.user_text
         sender = snapshot.accounts.get(user) or (snapshot.account_of(user) if user.startswith("+") else None)
         return sender is not None and sender.line == account.line
 
     def _names_account(self, request: Request, account: Account) -> bool:
         uri = request.to.uri
-        user = text(uri.user)
+        user = uri.user_text
         if user == account.user:
             return True
         owner = self._desk.snapshot.account_of(user) if user.startswith("+") else None

@@ -23,7 +23,6 @@ from sipproxy.engine.privacy import Faces, unsupported_privacy
 from sipproxy.engine.refusals import incoming_attempt, internal_attempt, outgoing_attempt
 from sipproxy.engine.takeover import UNKNOWN, may_take_over
 from sipproxy.engine.targets import binding_groups, emergency_groups, incoming_edit, outgoing_edit, trunk_groups
-from sipproxy.sip.text import text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,7 +82,7 @@ class Setup:
         service = service_of(request.uri) if trunk is None else ""
         account = self._known(request, flow) if service else None
         if trunk is None and account is None:
-            caller = text(request.from_.uri.user)
+            caller = request.from_.uri.user_text
             outcome = self._auth.check(request, flow, proxy=True, user_hint=caller, emergency=bool(service))
             if not isinstance(outcome, Proven):
                 if service:
@@ -114,7 +113,7 @@ class Setup:
         """The account whose emergency call needs no challenge: a live binding's flow, or the line's access network."""
         desk = self._desk
         accounts = desk.snapshot.accounts
-        caller = text(request.from_.uri.user)
+        caller = request.from_.uri.user_text
         named = accounts.get(caller) or (desk.snapshot.account_of(caller) if caller.startswith("+") else None)
         if named is not None and desk.location.is_at(named.user, flow, desk.now.utc_ms):
             return named

@@ -12,6 +12,7 @@ import re
 from sipproxy.sip.errors import ParseError
 from sipproxy.sip.grammar import EQUALS, HOST, MAX_PARAMS, PERCENT, Params, find_param, shown
 from sipproxy.sip.memo import Remembered
+from sipproxy.sip.text import text
 
 __all__ = ["STAR", "Uri", "parse_uri", "unescape", "uris_equal"]
 
@@ -23,7 +24,20 @@ class Uri:
     A plain class because messages build several of them: a frozen dataclass costs five times as much.
     """
 
-    __slots__ = ("headers", "host", "host_text", "is_sip", "opaque", "params", "password", "port", "raw", "scheme", "user")
+    __slots__ = (
+        "headers",
+        "host",
+        "host_text",
+        "is_sip",
+        "opaque",
+        "params",
+        "password",
+        "port",
+        "raw",
+        "scheme",
+        "user",
+        "user_text",
+    )
 
     def __init__(  # noqa: PLR0917  the parts of a URI in their order
         self,
@@ -49,6 +63,8 @@ class Uri:
         self.is_sip = scheme in {b"sip", b"sips"}
         self.host_text = host.strip(b"[]").lower().decode("ascii")
         """The host in lower case and without brackets, for comparing and connecting."""
+        self.user_text = text(user)
+        """The user as text for people and records; "" for none."""
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Uri) and self.raw == other.raw
