@@ -55,15 +55,18 @@ class KamailioProcess:
         command += ["-Y", str(self.directory), "-P", str(self.directory / "pid")]
         for name, value in defines.items():
             command += ["-A", f"{name}={value}"]
-        with (self.directory / "log").open("wb") as output:
-            self._process = await asyncio.create_subprocess_exec(*command, stdout=output, stderr=output)
-        self.pid = self._process.pid
         try:
+            with (self.directory / "log").open("wb") as output:
+                self._process = await asyncio.create_subprocess_exec(*command, stdout=output, stderr=output)
+            self.pid = self._process.pid
             await wait_udp_bound(self.host, self.port, self._process)
         except RuntimeError as error:
             log = self.log()
             await self.end()
             raise RuntimeError(f"kamailio did not start: {error}\n{log[-4000:]}") from error
+        except BaseException:  # a cancellation, too, leaves neither a process nor a folder
+            await self.end()
+            raise
 
     async def end(self) -> None:
         """End it and remove its directory."""

@@ -174,7 +174,11 @@ class Node:
         return self.process is not None and self.process.returncode is None
 
     async def __aenter__(self) -> Node:
-        await self.start()
+        try:
+            await self.start()
+        except BaseException:  # a cancellation, too, leaves neither a process nor a folder
+            await self.__aexit__()
+            raise
         return self
 
     async def __aexit__(self, *_: object) -> None:

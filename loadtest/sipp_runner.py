@@ -208,14 +208,28 @@ async def start_sipp(
     command += list(extra)
     if target is not None:
         command.append(f"{target[0]}:{target[1]}")
-    with (directory / "output.log").open("wb") as output:
-        process = await asyncio.create_subprocess_exec(*command, cwd=directory, stdout=output, stderr=output)
-    run = SippRun(name, process, (host, port), directory, cid)
-    if target is None:
-        try:
-            await wait_udp_bound(host, port, process)
-        except RuntimeError as error:
-            raise SippError((await run.wait(1)).describe()) from error
+    return await _launch(name, command, (host, port), directory, cid, answers=target is None)
+
+
+async def _launch(
+    name: str, command: Sequence[str], address: tuple[str, int], directory: Path, cid: str, *, answers: bool
+) -> SippRun:
+    """Start it; one that answers is ready when its port is bound. A cancellation leaves neither a process nor the folder."""
+    run: SippRun | None = None
+    try:
+        with (directory / "output.log").open("wb") as output:
+            process = await asyncio.create_subprocess_exec(*command, cwd=directory, stdout=output, stderr=output)
+        run = SippRun(name, process, address, directory, cid)
+        if answers:
+            try:
+                await wait_udp_bound(*address, process)
+            except RuntimeError as error:
+                raise SippError((await run.wait(1)).describe()) from error
+    except BaseException:
+        if run is not None:
+            run.kill()
+        shutil.rmtree(directory, ignore_errors=True)
+        raise
     return run
 
 

@@ -56,9 +56,13 @@ class Valkey:
     async def __aenter__(self) -> Valkey:
         self.directory = Path(tempfile.mkdtemp(prefix="vk-"))
         self.url = self.own_url = f"unix://{self.directory / 's'}"
-        await self._launch()
-        self._client = redis.Redis.from_url(self.own_url)
-        await self._wait_ready()
+        try:
+            await self._launch()
+            self._client = redis.Redis.from_url(self.own_url)
+            await self._wait_ready()
+        except BaseException:  # a cancellation, too, leaves neither a process nor a folder
+            await self.__aexit__()
+            raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
