@@ -236,8 +236,12 @@ class StreamListener:
         return connection
 
     async def _connect(self, connection: Connection) -> None:
-        sock = _socket(connection.host)
         reason = "connect"
+        try:
+            sock = _socket(connection.host)
+        except OSError:  # no file descriptor is left
+            connection.not_connected(reason)
+            return
         try:
             async with asyncio.timeout(self.limits.connect_s):
                 sock.bind(self._local)
@@ -302,6 +306,9 @@ class StreamListener:
             self._connecting.discard(task)
             if task.cancelled():
                 connection.not_connected("shutdown")
+            elif (fault := task.exception()) is not None:  # of ours: reported as from any callback, and nothing stays of it
+                asyncio.get_running_loop().call_exception_handler({"message": "connection not opened", "exception": fault})
+                connection.not_connected("connect")
 
         task.add_done_callback(done)
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import resource
 from typing import TYPE_CHECKING
 
 import pytest
 from streams import message, silent_server
 from waiting import until
+
+from sipproxy.net import stream
 
 if TYPE_CHECKING:
     from streams import Dial, Make
@@ -163,3 +167,41 @@ async def test_stream_connection_that_must_not_end_is_looked_at_again(nodes: Mak
     node.listener.end_silent(node.got[0][3], 0.2)
     await until(lambda: node.closed, 20)
     assert (len(asked), node.reasons) == (3, ["silent"])
+
+
+async def test_stream_without_a_file_descriptor_left_fails_what_was_to_go_and_connects_when_there_is_one(nodes: Make) -> None:
+    """What could not be opened is forgotten: a trunk would never be reached again by an entry that stays."""
+    node = await nodes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with silent_server() as server:
+        free = os.dup(server.fileno())
+        os.close(free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))  # every lower number is taken
+        try:
+            node.listener.send(message(), *server.getsockname(), key="none left")
+            await asyncio.sleep(0)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        failed, count = list(node.failed), len(node.listener)
+        node.listener._connections.clear()  # of what stays, for which the end of the listener would wait
+        assert (failed, count) == ([("none left", "connect")], 0)
+        node.listener.send(message(), *server.getsockname(), key="again")
+        await until(lambda: node.listener.counters["connected"])
+    assert node.listener.counters["sent"] == 1
+
+
+async def test_stream_that_a_fault_of_ours_keeps_from_opening_is_reported_and_forgotten(
+    nodes: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node, faults = await nodes(), list[dict[str, object]]()
+    monkeypatch.setattr(stream, "_socket", lambda address: address.no_such_thing)
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: faults.append(context))
+    node.listener.send(message(), "127.0.0.1", 9, key="lost")
+    for _ in range(5):
+        await asyncio.sleep(0)
+    failed, count = list(node.failed), len(node.listener)
+    node.listener._connections.clear()
+    assert (failed, count) == ([("lost", "connect")], 0)
+    assert [type(fault["exception"]) for fault in faults] == [AttributeError]
