@@ -77,6 +77,8 @@ class Steering:
 
     def owner(self, data: bytes) -> int:
         """The worker that the message is for."""
+        if data[:2] == b"\r\n":
+            data = data.lstrip(b"\r\n")  # RFC 3261 §7.5: line ends before the first line are ignored
         end = data.find(b"\r\n\r\n") + 2 or len(data)
         if data[:8].upper() == b"SIP/2.0 ":
             return self._marked(_BRANCH.search(data, 0, end)) or self.worker
@@ -95,6 +97,7 @@ class Steering:
 
     def take(self, data: bytes) -> bool:
         """Take a new call here after all, since its owner cannot; False for what belongs to one that began before."""
+        data = data.lstrip(b"\r\n")
         end = data.find(b"\r\n\r\n") + 2 or len(data)
         found = _CALL_ID.search(data, 0, end)
         if not data.startswith(b"INVITE ") or _TO_TAG.search(data, 0, end) is not None or found is None:

@@ -55,6 +55,16 @@ def test_request_within_a_dialog_is_for_the_worker_of_its_first_route() -> None:
     assert steering().owner(of_a_peer) == 1
 
 
+@pytest.mark.parametrize("before", [b"\r\n", b"\r\n\r\n"])
+def test_line_ends_before_a_message_lead_nowhere_else(before: bytes) -> None:
+    """RFC 3261 §7.5."""
+    at, lines = steering(), (b"Route: <sip:192.0.2.9:5060;lr;c=03.AbC>",)
+    assert at.owner(before + request(b"BYE", owned_by(1), *lines, tag=b";tag=2")) == 3
+    assert at.owner(before + b"SIP/2.0 180 Ringing\r\nVia: SIP/2.0/UDP 192.0.2.9;branch=" + OWN % 2 + b"\r\n\r\n") == 2
+    assert at.owner(before + request(b"INVITE", owned_by(2))) == 2
+    assert at.take(before + request(b"INVITE", owned_by(2)))
+
+
 def test_mark_of_a_worker_that_leaves_leads_to_it_until_it_has_left() -> None:
     at = steering()
     at.leaving = frozenset((5,))
