@@ -24,7 +24,7 @@ Row = dict[str, Any]
 
 TIMEOUT_S = 4.0  # below what a command waits for the node
 SCRAPE_S = 2.0
-UNKNOWN_CALL = "there is no live call"
+UNKNOWN_CALL, UNKNOWN_SOURCE = "there is no live call", "is not on the list"
 MAX_WATCHED = 2000  # events of all workers that wait for who follows
 
 
@@ -48,7 +48,7 @@ class Gathering:
             "trunks": self._trunks,
             "drops": self._drops,
             "drop": self._all("drop"),
-            "spare": self._all("spare"),
+            "spare": self._spare,
         }
 
     def streamers(self) -> dict[str, Streamer]:
@@ -98,18 +98,28 @@ class Gathering:
         return {"calls": sorted(rows, key=lambda row: -float(row["for_s"]))}
 
     async def _end(self, request: Row) -> Row:
-        """The worker that has the call ends it; that the others do not know it means nothing."""
-        refusal = ControlError("no worker of this node serves; see its log")
+        """The worker that has the call ends it."""
+        return (await self._knowing("end", request, UNKNOWN_CALL))[0]
+
+    async def _spare(self, request: Row) -> Row:
+        """Each worker has a list of its own."""
+        return (await self._knowing("spare", request, UNKNOWN_SOURCE))[0]
+
+    async def _knowing(self, command: str, request: Row, unknown: str) -> list[Row]:
+        """The answers of the workers that know what is asked about; that others do not, and say `unknown`, means nothing."""
+        refusal, answers = ControlError("no worker of this node serves; see its log"), list[Row]()
         for worker in self._present():
             try:
-                return await self._ask(worker, "end", request)
+                answers.append(await self._ask(worker, command, request))
             except NodeAwayError:
                 continue
             except ControlError as error:
-                if UNKNOWN_CALL not in str(error):
+                if unknown not in str(error):
                     raise
                 refusal = error
-        raise refusal
+        if not answers:
+            raise refusal
+        return answers
 
     async def _node_status(self, request: Row) -> Row:
         answers = await self._each("status", request)

@@ -18,7 +18,7 @@ import msgspec
 import structlog
 
 from sipproxy.engine.actions import SaveBinding
-from sipproxy.engine.crew import Gone, Guessed, Started, Took
+from sipproxy.engine.crew import Dropped, Gone, Guessed, Helped, Spared, Started, Took
 from sipproxy.engine.steering import Steering
 from sipproxy.engine.structs import Binding  # noqa: TC001  msgspec reads the annotations
 from sipproxy.net.handover import MAX_MESSAGE, Post
@@ -106,7 +106,22 @@ class Kept(msgspec.Struct, frozen=True, array_like=True, tag=True):
     last: bool
 
 
-Word = Passed | Send | Failed | Closed | Unreachable | Bound | Unbound | Kept | Guessed | Started | Took
+Word = (
+    Passed
+    | Send
+    | Failed
+    | Closed
+    | Unreachable
+    | Bound
+    | Unbound
+    | Kept
+    | Guessed
+    | Started
+    | Took
+    | Helped
+    | Dropped
+    | Spared
+)
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Word).decode

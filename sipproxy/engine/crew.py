@@ -1,4 +1,5 @@
-"""What the workers of a node tell each other so that they judge as one: wrong passwords, starts of calls, and who is gone.
+"""What the workers of a node tell each other so that they judge as one: wrong passwords, starts of calls, who is never dropped,
+and who is gone.
 
 Limits count what all workers see: the budgets of guesses, the set-up guard of a line, and what a source, a line and all
 strangers may send (`engine.spending`). What is heard of some milliseconds late lets through as much more as came meanwhile.
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from sipproxy.engine.shed import Shedder
     from sipproxy.engine.state import Desk
 
-__all__ = ["Crew", "Gone", "Guessed", "Started", "Took", "Word"]
+__all__ = ["Crew", "Dropped", "Gone", "Guessed", "Helped", "Spared", "Started", "Took", "Word"]
 
 
 class Guessed(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -53,7 +54,27 @@ class Gone(msgspec.Struct, frozen=True, array_like=True, tag=True):
     worker: int
 
 
-Word = Guessed | Started | Took | Gone
+class Helped(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """A source called for help; see `engine.drops`."""
+
+    source: str
+
+
+class Dropped(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """A source is dropped from now on, by the node or an operator."""
+
+    source: str
+    by: str
+
+
+class Spared(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """A source is not to be dropped."""
+
+    source: str
+    why: str
+
+
+Word = Guessed | Started | Took | Helped | Dropped | Spared | Gone
 
 
 class Crew:
@@ -70,6 +91,10 @@ class Crew:
             shedder.spending.tell = lambda kind, whose, count: self.tell(Took(kind, whose, count))
         guesses.tell_wrong = lambda user, source, known: self.tell(Guessed(user, source, known, right=False))
         guesses.tell_right = lambda user, source: self.tell(Guessed(user, source, "", right=True))
+        drops = desk.drops
+        drops.tell_helped = lambda source: self.tell(Helped(source))
+        drops.tell_dropped = lambda source, by: self.tell(Dropped(source, by))
+        drops.tell_spared = lambda source, why: self.tell(Spared(source, why))
         setup.tell_started = lambda line: self.tell(Started(line))
 
     def hear(self, word: Word, now: Now) -> list[Action]:
@@ -80,6 +105,12 @@ class Crew:
             self._setup.started_elsewhere(word.line)
         elif isinstance(word, Took):
             self._shedder.spent_elsewhere(word.kind, word.whose, word.count)
+        elif isinstance(word, Helped):
+            desk.drops.helped_elsewhere(word.source)
+        elif isinstance(word, Dropped):
+            desk.drops.dropped_elsewhere(word.source, word.by)
+        elif isinstance(word, Spared):
+            desk.drops.spared_elsewhere(word.source, word.why)
         elif isinstance(word, Gone):
             for flow in desk.transactions.connections():
                 if flow.worker == word.worker:

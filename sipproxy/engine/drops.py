@@ -7,6 +7,7 @@ Never dropped is whoever may be a customer, a carrier or one of us: trunk and PS
 emergency access networks, the allow list, sources with a live binding or a live call, who proved a password within a day, and
 who called 110 or 112 within an hour. What the kernel drops, nobody sees: an emergency call from a dropped source does not reach
 the node (design: invariant 1). That is why none of these is ever dropped, why it ends by itself, and why it is off by default.
+Each worker of a node has a list of its own; what another one knows that speaks for a source counts all the same.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Drops", "Entry"]
 
+RETOLD_S = 60.0  # after which another call for help is told to the node's other workers again
 LEAST_S = 5.0  # that a source offends for until it is dropped: all routers behind one address that come at once do not
 HELPED_S = 3600.0  # that a source is spared for which called 110 or 112
 SWEEP_S = 2.0  # between two looks at who has become a customer since
@@ -71,6 +73,10 @@ class Drops:
         self.protectors: list[Callable[[str], str]] = []
         self.problem = ""
         self._alarm = Alarm(self._sweep)
+        # Are told what the node's other workers have to know too.
+        self.tell_helped: Callable[[str], None] = lambda source: None  # noqa: ARG005
+        self.tell_dropped: Callable[[str, str], None] = lambda source, by: None  # noqa: ARG005
+        self.tell_spared: Callable[[str, str], None] = lambda source, why: None  # noqa: ARG005
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -101,7 +107,7 @@ class Drops:
         if suspect.count < rules.offences or now - suspect.since < LEAST_S:
             return
         suspect.count = 0.0
-        spared = "called_for_help" if now - suspect.helped_at < HELPED_S else self.protection(source)
+        spared = self._speaks_for(source)
         if spared:
             self._desk.count("drops_spared", spared)
         else:
@@ -109,8 +115,29 @@ class Drops:
 
     def called_for_help(self, host: str) -> None:
         """A stranger at this IP address sent an INVITE that may be for 110 or 112."""
+        if not self.is_on:
+            return
+        source, now = source_of(host), self._desk.now.mono
+        if now - self._suspect(source).helped_at > RETOLD_S:
+            self.tell_helped(source)
+        self.helped_elsewhere(source)
+
+    def helped_elsewhere(self, source: str) -> None:
+        """A source called for help, here or at another worker of this node."""
         if self.is_on:
-            self._suspect(source_of(host)).helped_at = self._desk.now.mono
+            self._suspect(source).helped_at = self._desk.now.mono
+
+    def dropped_elsewhere(self, source: str, by: str) -> None:
+        """Another worker of this node drops a source. Who knows what speaks for it says so."""
+        why = self._speaks_for(source) if by == "node" else self.protection(source)
+        if why:
+            self.tell_spared(source, why)
+
+    def spared_elsewhere(self, source: str, why: str) -> None:
+        """Another worker of this node knows why a source is not to be dropped."""
+        entry = self._entries.get(source)
+        if entry is not None:
+            self._spare(entry, why, "node")
 
     def _suspect(self, source: str) -> _Suspect:
         found = self._suspects.get(source)
@@ -125,6 +152,12 @@ class Drops:
         return found
 
     # Who is never dropped
+
+    def _speaks_for(self, source: str) -> str:
+        suspect = self._suspects.get(source)
+        if suspect is not None and self._desk.now.mono - suspect.helped_at < HELPED_S:
+            return "called_for_help"
+        return self.protection(source)
 
     def protection(self, source: str) -> str:
         """Why the source is not to be dropped; "" when nothing is known that speaks for it."""
@@ -170,6 +203,7 @@ class Drops:
         if not dry:
             desk.out.append(DropSource(source, for_s))
         desk.queue.set(self._alarm, now.mono + SWEEP_S)
+        self.tell_dropped(source, by)
         return ""
 
     def _spare(self, entry: Entry, why: str, by: str) -> None:

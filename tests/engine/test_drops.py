@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from sipproxy.engine.actions import DropSource, Note, SpareSource
+from sipproxy.engine.crew import Dropped, Word
 from sipproxy.engine.drops import HELPED_S, LEAST_S
 from sipproxy.engine.peers import Peer
 from sipproxy.engine.settings import DropRules, Rates
@@ -148,6 +149,35 @@ def test_who_may_be_a_customer_or_a_carrier_is_never_dropped(why: str) -> None:
         assert desk.engine.desk.counters["drops_spared", why] > 0
     refusal = desk.engine.desk.drops.add(flow.host, 60, why="test", by="somebody")
     assert ("never dropped" in refusal) is (why != "called_for_help"), "an operator knows what he does"
+
+
+@pytest.mark.parametrize("why", ["binding", "called_for_help", "proven"])
+def test_what_speaks_for_a_source_at_one_worker_keeps_the_others_from_dropping_it(why: str) -> None:
+    """Design: invariant 1. A node's messages are spread over its workers, those of one source too."""
+    desk, other = desk_of(worker=1), desk_of(worker=2)
+    words: list[tuple[Desk, Word]] = []
+    desk.engine.crew.tell = lambda word: words.append((other, word))
+    other.engine.crew.tell = lambda word: words.append((desk, word))
+    flow = PROTECTED[why](desk)
+    asked: list[DropSource | SpareSource] = list(scan(other, flow, count=20))
+    while words:
+        hearer, word = words.pop(0)
+        asked += [one for one in hearer.engine.crew.hear(word, hearer.now) if isinstance(one, DropSource | SpareSource)]
+    asked += scan(other, flow, count=20, seconds=LEAST_S)
+    for hearer, word in words:
+        asked += [one for one in hearer.engine.crew.hear(word, hearer.now) if isinstance(one, DropSource | SpareSource)]
+    assert sources(desk) == sources(other) == []
+    assert [type(one) for one in asked] in ([], [DropSource, SpareSource])
+
+
+def test_an_operator_drops_whom_only_a_call_for_help_at_another_worker_speaks_for() -> None:
+    desk, other = desk_of(worker=1), desk_of(worker=2)
+    flow = helped(desk)
+    assert other.engine.desk.drops.add(flow.host, 60, why="test", by="somebody") == ""
+    words: list[Word] = []
+    desk.engine.crew.tell = words.append
+    desk.engine.crew.hear(Dropped(flow.host, "somebody"), desk.now)
+    assert words == []
 
 
 @pytest.mark.parametrize("host", [TRUNK_A[0], "127.0.0.1"])

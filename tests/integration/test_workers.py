@@ -10,13 +10,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from loadtest.agents import Answering, Trunk, next_call
 from loadtest.net import free_udp_port
 from loadtest.network import TRUNK_HOST, many_lines
 from loadtest.node import TrunkSpec
 from loadtest.truth import Ledger
 from loadtest.ua import SDP_TYPE, sdp_of
-from sipproxy.admin.control import ask, socket_path
+from sipproxy.admin.control import ControlError, ask, socket_path
 
 if TYPE_CHECKING:
     from loadtest.agents import Router
@@ -209,3 +211,17 @@ async def test_calls_and_records_of_workers_that_there_are_no_more_come_to_their
     assert {record.node for record in records[: len(calls) + 1]} == {"node1", "node1-2", "node1-3"}
     assert {record.node for record in records[len(calls) + 1 :]} == {"node1"}
     assert await network.slots_of_all(0) == 0
+
+
+async def test_source_that_one_worker_alone_drops_is_let_through_again_by_command(start_network: Callable[..., Any]) -> None:
+    """Each worker has a drop list of its own; one that came later does not know of what was dropped before."""
+    network = await started(start_network, settings={"kernel": {"drop": "dry_run"}})
+    os.kill(network.node.worker_pids()[2], signal.SIGKILL)
+    await network.followed(network.node, "sipproxy_worker_restarts_total", 1.0, timeout_s=60)
+    await asked(network, "drop", address="192.0.2.7", for_s=600, who="somebody", why="test")
+    await network.followed(network.node, "sipproxy_worker_up", 2.0, timeout_s=60)
+    assert [row["source"] for row in (await asked(network, "drops"))["drops"]] == ["192.0.2.7"]
+    await asked(network, "spare", address="192.0.2.7", who="somebody", why="test")
+    assert (await asked(network, "drops"))["drops"] == []
+    with pytest.raises(ControlError, match="is not on the list"):
+        await asked(network, "spare", address="192.0.2.7", who="somebody", why="test")
