@@ -13,7 +13,7 @@ from sipproxy.engine.settings import Rates
 from sipproxy.engine.shed import Load
 from sipproxy.sip.flow import Flow
 from sipproxy.sip.message import Response
-from tests.engine.desk import ROUTER, STRANGER, Desk
+from tests.engine.desk import DOMAIN, ROUTER, STRANGER, Desk
 from tests.engine.test_shed import at_load
 from tests.sim.conftest import TRUNK_A, make_town
 
@@ -103,6 +103,28 @@ def test_copy_of_an_invite_that_was_challenged_is_no_other_attempt() -> None:
     assert (statuses, record.rule, record.call_id) == ([503], "node.overload", "c1")
     desk.tick(33.0)
     assert asked(desk, plain)[0] == [503], "by now it is an attempt of its own"
+
+
+def test_copy_of_a_register_that_was_taken_has_its_answer_while_others_are_refused() -> None:
+    """RFC 3261 §17.2.2. A router that hears that it is to come again tells its user that it is not registered."""
+    desk = Desk(make_town(rates=Rates(credit_bytes=1_000_000, registers_per_s=1, registers_burst=4)).world.engine)
+    assert desk.register(CONTACT).status == 200
+    headers = (desk.credentials(b"REGISTER", DOMAIN), (b"Contact", CONTACT))
+    register = desk.request(headers=headers)
+    assert desk.answer(register).status == 200
+    assert [desk.answer(desk.request(headers=headers)).status for _ in range(6)][-1] == 503
+    assert desk.answer(register).status == 200
+
+
+def test_challenge_is_forgotten_in_its_time_though_an_earlier_one_was_asked_for_again() -> None:
+    desk = a_desk()
+    first, second = (desk.request(b"INVITE", CALL, headers=((b"Contact", CONTACT),)) for _ in range(2))
+    for data in (first, second, first):
+        assert desk.answer(data).status == 407
+        desk.tick(10.0)
+    desk.tick(13.0)  # 33 s after the second
+    desk.engine.fire(desk.now)
+    assert len(desk.engine.refusals._challenged) == 1
 
 
 def test_line_over_its_budget_of_messages_has_records_of_its_calls() -> None:

@@ -294,6 +294,16 @@ def test_a_line_has_its_own_budget_behind_an_address_that_others_flood() -> None
     assert messages(desk, b"INVITE", 7, ROUTER, CALL) == [[407]] * 6 + [[503]]
 
 
+def test_address_with_customers_has_a_larger_budget_for_those_whose_port_is_new() -> None:
+    """Carrier-grade NAT: routers that come back by other ports share it."""
+    desk = desk_of()
+    assert desk.register(CONTACT).status == 200
+    neighbour = Flow("UDP", 0, ROUTER.host, 40_000)
+    messages(desk, b"OPTIONS", 1, neighbour)
+    desk.tick(60)
+    assert messages(desk, b"OPTIONS", 11, neighbour) == [[200]] * 9 + [[]] * 2, "eight, and one for the line"
+
+
 def test_registered_routers_that_all_come_at_once_are_given_different_times() -> None:
     desk = desk_of(Rates(registers_per_s=40, registers_burst=4))
     assert desk.register(CONTACT).status == 200

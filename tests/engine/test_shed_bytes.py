@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sipproxy.engine.settings import Rates
+from sipproxy.engine.shed import MAX_CREDIT
 from sipproxy.sip.flow import Flow
 from sipproxy.sip.message import Response
 from tests.engine.desk import DOMAIN, ROUTER, STRANGER
@@ -71,6 +72,15 @@ def test_a_call_for_help_is_answered_however_short_it_is() -> None:
     """Design: invariant 1."""
     desk = desk_of(Rates(credit_bytes=0))
     assert desk.answer(desk.request(b"INVITE", b"sip:112@sip.example"), STRANGER).status == 407
+
+
+def test_what_a_stranger_may_get_back_has_a_bound_however_much_he_sent() -> None:
+    desk = desk_of(Rates(credit_bytes=0))
+    for _ in range(4):
+        desk.receive(desk.request(b"OPTIONS", body=b"x" * 60_000), STRANGER)
+    source = desk.engine.shedder.source(STRANGER)
+    assert MAX_CREDIT - 1000 < source.credit <= MAX_CREDIT, "less what the last answer took"
+    assert not desk.engine.shedder.may_send(STRANGER, MAX_CREDIT + 1)
 
 
 def test_over_a_connection_and_to_trunks_and_customers_answers_are_as_long_as_they_are() -> None:

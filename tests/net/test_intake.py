@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sys
 import time
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
@@ -219,6 +220,25 @@ async def test_call_for_help_goes_before_what_fills_the_node_as_part_of_calls(
     await until(lambda: len(site.came) >= 8)
     assert site.data == [help_, *parts[:7]], "of those the latest go, as from a socket that is full"
     assert site.transports.counters()["UDP", "dropped_crowded"] == 2 * len(parts) - 7
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ICMP errors of an unconnected socket are a Linux service")
+async def test_what_icmp_says_is_told_at_once_also_of_a_socket_in_which_datagrams_wait(site: Site) -> None:
+    """RFC 3261 §18.4. A call's next route is tried while others wait, and what stood behind the error is read."""
+    listener = site.transports._listeners[0]
+    assert isinstance(listener, udp.UdpListener)
+    waiting, first, second = site.invites(3)
+    site.backlog.put(waiting, Flow("UDP", 0, *site.peer.getsockname()), time.monotonic())
+    gone = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    gone.bind(("127.0.0.1", 0))
+    nobody = gone.getsockname()
+    gone.close()
+    site.send(first)
+    listener._socket.sendto(b"to nobody", nobody)
+    site.send(second)
+    listener._wake()
+    assert listener.counters["unreachable"] == 1
+    assert site.backlog.waiting == 3
 
 
 @pytest.mark.plain_alone

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import itertools
 import socket
+import struct
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -319,7 +320,17 @@ async def test_udp_kernel_drops_are_read_from_the_socket(peers: Callable[..., Pe
     receiver.listener._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     for _ in range(100):
         sender.listener.send(b"x" * 1000, *receiver.listener.address)
-    assert receiver.listener.kernel_drops > 0
+    dropped = receiver.listener.kernel_drops
+    assert dropped > 0
+    receiver.listener.close()
+    assert receiver.listener.kernel_drops == dropped, "those of a socket that is gone were dropped all the same"
+
+
+@linux_only
+@pytest.mark.parametrize("ago_s", [-5.0, 3600.0])
+def test_udp_wait_of_a_datagram_that_came_before_the_clock_was_set_is_not_known(ago_s: float) -> None:
+    stamp = struct.pack("=qq", int(time.time() - ago_s), 0)
+    assert udp._waited_s([(socket.SOL_SOCKET, udp._SO_TIMESTAMPNS, stamp)]) == 0.0
 
 
 @linux_only

@@ -81,6 +81,21 @@ def test_what_is_out_of_the_ordinary_is_left_to_the_parser(line: bytes) -> None:
     assert (parse_brief(data) is None) == (line != LINES[1])
 
 
+@pytest.mark.parametrize("to", [b"To: <sip:alice@sip.test>;tag=3", b"t: <sip:alice@sip.test> ; TAG=x"])
+def test_request_with_a_to_tag_is_left_to_the_parser(to: bytes) -> None:
+    """An answer has that tag and no other (RFC 3261 §8.2.6.2)."""
+    assert parse_brief(PLAIN.replace(LINES[11], to)) is None
+
+
+def test_key_of_a_via_with_port_0_is_that_of_its_transaction() -> None:
+    """So that a copy of what was taken is known."""
+    data = PLAIN.replace(b"192.168.178.1:5060", b"192.168.178.1:0")
+    brief, request = parse_brief(data), parse_message(data)
+    assert brief is not None
+    assert isinstance(request, Request)
+    assert brief.key == server_key(request)
+
+
 @settings(max_examples=200)
 @given(st.binary(max_size=60), st.integers(0, len(PLAIN)), st.integers(0, 20))
 def test_no_bytes_break_it(piece: bytes, at: int, cut: int) -> None:
