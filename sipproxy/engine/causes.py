@@ -34,7 +34,7 @@ BY_STATUS = {
 
 def cause_of(message: Message | None, status: int) -> int:
     """The Q.850 cause that the message's Reason header names, else the one its status maps to; 127 when unknown."""
-    if message is not None:
+    if message is not None and b"reason" in message.first_line:
         for value in message.values(b"reason")[:8]:
             protocol, _, rest = value.partition(b";")
             if protocol.strip().lower() != b"q.850":

@@ -179,7 +179,8 @@ def heard(call: Call, dialog: Dialog, side: Side, *, sent: Now | None = None) ->
     if before is not None and sent is not None:
         found.prove(side, max(before, min(sent, found.proof_of(side))))
     call.alive(found.proof)
-    call.await_bound()
+    if found.next_at < call.bound_at:  # else the call is looked at early enough: what is heard of puts bounds off
+        call.await_bound()
 
 
 def _heard_at(call: Call, dialog: Dialog, side: Side) -> Now:

@@ -334,11 +334,10 @@ def write_response(
     """
     lines = [_STATUS_LINES[status] if not reason and status in _STATUS_LINES else _status_line(status, reason)]
     lines += _via_lines(request)
-    raw, (_, from_, to, call_id, cseq, _, _) = request.lines_raw, request.shape.needed
-    tagged = to if to_tag and to and _lacks_tag(request) else 0
-    for number in (from_, to, call_id, cseq):  # §8.2.6.2
-        if number:
-            lines.append(raw[number] + b";tag=" + to_tag if number == tagged else raw[number])
+    raw, shape = request.lines_raw, request.shape
+    lines += map(raw.__getitem__, shape.copied)
+    if to_tag and b"to" in request.first_line and _lacks_tag(request):
+        lines[shape.copied.index(request.first_line[b"to"]) - len(shape.copied)] += b";tag=" + to_tag
     if status == 100 and b"timestamp" in request.first_line:
         lines.append(raw[request.first_line[b"timestamp"]])  # §8.2.6.1 MUST
     for name, value in headers:

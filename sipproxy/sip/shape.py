@@ -54,7 +54,7 @@ LOOKED_AT = (b"max-forwards", b"expires")
 class Shape:
     """What the names of a message's header lines say, which the messages of one device have in common; never changed."""
 
-    __slots__ = ("first_line", "has_one_via", "is_complete", "keys", "length_at", "needed", "places", "twice")
+    __slots__ = ("copied", "first_line", "has_one_via", "is_complete", "keys", "length_at", "needed", "places", "twice")
 
     def __init__(self, keys: tuple[bytes, ...]) -> None:
         """`keys` are the names of all lines but the start line, in their long form and lower case."""
@@ -70,6 +70,8 @@ class Shape:
         """A name of SINGLE that comes more than once; b"" for none."""
         self.is_complete = all(name in self.places for name in NEEDED)
         via, from_, to, call_id, cseq, hops, expires = (self.first_line.get(name, 0) for name in (*NEEDED, *LOOKED_AT))
+        self.copied = tuple([number for number in (from_, to, call_id, cseq) if number])
+        """Where what a response has of its request is, without Via (§8.2.6.2)."""
         self.needed = via, from_, to, call_id, cseq, hops, expires
         """Where NEEDED, all of which are there when the shape is complete, and LOOKED_AT come first; 0 for nowhere."""
         self.has_one_via = len(self.places.get(b"via", ())) == 1
