@@ -18,6 +18,7 @@ from loadtest.comparison import Compared, Plan, Round, compare_peers, median
 from loadtest.ending import INTERRUPTED, stoppable
 from loadtest.mix_command import add_node_settings, node_settings
 from loadtest.node import NodeError
+from loadtest.options import amount, amount_or_0, count, count_or_0
 from loadtest.peer import missing
 from loadtest.report import Report
 
@@ -32,20 +33,22 @@ def add_compare(commands: Any, common: argparse.ArgumentParser) -> None:
     compare = commands.add_parser(
         "compare", parents=[common], help="the same calls by SIPp against nodes and Kamailio, in turn"
     )
-    compare.add_argument("--rate", type=float, action="append", help="calls a second; again for several (default: 50, 200)")
-    compare.add_argument("--seconds", type=float, default=plan.seconds, help="of each round (default %(default)s)")
-    compare.add_argument("--rounds", type=int, default=plan.rounds, help="of each, in turn (default %(default)s)")
-    compare.add_argument("--accounts", type=int, default=plan.accounts, help="both know (default %(default)s)")
-    compare.add_argument("--registers", type=int, default=plan.registers, help="of a round, 0 for none (default %(default)s)")
-    compare.add_argument("--register-rate", type=float, default=plan.register_rate, help="a second (default %(default)s)")
-    compare.add_argument("--children", type=int, default=plan.children, help="of Kamailio (default %(default)s)")
+    compare.add_argument("--rate", type=amount, action="append", help="calls a second; again for several (default: 50, 200)")
+    compare.add_argument("--seconds", type=amount, default=plan.seconds, help="of each round (default %(default)s)")
+    compare.add_argument("--rounds", type=count, default=plan.rounds, help="of each, in turn (default %(default)s)")
+    compare.add_argument("--accounts", type=count, default=plan.accounts, help="both know (default %(default)s)")
+    compare.add_argument(
+        "--registers", type=count_or_0, default=plan.registers, help="of a round, 0 for none (default %(default)s)"
+    )
+    compare.add_argument("--register-rate", type=amount, default=plan.register_rate, help="a second (default %(default)s)")
+    compare.add_argument("--children", type=count, default=plan.children, help="of Kamailio (default %(default)s)")
     text = "minutes for all searches of the highest rate, 0 for none (default %(default)s)"
-    compare.add_argument("--search-minutes", type=float, default=plan.search_minutes, help=text)
+    compare.add_argument("--search-minutes", type=amount_or_0, default=plan.search_minutes, help=text)
     text = "calls a second where it is looked for from (default: by what calls cost before)"
-    compare.add_argument("--search-from", type=float, default=plan.search_from, help=text)
-    compare.add_argument("--search-seconds", type=float, default=plan.search_s, help="of each trial (default %(default)s)")
+    compare.add_argument("--search-from", type=amount_or_0, default=plan.search_from, help=text)
+    compare.add_argument("--search-seconds", type=amount, default=plan.search_s, help="of each trial (default %(default)s)")
     text = "processes of a node; again for several nodes (default: 1 and 2)"
-    compare.add_argument("--workers", type=int, action="append", help=text)
+    compare.add_argument("--workers", type=count, action="append", help=text)
     text = "another checkout, such as a compiled one, whose nodes are measured as well; again for several"
     compare.add_argument("--beside", type=Path, action="append", default=[], metavar="DIRECTORY", help=text)
     compare.add_argument("--node-alone", action="store_true", help="without Kamailio")

@@ -26,6 +26,7 @@ from loadtest.instructions import Instructions
 from loadtest.net import free_udp_port
 from loadtest.network import many_lines
 from loadtest.node import LineSpec, Node, PsapSpec, TrunkSpec
+from loadtest.options import count
 from loadtest.report import Report
 from loadtest.stages import Sampler
 from loadtest.valkey import Valkey
@@ -287,8 +288,8 @@ async def socket_cost(*, datagrams: int, size: int = 900) -> tuple[float, float]
 def add_cost(commands: argparse._SubParsersAction[argparse.ArgumentParser], common: argparse.ArgumentParser) -> None:
     """The command `cost`."""
     found = commands.add_parser("cost", parents=[common], help="CPU time of a call by datagram and stage, without load")
-    found.add_argument("--calls", type=int, default=2000, help="calls, and registrations (default %(default)s)")
-    found.add_argument("--together", type=int, default=10, help="calls at the same step (default %(default)s)")
+    found.add_argument("--calls", type=count, default=2000, help="calls, and registrations (default %(default)s)")
+    found.add_argument("--together", type=count, default=10, help="calls at the same step (default %(default)s)")
     found.add_argument("--only", choices=("call", "stages", "messages", "sockets"), action="append", help="of the four tables")
     found.set_defaults(run=_run, loop_factory=loop_factory())
 
@@ -334,8 +335,8 @@ def _call_reports(call: Spent, register: Spent) -> list[Report]:
 def _stage_report(spent: Spent, sampler: Sampler) -> Report:
     report = Report("a call by stage, us of CPU")
     samples = sampler.counts.total()
-    for stage, count in sampler.counts.most_common():
-        report.add(stage, stage, spent.us * count / max(1, samples), "us")
+    for stage, taken in sampler.counts.most_common():
+        report.add(stage, stage, spent.us * taken / max(1, samples), "us")
     report.add("all", "all in all", spent.us, "us")
     report.add("samples", "samples", samples)
     return report

@@ -22,6 +22,7 @@ from loadtest.mix_command import add_node_settings, node_settings, progress_bar
 from loadtest.mix_plot import COLOURS, beside, check_picture, picture, plotting, saved
 from loadtest.mix_report import limits_of
 from loadtest.mixed import Progress, Ran, run_mix
+from loadtest.options import amount
 from loadtest.report import Report
 from sipproxy.process import loop_factory
 
@@ -66,13 +67,13 @@ def add_goodput(commands: Any, common: argparse.ArgumentParser) -> None:
     """Add the command to the parsers of `python -m loadtest`."""
     goodput = commands.add_parser("goodput", parents=[common], help="calls that go well at 0.5 to 10 times the capacity")
     goodput.add_argument("--mix", type=Path, default=Path("overload"), help="the mix (default %(default)s)")
-    goodput.add_argument("--seconds", type=float, default=10.0, help="of each rate (default %(default)s)")
+    goodput.add_argument("--seconds", type=amount, default=10.0, help="of each rate (default %(default)s)")
     goodput.add_argument(
-        "--from", dest="start", type=float, default=40.0, help="calls a second to begin with (default %(default)s)"
+        "--from", dest="start", type=amount, default=40.0, help="calls a second to begin with (default %(default)s)"
     )
-    goodput.add_argument("--capacity", type=float, help="calls a second, instead of looking for it")
+    goodput.add_argument("--capacity", type=amount, help="calls a second, instead of looking for it")
     goodput.add_argument(
-        "--factor", type=float, action="append", help="of the capacity; again for several (default: 0.5 to 10)"
+        "--factor", type=amount, action="append", help="of the capacity; again for several (default: 0.5 to 10)"
     )
     goodput.add_argument("--plot", type=Path, metavar="FILE", help="a picture, .svg or .png (the extra plot)")
     add_node_settings(goodput)

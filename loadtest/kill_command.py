@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from loadtest.killing import kill_again_and_again, kill_at_steps, steps_of
 from loadtest.lives import Killed, report_of
+from loadtest.options import amount, check_writable, count
 from loadtest.report import Report, progress_of
 
 if TYPE_CHECKING:
@@ -20,18 +21,20 @@ __all__ = ["add_cdrkills"]
 def add_cdrkills(commands: Any, common: argparse.ArgumentParser) -> None:
     """Add the command to the parsers of `python -m loadtest`."""
     cdrkills = commands.add_parser("cdrkills", parents=[common], help="kill the node again and again under calls of every kind")
-    cdrkills.add_argument("--kills", type=int, default=200, help="at random moments (default %(default)s)")
-    cdrkills.add_argument("--rate", type=float, default=20.0, help="calls a second (default %(default)s)")
+    cdrkills.add_argument("--kills", type=count, default=200, help="at random moments (default %(default)s)")
+    cdrkills.add_argument("--rate", type=amount, default=20.0, help="calls a second (default %(default)s)")
     cdrkills.add_argument("--seed", type=int, default=1, help="of moments and calls (default %(default)s)")
-    cdrkills.add_argument("--within", type=float, default=float("inf"), help="seconds after which no more are made")
+    cdrkills.add_argument("--within", type=amount, default=float("inf"), help="seconds after which no more are made")
     cdrkills.add_argument("--steps", action="store_true", help="instead at each named step of journal, publisher and readers")
-    cdrkills.add_argument("--times", type=int, default=3, help="the first so many times of each step (default %(default)s)")
+    cdrkills.add_argument("--times", type=count, default=3, help="the first so many times of each step (default %(default)s)")
     cdrkills.add_argument("--ladders", type=Path, help="file for what is known of each call with a fault")
     cdrkills.set_defaults(run=_run)
 
 
 async def _run(options: argparse.Namespace) -> list[Report]:
     rate, seed = options.rate, options.seed
+    if options.ladders is not None:
+        check_writable("--ladders", options.ladders)
     if not options.steps:
         tell = progress_of("cdrkills")
         found = await kill_again_and_again(

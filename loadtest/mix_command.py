@@ -19,6 +19,7 @@ from loadtest.mix_report import report_of
 from loadtest.mixed import Progress as Stage
 from loadtest.mixed import run_mix
 from loadtest.node import NodeError
+from loadtest.options import amount, count
 from loadtest.report import Report, progress_of
 from sipproxy.config import Config
 from sipproxy.config_file import Reader
@@ -32,10 +33,10 @@ def add_mix(commands: Any, common: argparse.ArgumentParser) -> None:
     shipped = ", ".join(sorted(path.stem for path in MIXES.glob("*.toml")))
     mix = commands.add_parser("mix", parents=[common], help="a mix of traffic from a TOML file, every call reconciled")
     mix.add_argument("file", type=Path, help=f"the file, or the name of one that is shipped: {shipped}")
-    mix.add_argument("--rate", type=float, help="calls a second, instead of the file's")
-    mix.add_argument("--seconds", type=float, help="for so long, instead of the file's")
-    mix.add_argument("--calls", type=int, help="so many calls, instead of the file's")
-    mix.add_argument("--accounts", type=int, help="routers, instead of the file's")
+    mix.add_argument("--rate", type=amount, help="calls a second, instead of the file's")
+    mix.add_argument("--seconds", type=amount, help="for so long, instead of the file's")
+    mix.add_argument("--calls", type=count, help="so many calls, instead of the file's")
+    mix.add_argument("--accounts", type=count, help="routers, instead of the file's")
     mix.add_argument("--seed", type=int, help="of arrivals, kinds and lengths, instead of the file's")
     mix.add_argument("--plot", type=Path, metavar="FILE", help="a picture over time, .svg or .png (the extra plot)")
     add_node_settings(mix)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from loadtest.generate import percentile
 from loadtest.node import NodeError
+from loadtest.options import check_writable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,13 +43,7 @@ def check_picture(file: Path | None) -> None:
     plotting().close(figure)
     if file.suffix.lower()[1:] not in formats:
         raise NodeError(f"--plot {file}: its name says no format that can be written; call it .svg or .png")
-    existed = file.exists()
-    try:
-        file.open("ab").close()
-    except OSError as error:
-        raise NodeError(f"--plot {file}: cannot be written ({error.strerror}); name a file in a folder of yours") from None
-    if not existed:
-        file.unlink()
+    check_writable("--plot", file)
 
 
 def picture(report: Report, file: Path | None, draw_into: Callable[[Path], None]) -> None:

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from loadtest.options import amount_or_0, count
 from loadtest.report import progress_of
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def add_planned(
         if isinstance(default, bool):
             found.add_argument(flag, action=argparse.BooleanOptionalAction, default=default, help=about)
         else:
-            found.add_argument(flag, type=type(default), default=default, help=about)
+            found.add_argument(flag, type=count if isinstance(default, int) else amount_or_0, default=default, help=about)
 
     async def run(given: argparse.Namespace) -> list[Report]:
         changed: Any = {field: getattr(given, field) for field in options}

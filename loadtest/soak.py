@@ -26,6 +26,7 @@ from loadtest.mix_command import add_node_settings, node_settings, progress_bar
 from loadtest.mix_plot import check_picture, draw, picture
 from loadtest.mix_report import report_of
 from loadtest.mixed import Sample, run_mix
+from loadtest.options import amount, count
 from loadtest.report import Report, counted
 from loadtest.store_faults import FAULTS, RelayedValkey
 from loadtest.troubles import TROUBLES, reseed
@@ -72,9 +73,9 @@ def add_soak(commands: Any, common: argparse.ArgumentParser) -> None:
     """Add the command to the parsers of `python -m loadtest`."""
     soak = commands.add_parser("soak", parents=[common], help="hours of a mix with trouble again and again; slopes")
     soak.add_argument("--mix", type=Path, default=Path("soak"), help="the mix (default %(default)s)")
-    soak.add_argument("--seconds", type=float, help="for so long, instead of the mix's")
-    soak.add_argument("--accounts", type=int, help="routers, instead of the mix's")
-    soak.add_argument("--every", type=float, default=120.0, help="seconds between two troubles, about (default %(default)s)")
+    soak.add_argument("--seconds", type=amount, help="for so long, instead of the mix's")
+    soak.add_argument("--accounts", type=count, help="routers, instead of the mix's")
+    soak.add_argument("--every", type=amount, default=120.0, help="seconds between two troubles, about (default %(default)s)")
     soak.add_argument("--seed", type=int, default=1, help="of the troubles (default %(default)s)")
     soak.add_argument("--plot", type=Path, metavar="FILE", help="a picture over time, .svg or .png (the extra plot)")
     soak.add_argument("--without", choices=KINDS, action="append", default=[], help="this trouble; again for several")
