@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from loadtest.report import Report
     from loadtest.seen import Series
 
-__all__ = ["COLOURS", "beside", "check_picture", "draw", "picture", "plotting", "saved"]
+__all__ = ["COLOURS", "beside", "calls_panel", "check_picture", "draw", "picture", "plotting", "saved"]
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # told apart by the colour-blind (Okabe, Ito)
 SLICES = 120  # at most so many points of a line
@@ -78,7 +78,7 @@ def draw(ran: Ran, file: Path) -> None:
     figure.suptitle(ran.mix.name)
     width = max(1.0, math.ceil(ran.seconds / SLICES))
     _delays(delays, ran, width)
-    _calls(calls, ran, width)
+    calls_panel(calls, ran, width)
     at = [sample.at for sample in ran.samples]
     for name, values, colour in (
         ("node", [100 * sample.node_cpu for sample in ran.samples], COLOURS[0]),
@@ -121,18 +121,20 @@ def _delays(axes: Any, ran: Ran, width: float) -> None:
     axes.set_title(f"Delay added by the proxy, in slices of {width:g} s", loc="left", fontsize=10)
 
 
-def _calls(axes: Any, ran: Ran, width: float) -> None:
-    began, good, bad = Counter[float](), Counter[float](), Counter[float]()
+def calls_panel(axes: Any, ran: Ran, width: float) -> None:
+    """Calls a second in slices of `width` seconds."""
+    began, good, bad = Counter[int](), Counter[int](), Counter[int]()
     for at in ran.seen.late.at:
-        began[width * (at // width)] += 1
+        began[int(at // width)] += 1
     for at, failed in zip(ran.seen.ended.at, ran.seen.ended.ms, strict=True):
-        (bad if failed else good)[width * (at // width)] += 1
+        (bad if failed else good)[int(at // width)] += 1
+    slices = range(int(ran.seconds // width) + 1)
     for counts, style, colour, name in (
         (began, ":", COLOURS[5], "began"),
         (good, "-", COLOURS[2], "ended as they should"),
         (bad, "-", COLOURS[1], "failed"),
     ):
-        slices = sorted(counts)
-        axes.plot(slices, [counts[one] / width for one in slices], style, color=colour, label=name)
+        rates = [counts[number] / width for number in slices]  # 0 where nothing was: a line to the next would say otherwise
+        axes.plot([number * width for number in slices], rates, style, color=colour, label=name)
     axes.set_ylabel("calls a second")
     axes.set_title("Calls", loc="left", fontsize=10)

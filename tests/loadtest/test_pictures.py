@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.mix_plot import check_picture, picture
+from loadtest.mix import read
+from loadtest.mix_plot import calls_panel, check_picture, picture, plotting
+from loadtest.mixed import Ran
 from loadtest.node import NodeError
 from loadtest.report import Report
 from loadtest.run import main
+from loadtest.seen import Seen
 
 
 @pytest.mark.parametrize(
@@ -35,6 +38,22 @@ def test_check_of_a_picture_leaves_nothing_and_an_older_one_as_it_was(tmp_path: 
     for name in ("old.PNG", "new.svg"):
         check_picture(tmp_path / name)
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("old.PNG", b"old")]
+
+
+def test_calls_of_a_slice_in_which_there_was_none_are_drawn_as_none() -> None:
+    ran = Ran(read(Path("yardstick")), Seen(), seconds=5.5)
+    for at in (0.1, 0.2, 4.5):
+        ran.seen.late.add(at, 0.0)
+        ran.seen.ended.add(at + 1, 0.0)
+    figure, axes = plotting().subplots()
+    calls_panel(axes, ran, 1.0)
+    drawn = {line.get_label(): list(zip(*line.get_data(), strict=True)) for line in axes.lines}
+    plotting().close(figure)
+    assert drawn == {
+        "began": [(0, 2), (1, 0), (2, 0), (3, 0), (4, 1), (5, 0)],
+        "ended as they should": [(0, 0), (1, 2), (2, 0), (3, 0), (4, 0), (5, 1)],
+        "failed": [(number, 0) for number in range(6)],
+    }
 
 
 def test_picture_that_cannot_be_written_after_the_run_is_a_fault_of_its_report(tmp_path: Path) -> None:
