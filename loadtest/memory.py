@@ -45,6 +45,7 @@ CHANNELS = 2
 KIB = 1024
 SET_UP = next(number for number, step in enumerate(CALL_STEPS) if step.name == "BYE")  # the steps before it
 KAMAILIO_CHILDREN = 2
+CALLERS = 1000  # lines whose calls end: how many one of them may start within a minute is limited
 STRANGERS = 4096  # first messages that are challenged and leave nothing but what caches keep of their lines
 # Many more of each than a node is sized for by itself.
 SETTINGS = {**LOAD_SETTINGS, "limits": {**LOAD_SETTINGS["limits"], "transactions": 1_000_000, "calls": 1_000_000}}
@@ -175,6 +176,7 @@ def _within(count: int, seconds: float) -> int:
 async def hold(plan: Plan, tell: Callable[[str], None]) -> list[Held]:
     """What the node held, and Kamailio where it is wanted and installed. Raises what their start raises."""
     lines = many_lines(max(plan.lines, -(-plan.calls // CHANNELS)), channels=CHANNELS)
+    callers = many_lines(CALLERS, channels=CHANNELS)
     found = []
     for start in (_node, *((_kamailio,) if plan.kamailio and not missing() else ())):
         async with start(lines) as peer:
@@ -184,9 +186,9 @@ async def hold(plan: Plan, tell: Callable[[str], None]) -> list[Held]:
             await run.register(lines[half : plan.lines], half)
             await run.live(lines)
         found.append(run.found)
-        async with start(lines[:1000]) as peer:
+        async with start(callers) as peer:
             short = _Run(peer, plan, tell)
-            await short.ended(lines[:1000])
+            await short.ended(callers)
         run.found.ended_bytes = short.found.ended_bytes
         run.found.failed += short.found.failed
     return found

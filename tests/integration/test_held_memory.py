@@ -19,6 +19,12 @@ async def test_registrations_and_calls_are_held_and_all_of_them_succeed() -> Non
     assert all(size > KIB * KIB for size in (found.idle, found.registering, *found.registered, *found.live))
 
 
+async def test_calls_that_end_come_from_so_many_lines_that_none_calls_too_often_however_few_are_held() -> None:
+    """One line may start some tens of calls a minute (line.rate)."""
+    [found] = await hold(Plan(lines=1, calls=1, together=4, pause_s=6.0, kamailio=False), lambda _: None)
+    assert found.failed == 0
+
+
 async def test_calls_that_the_node_has_no_room_for_have_failed_and_the_others_are_hung_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
