@@ -18,7 +18,7 @@ import msgspec
 import structlog
 
 from sipproxy.engine.actions import SaveBinding
-from sipproxy.engine.crew import Dropped, Gone, Guessed, Helped, Spared, Started, Took
+from sipproxy.engine.crew import Dropped, Gone, Guessed, Helped, Spared, Started, Took, Used
 from sipproxy.engine.steering import Steering
 from sipproxy.engine.structs import Binding  # noqa: TC001  msgspec reads the annotations
 from sipproxy.net.handover import MAX_MESSAGE, Post
@@ -116,6 +116,7 @@ Word = (
     | Unbound
     | Kept
     | Guessed
+    | Used
     | Started
     | Took
     | Helped

@@ -23,6 +23,8 @@ from sipproxy.sip.mac import Mac
 from sipproxy.sip.uri import Uri, parse_uri
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from policy.model import Account
     from sipproxy.engine.state import Desk, Headers
     from sipproxy.sip.digest import NonceSource
@@ -68,6 +70,8 @@ class Authenticator:
         self._nonces = nonces
         self._names = Mac(hashlib.sha256(b"names" + secret).digest())
         self.guesses = Guesses(desk.settings.guesses)
+        # Is told what the node's other workers have to know too: a nonce and the count that was used with it, 0 without one.
+        self.tell_used: Callable[[bytes, int], None] = lambda nonce, count: None  # noqa: ARG005
         desk.gave_nonce = self._gave
         self._offers: list[tuple[int, tuple[str, ...]]] = []  # algorithms, and how many accounts have these or a set before
         self._counted = (0, -RECOUNT_S)  # policy version, and when
@@ -76,6 +80,10 @@ class Authenticator:
         """Whether the nonce was given to this source, and lives. Cheap: what came with it is not looked at."""
         utc_s = self._desk.now.utc_ms // 1000
         return self._nonces.inspect(nonce, utc_s, source_of(flow.host).encode()) is OK
+
+    def used_elsewhere(self, nonce: bytes, count: int) -> None:
+        """Another worker of this node took credentials with this nonce and count, 0 without one: they are good no more."""
+        self._nonces.use(nonce, count or None, self._desk.now.utc_ms // 1000)
 
     def rekey(self, key: bytes) -> None:
         """Use the secret that all nodes share from now on."""
@@ -154,6 +162,7 @@ class Authenticator:
         state = self._nonces.use(credentials.nonce, credentials.nc, utc_s)
         if state is not OK:
             return state.name.lower(), user
+        self.tell_used(credentials.nonce, credentials.nc or 0)
         assert account is not None
         self.guesses.right(account.user, source, now)  # the account's own text: what is kept for a day is there already
         return Proven(account)

@@ -89,7 +89,7 @@ class Engine:
         self._replicas = Replicas(self.desk)
         self.shedder = Shedder(self.desk, self.calls, settings.rates)
         self._flows = Flows(self.desk, self.shedder)
-        self.crew = Crew(self.desk, self.auth.guesses, self._setup, self._flows, self.shedder, act=self._actions)
+        self.crew = Crew(self.desk, self.auth, self._setup, self._flows, self.shedder, act=self._actions)
         self.desk.drops.protectors = [self.auth.guesses.protects, self.calls.protects]
 
     # Events

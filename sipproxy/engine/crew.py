@@ -1,5 +1,5 @@
-"""What the workers of a node tell each other so that they judge as one: wrong passwords, starts of calls, who is never dropped,
-and who is gone.
+"""What the workers of a node tell each other so that they judge as one: wrong passwords, credentials that were used, starts of
+calls, who is never dropped, and who is gone.
 
 Limits count what all workers see: the budgets of guesses, the set-up guard of a line, and what a source, a line and all
 strangers may send (`engine.spending`). What is heard of some milliseconds late lets through as much more as came meanwhile.
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sipproxy.engine.actions import Action, Now
+    from sipproxy.engine.authenticate import Authenticator
     from sipproxy.engine.flows import Flows
-    from sipproxy.engine.guesses import Guesses
     from sipproxy.engine.setup import Setup
     from sipproxy.engine.shed import Shedder
     from sipproxy.engine.state import Desk
 
-__all__ = ["Crew", "Dropped", "Gone", "Guessed", "Helped", "Spared", "Started", "Took", "Word"]
+__all__ = ["Crew", "Dropped", "Gone", "Guessed", "Helped", "Spared", "Started", "Took", "Used", "Word"]
 
 
 class Guessed(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -32,6 +32,13 @@ class Guessed(msgspec.Struct, frozen=True, array_like=True, tag=True):
     source: str
     known: str
     right: bool
+
+
+class Used(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Credentials with this nonce and count were taken; 0 without a count."""
+
+    nonce: bytes
+    count: int
 
 
 class Started(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -74,21 +81,23 @@ class Spared(msgspec.Struct, frozen=True, array_like=True, tag=True):
     why: str
 
 
-Word = Guessed | Started | Took | Helped | Dropped | Spared | Gone
+Word = Guessed | Used | Started | Took | Helped | Dropped | Spared | Gone
 
 
 class Crew:
     """See the module. `tell` is what brings a word to the other workers; alone there is nobody to tell."""
 
     def __init__(
-        self, desk: Desk, guesses: Guesses, setup: Setup, flows: Flows, shedder: Shedder, *, act: Callable[[], list[Action]]
+        self, desk: Desk, auth: Authenticator, setup: Setup, flows: Flows, shedder: Shedder, *, act: Callable[[], list[Action]]
     ) -> None:
         """`act` gives the actions that an event caused."""
         self.tell: Callable[[Word], None] = lambda word: None  # noqa: ARG005
-        self._desk, self._guesses, self._setup, self._flows, self._act = desk, guesses, setup, flows, act
+        self._desk, self._auth, self._setup, self._flows, self._act = desk, auth, setup, flows, act
         self._shedder = shedder
         if desk.settings.worker:
             shedder.spending.tell = lambda kind, whose, count: self.tell(Took(kind, whose, count))
+            auth.tell_used = lambda nonce, count: self.tell(Used(nonce, count))
+        guesses = self._guesses = auth.guesses
         guesses.tell_wrong = lambda user, source, known: self.tell(Guessed(user, source, known, right=False))
         guesses.tell_right = lambda user, source: self.tell(Guessed(user, source, "", right=True))
         drops = desk.drops
@@ -105,6 +114,8 @@ class Crew:
             self._setup.started_elsewhere(word.line)
         elif isinstance(word, Took):
             self._shedder.spent_elsewhere(word.kind, word.whose, word.count)
+        elif isinstance(word, Used):
+            self._auth.used_elsewhere(word.nonce, word.count)
         elif isinstance(word, Helped):
             desk.drops.helped_elsewhere(word.source)
         elif isinstance(word, Dropped):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import replace
 
@@ -18,6 +19,7 @@ from tests.engine.desk import DOMAIN, ROUTER, STRANGER, Desk
 from tests.sim.conftest import make_town
 from tests.sim.world import account, line, snapshot
 
+NONCE = re.compile(rb'nonce="([^"]*)"')
 HOME = b"<sip:alice@203.0.113.1:5060>"
 DIALLED = b"sip:+4930123456@sip.test"
 FEW = GuessLimits(pair=3, user=6, source=5, answered=8, window_s=600, entries=100)
@@ -432,3 +434,19 @@ def test_guesses_of_long_ago_are_forgiven() -> None:
         guess(desk, "alice", f"wrong{n}")
     desk.tick(604_800)
     assert guess(desk, "alice", "ecila").status == 200
+
+
+@pytest.mark.parametrize("has_count", [True, False])
+def test_credentials_that_one_worker_took_are_a_replay_at_the_others(has_count: bool) -> None:
+    """RFC 7616 §3.4. What a replay may change, such as its Call-ID, chooses the worker."""
+    desk, other = desk_with(worker=1), desk_with(worker=2)
+    desk.engine.crew.tell = lambda word: other.actions.extend(other.engine.crew.hear(word, other.now))
+    name, value = desk.credentials(b"REGISTER", DOMAIN, pick=1)
+    if not has_count:
+        challenge = parse_challenge(b'Digest realm="x", nonce="%b", algorithm=MD5' % NONCE.findall(value)[0])
+        challenge = replace(challenge, realm="sip.test")
+        value = write_credentials(challenge, method=b"REGISTER", uri=DOMAIN, user="alice", password="ecila", cnonce=b"", nc=1)
+    headers = ((name, value), (b"Contact", HOME))
+    assert desk.answer(desk.request(headers=headers)).status == 200
+    assert other.answer(other.request(headers=headers, call_id=b"call-2")).status == 401
+    assert failures(other)["replayed"] == 1
