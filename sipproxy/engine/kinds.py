@@ -48,7 +48,9 @@ _BRANCH = re.compile(
     rb"(?:;\s*+[bB][rR][aA][nN][cC][hH]\s*+=\s*+(" + MAGIC_COOKIE + rb"[^\s;,]+))?"
 )
 _CREDENTIALS = re.compile(rb"\nproxy-authorization[ \t]*:", re.IGNORECASE)
-_NONCE = re.compile(rb"\nauthorization[ \t]*:[^\n]*\bnonce[ \t]*=[ \t]*\"([^\"\r\n]{1,200})\"", re.IGNORECASE)
+_NONCE = re.compile(  # in a line with its folds
+    rb"\nauthorization[ \t]*:[^\n]*?(?:\n[ \t][^\n]*?)*?\bnonce[ \t]*=[ \t]*\"([^\"\r\n]{1,200})\"", re.IGNORECASE
+)
 _FOLDS = (b" ", b"\t")  # what a line begins with that goes on with the one above
 _HELP = re.compile(rb"[sS][oO][sS]|%|[\x80-\xff]|1[-.() ]*1[-.() ]*[02]")
 _PLAIN = re.compile(rb"INVITE (\S+) SIP/2\.0\r?\n")
