@@ -151,7 +151,12 @@ class Fleet:
                     stderr=output,
                 )
             self._running[name] = process
-            status = await process.wait()
+            try:
+                status = await process.wait()
+            finally:
+                if process.returncode is None:
+                    process.kill()
+                    await process.wait()
             if status == -signal.SIGKILL:
                 self.kills += 1
                 deaths -= 1

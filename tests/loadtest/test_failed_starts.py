@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from loadtest import valkey
+from loadtest import billing, valkey
 from loadtest.kamailio import Kamailio
 from loadtest.node import Node, NodeError
 from loadtest.sipp_runner import start_sipp
@@ -53,6 +53,19 @@ async def test_store_that_does_not_start_leaves_nothing(folder: Path, monkeypatc
         async with Valkey():
             pass
     assert (own_children(), os.listdir(folder)) == (before, [])  # noqa: PTH208
+
+
+async def test_consumers_that_are_kept_running_end_with_who_keeps_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(billing, "DYING", "import time; time.sleep(600)")
+    before = own_children()
+    fleet = billing.Fleet(2, log=tmp_path / "log")
+    keeping = asyncio.create_task(fleet.run(dies_at=1, deaths=1))
+    async with asyncio.timeout(60):
+        while len(fleet._running) < 2:  # noqa: ASYNC110  another turn is all it takes
+            await asyncio.sleep(0)
+    keeping.cancel()
+    await asyncio.wait({keeping})
+    assert own_children() == before
 
 
 @asynccontextmanager
