@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 __all__ = ["Report", "counted", "progress_of", "show"]
 
@@ -78,18 +79,24 @@ def progress_of(title: str) -> Callable[[str], None]:
 
 def _show_side_by_side(reports: Sequence[Report]) -> None:
     """Write reports of the same figures as tables, a column each, to standard output."""
-    console = Console()
     tables = [_table_of(reports[first : first + COLUMNS]) for first in range(0, len(reports), COLUMNS)]
-    if not console.is_terminal:
-        endless = Console(width=ENDLESS)
-        console = Console(width=max(80, *(endless.measure(table).maximum for table in tables)))
+    console = _console_for(tables)
     for table in tables:
-        console.print(table, highlight=False, markup=False)
+        console.print(table)
         console.print()
     for report in reports:
         for fault in report.faults:
-            console.print(f"fault, {report.title}: {fault}", highlight=False, markup=False)
-    console.print("ok" if all(report.ok for report in reports) else "not ok", highlight=False)
+            console.print(f"fault, {report.title}: {fault}", soft_wrap=True)
+    console.print("ok" if all(report.ok for report in reports) else "not ok")
+
+
+def _console_for(tables: Sequence[Table]) -> Console:
+    """Standard output, as wide as it is or, where that is no terminal, as they need."""
+    console = Console(markup=False, highlight=False)  # what a peer wrote may look like markup
+    if not console.is_terminal:
+        console.width = ENDLESS
+        console.width = max(80, *(console.measure(table).maximum for table in tables))
+    return console
 
 
 def _table_of(reports: Sequence[Report]) -> Table:
@@ -114,12 +121,12 @@ def show(reports: list[Report], *, as_json: bool) -> None:
     if len(reports) > 1 and len({tuple(key for key, *_ in report.figures) for report in reports}) == 1:
         _show_side_by_side(reports)
         return
-    console = Console()
     for report in reports:
         table = Table(title=report.title, title_justify="left", show_header=False, show_edge=False)
         for _, text, value, unit in report.figures:
             table.add_row(text, _shown(value), unit)
-        console.print(table, highlight=False)
+        console = _console_for([table])
+        console.print(table)
         for fault in report.faults:
-            console.print(f"[red]fault[/red] {fault}", highlight=False)
-        console.print("[green]ok[/green]" if report.ok else "[red]not ok[/red]", highlight=False)
+            console.print(Text.assemble(("fault", "red"), f" {fault}"), soft_wrap=True)
+        console.print(Text("ok", "green") if report.ok else Text("not ok", "red"))
