@@ -52,7 +52,7 @@ class Rank(IntEnum):
 
     HELP = 0
     PART = 1  # of a call or a transaction
-    BEGUN = 2  # INVITE with credentials: its caller was challenged
+    BEGUN = 2  # INVITE with credentials: its caller was challenged; of another node: it has admitted the call
     REGISTER = 3  # that answers a challenge
     NEW = 4  # other INVITEs, a trunk's too
     OTHER = 5
@@ -185,7 +185,7 @@ class Backlog:
         if not self._shedder.is_known(flow):
             return Rank.STRANGER
         if kind is INVITE:
-            return Rank.BEGUN if has_credentials(data) else Rank.NEW
+            return Rank.BEGUN if has_credentials(data) or self._shedder.is_node(flow) else Rank.NEW
         if kind is REGISTER and has_authorization(data):
             return Rank.REGISTER
         return Rank.OTHER

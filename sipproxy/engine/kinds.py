@@ -47,6 +47,7 @@ _BRANCH = re.compile(
     rb"\n[vV](?:[iI][aA])?[ \t]*+:" + _RUN + rb"(?:;(?!\s*+[bB][rR][aA][nN][cC][hH]\s*+=)" + _RUN + rb")*"
     rb"(?:;\s*+[bB][rR][aA][nN][cC][hH]\s*+=\s*+(" + MAGIC_COOKIE + rb"[^\s;,]+))?"
 )
+_ADMITTED = b";lr;e="  # in the Route of a call that another node brings (`edge.target_at`), or who writes like one
 _CREDENTIALS = re.compile(rb"\nproxy-authorization[ \t]*:", re.IGNORECASE)
 _NONCE = re.compile(  # in a line with its folds
     rb"\nauthorization[ \t]*:[^\n]*?(?:\n[ \t][^\n]*?)*?\bnonce[ \t]*=[ \t]*\"([^\"\r\n]{1,200})\"", re.IGNORECASE
@@ -111,9 +112,14 @@ _kind_by = Remembered(_kind_by_line)  # numbers are dialled again, and an INVITE
 
 
 def is_new_call(data: bytes) -> bool:
-    """Whether it is an INVITE outside every dialog, without credentials and not for help, a scanner's too: less is looked for
-    than by `kind_of`, since it is asked of each of thousands a second."""
-    return _kind_by[data[: data.find(b"\n") + 1]] is INVITE and not has_credentials(data) and not _has_to_tag(data)
+    """Whether it is an INVITE outside every dialog, without credentials, not for help and of no call that a node admitted, a
+    scanner's too: less is looked for than by `kind_of`, since it is asked of each of thousands a second."""
+    return (
+        _kind_by[data[: data.find(b"\n") + 1]] is INVITE
+        and not has_credentials(data)
+        and not _has_to_tag(data)
+        and _ADMITTED not in data
+    )
 
 
 def has_credentials(data: bytes) -> bool:

@@ -253,6 +253,10 @@ class Shedder:
             self._refused(kind, data, flow, copy, verdict)
         return verdict
 
+    def is_node(self, flow: Flow) -> bool:
+        """Whether it may be another node's."""
+        return self._desk.peers.has_host(flow.host)
+
     def is_known(self, flow: Flow) -> bool:
         """Whether its source is no stranger: a trunk route, another node, where customers are registered, or in an emergency
         access network."""

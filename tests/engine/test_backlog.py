@@ -8,13 +8,17 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from sipproxy.engine import backlog as backlog_module
 from sipproxy.engine.backlog import ROOM, STALE_S, STEP, Backlog, Rank
+from sipproxy.engine.edge import target_at
+from sipproxy.engine.peers import Peer
 from sipproxy.engine.settings import Rates
-from sipproxy.sip.flow import Flow
+from sipproxy.sip.flow import Flow, Hop
 from tests.engine.desk import DOMAIN, ROUTER, STRANGER, Desk
 from tests.engine.shedding import CALL, CONTACT, TRUNK, desk_of
+from tests.engine.test_location import binding
 from tests.sim.conftest import make_town
 
 if TYPE_CHECKING:
@@ -96,6 +100,25 @@ def test_rank_is_by_what_a_message_is_and_whether_its_source_is_known(
     uri = DOMAIN if method == b"REGISTER" else CALL
     backlog.put(b"\r\n" + desk.request(method, uri, to_tag=to_tag, headers=headers), flow, 0.0)
     assert backlog.waiting_of(rank) == backlog.waiting == 1
+
+
+def test_call_that_another_node_has_admitted_is_begun_and_finds_room_in_a_queue_that_stays(
+    desk: Desk, backlog: Backlog
+) -> None:
+    """It has its channel there, and would fail here for calls for which nothing was done. One that only looks so is new."""
+    shedder = desk.engine.shedder
+    shedder.has_queue = True
+    for data in new_calls(desk, ROOM):
+        come(backlog, data, ROUTER, 0.0)
+    node, hop = Flow("UDP", 0, "192.0.2.200", 5060), Hop("UDP", "192.0.2.200", 5060)
+    desk.engine.desk.peers.heard([Peer("n2", (hop,), frozenset([node.host]))])
+    elsewhere = replace(binding("b", node, 0), node="n2", token="t0ken")
+    reach = target_at(desk.engine.desk, "alice", elsewhere, CALL)
+    assert reach is not None
+    route = (b"Route", reach.route)
+    for number, flow in enumerate((node, ROUTER, STRANGER)):
+        come(backlog, desk.request(b"INVITE", CALL, call_id=b"%d" % number, headers=(route,)), flow, 0.0)
+    assert [backlog.waiting_of(rank) for rank in (Rank.BEGUN, Rank.NEW, Rank.STRANGER)] == [1, ROOM, 1]
 
 
 def test_who_is_in_an_emergency_access_network_is_no_stranger() -> None:
