@@ -269,6 +269,28 @@ async def test_run_of_calls_that_is_interrupted_hangs_up_and_tells_what_it_has(
     assert "</svg>" in (tmp_path / "lasting.svg").read_text()
 
 
+async def test_goodput_that_is_interrupted_before_the_calls_of_a_rate_tells_those_before_it(tmp_path: Path) -> None:
+    slowly = SMALLER.replace("rate = 30", "rate = 10").replace("register_per_s = 200", "register_per_s = 30")
+    (tmp_path / "slowly.toml").write_text(slowly)
+    rates = ("--capacity", "8", "--factor", "0.5", "--factor", "1", "--seconds", "2", "--plot", str(tmp_path / "good.svg"))
+    status, output, _ = await interrupted(
+        "goodput", "--mix", str(tmp_path / "slowly.toml"), *rates, at=b"8 a second, registering"
+    )
+    (report,) = json.loads(output)
+    assert (status, report["title"]) == (1, "0.5 times")
+    assert report["faults"] == ["interrupted: figures are of what was measured until then"]
+    assert "</svg>" in (tmp_path / "good.svg").read_text()
+
+
+async def test_goodput_that_is_interrupted_on_the_way_up_tells_how_far_it_came(tmp_path: Path) -> None:
+    (tmp_path / "smaller.toml").write_text(SMALLER.replace("rate = 30", "rate = 10"))
+    rates = ("--from", "5", "--seconds", "30", "--plot", str(tmp_path / "good.svg"))
+    status, output, _ = await interrupted("goodput", "--mix", str(tmp_path / "smaller.toml"), *rates, at=b"calling 2")
+    (report,) = json.loads(output)
+    assert (status, report["title"]) == (1, "way up, 5/s")
+    assert report["faults"] == ["interrupted: figures are of what was measured until then"]
+
+
 async def test_run_that_is_interrupted_again_and_again_leaves_neither_node_nor_store(tmp_path: Path) -> None:
     """The second time it ends at once; what comes while it does changes nothing."""
     (tmp_path / "lasting.toml").write_text(LASTING)
