@@ -51,7 +51,7 @@ from sipproxy.siblings import Siblings
 from sipproxy.store.bindings import Bindings
 from sipproxy.store.connection import STOPPED, State, Store
 from sipproxy.store.embedded import EmbeddedError, EmbeddedStore
-from sipproxy.store.errors import UNUSABLE, StoreError
+from sipproxy.store.errors import UNUSABLE
 from sipproxy.store.nodes import Heartbeat
 from sipproxy.store.secret import SharedSecret, kept_secret
 from sipproxy.store.slots import Slots
@@ -228,11 +228,7 @@ class Node:
         self.neighbours = Neighbours(self.store, self._bindings, self.shell, self._journal, [host for _, host, _ in bound])
         self._secret = SharedSecret(self.store, self._shared_dir / "shared.key", self.engine.auth.rekey)
         self.engine.auth.rekey(self._secret.current)
-        try:
-            await self._secret.step()
-            await self.neighbours.follower.step()
-        except StoreError as error:
-            self.log.warning("bindings_not_loaded", error=str(error))  # they are fetched as soon as the store is back
+        has_bindings = await lifecycle.learn(self._secret, self.neighbours)
         metrics = await self._observe(stack)
         self._publisher.take_up(found.unfinished)
         lifecycle.resume(self.shell, self._journal, found, self._slots)
@@ -246,6 +242,8 @@ class Node:
         self.shell.start()
         if self.siblings is not None:
             self.siblings.serve()
+            if not has_bindings:
+                self.siblings.ask_bindings()
         self._drop_strangers(stack, bound)
         self._notifier.tell("READY=1", status=self._status())
         self._lag = LoopLag(metrics, on_sample=self.shell.late)
@@ -398,7 +396,7 @@ class Node:
             if self._server is not None:
                 work.append(self._server.run())
             if self.siblings is not None:
-                work.append(self.siblings.run(lambda: lifecycle.is_healthy(self.engine)))
+                work += [self.siblings.run(lambda: lifecycle.is_healthy(self.engine)), self.siblings.tell_bindings()]
                 if self.siblings.spec.is_leaving:
                     work.append(lifecycle.leave(self.engine, self._journal, stop))
             else:  # with workers the supervisor reloads

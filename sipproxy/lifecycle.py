@@ -19,6 +19,7 @@ from sipproxy.engine.recover import slots_of
 from sipproxy.engine.targets import route_hops
 from sipproxy.net.addresses import is_here
 from sipproxy.sip.transaction import State
+from sipproxy.store.errors import StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -26,9 +27,11 @@ if TYPE_CHECKING:
     from cdr.journal import Journal
     from cdr.recovery import Recovered
     from sipproxy.engine.core import Engine
+    from sipproxy.neighbours import Neighbours
     from sipproxy.net.transports import Transports
     from sipproxy.process import Stop
     from sipproxy.shell import Shell
+    from sipproxy.store.secret import SharedSecret
     from sipproxy.store.slots import Slots
     from sipproxy.systemd import Notifier
 
@@ -38,6 +41,7 @@ __all__ = [
     "cancel_all",
     "drain",
     "is_healthy",
+    "learn",
     "leave",
     "resume",
     "run_look_ahead",
@@ -87,6 +91,17 @@ def boot_id() -> str:
         return BOOT_ID.read_text().strip() + ":" + os.readlink(TIME_NAMESPACE)  # noqa: PTH115  not a path
     except OSError:
         return ""
+
+
+async def learn(secret: SharedSecret, neighbours: Neighbours) -> bool:
+    """Agree with the other nodes on the secret, and learn the bindings; False while the store tells nothing."""
+    try:
+        await secret.step()
+        await neighbours.follower.step()
+    except StoreError as error:
+        structlog.get_logger("node").warning("bindings_not_loaded", error=str(error))  # until the store is back
+        return False
+    return True
 
 
 def resume(shell: Shell, journal: Journal, found: Recovered, slots: Slots) -> None:

@@ -19,6 +19,7 @@ import structlog
 
 from sipproxy.engine.actions import SaveBinding
 from sipproxy.engine.crew import Dropped, Gone, Guessed, Helped, Spared, Started, Took, Used
+from sipproxy.engine.location import STATIC
 from sipproxy.engine.steering import Steering
 from sipproxy.engine.structs import Binding  # noqa: TC001  msgspec reads the annotations
 from sipproxy.net.handover import MAX_MESSAGE, Post
@@ -40,6 +41,8 @@ __all__ = ["Siblings"]
 
 MAX_PENDING = 4096  # messages on others' connections whose failure may yet be told
 KEPT_AT_ONCE = 5000  # exceptions of the steering in one message
+MAX_AHEAD = 100  # bindings that a worker which asked has not taken yet: messages to it have to find room
+AHEAD_S = 0.01  # until it is looked at again whether it has
 TAKE_OVER_S = 0.5  # that a new worker waits for what the others took in its place
 PATS_S = 1.0  # between two signs of life to the supervisor
 LINK_BYTES = 4096
@@ -98,6 +101,19 @@ class Unbound(msgspec.Struct, frozen=True, array_like=True, tag=True):
     at_ms: int
 
 
+class Asked(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Tell me the bindings: the store does not."""
+
+    worker: int
+
+
+class Known(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """A binding that you asked for; your own of before are among them."""
+
+    user: str
+    binding: Binding
+
+
 class Kept(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """Exceptions of the steering, for a worker that comes back."""
 
@@ -114,6 +130,8 @@ Word = (
     | Unreachable
     | Bound
     | Unbound
+    | Asked
+    | Known
     | Kept
     | Guessed
     | Used
@@ -150,6 +168,7 @@ class Siblings:
         self._held: list[Word] | None = []  # what came before this worker serves
         self._heard: set[int] = set()
         self._waiting = asyncio.Event()
+        self._askers: asyncio.Queue[int] = asyncio.Queue()
         self._standing_in: dict[int, list[UdpListener]] = {}
         self._log = structlog.get_logger("node")
         self.counters = {"responses": 0, "requests": 0, "sends": 0, "taken_here": 0, "lost": 0}
@@ -209,6 +228,29 @@ class Siblings:
             else:
                 self._perform(word)
         self.say("ready")
+
+    def ask_bindings(self) -> None:
+        """Have another worker tell the bindings, since the store does not."""
+        others = self.steering.alive - {self.me}
+        if others:
+            self._pass(min(others), Asked(self.me))
+
+    async def tell_bindings(self) -> None:
+        """Tell workers that ask all bindings that are known here, until cancelled."""
+        assert self._shell is not None
+        location = self._shell.engine.desk.location
+        while True:
+            worker = await self._askers.get()
+            for user, binding in list(location.items()):
+                if binding.key.startswith(STATIC):
+                    continue
+                while self.post.queued > MAX_AHEAD:  # noqa: ASYNC110  what is waited for has no event
+                    await asyncio.sleep(AHEAD_S)
+                if worker not in self.steering.alive:
+                    break
+                if location.get(user, binding.key) is binding:  # else what is newer was told
+                    self._pass(worker, Known(user, binding))
+                await asyncio.sleep(0)  # messages come first
 
     async def run(self, is_healthy: Callable[[], bool]) -> None:
         """Show the supervisor that the event loop runs, until cancelled."""
@@ -409,6 +451,10 @@ class Siblings:
             shell.binding_seen(word.user, word.binding)
         elif isinstance(word, Unbound):
             shell.binding_gone(word.user, word.key, word.at_ms)
+        elif isinstance(word, Known):
+            shell.bindings_read([(word.user, word.binding)], own_too=True)
+        elif isinstance(word, Asked):
+            self._askers.put_nowait(word.worker)
         elif not isinstance(word, Kept):
             shell.told(word)
 

@@ -16,6 +16,7 @@ from loadtest.agents import Answering, Trunk, next_call
 from loadtest.net import free_udp_port
 from loadtest.network import TRUNK_HOST, many_lines
 from loadtest.node import TrunkSpec
+from loadtest.reconcile import becomes
 from loadtest.truth import Ledger
 from loadtest.ua import SDP_TYPE, sdp_of
 from sipproxy.admin.control import ControlError, ask, socket_path
@@ -170,6 +171,37 @@ async def test_registration_is_known_to_all_workers_also_while_the_store_is_away
         for line in LINES:
             router = await network.router(line.user)
             for _ in range(3):
+                call = await (await network.trunk.call(line.number, network.node.address)).answered()
+                await next_call(router)
+                assert await call.hang_up() == 200
+    finally:
+        network.store.resume()
+    records, result = await network.reconciled()
+    assert result.ok, result
+    assert {record.node for record in records} == {"node1", "node1-2"}
+
+
+async def test_worker_that_comes_back_while_the_store_is_away_knows_all_registrations(
+    start_network: Callable[..., Any],
+) -> None:
+    """Design: invariant 5. The others know them still, also those that were made at the one that died."""
+    network = await started(start_network)
+    routers = [await network.router(line.user) for line in LINES]
+    for line in LINES:
+        assert await network.bindings(line.user, 1) == 1
+    network.store.stop()
+    try:
+        os.kill(network.node.worker_pids()[2], signal.SIGKILL)
+        await network.followed(network.node, "sipproxy_worker_restarts_total", 1.0, timeout_s=60)
+        await network.followed(network.node, "sipproxy_worker_up", 2.0, timeout_s=60)
+
+        async def known() -> int:
+            own = network.node.directory / "data" / "worker-2" / "worker.sock"
+            return len((await asyncio.to_thread(ask, own, "registrations"))["registrations"])
+
+        assert await becomes(known, len(LINES)) == len(LINES)
+        for _ in range(3):
+            for line, router in zip(LINES, routers, strict=True):
                 call = await (await network.trunk.call(line.number, network.node.address)).answered()
                 await next_call(router)
                 assert await call.hang_up() == 200
