@@ -167,6 +167,7 @@ class Siblings:
         self._last_ident = 0
         self._held: list[Word] | None = []  # what came before this worker serves
         self._heard: set[int] = set()
+        self._knows_others = False  # the supervisor has said who is there
         self._waiting = asyncio.Event()
         self._askers: asyncio.Queue[int] = asyncio.Queue()
         self._standing_in: dict[int, list[UdpListener]] = {}
@@ -292,6 +293,7 @@ class Siblings:
     def _on_state(self, state: State) -> None:
         alive, before = frozenset(state.alive), self.steering.alive
         self.steering.alive, self.steering.leaving = alive | {self.me}, frozenset(state.leaving)
+        self._knows_others = True
         for worker in alive - before - {self.me}:
             self._tell_kept(worker)
         for worker in before - alive - {self.me}:
@@ -304,7 +306,7 @@ class Siblings:
         self._note_heard()
 
     def _note_heard(self) -> None:
-        if self._heard >= self.steering.alive - {self.me}:
+        if self._knows_others and self._heard >= self.steering.alive - {self.me}:
             self._waiting.set()
 
     def _tell_kept(self, worker: int) -> None:

@@ -13,7 +13,7 @@ import pytest
 from sipproxy.engine.actions import RemoveBinding, SaveBinding
 from sipproxy.engine.structs import Binding
 from sipproxy.net.handover import pair
-from sipproxy.orders import Spec
+from sipproxy.orders import Spec, State
 from sipproxy.siblings import Siblings
 from sipproxy.sip.flow import Flow
 
@@ -88,3 +88,16 @@ async def test_message_that_is_passed_on_comes_behind_the_bindings_before_it(
     first.siblings.message(b"INVITE sip:112@sip.example SIP/2.0", FLOW, 0.0)
     await until(lambda: len(second.told) == 2)
     assert second.told == [("seen", "alice", "key-1"), ("message", "INVITE sip:112@sip.example SIP/2.0")]
+
+
+async def test_worker_that_comes_back_learns_who_is_there_before_it_serves(workers: tuple[Worker, Worker]) -> None:
+    """The others may be told of it, and tell it what they took, before it is told of them: it is not alone for that."""
+    first, second = workers[0].siblings, workers[1].siblings
+    second.steering.alive = frozenset({2})
+    taking = asyncio.create_task(second.take_over())
+    first._tell_kept(2)
+    await until(lambda: 1 in second._heard)
+    assert not second._waiting.is_set()
+    second._on_state(State([1, 2]))
+    await taking
+    assert second._waiting.is_set()
