@@ -99,27 +99,30 @@ class Gathering:
 
     async def _end(self, request: Row) -> Row:
         """The worker that has the call ends it."""
-        return (await self._knowing("end", request, UNKNOWN_CALL))[0]
+        return await self._knowing("end", request, UNKNOWN_CALL)
 
     async def _spare(self, request: Row) -> Row:
         """Each worker has a list of its own."""
-        return (await self._knowing("spare", request, UNKNOWN_SOURCE))[0]
+        return await self._knowing("spare", request, UNKNOWN_SOURCE)
 
-    async def _knowing(self, command: str, request: Row, unknown: str) -> list[Row]:
-        """The answers of the workers that know what is asked about; that others do not, and say `unknown`, means nothing."""
-        refusal, answers = ControlError("no worker of this node serves; see its log"), list[Row]()
+    async def _knowing(self, command: str, request: Row, unknown: str) -> Row:
+        """Ask all workers; the answer of the first that knows what is asked about. That others do not, and say `unknown`, means
+        nothing."""
+        refusal, answer = ControlError("no worker of this node serves; see its log"), None
         for worker in self._present():
             try:
-                answers.append(await self._ask(worker, command, request))
+                found = await self._ask(worker, command, request)
             except NodeAwayError:
                 continue
             except ControlError as error:
                 if unknown not in str(error):
                     raise
                 refusal = error
-        if not answers:
+            else:
+                answer = found if answer is None else answer
+        if answer is None:
             raise refusal
-        return answers
+        return answer
 
     async def _node_status(self, request: Row) -> Row:
         answers = await self._each("status", request)

@@ -18,7 +18,7 @@ import msgspec
 import structlog
 
 from sipproxy.engine.actions import SaveBinding
-from sipproxy.engine.crew import Dropped, Gone, Guessed, Helped, Spared, Started, Took, Used
+from sipproxy.engine.crew import Gone, Told
 from sipproxy.engine.location import STATIC
 from sipproxy.engine.steering import Steering
 from sipproxy.engine.structs import Binding  # noqa: TC001  msgspec reads the annotations
@@ -122,25 +122,7 @@ class Kept(msgspec.Struct, frozen=True, array_like=True, tag=True):
     last: bool
 
 
-Word = (
-    Passed
-    | Send
-    | Failed
-    | Closed
-    | Unreachable
-    | Bound
-    | Unbound
-    | Asked
-    | Known
-    | Kept
-    | Guessed
-    | Used
-    | Started
-    | Took
-    | Helped
-    | Dropped
-    | Spared
-)
+Word = Passed | Send | Failed | Closed | Unreachable | Bound | Unbound | Asked | Known | Kept | Told
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Word).decode

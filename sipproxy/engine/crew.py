@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sipproxy.engine.shed import Shedder
     from sipproxy.engine.state import Desk
 
-__all__ = ["Crew", "Dropped", "Gone", "Guessed", "Helped", "Spared", "Started", "Took", "Used", "Word"]
+__all__ = ["Crew", "Dropped", "Gone", "Guessed", "Helped", "Spared", "Started", "Told", "Took", "Used", "Word"]
 
 
 class Guessed(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -81,7 +81,10 @@ class Spared(msgspec.Struct, frozen=True, array_like=True, tag=True):
     why: str
 
 
-Word = Guessed | Used | Started | Took | Helped | Dropped | Spared | Gone
+Told = Guessed | Used | Started | Took | Helped | Dropped | Spared
+"""What workers say themselves; that one is gone is the supervisor's word."""
+
+Word = Told | Gone
 
 
 class Crew:

@@ -24,6 +24,7 @@ from sipproxy.admin.control import ControlError, ask, socket_path
 if TYPE_CHECKING:
     from loadtest.agents import Router
     from loadtest.network import Network
+    from loadtest.node import LineSpec
     from loadtest.ua import Call
 
 FIXED = "03023125001"
@@ -163,6 +164,13 @@ async def test_route_that_icmp_says_is_gone_fails_at_once_whichever_worker_hears
         carrier.close()
 
 
+async def is_called(network: Network, line: LineSpec, router: Router) -> None:
+    """A call from the trunk reaches this router of the line, and ends."""
+    call = await (await network.trunk.call(line.number, network.node.address)).answered()
+    await next_call(router)
+    assert await call.hang_up() == 200
+
+
 async def test_registration_is_known_to_all_workers_also_while_the_store_is_away(start_network: Callable[..., Any]) -> None:
     """Design: invariant 5. Who registers at one worker is called by whichever has the call, store or not."""
     network = await started(start_network)
@@ -171,9 +179,7 @@ async def test_registration_is_known_to_all_workers_also_while_the_store_is_away
         for line in LINES:
             router = await network.router(line.user)
             for _ in range(3):
-                call = await (await network.trunk.call(line.number, network.node.address)).answered()
-                await next_call(router)
-                assert await call.hang_up() == 200
+                await is_called(network, line, router)
     finally:
         network.store.resume()
     records, result = await network.reconciled()
@@ -202,9 +208,7 @@ async def test_worker_that_comes_back_while_the_store_is_away_knows_all_registra
         assert await becomes(known, len(LINES)) == len(LINES)
         for _ in range(3):
             for line, router in zip(LINES, routers, strict=True):
-                call = await (await network.trunk.call(line.number, network.node.address)).answered()
-                await next_call(router)
-                assert await call.hang_up() == 200
+                await is_called(network, line, router)
     finally:
         network.store.resume()
     records, result = await network.reconciled()
