@@ -41,25 +41,25 @@ class Buckets:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self.table: OrderedDict[Hashable, Bucket] = OrderedDict()  # to be read alone
+        self._table: OrderedDict[Hashable, Bucket] = OrderedDict()
         self.evicted = 0
 
     def __len__(self) -> int:
-        return len(self.table)
+        return len(self._table)
 
     def find(self, key: Hashable) -> Bucket | None:
-        found = self.table.get(key)
+        found = self._table.get(key)
         if found is not None:
-            self.table.move_to_end(key)
+            self._table.move_to_end(key)
         return found
 
     def forget(self, key: Hashable) -> None:
         """Harmless when there is none."""
-        self.table.pop(key, None)
+        self._table.pop(key, None)
 
     def add(self, key: Hashable, bucket: Bucket) -> Bucket:
-        self.table[key] = bucket
-        if len(self.table) > self._limit:
-            self.table.popitem(last=False)
+        self._table[key] = bucket
+        if len(self._table) > self._limit:
+            self._table.popitem(last=False)
             self.evicted += 1
         return bucket

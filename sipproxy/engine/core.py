@@ -298,7 +298,7 @@ class Engine:
             self._refuse_malformed(request, flow, fault)
             return
         if flow.transport != LOOP:
-            desk.counters["requests", request_label(request)] += 1  # twice as fast as by `count`
+            desk.count("requests", request_label(request))
         if is_stray:
             desk.count("requests_refused", "stray_ack")
             return

@@ -32,42 +32,42 @@ class Peers:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self.known: dict[str, Peer] = {}
+        self._known: dict[str, Peer] = {}
 
     def heard(self, peers: Iterable[Peer]) -> None:
         """These nodes show a sign of life."""
         for peer in peers:
             if peer.node == self._settings.node or peer.node in self._settings.siblings:
                 continue
-            self.known.pop(peer.node, None)
-            self.known[peer.node] = peer
-            if len(self.known) > MAX_PEERS:
-                del self.known[next(iter(self.known))]
+            self._known.pop(peer.node, None)
+            self._known[peer.node] = peer
+            if len(self._known) > MAX_PEERS:
+                del self._known[next(iter(self._known))]
 
     def hop_to(self, node: str) -> Hop | None:
         """The first of the node's listeners that one of ours speaks the transport of; None for a node that is not known."""
-        peer = self.known.get(node)
+        peer = self._known.get(node)
         if peer is None:
             return None
         return next((hop for hop in peer.hops if self._settings.listener_for(hop) is not None), None)
 
     def hops(self) -> Iterator[Hop]:
         """Where other nodes are reached."""
-        for peer in self.known.values():
+        for peer in self._known.values():
             yield from peer.hops
 
     def hosts(self) -> Iterator[str]:
         """The IP addresses that messages of other nodes come from."""
-        for peer in self.known.values():
+        for peer in self._known.values():
             yield from peer.hosts
 
     def has_host(self, host: str) -> bool:
         """Whether a message from this IP address can be another node's."""
-        return bool(self.known) and any(host in peer.hosts for peer in self.known.values())
+        return bool(self._known) and any(host in peer.hosts for peer in self._known.values())
 
     def is_node(self, flow: Flow) -> bool:
         """Whether who sends by this flow is another node: from its address, and where TLS proves who that is, by its name."""
         return any(
             flow.host in peer.hosts and any(self._settings.may_be(hop.host, flow) for hop in peer.hops)
-            for peer in self.known.values()
+            for peer in self._known.values()
         )

@@ -148,14 +148,14 @@ class Shedder:
             return None
         desk, notable = self._desk, waited_s > self._notable_s
         source = self.sources.find(source_of(flow.host)) or self.source(flow)
-        if source.trusted or ((desk.peers.known or flow.names or ":" in flow.host) and self._is_ours(flow)):
+        if source.trusted or self._is_ours(flow):
             return self._trunk(data, flow, waited_s, kind) if notable else None
         if data[:1] in (b"\r", b"\n"):
             data = data.lstrip(b"\r\n")  # RFC 3261 §7.5: line ends before the first line are ignored
         source.credit = min(self._most, source.credit + len(data))
         kind = kind or kind_of(data)
         user, sharing = desk.location.accounts_at(flow, desk.now.utc_ms)
-        copy = self._copy(kind, data, flow) if self.turned_away.table else None
+        copy = self._copy(kind, data, flow)
         verdict = self._again(kind, copy, waited_s) if copy is not None else None
         if notable and kind is INVITE and verdict is None:
             verdict = self._late(data, flow, waited_s, user)
@@ -191,7 +191,7 @@ class Shedder:
 
     def _copy(self, kind: Kind, data: bytes, flow: Flow) -> Copy | None:
         """What an INVITE, or an ACK, has in common with an INVITE that may have been turned away; None for what has nothing."""
-        may_be = kind is INVITE or (kind is PART and data.startswith(b"ACK "))
+        may_be = len(self.turned_away) and (kind is INVITE or (kind is PART and data.startswith(b"ACK ")))
         return copy_of(data, flow) if may_be else None
 
     def _again(self, kind: Kind, copy: Copy, waited_s: float) -> Verdict | None:
@@ -245,7 +245,7 @@ class Shedder:
         if not data.startswith((b"INVITE ", b"ACK ")) or self._desk.peers.has_host(flow.host):
             return None
         kind = kind or kind_of(data)
-        copy = self._copy(kind, data, flow) if self.turned_away.table else None
+        copy = self._copy(kind, data, flow)
         verdict = self._again(kind, copy, waited_s) if copy is not None else None
         if verdict is None and kind is INVITE and self._is_late(data, waited_s):
             verdict = Verdict("late", self._retry(kind))

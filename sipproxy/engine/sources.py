@@ -139,7 +139,7 @@ def may_answer(desk: Desk, target: Flow | Hop, flow: Flow) -> bool:
         return True
     if isinstance(target, Flow):
         return _same_host(target.host, flow.host)
-    if desk.peers.known and desk.peers.has_host(target.host):
+    if desk.peers.has_host(target.host):
         return desk.peers.is_node(flow)
     if target.host == flow.host:
         return True
