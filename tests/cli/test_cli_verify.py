@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import bz2
 import gzip
 import json
@@ -23,6 +22,7 @@ from cdr.parquet import ParquetRows
 from cdr.verify import Held, Holding, Result, read_journal, verify
 from loadtest.billing import make_record, put
 from loadtest.valkey import Valkey
+from tests.programs import run
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
@@ -173,9 +173,8 @@ async def test_command_tells_gaps_for_people_and_programs_and_keeps_its_state(tm
         verified("--since", "26", code=2)
         verified(tmp_path / "there-is-none.jsonl", code=2)
         command = (sys.executable, "-m", "sipproxy", "cdr", "verify", "-c", str(config))
-        process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdout=asyncio.subprocess.PIPE)
-        assert (await process.communicate())[0] == b"node1: cannot be known below 26\n"
-        assert process.returncode == 2
+        status, output, _ = await run(*command, cwd=ROOT)
+        assert (status, output) == (2, b"node1: cannot be known below 26\n")
 
 
 FORMS = [

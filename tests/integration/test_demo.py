@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
 
+from tests.programs import run
+
 
 async def test_demo_ends_with_status_0_and_tells_every_step() -> None:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "loadtest.demo", "--json", stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
-    )
-    output, errors = await asyncio.wait_for(process.communicate(), 60)
-    assert process.returncode == 0, f"{output.decode()}\n{errors.decode()}"
+    status, output, errors = await run(sys.executable, "-m", "loadtest.demo", "--json")
+    assert status == 0, f"{output.decode()}\n{errors.decode()}"
     told = json.loads(output)
     assert told["ok"]
     assert all(step["ok"] for step in told["steps"])

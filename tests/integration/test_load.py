@@ -16,17 +16,16 @@ from typing import Any
 import pytest
 
 from loadtest.peer import missing
+from tests.programs import Done, run, running
 
+BOUND_S = 90.0
 ROOT = Path(__file__).resolve().parents[2]
 needs_sipp = pytest.mark.skipif(shutil.which("sipp") is None, reason="sipp is not installed: apt-get install sip-tester")
 
 
 async def measure(*arguments: str, status: int = 0) -> list[dict[str, Any]]:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "loadtest", *arguments, "--json", stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
-    )
-    output, errors = await asyncio.wait_for(process.communicate(), 100)
-    assert process.returncode == status, f"{output.decode()}\n{errors.decode()[-4000:]}"
+    ended, output, errors = await run(sys.executable, "-m", "loadtest", *arguments, "--json", bound_s=BOUND_S)
+    assert ended == status, f"{output.decode()}\n{errors.decode()[-4000:]}"
     reports: list[dict[str, Any]] = json.loads(output)
     assert all(report["ok"] for report in reports) is (status == 0)
     return reports
@@ -169,19 +168,12 @@ async def test_interrupted_comparison_of_two_checkouts_tells_what_it_has() -> No
     """Here both are the same one. The search goes on until it is interrupted, behind its first trial."""
     options = ("--node-alone", "--workers", "1", "--accounts", "100", "--registers", "0", "--rate", "10", "--seconds", "1")
     search = ("--rounds", "1", "--search-from", "5", "--search-seconds", "1", "--search-minutes", "60")
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "loadtest", "compare", *options, *search, "--beside", str(ROOT), "--json"),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    assert process.stderr is not None
-    assert process.stdout is not None
-    async with asyncio.timeout(100):
-        while b"5 calls a second go well" not in await process.stderr.readline():
-            assert process.returncode is None
-        process.send_signal(signal.SIGINT)
-        _, output = await asyncio.gather(process.stderr.read(), process.stdout.read())
-        assert await process.wait() == 1
+    command = (sys.executable, "-m", "loadtest", "compare", *options, *search, "--beside", str(ROOT), "--json")
+    async with running(*command, bound_s=BOUND_S) as program:
+        await program.says(b"5 calls a second go well")
+        program.process.send_signal(signal.SIGINT)
+        status, output, _ = await program.ended()
+    assert status == 1
     node, beside, ratio = json.loads(output)
     assert (node["title"], beside["title"]) == ("node, 1 worker", f"{ROOT.name}, 1 worker")
     assert node["faults"] == ["interrupted: figures are of what was measured until then"]
@@ -203,47 +195,33 @@ def is_alive(process: Path) -> bool:
 
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
 async def test_ended_run_leaves_neither_node_nor_store(sign: signal.Signals) -> None:
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "loadtest", "mix", "evening", "--seconds", "60"),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    assert process.stderr is not None
-    async with asyncio.timeout(100):
-        while b"registering" not in await process.stderr.readline():
-            assert process.returncode is None
-        started = children_of(process.pid)
+    command = (sys.executable, "-m", "loadtest", "mix", "evening", "--seconds", "60")
+    async with running(*command, bound_s=BOUND_S) as program:
+        await program.says(b"registering")
+        started = children_of(program.process.pid)
         assert len(started) == 2  # a node and its store
-        process.send_signal(sign)
-        output, errors = await process.communicate()
-    assert (process.returncode, output) == (2, b"")
+        program.process.send_signal(sign)
+        status, output, errors = await program.ended()
+    assert (status, output) == (2, b"")
     assert errors.endswith(b"\nended before there was anything to report\n")
     assert b"Traceback" not in errors
     assert not [path for path in started if is_alive(path)]
 
 
-async def interrupted(*arguments: str, at: bytes, signals: int = 1) -> tuple[int | None, bytes, bytes]:
+async def interrupted(*arguments: str, at: bytes, signals: int = 1) -> Done:
     """Status, output and errors of a command that gets so many signals when it says `at`; what it started is gone then."""
     folder = tempfile.mkdtemp(prefix="t-")  # whose name is short enough for the store's socket
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "loadtest", *arguments, "--json"),
-        env={**os.environ, "TMPDIR": folder},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    assert process.stderr is not None
-    async with asyncio.timeout(100):
-        while at not in (line := await process.stderr.readline()):
-            assert process.returncode is None
-            assert line
-        started = children_of(process.pid)
+    command = (sys.executable, "-m", "loadtest", *arguments, "--json")
+    async with running(*command, bound_s=BOUND_S, env={**os.environ, "TMPDIR": folder}) as program:
+        await program.says(at)
+        started = children_of(program.process.pid)
         for _ in range(signals):
-            process.send_signal(signal.SIGINT)
+            program.process.send_signal(signal.SIGINT)
             await asyncio.sleep(0.2)
-        output, errors = await process.communicate()
+        done = await program.ended()
     assert not [path for path in started if is_alive(path)]
     os.rmdir(folder)  # noqa: PTH106  raises OSError where something is left
-    return process.returncode, output, errors
+    return done
 
 
 LASTING = SHORT.replace("seconds = 3", "seconds = 600").replace("mean_s = 0.3\nat_most_s = 1", "mean_s = 5")

@@ -17,6 +17,7 @@ from loadtest.node import LineSpec
 from policy import store
 from policy.change import Change
 from policy.model import BlockRule
+from tests.programs import run
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -30,14 +31,12 @@ DIALLED = "+43123456789"
 
 async def command(config: Path, *words: str) -> tuple[int, Any]:
     """One command of the program, with a configuration; its exit code and answer."""
-    process = await asyncio.create_subprocess_exec(
+    status, output, _ = await run(
         *(sys.executable, "-m", "sipproxy", *words, "-c", str(config), "--json"),
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=asyncio.subprocess.PIPE,
     )
-    output, _ = await asyncio.wait_for(process.communicate(), 60)
-    return process.returncode or 0, json.loads(output)
+    return status, json.loads(output)
 
 
 async def finals(router: Router) -> AsyncIterator[tuple[float, int]]:

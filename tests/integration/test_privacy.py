@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from loadtest.agents import next_call
 from loadtest.node import LineSpec
 from loadtest.reconcile import wait_until
+from tests.programs import run
 
 if TYPE_CHECKING:
     from loadtest.network import Network
@@ -23,12 +23,9 @@ ORDER = "2020-01-01/2099-01-01/case-12"
 
 async def sipproxy(network: Network, *arguments: str) -> Any:
     """What a command says with --json."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "sipproxy", *arguments, "--json", "-c", str(network.node.config), stdout=asyncio.subprocess.PIPE
-    )
-    out, _ = await process.communicate()
-    assert process.returncode == 0, out
-    return json.loads(out)
+    status, output, errors = await run(sys.executable, "-m", "sipproxy", *arguments, "--json", "-c", str(network.node.config))
+    assert status == 0, errors.decode()
+    return json.loads(output)
 
 
 async def test_malicious_call_is_recorded_for_its_order_alone(start_network: Callable[..., Any]) -> None:

@@ -15,6 +15,7 @@ from cdr.retention import Rules
 from loadtest.agents import next_call
 from loadtest.node import LineSpec
 from loadtest.reconcile import wait_until
+from tests.programs import run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,10 +64,9 @@ async def test_purge_has_the_running_node_forget_and_its_metrics_stay(start_netw
     config = network.node.config
     config.write_text(config.read_text().replace("keep_unbilled_h = 1", "keep_unbilled_h = 0"))  # as the command reads it
     command = [sys.executable, "-m", "sipproxy", "cdr", "purge", "--json", "-c", str(config)]
-    process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdout=asyncio.subprocess.PIPE)
-    out, _ = await process.communicate()
-    report = json.loads(out)
-    assert (process.returncode, report["left"]) == (0, [])
+    status, output, _ = await run(*command, cwd=ROOT)
+    report = json.loads(output)
+    assert (status, report["left"]) == (0, [])
     assert sum(row["count"] for row in report["gone"] if row["place"] == "journal") == 2, report
     assert left(network) == 0
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import sys
@@ -18,6 +17,7 @@ from loadtest.agents import next_call
 from loadtest.network import Network, many_lines
 from loadtest.reconcile import becomes
 from loadtest.ua import SDP_TYPE, Call, CallError, sdp_of
+from tests.programs import run
 
 if TYPE_CHECKING:
     from cdr.facts import Record
@@ -190,14 +190,11 @@ async def _shown(pair: Pair) -> None:
 async def _answers(command: list[str], nodes: list[Node]) -> list[Any]:
     answers = []
     for node in nodes:
-        process = await asyncio.create_subprocess_exec(
+        status, output, faults = await run(
             *(sys.executable, "-m", "sipproxy", *command, "-c", str(node.config), "--json"),
             cwd=ROOT,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
         )
-        output, faults = await asyncio.wait_for(process.communicate(), 60)
-        assert process.returncode == 0, faults
+        assert status == 0, faults
         answers.append(json.loads(output))
     return answers

@@ -16,6 +16,7 @@ from loadtest.net import free_udp_port
 from loadtest.node import LineSpec, TrunkSpec
 from loadtest.truth import Ledger
 from sipproxy.admin import control
+from tests.programs import run
 
 if TYPE_CHECKING:
     from loadtest.network import Network
@@ -58,11 +59,8 @@ async def addresses_of(network: Network) -> list[dict[str, Any]]:
 async def printed(network: Network) -> str:
     """What `sipproxy trunks` prints."""
     command = [sys.executable, "-m", "sipproxy", "trunks", "-c", str(network.node.config)]
-    process = await asyncio.create_subprocess_exec(
-        *command, cwd=Path(__file__).parents[2], stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
-    )
-    output, errors = await process.communicate()
-    assert process.returncode == 0, errors.decode()
+    status, output, errors = await run(*command, cwd=Path(__file__).parents[2])
+    assert status == 0, errors.decode()
     return output.decode()
 
 

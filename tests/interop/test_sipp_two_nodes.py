@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import sys
@@ -15,6 +14,7 @@ from loadtest.network import Network, md5_only
 from loadtest.node import LineSpec
 from loadtest.reconcile import compare
 from loadtest.sipp_runner import Credentials, run_sipp, start_sipp
+from tests.programs import run
 
 pytestmark = pytest.mark.program("sipp")
 
@@ -30,14 +30,12 @@ async def test_rule_added_at_one_node_refuses_a_sipp_call_at_the_other(tmp_path:
         network.another_node(directory=tmp_path / "two") as other,
     ):
         (await run_sipp("call", target=other.address, accounts=[ACCOUNT], keys=DIALLED)).check(1)
-        process = await asyncio.create_subprocess_exec(
+        _, output, _ = await run(
             *(sys.executable, "-m", "sipproxy", "block", "add", "+43", "--reason", "fraud", "--id", "r"),
             *("-c", str(network.node.config), "--json"),
             cwd=ROOT,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
-            stdout=asyncio.subprocess.PIPE,
         )
-        output, _ = await asyncio.wait_for(process.communicate(), 30)
         version = json.loads(output)["version"]
         await network.followed(other, "sipproxy_policy_version", version)
         (await run_sipp("refused", target=other.address, accounts=[ACCOUNT], keys=DIALLED)).check(1)

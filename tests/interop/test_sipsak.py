@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from loadtest.node import LineSpec
+from tests.programs import run
 
 if TYPE_CHECKING:
     from loadtest.network import Network
@@ -21,9 +21,6 @@ async def test_options_from_sipsak_is_answered_200(start_network: Callable[..., 
     program = shutil.which("sipsak")
     assert program is not None
     host, port = network.node.address
-    process = await asyncio.create_subprocess_exec(
-        program, "-vv", "-s", f"sip:{host}:{port}", stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
-    )
-    output, _ = await asyncio.wait_for(process.communicate(), 60)
-    assert process.returncode == 0, output.decode()
+    status, output, errors = await run(program, "-vv", "-s", f"sip:{host}:{port}")
+    assert status == 0, f"{output.decode()}\n{errors.decode()}"
     assert b"SIP/2.0 200 OK" in output

@@ -17,6 +17,7 @@ from loadtest.net import free_udp_port
 from loadtest.node import LineSpec, TrunkSpec
 from loadtest.sipp_runner import start_sipp
 from loadtest.ua import CallError
+from tests.programs import run
 
 if TYPE_CHECKING:
     from loadtest.network import Network
@@ -33,11 +34,8 @@ CREDENTIALS = {"user": USER, "password": PASSWORD, "ping_s": 0}
 async def trunks_of(network: Network) -> list[dict[str, Any]]:
     """What `sipproxy trunks --json` says."""
     command = [sys.executable, "-m", "sipproxy", "trunks", "--json", "-c", str(network.node.config)]
-    process = await asyncio.create_subprocess_exec(
-        *command, cwd=Path(__file__).parents[2], stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
-    )
-    output, errors = await process.communicate()
-    assert process.returncode == 0, errors.decode()
+    status, output, errors = await run(*command, cwd=Path(__file__).parents[2])
+    assert status == 0, errors.decode()
     assert PASSWORD.encode() not in output + errors
     rows: list[dict[str, Any]] = json.loads(output)
     return rows
