@@ -17,6 +17,7 @@ from cdr.facts import Admit, Answer, End
 from policy.numbers import classify
 from sipproxy.admin.control import ControlError
 from sipproxy.config_file import split_address
+from sipproxy.engine.draft import MAX_TEXT
 from sipproxy.net.hep import HepSender
 from sipproxy.net.passed import without_credentials
 from sipproxy.sip.errors import ParseError
@@ -120,7 +121,7 @@ class Watching:
         """A message passed a listener."""
         try:
             message = parse_message(passed.data)
-            call_id = text(message.call_id)
+            call_id = text(message.call_id)[:MAX_TEXT]  # as records have it
             users = [message.from_.uri.user, message.to.uri.user]
             if isinstance(message, Request):
                 users.append(message.parsed_uri.user)

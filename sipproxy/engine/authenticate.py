@@ -15,7 +15,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sipproxy.engine.guesses import Guesses
+from sipproxy.engine.guesses import Guesses, counted_as
+from sipproxy.engine.location import ident_of
 from sipproxy.sip.digest import ALGORITHMS, Credentials, NonceState, credentials_of, verify, write_challenge
 from sipproxy.sip.errors import ParseError
 from sipproxy.sip.flow import source_of
@@ -146,7 +147,8 @@ class Authenticator:
             # Not looked at any further: it guesses nothing, costs no digest, and who knows the password comes again unasked.
             return state.name.lower(), user
         known = self._known_as(request, user, flow, source)
-        spent = self.guesses.spent(user, source, now, known)
+        counted = counted_as(user)
+        spent = self.guesses.spent(counted, source, now, known)
         if spent:
             desk.count("guesses_limited", spent if not emergency else "emergency")
             if not emergency:
@@ -157,7 +159,7 @@ class Authenticator:
         stored = account.ha1.get(algorithm) if account is not None and algorithm in desk.settings.algorithms else None
         right = verify(credentials, request.method, stored or _NOBODY[algorithm]) and stored is not None
         if not right or not self._uri_fits(request, credentials):
-            self.guesses.wrong(user, source, now, known)
+            self.guesses.wrong(counted, source, now, known)
             return "wrong", user
         state = self._nonces.use(credentials.nonce, credentials.nc, utc_s)
         if state is not OK:
@@ -172,7 +174,7 @@ class Authenticator:
         with the Call-ID of one (RFC 3261 §10.2.4), which nobody else knows, from anywhere; by the source of one, or because it
         proved the password from there lately. "" for a stranger."""
         desk = self._desk
-        call_id = request.call_id.decode("utf-8", "replace") if request.method == b"REGISTER" else ""
+        call_id = ident_of(request) if request.method == b"REGISTER" else ""
         beside = self.guesses.has_proven(user, source, desk.now.mono)
         for binding in desk.location.bindings(user, desk.now.utc_ms):
             if binding.flow == flow:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sipproxy.sip.flow import Flow
     from sipproxy.sip.message import Request
 
-__all__ = ["draft"]
+__all__ = ["MAX_TEXT", "draft"]
 
 MAX_DIVERSIONS = 20
 MAX_TEXT = 512

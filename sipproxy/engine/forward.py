@@ -53,6 +53,7 @@ BRANCH = b"z9hG4bK"  # RFC 3261 §8.1.1.7
 LOOP_MARK = b".l"  # in a branch of ours: what follows tells where the request was going
 KNOWN = 1024  # rows of header names, and next hops, of which is kept what follows from them
 MAX_FORWARDS = 70  # RFC 3261 §16.6 step 3
+MAX_HOST = 255  # bytes of a host that a request is sent to: no name is longer (RFC 1035 §2.3.4)
 
 TRUSTED_ONLY = (
     b"p-asserted-identity",
@@ -154,7 +155,8 @@ def record_route_uri(listener: Listener, mark: bytes) -> bytes:
 
 def strip_trust(editor: Editor, message: Request | Response, settings: Settings) -> None:
     """Take from a customer's message what only a trusted peer may say, the carrier's own headers included."""
-    for name in _claims(message.shape, settings.carrier_headers):
+    claims = _claims if message.shape.is_short else _claims.__wrapped__
+    for name in claims(message.shape, settings.carrier_headers):
         editor.remove(name)
 
 
@@ -279,12 +281,12 @@ def via_of(desk: Desk, to: Flow | Hop, mark: bytes = b"") -> tuple[bytes, bytes]
 
 
 def next_hop(settings: Settings, uri: bytes | Uri, known: Flow | Hop) -> Flow | Hop:
-    """Where a URI of a party that is no customer leads; `known` when it cannot be read or leads back to us."""
+    """Where a URI of a party that is no customer leads; `known` when it cannot be read, leads nowhere or leads back to us."""
     try:
         parsed = parse_uri(uri) if isinstance(uri, bytes) else uri
     except ParseError:
         return known
-    if not parsed.is_sip or not parsed.host or is_ours(parsed, settings):
+    if not parsed.is_sip or not parsed.host or len(parsed.host) > MAX_HOST or is_ours(parsed, settings):
         return known
     hop = hop_of(parsed)
     if not isinstance(known, Hop) or known.transport != hop.transport or known.listener == hop.listener:

@@ -16,10 +16,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from hashlib import sha256
 
-__all__ = ["GuessLimits", "Guesses"]
+__all__ = ["MAX_USER", "GuessLimits", "Guesses", "counted_as"]
 
 PROVEN_S = 86400.0  # home connections keep an address for a day
+MAX_USER = 200  # characters of a name that is counted as it is; no account's is so long, and a made-up one may have thousands
 RETOLD_S = 3600.0  # after which a source that proves itself again is told to the other workers again
 
 
@@ -62,6 +64,11 @@ class _Table:
             del self._counts[next(iter(self._counts))]
         self._counts[key] = (count + 1, now)
         return full
+
+
+def counted_as(user: str) -> str:
+    """What a name that somebody gives is counted by: itself, or its digest where it is longer than any account's."""
+    return user if len(user) <= MAX_USER else sha256(user.encode()).hexdigest()
 
 
 class Guesses:

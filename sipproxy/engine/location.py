@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter, OrderedDict
+from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from sipproxy.engine.forward import hop_of
@@ -21,11 +22,13 @@ if TYPE_CHECKING:
 
     from sipproxy.engine.structs import Binding
     from sipproxy.sip.flow import Hop
+    from sipproxy.sip.message import Request
 
-__all__ = ["MAX_LEFT", "STATIC", "Location", "first_proxy", "supersedes"]
+__all__ = ["MAX_ID", "MAX_LEFT", "STATIC", "Location", "first_proxy", "ident_of", "supersedes"]
 
 STATIC = "static "  # begins the key of a binding that the configuration made, and no REGISTER may touch
 
+MAX_ID = 200  # bytes of a REGISTER's Call-ID, of which a binding keeps a digest where it is longer: it may fill a datagram
 MAX_LEFT = 65_536  # flows that bindings left, remembered for calls that still know them
 LOOKED_AT_MS = 10_000  # how often an expired binding of another node is looked at while nothing is heard of them
 EXPIRY_STEP_MS = 1000  # of UTC: accounts whose bindings expire within the same step are looked at together, at its end
@@ -37,6 +40,12 @@ def request_uri(contact: str) -> bytes:
     raw = contact.encode("latin-1")
     headers = parse_uri(raw).headers
     return raw[: -len(headers) - 1] if headers else raw
+
+
+def ident_of(register: Request) -> str:
+    """The Call-ID of a REGISTER as bindings have it: to be compared, and for nothing else."""
+    call_id = register.call_id
+    return call_id.decode("utf-8", "replace") if len(call_id) <= MAX_ID else sha256(call_id).hexdigest()
 
 
 def first_proxy(binding: Binding) -> Hop:

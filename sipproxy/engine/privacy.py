@@ -34,6 +34,7 @@ from sipproxy.sip.build import Editor, via_values
 from sipproxy.sip.errors import ParseError
 from sipproxy.sip.grammar import PERCENT
 from sipproxy.sip.headers import parse_name_addr
+from sipproxy.sip.memo import CACHED_LENGTH
 from sipproxy.sip.text import text
 from sipproxy.sip.uri import parse_uri
 
@@ -226,7 +227,8 @@ class Faces:
         named = _Named(address.display, uri.raw, said.given, said.anonymous, has_claims(address))
         if decision.verdict is Verdict.EMERGENCY and kind == "trunk":
             kind = "psap"  # to whom help is asked of, the number is shown as it is to a centre
-        return _shown(named, decision.presented, area, kind, decision.restricted, self._settings.realm)
+        shown = _shown if len(named.uri) + len(named.display) <= CACHED_LENGTH else _shown.__wrapped__
+        return shown(named, decision.presented, area, kind, decision.restricted, self._settings.realm)
 
 
 class _Named(NamedTuple):

@@ -29,7 +29,8 @@ def reduced(message: Request | Response) -> bytes:
     A request keeps its Via values, the top one stamped: its transactions are matched by them (§17.1.3, §17.2.3).
     """
     is_request = isinstance(message, Request)
-    kept = list(map(message.lines_raw.__getitem__, _kept_of(message.shape, vias=is_request)))
+    kept_of = _kept_of if message.shape.is_short else _kept_of.__wrapped__
+    kept = list(map(message.lines_raw.__getitem__, kept_of(message.shape, vias=is_request)))
     if is_request and (top := top_via(message)) is not None:
         kept[1] = top
     kept += (b"", b"")

@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from sipproxy.engine.actions import EndSilent, RemoveBinding, SaveBinding
 from sipproxy.engine.contacts import fault_of, place_of
+from sipproxy.engine.location import ident_of
 from sipproxy.engine.options import has_option
 from sipproxy.engine.paths import bulk_fault, paths_of
 from sipproxy.engine.structs import Binding
@@ -198,7 +199,7 @@ class Registrar:
             key if key == written else written,  # one text in memory, not two
             old.flow if old is not None and old.flow == flow else flow,  # one in memory, which the location service knows
             (),
-            request.call_id.decode("utf-8", "replace"),
+            ident_of(request),
             request.cseq.number,
             now_ms + expires * 1000,
             shared_text(request.first(b"user-agent"))[:MAX_AGENT],
@@ -235,8 +236,7 @@ class Registrar:
 
     def _in_order(self, request: Request, old: Binding) -> Binding:
         """§10.3 step 7: within one Call-ID the CSeq must rise, else the whole update is aborted."""
-        same_call = old.call_id == request.call_id.decode("utf-8", "replace")
-        if same_call and request.cseq.number <= old.cseq:
+        if old.call_id == ident_of(request) and request.cseq.number <= old.cseq:
             raise _RefusedError(500, b"CSeq Out Of Order")
         return old
 

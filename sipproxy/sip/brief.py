@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
-from sipproxy.sip.matching import MAGIC_COOKIE
+from sipproxy.sip.matching import MAGIC_COOKIE, branch_key
 
 if TYPE_CHECKING:
     from sipproxy.sip.flow import Flow
@@ -75,7 +75,7 @@ def _of(method: bytes, vias: list[bytes], copied: list[bytes]) -> Brief | None:
             return None
     if not found or not branch:
         return None
-    key = (branch, (top[2].lower(), int(top[3] or 0) or 5060), method)
+    key = branch_key(branch, (top[2].lower(), int(top[3] or 0) or 5060), method)
     return Brief(key, branch, b";".join([top[1], *before]), b"".join(b";" + param for param in params), vias[1:], copied)
 
 

@@ -54,12 +54,16 @@ LOOKED_AT = (b"max-forwards", b"expires")
 class Shape:
     """What the names of a message's header lines say, which the messages of one device have in common; never changed."""
 
-    __slots__ = ("copied", "first_line", "has_one_via", "is_complete", "keys", "length_at", "needed", "places", "twice")
+    __slots__ = (
+        "copied", "first_line", "has_one_via", "is_complete", "is_short", "keys", "length_at", "needed", "places", "twice",
+    )  # fmt: skip
 
     def __init__(self, keys: tuple[bytes, ...]) -> None:
         """`keys` are the names of all lines but the start line, in their long form and lower case."""
         self.keys = [b"", *keys]
         """With b"" for the start line."""
+        self.is_short = len(keys) <= MAX_SHAPE_NAMES and sum(map(len, keys)) <= MAX_SHAPE_BYTES
+        """Whether it, and what follows from it, is kept."""
         self.places: dict[bytes, list[int]] = {}
         """Where each name comes."""
         for number, key in enumerate(self.keys):
@@ -99,7 +103,7 @@ class Shapes(dict[tuple[bytes, ...], Shape]):
 
     def __missing__(self, keys: tuple[bytes, ...]) -> Shape:
         shape = Shape(keys)
-        if len(keys) <= MAX_SHAPE_NAMES and sum(map(len, keys)) <= MAX_SHAPE_BYTES:
+        if shape.is_short:
             if len(self) >= self.most:
                 self.forgotten += len(self)
                 self.clear()
