@@ -218,13 +218,13 @@ class Shell:
         """Some of the bindings of the store."""
         self._perform(self.engine.bindings_read(bindings, instant(), own_too=own_too))
 
-    def binding_seen(self, user: str, binding: Binding) -> None:
-        """Another node registered this."""
-        self._perform(self.engine.binding_seen(user, binding, instant()))
+    def binding_seen(self, user: str, binding: Binding, *, is_told: bool = False) -> None:
+        """Another node registered this. `is_told` by that worker itself, ahead of the store."""
+        self._perform(self.engine.binding_seen(user, binding, instant(), is_told=is_told))
 
-    def binding_gone(self, user: str, key: str, at_ms: int) -> None:
-        """Another node removed this binding."""
-        self._perform(self.engine.binding_gone(user, key, at_ms, instant()))
+    def binding_gone(self, user: str, key: str, at_ms: int, *, is_told: bool = False) -> None:
+        """Another node removed this binding. `is_told` as in `binding_seen`."""
+        self._perform(self.engine.binding_gone(user, key, at_ms, instant(), is_told=is_told))
 
     def refresh_leases(self, part: int = 0, parts: int = 1) -> None:
         """Re-assert the slot of every live call, or of one of so many parts of them."""

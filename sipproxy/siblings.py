@@ -188,6 +188,13 @@ class Siblings:
         metrics.counter("sipproxy_worker_exceptions_forgotten", "for lack of room", lambda: self.steering.forgotten)
         metrics.gauge("sipproxy_worker_standing_in", "workers whose datagrams are read here", lambda: len(self._standing_in))
 
+        what_is = "bindings that workers removed, remembered because the store may tell of them yet"
+        metrics.gauge("sipproxy_worker_removals", what_is, self._removals)
+
+    def _removals(self) -> int:
+        assert self._shell is not None
+        return self._shell.engine.desk.location.removed
+
     def _posted(self) -> dict[str, float]:
         return {**self.post.counters}
 
@@ -432,9 +439,9 @@ class Siblings:
         elif isinstance(word, Unreachable):
             transports.unreachable(word.listener, word.quoted, word.host, word.port)
         elif isinstance(word, Bound):
-            shell.binding_seen(word.user, word.binding)
+            shell.binding_seen(word.user, word.binding, is_told=True)
         elif isinstance(word, Unbound):
-            shell.binding_gone(word.user, word.key, word.at_ms)
+            shell.binding_gone(word.user, word.key, word.at_ms, is_told=True)
         elif isinstance(word, Known):
             shell.bindings_read([(word.user, word.binding)], own_too=True)
         elif isinstance(word, Asked):

@@ -33,8 +33,8 @@ class Worker:
         self.siblings = Siblings(spec, b"k" * 32)
         shell: Any = SimpleNamespace(
             engine=SimpleNamespace(crew=SimpleNamespace()),
-            binding_seen=lambda user, binding: self.told.append(("seen", user, binding.key)),
-            binding_gone=lambda user, key, at_ms: self.told.append(("gone", user, key)),
+            binding_seen=lambda user, binding, *, is_told: self.told.append(("seen", user, binding.key)),
+            binding_gone=lambda user, key, at_ms, *, is_told: self.told.append(("gone", user, key)),
             message=lambda data, flow, waited_s: self.told.append(("message", data.decode())),
         )
         self.siblings.attach(shell, SimpleNamespace())  # type: ignore[arg-type]

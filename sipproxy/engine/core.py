@@ -267,16 +267,16 @@ class Engine:
         self.desk.now = now
         return self._replicas.lacking(idents)
 
-    def binding_seen(self, user: str, binding: Binding, now: Now) -> list[Action]:
-        """Another node registered this."""
+    def binding_seen(self, user: str, binding: Binding, now: Now, *, is_told: bool = False) -> list[Action]:
+        """Another node registered this. `is_told` by that worker itself, ahead of the store."""
         self.desk.now = now
-        self._replicas.seen(user, binding)
+        self._replicas.seen(user, binding, is_told=is_told)
         return self.desk.take_actions()
 
-    def binding_gone(self, user: str, key: str, at_ms: int, now: Now) -> list[Action]:
-        """Another node removed this binding, at `at_ms` (UTC)."""
+    def binding_gone(self, user: str, key: str, at_ms: int, now: Now, *, is_told: bool = False) -> list[Action]:
+        """Another node removed this binding, at `at_ms` (UTC). `is_told` as in `binding_seen`."""
         self.desk.now = now
-        self._replicas.gone(user, key, at_ms)
+        self._replicas.gone(user, key, at_ms, is_told=is_told)
         return self.desk.take_actions()
 
     def expire_bindings(self, now: Now) -> int:

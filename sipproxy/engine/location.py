@@ -24,12 +24,13 @@ if TYPE_CHECKING:
     from sipproxy.sip.flow import Hop
     from sipproxy.sip.message import Request
 
-__all__ = ["MAX_ID", "MAX_LEFT", "STATIC", "Location", "first_proxy", "ident_of", "supersedes"]
+__all__ = ["MAX_ID", "MAX_LEFT", "MAX_REMOVED", "STATIC", "Location", "first_proxy", "ident_of", "supersedes"]
 
 STATIC = "static "  # begins the key of a binding that the configuration made, and no REGISTER may touch
 
 MAX_ID = 200  # bytes of a REGISTER's Call-ID, of which a binding keeps a digest where it is longer: it may fill a datagram
 MAX_LEFT = 65_536  # flows that bindings left, remembered for calls that still know them
+MAX_REMOVED = 8192  # removals that workers told each other; the store's log, which tells of them too, is some 0.2 s behind
 LOOKED_AT_MS = 10_000  # how often an expired binding of another node is looked at while nothing is heard of them
 EXPIRY_STEP_MS = 1000  # of UTC: accounts whose bindings expire within the same step are looked at together, at its end
 
@@ -77,6 +78,7 @@ class Location:
         self._flows_at: Counter[str] = Counter()  # flows by source
         # By account and flow, key and instance of the binding that was there last.
         self._left: OrderedDict[tuple[str, Flow], tuple[str, str]] = OrderedDict()
+        self._removed: OrderedDict[tuple[str, str], int] = OrderedDict()  # account and key, when registered (UTC ms)
         self.proxies: Counter[Hop] = Counter()  # first proxies of Path values, by how many bindings
         self._bindings_at: Counter[str] = Counter()  # all bindings by source, those of other nodes' connections too
         # Accounts by when (UTC) their bindings are looked at: none expires much before that; and these times, a heap.
@@ -107,6 +109,11 @@ class Location:
     def left(self) -> int:
         """How many flows that bindings left are remembered."""
         return len(self._left)
+
+    @property
+    def removed(self) -> int:
+        """How many removals are remembered, for the store may tell of what was there before."""
+        return len(self._removed)
 
     @property
     def is_full(self) -> bool:
@@ -246,10 +253,15 @@ class Location:
             for known, of_user in self._by_user.items():
                 self._look(known, min(b.expires_at_ms for b in of_user))
 
-    def remove(self, user: str, key: str) -> bool:
+    def remove(self, user: str, key: str, *, is_told: bool = False) -> bool:
+        """Remove the binding. What `is_told` by workers is ahead of the store, which may yet tell of it as if it were there."""
         old = self.get(user, key)
         if old is None:
             return False
+        if is_told and not self.is_own(old) and self.is_near(old):
+            self._removed[user, key] = old.at_ms
+            if len(self._removed) > MAX_REMOVED:
+                self._removed.popitem(last=False)
         kept = tuple(b for b in self._by_user[user] if b is not old)
         self.count -= 1
         self.elsewhere -= not self.is_own(old)
@@ -260,6 +272,10 @@ class Location:
             del self._by_user[user]
         self._forget_flow(user, old.flow)
         return True
+
+    def was_removed(self, user: str, binding: Binding) -> bool:
+        """Whether this binding of another worker was removed since it was registered."""
+        return self.is_near(binding) and binding.at_ms <= self._removed.get((user, binding.key), -1)
 
     def _leave_source(self, old: Binding) -> None:
         source = source_of(old.flow.host)

@@ -68,7 +68,7 @@ class Registrar:
             if binding.expires_at_ms > desk.now.utc_ms:
                 desk.location.put(account.user, binding)
                 desk.out.append(SaveBinding(account.user, binding))
-            elif desk.location.remove(account.user, binding.key):
+            elif desk.location.remove(account.user, binding.key, is_told=True):
                 desk.out.append(RemoveBinding(account.user, binding.key, desk.now.utc_ms))
         if keeps_flows and desk.settings.flow_timer_s and flow.connection:
             desk.out.append(EndSilent(flow, self._silence_s(flow)))

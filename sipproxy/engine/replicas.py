@@ -37,16 +37,16 @@ class Replicas:
         self._desk = desk
         self._lacking: dict[tuple[str, str], float] = {}  # bindings of others that the store does not have, and since when
 
-    def seen(self, user: str, binding: Binding) -> None:
-        """A node registered or refreshed this binding."""
+    def seen(self, user: str, binding: Binding, *, is_told: bool = False) -> None:
+        """A node registered or refreshed this binding: the store says so, or, earlier, a worker of this node itself."""
         desk, location = self._desk, self._desk.location
-        if binding.expires_at_ms <= desk.now.utc_ms:
+        if binding.expires_at_ms <= desk.now.utc_ms or (not is_told and location.was_removed(user, binding)):
             return
         if not self._is_usable(binding):
             desk.count("bindings_refused", "unusable")
             return
         held = location.get(user, binding.key)
-        if held is not None and (held == binding or not self._gives_way(held, binding)):
+        if held is not None and (held == binding or not self._gives_way(held, binding, is_told=is_told)):
             return
         for other in location.bindings(user, desk.now.utc_ms) if binding.instance else ():
             if other.key != binding.key and (other.instance, other.reg_id) == (binding.instance, binding.reg_id):
@@ -56,10 +56,13 @@ class Replicas:
         if not location.put(user, binding):
             desk.count("bindings_refused", "full")
 
-    def _gives_way(self, held: Binding, binding: Binding) -> bool:
-        """A node's later word about its own binding counts, whatever its clock says; our own about ours is in memory."""
+    def _gives_way(self, held: Binding, binding: Binding, *, is_told: bool) -> bool:
+        """A node's later word about its own binding counts, whatever its clock says; our own about ours is in memory. What the
+        store says of another worker's may be earlier than what that one told."""
         if held.node == binding.node:
-            return not self._desk.location.is_own(held)
+            location = self._desk.location
+            is_later = is_told or not location.is_near(held) or binding.at_ms >= held.at_ms
+            return is_later and not location.is_own(held)
         return supersedes(binding, held)
 
     def _is_usable(self, binding: Binding) -> bool:
@@ -79,15 +82,19 @@ class Replicas:
 
     def _moved(self, user: str, old: Binding) -> None:
         location = self._desk.location
-        location.remove(user, old.key)
+        location.remove(user, old.key, is_told=True)
         if location.is_own(old):
             self._desk.out.append(RemoveBinding(user, old.key, self._desk.now.utc_ms))
 
-    def gone(self, user: str, key: str, at_ms: int) -> None:
-        """A node removed this binding at `at_ms`; one that was registered later stays."""
-        held = self._desk.location.get(user, key)
-        if held is not None and held.at_ms <= at_ms:
-            self._desk.location.remove(user, key)
+    def gone(self, user: str, key: str, at_ms: int, *, is_told: bool = False) -> None:
+        """A node removed this binding at `at_ms`; one that was registered later stays. `is_told` as in `seen`."""
+        location = self._desk.location
+        held = location.get(user, key)
+        if held is None or held.at_ms > at_ms:
+            return
+        location.remove(user, key, is_told=is_told)
+        if is_told and location.is_own(held):  # it may wait to be written here, behind its removal by the other worker
+            self._desk.out.append(RemoveBinding(user, key, held.at_ms))
 
     def read(self, bindings: Iterable[tuple[str, Binding]], *, own_too: bool) -> None:
         """Some of the bindings that the store has. `own_too` takes this node's own ones as well, of before its restart; later

@@ -10,10 +10,12 @@ import pytest
 
 from sipproxy.engine.actions import Action, Now, RemoveBinding, SaveBinding
 from sipproxy.engine.edge import with_token
+from sipproxy.engine.location import MAX_REMOVED
 from sipproxy.engine.replicas import LACKING_S
 from sipproxy.engine.structs import Binding, Reach
 from sipproxy.sip.flow import Flow
 from tests.engine.desk import Desk
+from tests.sim.conftest import make_town
 
 NOW_MS = 1_790_000_000_000
 IDENT = ("alice", "k")
@@ -35,8 +37,11 @@ class Node:
     def now(self) -> Now:
         return self.desk.now
 
-    def seen(self, one: Binding, user: str = "alice") -> list[Action]:
-        return self.desk.engine.binding_seen(user, one, self.now)
+    def seen(self, one: Binding, user: str = "alice", *, is_told: bool = False) -> list[Action]:
+        return self.desk.engine.binding_seen(user, one, self.now, is_told=is_told)
+
+    def gone(self, at_ms: int, key: str = "k", *, is_told: bool = False) -> list[Action]:
+        return self.desk.engine.binding_gone("alice", key, at_ms, self.now, is_told=is_told)
 
     def held(self, user: str = "alice") -> dict[str, str]:
         location = self.desk.engine.desk.location
@@ -74,9 +79,9 @@ def test_same_device_registered_here_later_stays_here(node: Node) -> None:
 
 def test_removal_that_is_older_than_the_binding_leaves_it(node: Node) -> None:
     node.seen(binding())
-    node.desk.engine.binding_gone(*IDENT, NOW_MS - 1, node.now)
+    node.gone(NOW_MS - 1)
     assert node.held() == {"k": "n2"}
-    node.desk.engine.binding_gone(*IDENT, NOW_MS, node.now)
+    node.gone(NOW_MS)
     assert node.held() == {}
 
 
@@ -85,6 +90,62 @@ def test_later_word_of_the_same_node_counts_whatever_its_clock_says(node: Node) 
     node.seen(binding(user_agent="second", at_ms=NOW_MS - 5000, call_id="new"))
     [one] = node.desk.engine.desk.location.bindings("alice", NOW_MS)
     assert one.user_agent == "second"
+
+
+@pytest.fixture
+def worker() -> Node:
+    """A worker beside `n2` of the same node; `n3` is another node."""
+    return Node(Desk(make_town(worker=1, siblings=frozenset({"n1", "n2"})).world.engine))
+
+
+def test_binding_that_a_worker_removed_does_not_come_back_by_what_the_store_tells_later(worker: Node) -> None:
+    """The other worker's word is ahead of the store's log, where the REGISTER of before comes first."""
+    worker.seen(binding(), is_told=True)
+    worker.gone(NOW_MS + 30, is_told=True)
+    worker.seen(binding())
+    worker.desk.engine.bindings_read([("alice", binding())], worker.now, own_too=False)
+    assert worker.held() == {}
+    worker.seen(binding(at_ms=NOW_MS + 30), is_told=True)  # again, within the millisecond
+    worker.gone(NOW_MS + 29)
+    assert worker.held() == {"k": "n2"}
+
+
+def test_binding_that_a_worker_removed_of_another_one_does_not_come_back_to_it(worker: Node) -> None:
+    """A device comes back by another connection, which another worker has, and unregisters there."""
+    worker.seen(binding(call_id="elsewhere"), is_told=True)
+    assert worker.desk.register(b"<sip:k@203.0.113.1>", expires=0).status == 200
+    worker.seen(binding(call_id="elsewhere"))
+    assert worker.held() == {}
+
+
+def test_binding_that_another_worker_removed_is_not_written_behind_its_removal(worker: Node) -> None:
+    """It may wait for the store, or for others to be written with it."""
+    worker.desk.register(b"<sip:alice@203.0.113.1>")
+    [key] = worker.held()
+    assert list(worker.gone(NOW_MS + 30, key, is_told=True)) == [RemoveBinding("alice", key, NOW_MS)]
+    assert worker.held() == {}
+    worker.desk.register(b"<sip:alice@203.0.113.1>")
+    assert list(worker.gone(NOW_MS, key)) == []  # another node's removal was written before it was heard of
+
+
+def test_binding_that_a_worker_told_is_not_replaced_by_an_earlier_one_from_the_store(worker: Node) -> None:
+    worker.seen(binding(user_agent="second", at_ms=NOW_MS + 30), is_told=True)
+    worker.seen(binding(user_agent="first"))
+    [one] = worker.desk.engine.desk.location.bindings("alice", NOW_MS)
+    assert one.user_agent == "second"
+    worker.seen(binding(user_agent="third", at_ms=NOW_MS - 5000), is_told=True)  # its clock was set
+    [one] = worker.desk.engine.desk.location.bindings("alice", NOW_MS)
+    assert one.user_agent == "third"
+
+
+def test_bindings_that_were_removed_are_remembered_within_a_bound_and_of_workers_alone(worker: Node) -> None:
+    location = worker.desk.engine.desk.location
+    for number in range(MAX_REMOVED + 5):
+        worker.seen(binding(f"k{number}"), is_told=True)
+        worker.gone(NOW_MS, f"k{number}", is_told=True)
+    assert location.removed == MAX_REMOVED
+    worker.seen(binding(f"k{MAX_REMOVED + 4}", node="n3"))
+    assert worker.held() == {f"k{MAX_REMOVED + 4}": "n3"}
 
 
 def test_binding_that_the_store_lacks_goes_after_its_node_had_time_to_write_it_again(node: Node) -> None:
