@@ -238,21 +238,21 @@ class Shell:
     # Actions
 
     def _perform(self, actions: list[Action]) -> None:
-        self._line.extend(actions)
-        if not self._draining and self._waiting is None:
-            self._drain()
+        if actions:
+            self._line.extend(actions)
+            if not self._draining and self._waiting is None:
+                self._drain()
         self._arm()
 
     def _drain(self) -> None:
-        line, performers = self._line, self._performers
+        line, performers, transports = self._line, self._performers, self.transports
         self._draining = True
         try:
             while line and self._waiting is None:
                 action = line.popleft()
                 if type(action) is SendTo:  # which most are
-                    assert self.transports is not None
-                    target, data, key, connect_s = action
-                    self.transports.send(target, data, key, connect_s=connect_s)
+                    assert transports is not None
+                    transports.send(action.target, action.data, action.key, action.connect_s)
                 else:
                     performers[type(action)](action)
         finally:

@@ -43,6 +43,7 @@ class Buckets:
         self._limit = limit
         self._table: OrderedDict[Hashable, Bucket] = OrderedDict()
         self.evicted = 0
+        self.is_empty = True
 
     def __len__(self) -> int:
         return len(self._table)
@@ -56,9 +57,11 @@ class Buckets:
     def forget(self, key: Hashable) -> None:
         """Harmless when there is none."""
         self._table.pop(key, None)
+        self.is_empty = not self._table
 
     def add(self, key: Hashable, bucket: Bucket) -> Bucket:
         self._table[key] = bucket
+        self.is_empty = False
         if len(self._table) > self._limit:
             self._table.popitem(last=False)
             self.evicted += 1

@@ -155,7 +155,9 @@ class Shedder:
         source.credit = min(self._most, source.credit + len(data))
         kind = kind or kind_of(data)
         user, sharing = desk.location.accounts_at(flow, desk.now.utc_ms)
-        copy = self._copy(kind, data, flow)
+        copy = None if self.turned_away.is_empty else self._copy(kind, data, flow)
+        if user and kind is PART and copy is None:
+            return None  # as most of what customers send
         verdict = self._again(kind, copy, waited_s) if copy is not None else None
         if notable and kind is INVITE and verdict is None:
             verdict = self._late(data, flow, waited_s, user)
@@ -191,7 +193,7 @@ class Shedder:
 
     def _copy(self, kind: Kind, data: bytes, flow: Flow) -> Copy | None:
         """What an INVITE, or an ACK, has in common with an INVITE that may have been turned away; None for what has nothing."""
-        may_be = len(self.turned_away) and (kind is INVITE or (kind is PART and data.startswith(b"ACK ")))
+        may_be = kind is INVITE or (kind is PART and data.startswith(b"ACK "))
         return copy_of(data, flow) if may_be else None
 
     def _again(self, kind: Kind, copy: Copy, waited_s: float) -> Verdict | None:
@@ -245,7 +247,7 @@ class Shedder:
         if not data.startswith((b"INVITE ", b"ACK ")) or self._desk.peers.has_host(flow.host):
             return None
         kind = kind or kind_of(data)
-        copy = self._copy(kind, data, flow)
+        copy = None if self.turned_away.is_empty else self._copy(kind, data, flow)
         verdict = self._again(kind, copy, waited_s) if copy is not None else None
         if verdict is None and kind is INVITE and self._is_late(data, waited_s):
             verdict = Verdict("late", self._retry(kind))

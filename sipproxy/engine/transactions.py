@@ -6,18 +6,20 @@ bounded together: when they are full a new transaction is refused, which the cal
 
 from __future__ import annotations
 
+from math import inf
 from typing import TYPE_CHECKING, Protocol
 
 from sipproxy.engine.actions import Action, new_send
 from sipproxy.engine.long_requests import CONNECT_S
 from sipproxy.engine.reduced import reduced, request_of
 from sipproxy.sip.build import Sent, whole, write_cancel
-from sipproxy.sip.flow import LOOP, Flow
+from sipproxy.sip.flow import Flow
 from sipproxy.sip.matching import client_key, response_key, server_key
 from sipproxy.sip.message import Request
-from sipproxy.sip.timers import Timer
+from sipproxy.sip.timers import NOWHERE, Timer
 from sipproxy.sip.transaction import (
     PASS_UP,
+    RELIABLE,
     SEND,
     TIMED_OUT,
     InviteClient,
@@ -38,7 +40,6 @@ if TYPE_CHECKING:
 __all__ = ["ClientUser", "Server", "Transactions"]
 
 Machine = InviteServer | NonInviteServer | InviteClient | NonInviteClient
-RELIABLE = frozenset({"TCP", "TLS", LOOP})
 ACCEPTED, TERMINATED = State.ACCEPTED, State.TERMINATED
 _NAMELESS = ("s", ())
 
@@ -57,10 +58,8 @@ class _Kept(Timer):
 
     __slots__ = ("_reduced", "_whole")
 
-    def __init__(self, request: Request | Sent) -> None:
-        self.unset()
-        self._whole: Request | Sent | None = request
-        self._reduced = b""
+    _whole: Request | Sent | None
+    _reduced: bytes
 
     @property
     def request(self) -> Request:
@@ -101,7 +100,8 @@ class Server(_Kept):
     __slots__ = ("machine", "name", "target", "tried", "user")
 
     def __init__(self, key: Hashable, machine: InviteServer | NonInviteServer, request: Request, target: Flow) -> None:
-        _Kept.__init__(self, request)
+        self.at, self.order, self.place, self.index = inf, 0, NOWHERE, 0  # as `unset`: a call makes two of these
+        self._whole, self._reduced = request, b""
         self.machine, self.target = machine, target
         self.name = ("s", key)
         self.user: object = None
@@ -136,7 +136,8 @@ class Client(_Kept):
         target: Flow | Hop,
         user: ClientUser,
     ) -> None:
-        _Kept.__init__(self, request)
+        self.at, self.order, self.place, self.index = inf, 0, NOWHERE, 0  # as above
+        self._whole, self._reduced = request, b""
         self.key, self.machine, self.target, self.user = key, machine, target, user
         self.name = ("c", key)
         self.method = request.method
@@ -202,15 +203,15 @@ class Transactions:
 
     def new_server(self, request: Request, target: Flow, now: float) -> Server:
         kind = InviteServer if request.method == b"INVITE" else NonInviteServer
-        machine = kind(request, timers=self._timers, reliable=target.transport in RELIABLE, now=now)
-        server = Server(server_key(request), machine, request, target)
-        self.servers[server.name[1]] = server
+        machine = kind(request, self._timers, target.transport, now)
+        key = server_key(request)
+        self.servers[key] = server = Server(key, machine, request, target)
         self._arm(server, machine)
         return server
 
     def accepted_server(self, request: Request, target: Flow) -> Server:
         """An INVITE's server transaction that was answered with a 2xx before; in no table yet."""
-        machine = InviteServer(request, timers=self._timers, reliable=target.transport in RELIABLE, now=0.0)
+        machine = InviteServer(request, self._timers, target.transport, 0.0)
         return Server(server_key(request), machine, request, target)
 
     def put_server(self, server: Server, now: float) -> None:
@@ -277,22 +278,22 @@ class Transactions:
         One that is too long for a datagram leaves over TCP where that is possible, an `urgent` one where that is known.
         """
         key = client_key(branch, request.method)
-        instead = (request, target)
         longer = self._long_requests.choose(request, target, urgent=urgent) if self._long_requests is not None else None
+        instead = None
         if longer is not None:
-            request, target = longer
+            instead, (request, target) = (request, target), longer
         machine = self._machine(request, target)
         client = Client(key, machine, request, target, user)
-        client.challenged, client.instead = challenged, instead if longer is not None else None
+        client.challenged, client.instead = challenged, instead
         self._add_client(client)
         machine.start(now)
         self._arm(client, machine)
-        self._emit(new_send((target, machine.out, client.name, CONNECT_S if longer is not None else 0.0)))
+        self._emit(new_send((target, machine.out, client.name, CONNECT_S if instead is not None else 0.0)))
         return key
 
     def _machine(self, request: Request | Sent, target: Flow | Hop) -> InviteClient | NonInviteClient:
         kind = InviteClient if request.method == b"INVITE" else NonInviteClient
-        return kind(request, timers=self._timers, reliable=target.transport in RELIABLE)
+        return kind(request, self._timers, target.transport)
 
     def _over_udp(self, client: Client, now: float) -> None:
         """Nobody takes TCP there: the transaction begins anew over UDP (RFC 3261 §18.1.1)."""
@@ -312,7 +313,7 @@ class Transactions:
 
     def accepted_client(self, request: Request, branch: bytes, target: Flow | Hop, user: ClientUser, now: float) -> None:
         """An INVITE's client transaction that got a 2xx before: repetitions of it go to `user` (RFC 6026 §7.2)."""
-        machine = InviteClient(request, timers=self._timers, reliable=target.transport in RELIABLE)
+        machine = InviteClient(request, self._timers, target.transport)
         machine.accept(now)
         client = Client(client_key(branch, request.method), machine, request, target, user)
         self._add_client(client)

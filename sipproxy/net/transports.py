@@ -249,7 +249,7 @@ class Transports:
         """How many hops there are whose flow is kept."""
         return self._way_to.cache_info()
 
-    def send(self, target: Flow | Hop, data: bytes, key: Hashable | None, *, connect_s: float = 0.0, domain: str = "") -> None:
+    def send(self, target: Flow | Hop, data: bytes, key: Hashable | None, connect_s: float = 0.0, domain: str = "") -> None:
         """Send, or report `key` as failed: in a later turn of the loop, never from within.
 
         With `connect_s` a connection that is not open after so many seconds is a failure, and the data is not sent any more.
@@ -273,7 +273,7 @@ class Transports:
             listener.send(data, to.host, to.port, to.connection, domain=domain, key=key, connect_s=connect_s)
             return
         try:
-            listener.send(data, to.host, to.port, key=key)
+            listener.send(data, to.host, to.port, key)
         except OSError as error:
             self._fail(f"errno_{error.errno}", key)
 

@@ -170,7 +170,7 @@ class UdpListener:
         self.is_open = True
         self.start()
 
-    def send(self, data: bytes, host: str, port: int, *, key: Hashable | None = None) -> None:
+    def send(self, data: bytes, host: str, port: int, key: Hashable | None = None) -> None:
         """Send one datagram to an IP literal, or queue it while the kernel's buffer is full. `key` names it in `on_failed`.
 
         Raises OSError when it cannot be sent there at all; a datagram dropped for want of room is counted, and is to the

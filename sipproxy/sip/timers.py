@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["WIDTH_S", "Alarm", "Timer", "TimerQueue", "Timers"]
+__all__ = ["NOWHERE", "WIDTH_S", "Alarm", "Timer", "TimerQueue", "Timers"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,8 @@ class Timers:
 
 WIDTH_S = 1 / 64
 """How far deadlines that a queue keeps together may lie apart: a power of two, so that nothing is rounded."""
-_NOWHERE = 1 << 60  # what compiled code holds without an object
+PER_S = 1 / WIDTH_S
+NOWHERE = 1 << 60  # the place of a timer that is at none: what compiled code holds without an object
 
 
 class Timer:
@@ -86,7 +87,7 @@ class Timer:
 
     def unset(self) -> None:
         """Begin without a deadline."""
-        self.at, self.order, self.place, self.index = inf, 0, _NOWHERE, 0
+        self.at, self.order, self.place, self.index = inf, 0, NOWHERE, 0
 
 
 class Alarm(Timer):
@@ -108,65 +109,59 @@ class TimerQueue:
 
     GARBAGE = 64  # times without a timer that the heap may always have, so that a small one is not rebuilt all the time
 
-    __slots__ = ("_count", "_live", "_places", "_times")
+    __slots__ = ("_count", "_places", "_times")
 
     def __init__(self) -> None:
         self._times: list[int] = []
         self._places: dict[int, list[Timer]] = {}
         self._count = 0
-        self._live = 0  # timers with a deadline
 
     def __len__(self) -> int:
-        return self._live
+        """Timers with a deadline, which are counted when somebody asks: each has its place."""
+        return sum([timer.at < inf for timers in self._places.values() for timer in timers])
 
     def set(self, timer: Timer, at: float) -> None:
         """Set or replace the deadline: infinite for none before long, when the timer is to have one again or to be cancelled.
         Raises ValueError for a time that is not a number."""
-        before = timer.at
-        if at == before:
+        if at == timer.at:
             return
         if at == inf:
             timer.at = inf
-            self._live -= 1
             return
-        place = floor(at / WIDTH_S)  # there is none for what is not a number
-        if before == inf:
-            self._live += 1
+        place = floor(at * PER_S)  # there is none for what is not a number
         self._count = number = self._count + 1
         timer.at, timer.order = at, number
-        if place < timer.place:
-            if timer.place < _NOWHERE:
+        former = timer.place
+        if place < former:
+            if former < NOWHERE:
                 self._take(timer)
             self._put(timer, place)
 
     def cancel(self, timer: Timer) -> None:
         """Forget the deadline, and the timer; harmless when there is none."""
-        if timer.at < inf:
-            timer.at, timer.order = inf, 0
-            self._live -= 1
-        if timer.place < _NOWHERE:
+        timer.at, timer.order = inf, 0
+        if timer.place < NOWHERE:
             self._take(timer)
-            timer.place = _NOWHERE
+            timer.place = NOWHERE
 
     def due(self, now: float) -> list[Timer]:
         """Take out and return whose deadline is at or before `now`, in order of deadline, then of setting."""
         found: list[Timer] = []
         others: list[Timer] = []
-        times, last = self._times, floor(now / WIDTH_S)
+        times, last = self._times, floor(now * PER_S)
         while times and times[0] <= last:
             for timer in self._places.pop(heappop(times), ()):
-                timer.place = _NOWHERE
+                timer.place = NOWHERE
                 if timer.at <= now:
                     found.append(timer)
                 elif timer.at < inf:
                     others.append(timer)
         for timer in others:
-            self._put(timer, floor(timer.at / WIDTH_S))
+            self._put(timer, floor(timer.at * PER_S))
         if len(found) > 1:
             found.sort(key=_rank)
         for timer in found:
             timer.at, timer.order = inf, 0
-        self._live -= len(found)
         return found
 
     @property
@@ -182,9 +177,9 @@ class TimerQueue:
             heappop(times)
             self._places.pop(place, None)
             for timer in timers:  # none of them is due here
-                timer.place = _NOWHERE
+                timer.place = NOWHERE
                 if timer.at < inf:
-                    self._put(timer, floor(timer.at / WIDTH_S))
+                    self._put(timer, floor(timer.at * PER_S))
         return None
 
     @property

@@ -21,6 +21,7 @@ from math import inf
 from typing import TYPE_CHECKING, Final
 
 from sipproxy.sip.build import Sent, whole, write_ack, write_response
+from sipproxy.sip.flow import LOOP
 
 if TYPE_CHECKING:
     from sipproxy.sip.message import Request, Response
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FAILED",
     "PASS_UP",
+    "RELIABLE",
     "SEND",
     "TIMED_OUT",
     "InviteClient",
@@ -57,24 +59,26 @@ class State(enum.Enum):
 CALLING, TRYING, PROCEEDING = State.CALLING, State.TRYING, State.PROCEEDING
 ACCEPTED, COMPLETED, CONFIRMED, TERMINATED = State.ACCEPTED, State.COMPLETED, State.CONFIRMED, State.TERMINATED
 FORGOTTEN = Sent(b"INVITE", b"")
+RELIABLE = frozenset({"TCP", "TLS", LOOP})
 
 
 class _Machine:
-    """What the four machines share: the state and the deadlines.
+    """What the four machines share: the state and the deadlines. A call makes one of each, and each makes all of itself: a
+    constructor that they shared would take twice as long.
 
     `again_at` is when something is sent again, or 100 for the first time; `end_at` when the state ends; infinite for never.
     """
 
     __slots__ = ("_interval", "_reliable", "_timers", "again_at", "end_at", "out", "state")
 
-    def __init__(self, state: State, *, timers: Timers, reliable: bool) -> None:
-        self.state = state
-        self._timers = timers
-        self._reliable = reliable
-        self.again_at = self.end_at = inf
-        self._interval = timers.t1
-        self.out = b""
-        """What is to be sent, or was sent last: of a server b"" before its first response."""
+    state: State
+    again_at: float
+    end_at: float
+    out: bytes
+    """What is to be sent, or was sent last: of a server b"" before its first response."""
+    _timers: Timers
+    _reliable: bool
+    _interval: float
 
     @property
     def next_at(self) -> float | None:
@@ -117,9 +121,10 @@ class InviteClient(_Machine):
 
     __slots__ = ("_sent", "_started")
 
-    def __init__(self, sent: Request | Sent, *, timers: Timers, reliable: bool) -> None:
+    def __init__(self, sent: Request | Sent, timers: Timers, transport: str) -> None:
         """`sent` is the INVITE as it goes out."""
-        super().__init__(CALLING, timers=timers, reliable=reliable)
+        self.state, self._timers, self._reliable = CALLING, timers, transport in RELIABLE
+        self.again_at, self.end_at, self._interval = inf, inf, timers.t1
         self._sent, self.out = sent, sent.raw
         self._started = False
 
@@ -219,9 +224,10 @@ class NonInviteClient(_Machine):
 
     __slots__ = ("_started",)
 
-    def __init__(self, sent: Request | Sent, *, timers: Timers, reliable: bool) -> None:
+    def __init__(self, sent: Request | Sent, timers: Timers, transport: str) -> None:
         """`sent` is the request as it goes out."""
-        super().__init__(TRYING, timers=timers, reliable=reliable)
+        self.state, self._timers, self._reliable = TRYING, timers, transport in RELIABLE
+        self.again_at, self.end_at, self._interval = inf, inf, timers.t1
         self.out = sent.raw
         self._started = False
 
@@ -298,11 +304,12 @@ class InviteServer(_Machine):
 
     __slots__ = ("_request",)
 
-    def __init__(self, request: Request, *, timers: Timers, reliable: bool, now: float) -> None:
+    def __init__(self, request: Request, timers: Timers, transport: str, now: float) -> None:
         """`request` is the INVITE as received, which the creator has already in hand: nothing is passed up for it."""
-        super().__init__(PROCEEDING, timers=timers, reliable=reliable)
+        self.state, self._timers, self._reliable = PROCEEDING, timers, transport in RELIABLE
+        self.again_at, self.end_at, self._interval = now + timers.invite_trying, inf, timers.t1
+        self.out = b""
         self._request: Request | None = request  # until the first response
-        self.again_at = now + timers.invite_trying
 
     def terminate(self) -> None:
         """As for every machine; its call may go on with it for hours."""
@@ -386,13 +393,14 @@ class NonInviteServer(_Machine):
 
     __slots__ = ("_quiet_until", "_request")
 
-    def __init__(self, request: Request, *, timers: Timers, reliable: bool, now: float) -> None:
+    def __init__(self, request: Request, timers: Timers, transport: str, now: float) -> None:
         """`request` is the request as received, which the creator has already in hand: nothing is passed up for it."""
-        super().__init__(TRYING, timers=timers, reliable=reliable)
+        self.state, self._timers, self._reliable = TRYING, timers, transport in RELIABLE
+        self.again_at, self.end_at, self._interval = now + timers.non_invite_trying, now + timers.f, timers.t1
+        self.out = b""
         self._request: Request | None = request  # until the first response
-        self.again_at, self.end_at = now + timers.non_invite_trying, now + timers.f
         # RFC 4320 §4.1: no 100 over an unreliable transport before the client's Timer E was reset to T2.
-        self._quiet_until = now if reliable else self.again_at
+        self._quiet_until = now if self._reliable else self.again_at
 
     def receive(self, request: Request, now: float) -> int:  # noqa: ARG002  one signature for both servers
         """Take a retransmission that matched this transaction."""

@@ -35,13 +35,14 @@ OPTIONS_RESPONSES = {status: make_response(OPTIONS, status) for status in (100, 
 
 
 def make(kind: type[Machine], *, reliable: bool) -> Machine:
+    transport = "TCP" if reliable else "UDP"
     if kind is InviteClient:
-        return InviteClient(INVITE, timers=TIMERS, reliable=reliable)
+        return InviteClient(INVITE, TIMERS, transport)
     if kind is NonInviteClient:
-        return NonInviteClient(OPTIONS, timers=TIMERS, reliable=reliable)
+        return NonInviteClient(OPTIONS, TIMERS, transport)
     if kind is InviteServer:
-        return InviteServer(INVITE, timers=TIMERS, reliable=reliable, now=0.0)
-    return NonInviteServer(OPTIONS, timers=TIMERS, reliable=reliable, now=0.0)
+        return InviteServer(INVITE, TIMERS, transport, 0.0)
+    return NonInviteServer(OPTIONS, TIMERS, transport, 0.0)
 
 
 def name_of(message: Request | Response) -> str:

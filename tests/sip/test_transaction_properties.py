@@ -21,6 +21,7 @@ from sipproxy.sip.transaction import (
 Machine = InviteClient | NonInviteClient | InviteServer | NonInviteServer
 Step = tuple[str, int, float]  # event, status, seconds since the one before
 
+TRANSPORTS = ("UDP", "TCP")  # unreliable and reliable
 STATUSES = (100, 180, 183, 200, 202, 302, 408, 486, 487, 503, 603)
 INVITE, OPTIONS, ACK = make_request(), make_request(b"OPTIONS"), make_request(b"ACK")
 RESPONSES = {(r.method, status): make_response(r, status) for r in (INVITE, OPTIONS) for status in STATUSES}
@@ -37,11 +38,11 @@ server_steps = steps("request", "ack", "respond", "fire", "failure")
 
 
 def client(kind: type[InviteClient | NonInviteClient], values: Timers, *, reliable: bool) -> InviteClient | NonInviteClient:
-    return kind(INVITE if kind is InviteClient else OPTIONS, timers=values, reliable=reliable)
+    return kind(INVITE if kind is InviteClient else OPTIONS, values, TRANSPORTS[reliable])
 
 
 def server(kind: type[InviteServer | NonInviteServer], values: Timers, *, reliable: bool) -> InviteServer | NonInviteServer:
-    return kind(INVITE if kind is InviteServer else OPTIONS, timers=values, reliable=reliable, now=0.0)
+    return kind(INVITE if kind is InviteServer else OPTIONS, values, TRANSPORTS[reliable], 0.0)
 
 
 def perform(machine: Machine, step: Step, now: float) -> int:
