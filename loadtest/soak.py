@@ -29,13 +29,13 @@ from loadtest.mixed import Sample, run_mix
 from loadtest.options import amount, count
 from loadtest.report import Report, counted
 from loadtest.store_faults import FAULTS, RelayedValkey
-from loadtest.troubles import TROUBLES, reseed
+from loadtest.troubles import OF_SEVERAL, TROUBLES, reseed
 from sipproxy.process import loop_factory
 
 if TYPE_CHECKING:
     from loadtest.mixed import Around, Ran
 
-__all__ = ["add_soak", "slope_per_hour"]
+__all__ = ["KINDS", "add_soak", "kinds_of", "slope_per_hour"]
 
 KINDS = (*FAULTS, *TROUBLES)
 
@@ -91,7 +91,7 @@ async def _run(options: argparse.Namespace) -> list[Report]:
         instead["accounts", "count"] = options.accounts
     mix = read(options.mix, instead)
     check_picture(options.plot)
-    plan = _Plan(options.every, random.Random(options.seed), [kind for kind in KINDS if kind not in options.without])
+    plan = _Plan(options.every, random.Random(options.seed), options.without)
     store = RelayedValkey()
     with progress_bar(mix.name) as tell:
         ran = await run_mix(
@@ -107,21 +107,27 @@ async def _run(options: argparse.Namespace) -> list[Report]:
     return [report]
 
 
-class _Plan:
-    """One trouble after the other, about `every_s` seconds apart, each of the `kinds` as often as any other."""
+def kinds_of(workers: int, without: Sequence[str]) -> list[str]:
+    """The troubles that a node of so many workers may have, but for those."""
+    return [kind for kind in KINDS if kind not in without and (workers > 1 or kind != OF_SEVERAL)]
 
-    def __init__(self, every_s: float, rng: random.Random, kinds: Sequence[str]) -> None:
-        self._every_s, self._rng, self._kinds = every_s, rng, kinds
+
+class _Plan:
+    """One trouble after the other, about `every_s` seconds apart, each as often as any other."""
+
+    def __init__(self, every_s: float, rng: random.Random, without: Sequence[str]) -> None:
+        self._every_s, self._rng, self._without = every_s, rng, without
         self.made: Counter[str] = Counter()
         self.faults: list[str] = []
 
     async def run(self, around: Around, store: RelayedValkey, seconds: float) -> None:
         """Make trouble until the last calls begin, or the run is to end."""
         until, deck = time.monotonic() + seconds, list[str]()
-        while True:
+        kinds = kinds_of(around.network.node.workers, self._without)
+        while kinds:
             wait = self._rng.expovariate(1 / self._every_s)
             if not deck:
-                deck = self._rng.sample(self._kinds, len(self._kinds))
+                deck = self._rng.sample(kinds, len(kinds))
             if time.monotonic() + wait + LASTS_S[1] > until or await _set_within(around.stop, wait):
                 return
             kind = deck.pop()

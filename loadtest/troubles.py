@@ -24,7 +24,7 @@ from policy import store as policy_store
 if TYPE_CHECKING:
     from loadtest.mixed import Around
 
-__all__ = ["TROUBLES", "Trouble", "reseed"]
+__all__ = ["OF_SEVERAL", "TROUBLES", "Trouble", "reseed"]
 
 Trouble = Callable[["Around", random.Random], Awaitable[str]]
 
@@ -48,10 +48,8 @@ async def _node_killed(around: Around, rng: random.Random) -> str:
 
 
 async def _worker_killed(around: Around, rng: random.Random) -> str:
-    """One of several workers dies, or hangs until it is ended; the node of one process as a whole."""
+    """One of several workers dies, or hangs until it is ended."""
     node = around.network.node
-    if node.workers == 1:
-        return await _node_killed(around, rng)
     pids = node.worker_pids()
     away = Away(time.monotonic())
     around.matching.away.append(away)
@@ -158,9 +156,10 @@ async def reseed(around: Around) -> str:
     return await _operator(around, "reseed")
 
 
+OF_SEVERAL = "worker killed"  # which a node of one process does not have
 TROUBLES: Mapping[str, Trouble] = {
     "node killed": _node_killed,
-    "worker killed": _worker_killed,
+    OF_SEVERAL: _worker_killed,
     "parties vanished": _parties_vanished,
     "connections broken": _connections_broken,
     "policy edited": _policy_edited,

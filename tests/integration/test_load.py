@@ -125,7 +125,7 @@ async def test_soak_of_a_node_that_dies_is_reloaded_and_loses_its_store_loses_no
         "old copy",
         "parties vanished",
     )
-    slow += ("worker killed", "policy edited", "connections broken")
+    slow += ("policy edited", "connections broken")
     without = [word for kind in slow for word in ("--without", kind)]
     # This seed has the node die first: further troubles begin as far as there is time.
     options = ("--every", "0.2", "--seed", "28", *without)

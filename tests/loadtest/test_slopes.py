@@ -1,4 +1,4 @@
-"""Slopes of a long run, and the CPU time of processes with their children."""
+"""Slopes and troubles of a long run, and the CPU time of processes with their children."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import sys
 import pytest
 
 from loadtest import usage
-from loadtest.soak import slope_per_hour
+from loadtest.soak import KINDS, kinds_of, slope_per_hour
 from loadtest.usage import CpuMeter, descriptors_of, tree_cpu_seconds, tree_memory_bytes, tree_of
 
 BUSY = """
@@ -30,6 +30,13 @@ def test_slope_of_a_straight_line_is_its_growth_in_an_hour_whatever_is_missing()
     points[10] = (10.0, math.nan)
     assert slope_per_hour(points) == pytest.approx(1800)
     assert slope_per_hour([(at, -value) for at, value in points]) == pytest.approx(-1800)
+
+
+def test_node_of_one_process_dies_where_that_is_asked_for_and_not_as_one_of_several_workers() -> None:
+    assert [kind for kind in KINDS if kind not in kinds_of(1, [])] == ["worker killed"]
+    assert kinds_of(2, []) == list(KINDS)
+    assert [kind for kind in KINDS if kind not in kinds_of(2, ["node killed"])] == ["node killed"]
+    assert kinds_of(1, KINDS) == []
 
 
 def test_slope_of_what_goes_up_and_comes_back_is_none() -> None:
