@@ -58,7 +58,8 @@ class CallError(Exception):
 
 def sdp_of(host: str, port: int = 40_000) -> bytes:
     """An audio offer or answer (PCMA, PCMU)."""
-    lines = ("v=0", f"o=- 1 1 IN IP4 {host}", "s=-", f"c=IN IP4 {host}", "t=0 0", f"m=audio {port} RTP/AVP 8 0", "")
+    address = f"IN IP{6 if ':' in host else 4} {host}"
+    lines = ("v=0", f"o=- 1 1 {address}", "s=-", f"c={address}", "t=0 0", f"m=audio {port} RTP/AVP 8 0", "")
     return "\r\n".join(lines).encode()
 
 

@@ -178,6 +178,7 @@ class Network:
         node: Node | None = None,
         tcp: bool = False,
         tls: ssl.SSLContext | None = None,
+        ipv6: bool = False,
     ) -> Router:
         """A router with the account `user` of one of the lines, registered when asked, at `node` where it is not the first.
 
@@ -185,8 +186,8 @@ class Network:
         """
         account = RouterAccount(user, self.lines[user].password, DOMAIN, algorithms)
         at = node or self.node
-        proxy = (at.host, at.tls_port) if tls is not None else at.address
-        router = Router(user, self.ledger, account, proxy, tcp=tcp, tls=tls)
+        proxy = (at.host, at.tls_port) if tls is not None else ("::1", at.port6) if ipv6 else at.address
+        router = Router(user, self.ledger, account, proxy, host="::1" if ipv6 else "127.0.0.1", tcp=tcp, tls=tls)
         await router.open()
         self.routers.append(router)
         if register:

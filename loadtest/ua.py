@@ -139,14 +139,18 @@ class UserAgent(asyncio.DatagramProtocol):
     @property
     def contact(self) -> bytes:
         transport = f";transport={self._transport_name.lower()}" if self._tcp_to is not None else ""
-        return f"<sip:{self.user}@{self.host}:{self.port}{transport}>".encode()
+        return f"<sip:{self.user}@{self._place}{transport}>".encode()
+
+    @property
+    def _place(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     @property
     def _transport_name(self) -> str:
         return "UDP" if self._tcp_to is None else "TCP" if self._tls is None else "TLS"
 
     def new_via(self) -> bytes:
-        return f"SIP/2.0/{self._transport_name} {self.host}:{self.port};branch=z9hG4bK{secrets.token_hex(8)};rport".encode()
+        return f"SIP/2.0/{self._transport_name} {self._place};branch=z9hG4bK{secrets.token_hex(8)};rport".encode()
 
     def dialog_headers(self, request: Request) -> list[tuple[bytes, bytes]]:
         """What a response needs that forms a dialog: the Record-Route lines as they came, and our Contact (§12.1.1)."""

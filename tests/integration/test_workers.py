@@ -6,11 +6,14 @@ import asyncio
 import itertools
 import os
 import signal
+import socket
+import ssl
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import trustme
 
 from loadtest.agents import Answering, Trunk, next_call
 from loadtest.net import free_udp_port
@@ -22,12 +25,15 @@ from loadtest.ua import SDP_TYPE, sdp_of
 from sipproxy.admin.control import ControlError, ask, socket_path
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from loadtest.agents import Router
     from loadtest.network import Network
     from loadtest.node import LineSpec
     from loadtest.ua import Call
 
 FIXED = "03023125001"
+IPV6 = pytest.param(True, id="ipv6", marks=pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6"))
 LINES = many_lines(8, channels=20)  # so that a worker without a call gets one, see `both_ends`
 
 
@@ -68,10 +74,15 @@ async def owners(network: Network) -> set[int]:
     return {row["worker"] for row in (await asked(network, "calls"))["calls"]}
 
 
-async def test_calls_in_all_directions_reach_their_owner_by_whichever_worker(start_network: Callable[..., Any]) -> None:
-    """The trunk has one port, and yet its messages go to both: the kernel knows whose each one is, and nothing is passed on."""
-    network = await started(start_network, route={"ping_s": 0})  # a ping goes from each worker, and its answer by its Call-ID
-    routers = [await network.router(line.user) for line in LINES]
+@pytest.mark.parametrize("ipv6", [False, IPV6])
+async def test_calls_in_all_directions_reach_their_owner_by_whichever_worker(
+    ipv6: bool, start_network: Callable[..., Any]
+) -> None:
+    """Trunk and routers have one port each, and yet their messages go to both: the kernel knows whose each one is, and nothing
+    is passed on."""
+    # Without pings: one goes from each worker, and its answer by its Call-ID.
+    network = await started(start_network, route={"ping_s": 0}, ipv6=ipv6)
+    routers = [await network.router(line.user, ipv6=ipv6) for line in LINES]
     outgoing = await both_ends(network, routers)
     assert {await refreshed(call) for call, _ in outgoing} == {200}
     assert await owners(network) == {1, 2}
@@ -96,10 +107,19 @@ async def test_calls_in_all_directions_reach_their_owner_by_whichever_worker(sta
     assert await network.slots_of_all(0) == 0
 
 
-async def test_customers_on_tcp_are_reached_by_whichever_worker_has_the_call(start_network: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("over", ["tcp", "tls", pytest.param("ipv6", marks=IPV6.marks)])
+async def test_customers_on_connections_are_reached_by_whichever_worker_has_the_call(
+    over: str, start_network: Callable[..., Any], tmp_path: Path
+) -> None:
     """A connection belongs to who accepted it; calls come to all workers, and so do requests within them."""
-    network = await started(start_network)
-    routers = [await network.router(line.user, tcp=True) for line in LINES]
+    authority = trustme.CA()
+    certificate = tmp_path / "node.pem"
+    authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(certificate)
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    network = await started(start_network, certificate=certificate, ipv6=over == "ipv6")
+    how = {"tls": context} if over == "tls" else {"tcp": True, "ipv6": over == "ipv6"}
+    routers = [await network.router(line.user, **how) for line in LINES]
     for line, router in zip(LINES, routers, strict=True):
         call = await (await network.trunk.call(line.number, network.node.address)).answered()
         at_router = await next_call(router)
