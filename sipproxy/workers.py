@@ -328,7 +328,9 @@ class Supervisor:
             worker.in_a_row = 1 if time.monotonic() - worker.started_at > STEADY_S else worker.in_a_row + 1
             wait_s = min(MAX_BACKOFF_S, FIRST_BACKOFF_S * 2 ** min(worker.in_a_row - 1, 10))
             self.log.error("worker_died", worker=worker.number, status=status, again_in_s=wait_s)
-            await asyncio.sleep(wait_s)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await self._ending.wait()
 
     def _fail(self, worker: Worker) -> None:
         self._failed = f"worker {worker.number} cannot start; see above"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import time
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 import pytest
 import structlog
 
+from sipproxy import workers
+from sipproxy.config import Config
 from sipproxy.workers import HANG_S, LOOK_S, START_S, Supervisor, Worker
 
 
@@ -30,3 +33,50 @@ async def test_worker_is_ended_when_it_is_silent_where_messages_may_be_passed_to
     await asyncio.sleep(LOOK_S + 0.2)
     watching.cancel()
     assert ended == ([2] if beyond_s > 0 else [])
+
+
+async def test_node_that_ends_does_not_wait_to_start_a_worker_that_keeps_dying(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "FIRST_BACKOFF_S", 3600.0)
+    monkeypatch.setattr(workers, "MAX_BACKOFF_S", 3600.0)
+    worker = Worker(2)
+    supervisor = Supervisor.__new__(Supervisor)
+    supervisor.log, supervisor._ending, supervisor._was_ready = structlog.get_logger("node"), asyncio.Event(), True
+
+    async def live(_: Worker) -> int:
+        return 1
+
+    monkeypatch.setattr(supervisor, "_live", live)
+    keeping = asyncio.create_task(supervisor._keep(worker))
+    async with asyncio.timeout(30):
+        while not worker.deaths:  # noqa: ASYNC110  it waits from then on
+            await asyncio.sleep(0)
+        supervisor._ending.set()
+        await keeping
+    assert worker.deaths == 1
+
+
+async def test_worker_that_was_being_started_when_the_node_was_told_to_stop_is_told_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The others are told while its process is made, which nobody can send a signal to yet."""
+    told: list[str] = []
+    supervisor = Supervisor.__new__(Supervisor)
+    supervisor.log, supervisor._ending, supervisor._workers = structlog.get_logger("node"), asyncio.Event(), [Worker(2)]
+    supervisor._config, supervisor._store_url, supervisor._count = Config(), "", 2
+    monkeypatch.setattr(supervisor, "_spec", lambda worker, link: None)
+    monkeypatch.setattr(supervisor, "_descriptors", lambda link: [])
+
+    async def communicate(_: bytes) -> None:
+        told.append("orders")
+
+    async def wait() -> int:
+        return -signal.SIGTERM
+
+    async def made(*_: Any, **__: Any) -> Any:
+        supervisor._stop_all(signal.SIGTERM)
+        return SimpleNamespace(returncode=None, communicate=communicate, wait=wait, terminate=lambda: told.append("SIGTERM"))
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", made)
+    monkeypatch.setattr(supervisor, "_end_drained", lambda: told.append("others looked at"))
+    assert await supervisor._live(supervisor._workers[0]) == -signal.SIGTERM
+    assert told == ["SIGTERM", "orders", "others looked at"]

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import itertools
 import os
 import resource
 import select
 import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import pytest
 
 from loadtest.agents import next_call
 from loadtest.network import many_lines
+from loadtest.node import NodeError
 from sipproxy.admin.control import ask, socket_path
 
 if TYPE_CHECKING:
@@ -23,6 +28,24 @@ if TYPE_CHECKING:
 FIXED = "03023125001"
 LINES = many_lines(8, channels=20)
 PAUSE_S = 12.0  # longer than `workers.HANG_S`
+SOON_S = 15.0  # that a node may take to end which has nothing left to do; it gives up on its workers after 20 s more
+# Loaded by the interpreter of the second worker at its start, which it holds up for as long as there is a file.
+HOLDING = """
+import fcntl, sys, time
+from pathlib import Path
+here = Path({here!r})
+def held():
+    while (here / "hold").exists():
+        (here / "held").touch()
+        time.sleep(0.01)
+def flock(*arguments, real=fcntl.flock):
+    held()
+    return real(*arguments)
+if sys.orig_argv[-2:] == ["sipproxy.worker", "2"]:
+    if {at!r} == "importing":
+        held()
+    fcntl.flock = flock
+"""
 
 
 async def asked(network: Network, command: str) -> dict[str, Any]:
@@ -144,3 +167,44 @@ async def test_worker_that_dies_at_each_start_keeps_neither_calls_nor_the_end_of
     await network.followed(network.node, "sipproxy_worker_up", 2.0, timeout_s=60)
     _, result = await network.reconciled()
     assert result.ok, result
+
+
+async def begun(path: Path) -> None:
+    async with asyncio.timeout(60):
+        while not path.exists():  # noqa: ASYNC110, ASYNC240  another process makes it
+            await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("at", ["importing", "recovering"])
+@pytest.mark.parametrize("which", ["first", "again"])
+async def test_node_that_is_told_to_stop_while_a_worker_starts_ends_soon_and_leaves_nothing(
+    at: str, which: str, tmp_path: Path, start_network: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before it heeds signals it is ended by one; later it comes to its start's end first, for calls may be in its journal."""
+    (tmp_path / "sitecustomize.py").write_text(HOLDING.format(here=str(tmp_path), at=at))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    network: Network = await start_network(LINES, workers=2, settings={"node": {"drain_s": 60}})
+    node, starting = network.node, None
+    if which == "first":
+        await network.stop_node()
+        (tmp_path / "hold").touch()
+        starting = asyncio.create_task(node.start())
+    else:
+        (tmp_path / "hold").touch()
+        os.kill(node.worker_pids()[2], signal.SIGKILL)
+    await begun(tmp_path / "held")
+    before = node.log_path.read_text().count('"stopping"')
+    node.process.send_signal(signal.SIGTERM)
+    if at == "recovering":
+        async with asyncio.timeout(30):
+            while node.log_path.read_text().count('"stopping"') == before:  # noqa: ASYNC110  the log is a file
+                await asyncio.sleep(0.02)
+        assert node.running, "its second worker has not heard of it"
+        (tmp_path / "hold").unlink()
+    assert await asyncio.wait_for(node.process.wait(), SOON_S) == 0
+    if starting is not None:
+        with pytest.raises(NodeError, match="ended with status 0"):
+            await starting
+    with (node.directory / "data" / "workers.lock").open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # all processes of the node hold it
+    assert "worker_hangs" not in node.log()
