@@ -234,16 +234,17 @@ def _load_metrics(metrics: Metrics, engine: Engine) -> None:
     metrics.counter("sipproxy_load_changes", "times that a state was entered", lambda: dict(shedder.changes), ("state",))
     metrics.gauge(
         "sipproxy_buckets",
-        "sources and lines whose messages are counted",
-        lambda: {"source": len(shedder.sources), "line": len(shedder.lines)},
+        "sources and lines whose messages are counted, and what parts of calls are counted by",
+        lambda: {"source": len(shedder.sources), "line": len(shedder.lines), "parts": len(shedder.parts.budgets)},
         ("of",),
     )
     metrics.counter(
         "sipproxy_buckets_forgotten",
-        "sources, lines, calls that were turned away and what other workers are to be told, forgotten for lack of room",
+        "what messages are counted by, calls that were turned away and what workers are to be told, forgotten for lack of room",
         lambda: {
             "source": shedder.sources.evicted,
             "line": shedder.lines.evicted,
+            "parts": shedder.parts.budgets.evicted,
             "turned_away": shedder.turned_away.evicted,
             "untold": shedder.spending.forgotten,
         },

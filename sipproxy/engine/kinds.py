@@ -22,6 +22,7 @@ __all__ = [
     "MAX_NAME",
     "Copy",
     "Kind",
+    "branch_of",
     "copy_of",
     "has_authorization",
     "has_credentials",
@@ -62,7 +63,7 @@ MAX_NAME = 100  # bytes of that: it is kept for each INVITE that was turned away
 
 
 class Kind(IntEnum):
-    """What a message is, in the order in which it is refused; PART, of a call or of a transaction, never is."""
+    """What a message is, in the order in which it is refused; PART, of a call or of a transaction, only where it floods."""
 
     SCANNER = 1
     OPTIONS = 2  # whatever is asked outside a call
@@ -140,9 +141,14 @@ def nonce_in(data: bytes) -> bytes | None:
 
 def copy_of(data: bytes, flow: Flow) -> Copy:
     """What an INVITE has in common with its copies, its CANCEL and the ACK of its refusal (RFC 3261 §17.2.3, §9.1)."""
-    found = _BRANCH.search(data)
-    name = (found[1] if found is not None else None) or data  # what has no such branch is repeated byte for byte
+    name = branch_of(data) or data  # what has no such branch is repeated byte for byte
     return flow.host, flow.port, name if len(name) <= MAX_NAME else sha256(name).digest()
+
+
+def branch_of(data: bytes) -> bytes | None:
+    """The branch of the first Via, None where it is not unique by itself (RFC 3261 §17.2.3)."""
+    found = _BRANCH.search(data)
+    return found[1] if found is not None else None
 
 
 def _has_to_tag(data: bytes) -> bool:

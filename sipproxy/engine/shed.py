@@ -2,9 +2,9 @@
 
 Pure. Four things refuse a message: the budget of its source (an IPv4 address, an IPv6 /64) or of its line, the budget that all
 strangers share, the node's own state, and a new INVITE's wait in a queue that does not get shorter. Refused first are scanners,
-then what strangers ask outside a call, then REGISTER, then new INVITEs. Never refused are emergency calls, and what belongs
-to a live call: requests with a To tag, ACK, CANCEL and responses, of a known flow or with the Call-ID of a live call. Trunk
-routes and other nodes are not counted at all, but a trunk route's new calls are refused in a queue.
+then what strangers ask outside a call, then REGISTER, then new INVITEs. Never refused are emergency calls. What belongs to a
+call (requests with a To tag, ACK, CANCEL and responses) has budgets that no call can need (`parts`). Trunk routes and other
+nodes are not counted at all, but a trunk route's new calls are refused in a queue.
 
 A stranger is a source without a live binding, outside the emergency access networks. He gets no answer; a customer gets a 503
 with a Retry-After that spreads a storm over the time that the node needs for it (RFC 3261 §21.5.4).
@@ -13,7 +13,6 @@ with a Retry-After that spreads a storm over the time that the node needs for it
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple
@@ -33,6 +32,7 @@ from sipproxy.engine.kinds import (
     nonce_in,
 )
 from sipproxy.engine.pace import MIN_RETRY_S, Pace
+from sipproxy.engine.parts import Parts
 from sipproxy.engine.spending import Spending
 from sipproxy.sip.flow import LOOP, source_of
 
@@ -66,7 +66,6 @@ STANDING_S = 1.0  # for which there has to be a queue until new calls are refuse
 # Of that wait, and for so long nothing may have waited for it until the queue is held to be gone: the next hiccup is one again.
 EMPTY, EMPTY_S = 0.25, 0.2
 
-_CALL_ID = re.compile(rb"\n(?:call-id|i)[ \t]*:\s*(\S+)", re.IGNORECASE)
 REPEATED_S = 32.0  # for how long copies of an INVITE come after it: 64*T1 (RFC 3261 §17.1.1.2)
 
 _LABELS = ("", *(kind.name.lower() for kind in Kind))
@@ -102,7 +101,7 @@ class Verdict(NamedTuple):
     user: str = ""  # an account with a live binding over this flow
 
 
-_BEHIND, _LATE = Verdict("behind"), Verdict("late")
+_BEHIND, _LATE, _PARTS = Verdict("behind"), Verdict("late"), Verdict("parts")
 _ACKNOWLEDGED = Verdict("acknowledged")  # the end of a call that was turned away
 
 
@@ -120,6 +119,7 @@ class Shedder:
         self.turned_away = Buckets(rates.sources)  # INVITEs that got a 503, by source and branch
         self._strangers = Bucket(rates.strangers_burst, 0.0)
         self.spending = Spending()
+        self.parts = Parts(desk, calls, rates, self.spending)
         self.pace = Pace(rates)
         self._most = max(MAX_CREDIT, rates.credit_bytes)
         self._high = 0
@@ -140,6 +140,7 @@ class Shedder:
         self._queued_s = QUEUED * rates.lag_s
         self._notable_s = min(self._notable_s, EMPTY * self._queued_s)
         self.pace.use(rates)
+        self.parts.rates = rates
 
     def check(self, data: bytes, flow: Flow, waited_s: float = 0.0, *, kind: Kind | None = None) -> Verdict | None:
         """Why this message is not to be taken, None when it is. It waited for so many seconds to be read (0.0: not known).
@@ -156,8 +157,8 @@ class Shedder:
         kind = kind or kind_of(data)
         user, sharing = desk.location.accounts_at(flow, desk.now.utc_ms)
         copy = None if self.turned_away.is_empty else self._copy(kind, data, flow)
-        if user and kind is PART and copy is None:
-            return None  # as most of what customers send
+        if user and kind is PART and copy is None:  # as most of what customers send
+            return self._part(data, user, sharing)
         verdict = self._again(kind, copy, waited_s) if copy is not None else None
         if notable and kind is INVITE and verdict is None:
             verdict = self._late(data, flow, waited_s, user)
@@ -166,9 +167,10 @@ class Shedder:
         elif self._is_behind and kind <= (REGISTER if user else INVITE):
             # A customer is told when to come again, or he would repeat it every four seconds, which keeps the node behind.
             verdict = Verdict("behind", self._retry(kind)) if user and kind is REGISTER else _BEHIND
+        elif user and kind is PART:
+            return self._part(data, user, sharing)
         elif user:
-            if kind is not PART:
-                verdict = self._customer(kind, data, flow, user, sharing)
+            verdict = self._customer(kind, data, flow, user, sharing)
         else:
             verdict = self._source(kind, data, flow, source)
         if verdict is not None:
@@ -186,7 +188,7 @@ class Shedder:
         """Tell the drop list what speaks against a stranger, or for him."""
         if kind is SCANNER or (verdict is not None and verdict.reason == "source"):
             self._desk.drops.offended(flow.host, "scan" if kind is SCANNER else "flood")
-        elif kind is PART and data.startswith(b"INVITE ") and may_be_emergency(data):
+        elif kind is PART and _asks_for_help(data):
             self._desk.drops.called_for_help(flow.host)
 
     # Copies of an INVITE that was turned away
@@ -310,6 +312,13 @@ class Shedder:
             return Verdict("registers", self._retry(kind))
         return None
 
+    def _part(self, data: bytes, user: str, sharing: int) -> Verdict | None:
+        """A customer's part of a call or a transaction, or call for help; it is counted here where it is not taken."""
+        if self.parts.take(data, user, sharing) or _asks_for_help(data):
+            return None
+        self.counts["parts", _LABELS[PART]] += 1
+        return _PARTS
+
     def _answers(self, data: bytes, flow: Flow) -> bool:
         """Whether a REGISTER answers a challenge: its nonce was given to its source. That costs a MAC, so it is asked last."""
         nonce = nonce_in(data)
@@ -317,7 +326,7 @@ class Shedder:
 
     def _source(self, kind: Kind, data: bytes, flow: Flow, source: Bucket) -> Verdict | None:
         """A message that no live binding explains: a stranger's, or of a customer behind an address that others share."""
-        if kind is PART and (self.is_live(data) or (data.startswith(b"INVITE ") and may_be_emergency(data))):
+        if kind is PART and (_asks_for_help(data) or self.parts.take_named(data)):
             return None
         desk, rates, now = self._desk, self._rates, self._desk.now.mono
         lines = desk.location.flows_at(flow.host)
@@ -354,14 +363,15 @@ class Shedder:
             lines = self._desk.location.flows_at(whose)
             bucket = self.sources.find(whose) or self._new_source(whose)
             bucket.owe(now, rates.source_per_s + lines * rates.line_per_s, rates.source_burst, count)
+        elif kind == "parts":
+            self.parts.spent_elsewhere(whose, count)
         else:
             bucket = self.lines.find(whose) or self.lines.add(whose, Bucket(rates.line_burst, now))
             bucket.owe(now, rates.line_per_s, rates.line_burst, count)
 
     def is_live(self, data: bytes) -> bool:
         """Whether it names a call of this node's."""
-        found = _CALL_ID.search(data)
-        return found is not None and self._calls.has(found[1])
+        return self.parts.names_call(data)
 
     def _retry(self, kind: Kind) -> int:
         """Seconds until this one should come again; nobody keeps step with others."""
@@ -437,3 +447,8 @@ class Shedder:
             return False
         source.credit -= size
         return True
+
+
+def _asks_for_help(data: bytes) -> bool:
+    """Whether it is a call for help, of a first line that says so."""
+    return data.startswith(b"INVITE ") and may_be_emergency(data)
