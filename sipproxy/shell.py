@@ -394,7 +394,7 @@ class Shell:
     def _arm(self) -> None:
         """Run what is due at the end of the grain that the earliest deadline lies in. An armed timer that turns out to be early
         is left to run."""
-        if self.engine.desk.queue.looks_at + GRAIN_S >= self._timer_at:
+        if self.engine.desk.queue.looks_at() + GRAIN_S >= self._timer_at:
             return  # as nearly always
         at = self.engine.next_at
         if at is None:

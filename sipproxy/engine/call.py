@@ -86,20 +86,18 @@ class Call(Timer):
     bound_at: float = inf  # and one that has no place there
     call_id: bytes = field(init=False)  # of its INVITE, and the tag in that one's From
     caller_tag: bytes | None = field(init=False)
+    is_emergency: bool = field(init=False)  # by the decision on it
 
     def __post_init__(self) -> None:
         self.unset()
         request = self.request
         self.call_id, self.caller_tag = request.call_id, request.from_.tag
         self.store_wait_s = self.desk.settings.store_wait_s
+        self.is_emergency = self.record.verdict == "emergency"
 
     @property
     def request(self) -> Request:
         return self.server.request
-
-    @property
-    def is_emergency(self) -> bool:
-        return self.record.verdict == "emergency"
 
     @property
     def mark(self) -> bytes:
@@ -178,7 +176,7 @@ class Call(Timer):
 
     def send(self, target: Target) -> bool:
         """Send the INVITE to a target; False when no listener of ours reaches it."""
-        target, request = fail_over.located(self, target), self.request
+        target, request = fail_over.located(self, target), self.server.request
         editor = Editor(request)
         editor.request_uri(target.uri)
         editor.remove(b"route")  # §16.4 for what leads to us; where else it goes is not for the caller to say (invariant 6)
@@ -324,7 +322,7 @@ class Call(Timer):
         client = self.desk.transactions.clients.get(branch.key)
         if dialog.confirmed or client is None:
             return
-        received = self.request
+        received = self.server.request
         caller, callee = sides_of_2xx(
             response,
             client.raw.count(b";lr;%b>" % self.mark),  # our Record-Route values
@@ -347,7 +345,7 @@ class Call(Timer):
         """The response of a branch as the caller gets it."""
         return forward_response(
             response,
-            self.request,
+            self.server.request,
             self.face(target),
             self.desk.settings,
             self.server.target,

@@ -101,7 +101,7 @@ class Engine:
         if data[:1] < b"@" and is_stun(data) and flow.transport == "UDP":  # a SIP message begins with a letter
             self._flows.ping(data, flow)
             return self.desk.take_actions()
-        verdict = self.shedder.check(data, flow, waited_s, kind=kind)
+        verdict = self.shedder.check(data, flow, waited_s, kind)
         if verdict is None:
             self._deliver(data, flow)
         elif verdict.retry_s:
@@ -153,9 +153,9 @@ class Engine:
 
     def fire(self, now: Now) -> list[Action]:
         """Run what is due. Early, late and repeated calls are harmless."""
-        desk = self.desk
+        desk, mono = self.desk, now.mono
         desk.now = now
-        for timer in desk.queue.due(now.mono):
+        for timer in desk.queue.due(mono):
             if isinstance(timer, Call):
                 self._call_timer(timer)
             elif isinstance(timer, Alarm):
@@ -163,7 +163,7 @@ class Engine:
             else:
                 if isinstance(timer, Server):
                     before_trying(timer)
-                desk.transactions.fire(timer, now.mono)
+                desk.transactions.fire(timer, mono)
         return self._actions()
 
     @property
@@ -286,8 +286,8 @@ class Engine:
     # Requests
 
     def _request(self, request: Request, flow: Flow) -> None:
-        desk = self.desk
-        if flow.transport != LOOP:
+        desk, came_in = self.desk, flow.transport != LOOP
+        if came_in:
             request.stamp(flow.host, flow.port)
         try:
             is_stray = request.method == b"ACK" and self._is_stray(request)
@@ -297,8 +297,8 @@ class Engine:
             desk.count("malformed", "headers")
             self._refuse_malformed(request, flow, fault)
             return
-        if flow.transport != LOOP:
-            desk.count("requests", request_label(request))
+        if came_in:
+            desk.counters["requests", request_label(request)] += 1
         if is_stray:
             desk.count("requests_refused", "stray_ack")
             return

@@ -256,7 +256,7 @@ def forward_request(
     if edit is not None:
         edit(editor)
     if stateless:
-        seed = b"\0".join((request.via.branch or request.via.raw, request.call_id, mark))
+        seed = request.via.branch or request.via.raw, request.call_id, mark
         branch = desk.branch(seed=seed)  # §16.11: the same for a retransmission
     else:
         branch = desk.branch(desk.loop_mark(request, goal.uri) if goal is not None else b"")

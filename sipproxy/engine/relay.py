@@ -295,7 +295,9 @@ class Relays:
             strip_trust(editor, request, self._desk.settings)
         elif found.to_customer:
             strip_for_customer(editor, request, self._desk.settings)
-        forward_in_dialog(editor, request, call.request, from_caller=found.from_caller, face=face, strict=found.from_customer)
+        forward_in_dialog(
+            editor, request, call.server.request, from_caller=found.from_caller, face=face, strict=found.from_customer
+        )
         if found.from_caller:
             face.put_on_request(editor, request, self._desk.settings, to)
 

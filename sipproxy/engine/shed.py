@@ -142,7 +142,7 @@ class Shedder:
         self.pace.use(rates)
         self.parts.rates = rates
 
-    def check(self, data: bytes, flow: Flow, waited_s: float = 0.0, *, kind: Kind | None = None) -> Verdict | None:
+    def check(self, data: bytes, flow: Flow, waited_s: float = 0.0, kind: Kind | None = None) -> Verdict | None:
         """Why this message is not to be taken, None when it is. It waited for so many seconds to be read (0.0: not known).
         `kind` is what it counts as, where it is not SIP."""
         if flow.transport == LOOP:

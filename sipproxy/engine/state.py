@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["Desk", "reason_header"]
 
 Headers = Sequence[tuple[bytes, bytes]]
+_64_BITS = (1 << 64) - 1
 OPTIONAL = frozenset([b"Allow", b"Accept", b"Reason"])  # what a stranger's answer goes without where it would be too long
 
 
@@ -112,9 +113,9 @@ class Desk:
         user = uri.partition(b";")[0].rpartition(b"@")[0].partition(b":")[2] or uri  # the host is rewritten by every hop
         return LOOP_MARK + self.tokens.sign(b"loop", request.call_id, request.from_.tag or b"", user)[:16]
 
-    def branch(self, mark: bytes = b"", *, seed: bytes = b"") -> bytes:
-        """A branch of ours with `mark` at its end; random, or with `seed` the same for the same."""
-        unique = self._worker + (self.tokens.sign(b"seed", seed) if seed else self.token().encode())
+    def branch(self, mark: bytes = b"", seed: tuple[bytes, ...] | None = None) -> bytes:
+        """A branch of ours with `mark` at its end; random, or with `seed` the same for the same while this process lives."""
+        unique = self._worker + (b"%016x" % (hash(seed) & _64_BITS) if seed is not None else self.token().encode())
         return BRANCH + unique + self.tokens.sign(b"branch", unique, mark) + mark
 
     def is_own_branch(self, branch: bytes) -> bool:

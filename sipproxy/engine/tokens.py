@@ -23,7 +23,7 @@ __all__ = ["Tokens"]
 MAC_BYTES = 12  # 96 bits: RFC 2104 §5 asks for no fewer than 80
 MARK_BYTES = 10  # RFC 2104 §5 again
 MAX_BYTES = 1024  # of a token that is looked at
-PURPOSES = ((b"to-tag", 3), (b"to-tag", 1), (b"loop", 3), (b"seed", 1), (b"branch", 2), (b"tag", 1))  # and how many parts
+PURPOSES = ((b"to-tag", 3), (b"to-tag", 1), (b"loop", 3), (b"branch", 2), (b"tag", 1))  # and how many parts
 
 T = TypeVar("T", bound=msgspec.Struct)
 

@@ -182,7 +182,6 @@ class TimerQueue:
                     self._put(timer, floor(timer.at * PER_S))
         return None
 
-    @property
     def looks_at(self) -> float:
         """When a timer may be due at the earliest; infinite for never."""
         return self._times[0] * WIDTH_S if self._times else inf
