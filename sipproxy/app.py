@@ -353,6 +353,8 @@ class Node:
         if self.config.hep.address:
             stack.callback(copy_to(self.config.hep, self._transports, metrics).close)
         watching = Watching(self.engine, self.log, self._transports.watchers, self.shell.watchers)
+        if self.siblings is not None:
+            self.siblings.follow_with(watching)
         control = ControlServer(
             socket_path(self.data_dir) if self.siblings is None else self.data_dir / "worker.sock",
             {

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 from typing import TYPE_CHECKING, Any
 
-from sipproxy.admin.control import ControlError, Handler, NodeAwayError, Streamer, ask, follow_async
+from sipproxy.admin.control import ControlError, Handler, NodeAwayError, Streamer, ask
 from sipproxy.crewing import worker_socket
+from sipproxy.together import Together
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
@@ -25,7 +27,6 @@ Row = dict[str, Any]
 TIMEOUT_S = 4.0  # below what a command waits for the node
 SCRAPE_S = 2.0
 UNKNOWN_CALL, UNKNOWN_SOURCE = "there is no live call", "is not on the list"
-MAX_WATCHED = 2000  # events of all workers that wait for who follows
 
 
 class Gathering:
@@ -35,6 +36,7 @@ class Gathering:
         self, config: Config, present: Callable[[], list[int]], counters: Callable[[], Mapping[int, tuple[bool, int]]]
     ) -> None:
         self._config, self._present, self._counters = config, present, counters
+        self._idents = itertools.count(1)
 
     def handlers(self) -> dict[str, Handler]:
         """What the node's control socket answers."""
@@ -156,48 +158,12 @@ class Gathering:
 
     # Following
 
-    async def _watch(self, request: Row) -> AsyncIterator[Row]:  # noqa: C901  one loop over what comes
-        """The events of all workers as they come; over when the last worker's watch is."""
-        events: asyncio.Queue[Row | None] = asyncio.Queue(MAX_WATCHED)
-        workers = self._present()
-        if not workers:
-            raise ControlError("no worker of this node serves; see its log")
-        refusals: list[ControlError] = []
-
-        async def pump(worker: int) -> None:
-            try:
-                async for event in follow_async(worker_socket(self._config, worker), "watch", **request):
-                    await events.put(event)
-            except ControlError as error:
-                refusals.append(error)
-            finally:
-                await events.put(None)
-
-        pumps = [asyncio.create_task(pump(worker)) for worker in workers]
-        try:
-            begun, ended = False, 0
-            over: Row | None = None
-            while ended < len(pumps):
-                event = await events.get()
-                if event is None:
-                    ended += 1
-                elif event["kind"] == "begins":
-                    if not begun:
-                        yield event
-                    begun = True
-                elif event["kind"] == "over":
-                    sums = {name: event[name] + (over[name] if over else 0) for name in ("told", "left_out")}
-                    over = {**event, **sums}
-                else:
-                    yield event
-            if refusals and not begun:
-                raise refusals[0]
-            if over is not None:
-                yield over
-        finally:
-            for task in pumps:
-                task.cancel()
-            await asyncio.gather(*pumps, return_exceptions=True)
+    async def _watch(self, request: Row) -> AsyncIterator[Row]:
+        """The events of all workers, as one watch. Raises ControlError."""
+        watch = Together({**request, "ident": next(self._idents)}, self._config, self._present)
+        async with contextlib.aclosing(watch.events()) as events:
+            async for event in events:
+                yield event
 
     # Metrics
 

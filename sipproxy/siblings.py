@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from sipproxy.net.transports import Transports
     from sipproxy.orders import Spec
     from sipproxy.shell import Shell
+    from sipproxy.watching import Watching
 
 __all__ = ["Siblings"]
 
@@ -122,7 +123,14 @@ class Kept(msgspec.Struct, frozen=True, array_like=True, tag=True):
     last: bool
 
 
-Word = Passed | Send | Failed | Closed | Unreachable | Bound | Unbound | Asked | Known | Kept | Told
+class Followed(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """An operator's watch follows this call."""
+
+    ident: int
+    call_id: str
+
+
+Word = Passed | Send | Failed | Closed | Unreachable | Bound | Unbound | Asked | Known | Kept | Followed | Told
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Word).decode
@@ -157,6 +165,7 @@ class Siblings:
         self.counters = {"responses": 0, "requests": 0, "sends": 0, "taken_here": 0, "lost": 0}
         self.counters |= {"undecodable": 0, "sends_forgotten": 0}
         self.on_live: Callable[[Live], None] = lambda live: None  # noqa: ARG005  # what was reloaded
+        self.on_followed: Callable[[int, str], None] = lambda ident, call_id: None  # noqa: ARG005
         self._shell: Shell | None = None
         self._transports: Transports | None = None
 
@@ -172,6 +181,11 @@ class Siblings:
         shell.on_binding = self._tell_binding
         transports.send_elsewhere = self._send_elsewhere
         transports.on_stray = lambda index, quoted, host, port: self._tell(Unreachable(index, quoted, host, port))
+
+    def follow_with(self, watching: Watching) -> None:
+        """Have an operator who follows a call here follow it at the others, and the other way round."""
+        watching.tell_others = lambda ident, call_id: self._tell(Followed(ident, call_id))
+        self.on_followed = watching.followed
 
     def register(self, metrics: Metrics) -> None:
         """Announce what is passed between the workers."""
@@ -446,6 +460,8 @@ class Siblings:
             shell.bindings_read([(word.user, word.binding)], own_too=True)
         elif isinstance(word, Asked):
             self._askers.put_nowait(word.worker)
+        elif isinstance(word, Followed):
+            self.on_followed(word.ident, word.call_id)
         elif not isinstance(word, Kept):
             shell.told(word)
 

@@ -2,15 +2,20 @@
 all messages for a collector.
 
 An operator starts a watch with a reason; it ends by itself, at the latest after `MAX_MINUTES`, and both are in the log. Who
-follows reads from a bounded queue: what he does not read in time is left out and told. Credentials are blinded. Left out: how
-it is shown (`commands.following`), and the note of who looked (`cdr.access`).
+follows reads from a bounded queue: what he does not read in time is left out and told. Credentials are blinded.
+
+That a call is followed may be known only once messages of it have passed: when it is decided whose it is, or, in a node of
+several workers, when another one has found out. The last messages are kept while somebody watches, and told then. Left out: how
+the events of several workers become one row (`gathering`), how it is shown (`commands.following`), and the note of who looked
+(`cdr.access`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import OrderedDict
+import time
+from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cdr.facts import Admit, Answer, End
@@ -42,6 +47,9 @@ MAX_MINUTES = 240  # TDDDG § 12: no longer than a fault takes to be seen
 MAX_WATCHES = 4
 MAX_QUEUE = 2000  # events that one watch holds for its reader
 MAX_CALLS = 10_000  # Call-IDs that one watch follows
+MAX_RECENT = 1000  # messages that are kept while somebody watches: those of a second at 200 calls, more than any word takes
+MAX_RECENT_BYTES = 4 * 1024 * 1024
+MAX_EARLY = 1000  # Call-IDs that another worker told of watches which do not run here yet
 HEARTBEAT_S = 5.0
 MAX_REASON = 500
 
@@ -78,8 +86,11 @@ class Target(NamedTuple):
 
 
 class _Watch:
-    def __init__(self, target: Target) -> None:
-        self.target = target
+    """One watch at this worker; `ident` is what it is called at all of them, 0 where there is no other."""
+
+    def __init__(self, target: Target, ident: int) -> None:
+        self.target, self.ident = target, ident
+        self.since_ns = time.time_ns()
         self.events: asyncio.Queue[Row] = asyncio.Queue(MAX_QUEUE)
         self.left_out = 0
         self._calls: OrderedDict[str, None] = OrderedDict()
@@ -101,6 +112,27 @@ class _Watch:
             self._calls.popitem(last=False)
 
 
+class _Recent:
+    """The last messages, with their Call-IDs."""
+
+    def __init__(self) -> None:
+        self._kept: deque[tuple[str, Passed]] = deque()
+        self._bytes = 0
+
+    def add(self, call_id: str, passed: Passed) -> None:
+        self._kept.append((call_id, passed))
+        self._bytes += len(passed.data)
+        while len(self._kept) > MAX_RECENT or self._bytes > MAX_RECENT_BYTES:
+            self._bytes -= len(self._kept.popleft()[1].data)
+
+    def of(self, call_id: str) -> list[Passed]:
+        return [passed for its, passed in self._kept if its == call_id]
+
+    def clear(self) -> None:
+        self._kept.clear()
+        self._bytes = 0
+
+
 class Watching:
     """All watches of a node. To be used from the event loop's thread; costs nothing while there is none."""
 
@@ -116,6 +148,10 @@ class Watching:
         self._messages, self._facts = messages, facts
         self._log = log
         self._watches: list[_Watch] = []
+        self._recent = _Recent()
+        self._early: OrderedDict[tuple[int, str], None] = OrderedDict()
+        # Tells the other workers that a watch follows a call.
+        self.tell_others: Callable[[int, str], None] = lambda ident, call_id: None  # noqa: ARG005
 
     def passed(self, passed: Passed) -> None:
         """A message passed a listener."""
@@ -131,19 +167,31 @@ class Watching:
             if not watch.follows(call_id):
                 if not any(watch.target.is_user(user) for user in users):
                     continue
-                watch.follow(call_id)
-            watch.tell(
-                {
-                    "kind": "message",
-                    "at_ns": passed.at_ns,
-                    "direction": "out" if passed.outgoing else "in",
-                    "transport": passed.transport,
-                    "local": passed.local,
-                    "remote": passed.remote,
-                    "call_id": call_id,
-                    "data": without_credentials(passed.data).decode("latin-1"),
-                }
-            )
+                self._follow(watch, call_id)
+            watch.tell(_row(passed, call_id))
+        self._recent.add(call_id, passed)
+
+    def _follow(self, watch: _Watch, call_id: str) -> None:
+        """A watch follows another call from now on, and what has passed of it."""
+        self._look_back(watch, call_id)
+        if watch.ident:
+            self.tell_others(watch.ident, call_id)
+
+    def _look_back(self, watch: _Watch, call_id: str) -> None:
+        watch.follow(call_id)
+        for passed in self._recent.of(call_id):
+            if passed.at_ns >= watch.since_ns:
+                watch.tell(_row(passed, call_id))
+
+    def followed(self, ident: int, call_id: str) -> None:
+        """Another worker's part of a watch follows a call."""
+        watch = next((watch for watch in self._watches if watch.ident == ident), None)
+        if watch is None:  # which begins there before it does here
+            self._early[ident, call_id] = None
+            if len(self._early) > MAX_EARLY:
+                self._early.popitem(last=False)
+        elif not watch.follows(call_id):
+            self._look_back(watch, call_id)
 
     def fact(self, fact: Fact) -> None:
         """A fact about a call was journalled: what was decided, that it was answered, how it ended."""
@@ -158,10 +206,10 @@ class Watching:
             if not watch.follows(record.call_id):
                 if not line or line not in (record.line, record.callee_line):
                     continue
-                watch.follow(record.call_id)
+                self._follow(watch, record.call_id)
             event: Row = {
                 "kind": kind,
-                "at_ns": record.end_at_ms * 1_000_000 if kind == "ended" else record.setup_at_ms * 1_000_000,
+                "at_ns": time.time_ns(),
                 "call": record.id,
                 "call_id": record.call_id,
                 "direction": record.direction,
@@ -187,7 +235,9 @@ class Watching:
             raise ControlError("who follows a line says why")
         if len(self._watches) >= MAX_WATCHES:
             raise ControlError(f"{MAX_WATCHES} lines are followed already")
-        watch = _Watch(self._target(str(request.get("target", ""))))
+        calls = _texts(request.get("calls"))
+        watch = _Watch(self._target(str(request.get("target", "")), calls), _number(request.get("ident")))
+        self._take_up(watch, calls)
         ends_at = asyncio.get_running_loop().time() + 60 * minutes
         if not self._watches:
             self._messages.append(self.passed)
@@ -196,7 +246,8 @@ class Watching:
         self._log.warning("watch_begins", line=watch.target.line, minutes=minutes, who=who, why=why)
         told = 0
         try:
-            yield {"kind": "begins", "line": watch.target.line, "minutes": minutes}
+            meant = [watch.target.call_id] if watch.target.call_id else []
+            yield {"kind": "begins", "line": watch.target.line, "minutes": minutes, "calls": meant}
             while (left := ends_at - asyncio.get_running_loop().time()) > 0:
                 event: Row = {"kind": "alive", "left_out": watch.left_out}
                 with contextlib.suppress(TimeoutError):
@@ -210,9 +261,19 @@ class Watching:
             if not self._watches:
                 self._messages.remove(self.passed)
                 self._facts.remove(self.fact)
+                self._recent.clear()
             self._log.warning("watch_ends", line=watch.target.line, who=who, told=told, left_out=watch.left_out)
 
-    def _target(self, name: str) -> Target:
+    def _take_up(self, watch: _Watch, calls: list[str]) -> None:
+        """Follow the calls that the watch follows already at other workers."""
+        early = [(ident, call_id) for ident, call_id in self._early if ident == watch.ident]
+        for key in early:
+            del self._early[key]
+        for call_id in (*calls, *(call_id for _, call_id in early)):
+            watch.follow(call_id)
+
+    def _target(self, name: str, calls: list[str]) -> Target:
+        """What is meant by a name; `calls` are those that another worker means by it. Raises ControlError."""
         snapshot = self._engine.desk.snapshot
         if (call := self._engine.calls.by_id.get(name)) is not None:
             return Target("", frozenset(), (), "", call.record.call_id)
@@ -222,6 +283,29 @@ class Watching:
             return Target(line.id, frozenset(account.user for account in accounts), numbers, line.area_code)
         number = classify(name.encode(), "").canonical
         account = snapshot.account_of(number) if number.startswith("+") else None
+        if account is None and calls:
+            return Target("", frozenset(), (), "", calls[0])
         if account is None:
             raise ControlError(f"there is no line, assigned number or live call {name[:80]!r} on this node")
         return Target("", frozenset(), (number,), snapshot.lines[account.line].area_code)
+
+
+def _row(passed: Passed, call_id: str) -> Row:
+    return {
+        "kind": "message",
+        "at_ns": passed.at_ns,
+        "direction": "out" if passed.outgoing else "in",
+        "transport": passed.transport,
+        "local": passed.local,
+        "remote": passed.remote,
+        "call_id": call_id,
+        "data": without_credentials(passed.data).decode("latin-1"),
+    }
+
+
+def _texts(value: object) -> list[str]:
+    return [one for one in value if isinstance(one, str)] if isinstance(value, list) else []
+
+
+def _number(value: object) -> int:
+    return value if isinstance(value, int) else 0
