@@ -45,7 +45,7 @@ KEPT_AT_ONCE = 5000  # exceptions of the steering in one message
 MAX_AHEAD = 100  # bindings that a worker which asked has not taken yet: messages to it have to find room
 AHEAD_S = 0.01  # until it is looked at again whether it has
 TAKE_OVER_S = 0.5  # that a new worker waits for what the others took in its place
-PATS_S = 1.0  # between two signs of life to the supervisor
+PATS_S = 0.5  # between two signs of life to the supervisor
 LINK_BYTES = 4096
 
 

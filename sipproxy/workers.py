@@ -57,7 +57,8 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-HANG_S = 10.0  # without a sign of life a worker is ended; its event loop shows one each second
+QUIET_S = 2.0  # without a sign of life another worker reads its datagrams too: some are of calls for help that others have
+HANG_S = 10.0  # without a sign of life a worker is ended; its event loop shows two each second
 START_S = 300.0  # until a worker that starts has to be there: as long as a large store takes to be read, and longer
 LOCK_S = 10.0  # for the workers of a supervisor that was killed to be gone
 FIRST_BACKOFF_S, MAX_BACKOFF_S = 0.1, 5.0
@@ -193,6 +194,7 @@ class Supervisor:
         self._ending = asyncio.Event()
         self._failed = ""  # why the node cannot start at all
         self._was_ready = False
+        self._quiet: set[int] = set()  # workers that are there, and that nothing was heard of lately
 
     def close(self) -> None:
         """Let the sockets go."""
@@ -419,9 +421,9 @@ class Supervisor:
     def _tell_all(self) -> None:
         """Tell every worker who is there, and the first one that serves for whom it reads."""
         there = [worker.number for worker in self._workers if worker.is_there]
-        away = [worker.number for worker in self._workers[: self._count] if not worker.is_there]
+        away = [worker.number for worker in self._workers[: self._count] if not worker.is_there or worker.number in self._quiet]
         leaving = [worker.number for worker in self._workers if worker.is_leaving]
-        first = next((number for number in self.present() if number <= self._count), 0)
+        first = next((number for number in self.present() if number <= self._count and number not in self._quiet), 0)
         for worker in self._workers:
             if worker.is_there and worker.link is not None:
                 state = State(there, away if worker.number == first else [], leaving)
@@ -435,14 +437,20 @@ class Supervisor:
             now = time.monotonic()
             # While this process did not run, the others may have stood still with it: that says nothing about them.
             missed_s, looked_at = max(0.0, now - looked_at - 2 * LOOK_S), now
+            quiet = set()
             for worker in self._workers:
                 worker.heard_at += missed_s
                 silent_s, process = now - worker.heard_at, worker.process
+                if worker.is_there and silent_s > QUIET_S:
+                    quiet.add(worker.number)
                 if process is None or process.returncode is not None or silent_s < (HANG_S if worker.is_there else START_S):
                     continue
                 self.log.error("worker_hangs", worker=worker.number, silent_s=round(silent_s, 1))
                 worker.heard_at = now
                 process.kill()
+            if quiet != self._quiet:
+                self._quiet = quiet
+                self._tell_all()
 
     # The end
 

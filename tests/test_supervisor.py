@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import socket
 import time
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 import structlog
 
 from sipproxy import workers
 from sipproxy.config import Config
-from sipproxy.workers import HANG_S, LOOK_S, START_S, Supervisor, Worker
+from sipproxy.orders import State
+from sipproxy.workers import HANG_S, LINK_BYTES, LOOK_S, QUIET_S, START_S, Supervisor, Worker
+
+
+def supervisor_of(*watched: Worker) -> Supervisor:
+    supervisor = Supervisor.__new__(Supervisor)
+    supervisor._workers, supervisor._count, supervisor._quiet = list(watched), len(watched), set()
+    supervisor.log = structlog.get_logger("node")
+    return supervisor
 
 
 @pytest.mark.parametrize(("is_there", "silent_s"), [(False, START_S), (True, HANG_S)])
@@ -27,9 +37,7 @@ async def test_worker_is_ended_when_it_is_silent_where_messages_may_be_passed_to
     worker.is_there, worker.heard_at = is_there, time.monotonic() - silent_s - beyond_s
     process: Any = SimpleNamespace(returncode=None, kill=lambda: ended.append(worker.number))
     worker.process = process
-    supervisor = Supervisor.__new__(Supervisor)
-    supervisor._workers, supervisor.log = [worker], structlog.get_logger("node")
-    watching = asyncio.create_task(supervisor._watch_hangs())
+    watching = asyncio.create_task(supervisor_of(worker)._watch_hangs())
     await asyncio.sleep(LOOK_S + 0.2)
     watching.cancel()
     assert ended == ([2] if beyond_s > 0 else [])
@@ -80,3 +88,29 @@ async def test_worker_that_was_being_started_when_the_node_was_told_to_stop_is_t
     monkeypatch.setattr(supervisor, "_end_drained", lambda: told.append("others looked at"))
     assert await supervisor._live(supervisor._workers[0]) == -signal.SIGTERM
     assert told == ["SIGTERM", "orders", "others looked at"]
+
+
+async def test_datagrams_of_a_worker_that_is_quiet_are_read_by_one_that_is_not_until_it_is_heard() -> None:
+    """Design: invariant 1. An answer to a call for help may be among them, whoever has the call."""
+    loop = asyncio.get_running_loop()
+    both, ends = [Worker(1), Worker(2)], []
+    for worker in both:
+        worker.link, end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        worker.is_there = worker.is_ready = True
+        for sock in (worker.link, end):
+            sock.setblocking(False)
+        ends.append(end)
+
+    async def told(number: int) -> State:
+        async with asyncio.timeout(30):
+            return msgspec.json.decode(await loop.sock_recv(ends[number - 1], LINK_BYTES), type=State)
+
+    later = time.monotonic() + 3600
+    both[0].heard_at, both[1].heard_at = time.monotonic() - QUIET_S - 1, later
+    watching = asyncio.create_task(supervisor_of(*both)._watch_hangs())
+    assert [await told(number) for number in (1, 2)] == [State([1, 2]), State([1, 2], [1])]
+    both[0].heard_at = later
+    assert [await told(number) for number in (1, 2)] == [State([1, 2]), State([1, 2])]
+    watching.cancel()
+    for sock in (*ends, *(worker.link for worker in both if worker.link is not None)):
+        sock.close()

@@ -146,6 +146,7 @@ async def test_worker_that_hangs_is_ended_and_its_callers_are_served_meanwhile(s
     calls = await asyncio.gather(*(router.call("112") for router in routers))
     for call in calls:
         await call.answered(30.0)
+    await network.followed(network.node, "sipproxy_worker_restarts_total", 1.0, timeout_s=60.0)
     await network.followed(network.node, "sipproxy_worker_up", 2.0, timeout_s=60.0)
     assert network.node.worker_pids()[1] == pids[1]
     assert network.node.worker_pids()[2] != pids[2]
