@@ -52,6 +52,7 @@ MAX_RECENT_BYTES = 4 * 1024 * 1024
 MAX_EARLY = 1000  # Call-IDs that another worker told of watches which do not run here yet
 HEARTBEAT_S = 5.0
 MAX_REASON = 500
+_LOOKED_AT = frozenset({"call_id", "from_", "to"})  # of a message that is shown
 
 Row = dict[str, Any]
 
@@ -157,6 +158,8 @@ class Watching:
         """A message passed a listener."""
         try:
             message = parse_message(passed.data)
+            if not _LOOKED_AT.isdisjoint(message.faults):
+                return
             call_id = text(message.call_id)[:MAX_TEXT]  # as records have it
             users = [message.from_.uri.user, message.to.uri.user]
             if isinstance(message, Request):

@@ -95,8 +95,7 @@ class Engine:
     # Events
 
     def receive(self, data: bytes, flow: Flow, now: Now, waited_s: float = 0.0, kind: Kind | None = None) -> list[Action]:
-        """One message, whole, as it came from the network, where it waited for so many seconds (0.0: not known). `kind` is what
-        the shedder takes it for, where it was asked before."""
+        """One whole message from the network, where it waited for so long (0.0: not known). `kind` is what the shedder said."""
         self.desk.now = now
         if data[:1] < b"@" and is_stun(data) and flow.transport == "UDP":  # a SIP message begins with a letter
             self._flows.ping(data, flow)
@@ -290,7 +289,7 @@ class Engine:
         if came_in:
             request.stamp(flow.host, flow.port)
         try:
-            is_stray = request.method == b"ACK" and self._is_stray(request)
+            is_stray = request.method == b"ACK" and "call_id" not in request.faults and self._is_stray(request)
             if not is_stray:
                 check_message(request)
         except ParseError as fault:
@@ -321,8 +320,7 @@ class Engine:
             self._refuse_malformed(request, flow, fault)
 
     def _is_stray(self, ack: Request) -> bool:
-        """Whether an ACK is of no call here, and not for another node's: that of a challenge, as a rule, which left no
-        transaction. Nobody answers it, so that no more of it need be read. Raises ParseError."""
+        """Whether an ACK, which nobody answers, is of no call here nor for another node's: that of a challenge, as a rule."""
         return not self.calls.has(ack.call_id) and b"route" not in ack.first_line
 
     def _turn_away(self, data: bytes, flow: Flow, verdict: Verdict) -> None:
@@ -338,11 +336,13 @@ class Engine:
             return
         request.stamp(flow.host, flow.port)
         try:
+            check_message(request)
             known = self.desk.transactions.find_server(request) is not None or self.refusals.was_challenged(request)
             if not known and self.refusals.shed(request, flow, verdict):
                 return
-        except ParseError:
-            self.desk.count("malformed", "unanswerable")
+        except ParseError as fault:
+            self.desk.count("malformed", "headers")
+            self._refuse_malformed(request, flow, fault)
             return
         self.shedder.take_back(data, flow)
         self._deliver(data, flow)

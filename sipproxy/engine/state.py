@@ -26,7 +26,6 @@ from sipproxy.engine.tokens import Tokens
 from sipproxy.engine.transactions import Server, Transactions
 from sipproxy.engine.trunks import Trunks
 from sipproxy.sip.build import write_response
-from sipproxy.sip.errors import ParseError
 from sipproxy.sip.timers import TimerQueue
 
 if TYPE_CHECKING:
@@ -102,10 +101,10 @@ class Desk:
     def to_tag(self, request: Request) -> bytes:
         """A To tag that is the same for each retransmission of the request (RFC 3261 §8.2.7)."""
         parts: tuple[bytes, ...]
-        try:
-            parts = request.call_id, request.from_.tag or b"", request.via.branch or request.via.raw
-        except ParseError:  # what is refused because it lacks them is answered all the same (RFC 4475 §3.3.1)
+        if request.faults:  # what is refused because it lacks them is answered all the same (RFC 4475 §3.3.1)
             parts = (request.raw,)
+        else:
+            parts = request.call_id, request.from_.tag or b"", request.via.branch or request.via.raw
         return self.tokens.sign(b"to-tag", *parts)[:16]
 
     def loop_mark(self, request: Request, uri: bytes) -> bytes:
@@ -154,12 +153,11 @@ class Desk:
         RFC 3261 §18.2.2, RFC 3581 §4.
         """
         # DEVIATION: RFC 3261 §18.2.2, a Via's maddr is ignored, because it would let a stranger aim our responses at others.
-        try:
-            via = request.via
-        except ParseError:
+        if "via" in request.faults:
             if not request.has(b"via"):
-                raise
+                request.read_again("via")
             return flow  # where it came from is told what is wrong with it (RFC 4475 §3.1.2.1)
+        via = request.via
         if flow.transport != "UDP" or via.frame.has_rport:
             return flow
         return flow._replace(port=via.port if via.port is not None else 5060)

@@ -104,12 +104,14 @@ def _split_first(line: bytes) -> tuple[bytes, bytes, bytes]:
 def _stamped(request: Request, line: bytes, source: tuple[str, int]) -> bytes:
     """The top Via line, its first element saying where the request came from. An unreadable one is left as it is: the answer to
     it goes to the source address anyway."""
+    if "via" in request.faults:
+        return line
     try:
-        via = request.via
         name, rest = (line.partition(b":")[0] + b": ", b"") if COMMA not in line else _split_first(line)[::2]
     except ParseError:
         return line
     host, port = source
+    via = request.via
     frame = via.frame
     before, behind = (_stamp_of if len(frame.raw) <= CACHED_LENGTH else _halves)(frame, host, port)
     if not before:
@@ -336,7 +338,7 @@ def write_response(
     lines += _via_lines(request)
     raw, shape = request.lines_raw, request.shape
     lines += map(raw.__getitem__, shape.copied)
-    if to_tag and b"to" in request.first_line and _lacks_tag(request):
+    if to_tag and "to" not in request.faults and request.to.tag is None:
         lines[shape.copied.index(request.first_line[b"to"]) - len(shape.copied)] += b";tag=" + to_tag
     if status == 100 and b"timestamp" in request.first_line:
         lines.append(raw[request.first_line[b"timestamp"]])  # §8.2.6.1 MUST
@@ -367,13 +369,6 @@ def _via_lines(request: Request) -> list[bytes]:
 def via_values(request: Request) -> list[bytes]:
     """The values of the request's Via lines, in order, the top one stamped: what a response to it has (§8.2.6.2)."""
     return [unfold(line.partition(b":")[2]).strip(b" \t") for line in _via_lines(request)]
-
-
-def _lacks_tag(request: Request) -> bool:
-    try:
-        return request.to.tag is None
-    except ParseError:
-        return False
 
 
 def write_ack(invite: Request, response: Response) -> bytes:

@@ -2,9 +2,8 @@
 
 Pure: keys for the engine's tables, no tables. A key is a tuple to be compared for equality only; keys of server and client
 transactions never meet in one table. ACK for a 2xx is a request of its own (§13.2.2.4): from a client that follows
-RFC 3261 its branch is new, so that its key finds nothing. All functions raise ParseError when a header they need is malformed;
-none does after `check_message`. Tables keep keys for longer than messages: what is long in one is replaced by its digest, which
-nobody can give two of.
+RFC 3261 its branch is new, so that its key finds nothing. All functions are for messages without `faults`. Tables keep keys for
+longer than messages: what is long in one is replaced by its digest, which nobody can give two of.
 """
 
 from __future__ import annotations

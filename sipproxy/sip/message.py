@@ -1,15 +1,15 @@
-"""A SIP message as its bytes plus an index of its header lines (RFC 3261 §7); views are parsed when they are asked for.
+"""A SIP message as its bytes plus an index of its header lines (RFC 3261 §7), and what is read of them.
 
-`parse_message` reads the structure only, in one scan: start line, header lines, Content-Length. `check_message` reads what
-every message needs (§8.1.1, §16.3 item 1). A message has one reading: a line ends with CRLF and nothing else, no control
-character stands outside a quoted pair, and a header that can come only once does. Left out: building (build.py), streams
-(framing.py), bodies.
+`parse_message` reads the structure in one scan, start line, header lines, Content-Length, and what every message needs
+(§8.1.1); `check_message` refuses one that lacks any of that (§16.3 item 1). A message has one reading: a line ends with CRLF
+and nothing else, no control character stands outside a quoted pair, and a header that can come only once does. Left out:
+building (build.py), streams (framing.py), bodies.
 """
 
 from __future__ import annotations
 
 import re
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from sipproxy.sip import shape as shapes
 from sipproxy.sip.errors import ParseError
@@ -35,6 +35,9 @@ from sipproxy.sip.lines import (
 from sipproxy.sip.memo import Remembered
 from sipproxy.sip.uri import Uri, parse_uri
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 __all__ = [
     "MAX_HEADERS",
     "Message",
@@ -50,55 +53,61 @@ MAX_HEADERS = 200
 """Header lines of one message. Real ones stay below 60."""
 MAX_METHOD = 64
 """Bytes of a method; the registered ones have at most 9, RFC 4475's longest 44."""
-_UNREAD = -1
 T = TypeVar("T")
 Start = tuple[bytes, bytes, bytes, int]  # version, method, Request-URI, 0; or version, b"", reason, status
+Needed = tuple[Via, tuple[Via, ...], NameAddr, NameAddr, bytes, CSeq, int | None, int | None]  # as in _VIEWS
+_VIEWS = ("via", "vias", "from_", "to", "call_id", "cseq", "max_forwards", "expires")
 _CRLF = b"\r\n"
 _VERSION = re.compile(rb"[sS][iI][pP]/[0-9]+\.[0-9]+\Z")
 
 
 class Message:
-    """What requests and responses have in common. A view that fails raises ParseError, the same way each time."""
+    """What requests and responses have in common. What every message needs (§8.1.1) is read at once; `faults` says which of it
+    is not there, `read_again` why. Else a view is read when it is asked for, and one that fails raises ParseError each time."""
 
     __slots__ = (
-        "_call_id",
         "_contacts",
-        "_cseq",
-        "_from",
-        "_max_forwards",
         "_record_routes",
         "_routes",
-        "_to",
-        "_via",
-        "_vias",
         "body_at",
+        "call_id",
+        "cseq",
+        "expires",
+        "faults",
         "first_line",
+        "from_",
         "lines_raw",
+        "max_forwards",
         "raw",
         "shape",
+        "to",
         "version",
+        "via",
+        "vias",
     )
-
-    def __init__(self, raw: bytes, body_at: int, lines: list[bytes], shape: shapes.Shape, version: bytes) -> None:
-        self.raw = raw
-        """Exactly this message."""
-        self.body_at = body_at
-        self.lines_raw = lines
-        """The start line and the header lines as they came, folds inside, without the CRLF at the end."""
-        self.shape = shape
-        """Shared between messages, with all that is in it: not to be changed."""
-        self.first_line = shape.first_line
-        self.version = version
-        self._via: Via | None = None
-        self._vias: tuple[Via, ...] | None = None
-        self._from: NameAddr | None = None
-        self._to: NameAddr | None = None
-        self._call_id: bytes | None = None
-        self._max_forwards: int | None = _UNREAD
-        self._cseq: CSeq | None = None
-        self._contacts: tuple[NameAddr, ...] | None = None
-        self._routes: tuple[NameAddr, ...] | None = None
-        self._record_routes: tuple[NameAddr, ...] | None = None
+    raw: bytes
+    """Exactly this message."""
+    body_at: int
+    lines_raw: list[bytes]
+    """The start line and the header lines as they came, folds inside, without the CRLF at the end."""
+    shape: shapes.Shape
+    """Shared between messages, with all that is in it: not to be changed."""
+    first_line: dict[bytes, int]
+    version: bytes
+    via: Via
+    """The topmost Via, as received."""
+    vias: tuple[Via, ...]
+    from_: NameAddr
+    to: NameAddr
+    call_id: bytes
+    cseq: CSeq
+    max_forwards: int | None
+    expires: int | None
+    faults: tuple[str, ...]
+    """Which of these views are not there; none of a message that passed `check_message`."""
+    _contacts: tuple[NameAddr, ...] | None
+    _routes: tuple[NameAddr, ...] | None
+    _record_routes: tuple[NameAddr, ...] | None
 
     @property
     def start_line(self) -> bytes:
@@ -136,49 +145,8 @@ class Message:
         for line in self.lines(name):
             values += split_commas(line)
             if len(values) > MAX_ELEMENTS:
-                raise _too_many(name)
+                raise _too_many()
         return values
-
-    @property
-    def via(self) -> Via:
-        """The topmost Via, as received."""
-        if self._via is None:
-            line = self._needed(b"via")
-            # What stands behind the first element need not be sound to know it.
-            found = vias_of[line] if COMMA not in line else (parse_via(split_commas(value_of[line])[0]),)
-            self._via = found[0] if found else parse_via(b"")
-        return self._via
-
-    @property
-    def vias(self) -> tuple[Via, ...]:
-        if self._vias is None:
-            _ = self.via
-            self._vias = self._all(vias_of, b"via")
-        return self._vias
-
-    @property
-    def from_(self) -> NameAddr:
-        if self._from is None:
-            self._from = from_of[self._needed(b"from")]
-        return self._from
-
-    @property
-    def to(self) -> NameAddr:
-        if self._to is None:
-            self._to = to_of[self._needed(b"to")]
-        return self._to
-
-    @property
-    def call_id(self) -> bytes:
-        if self._call_id is None:
-            self._call_id = call_id_of[self._needed(b"call-id")]
-        return self._call_id
-
-    @property
-    def cseq(self) -> CSeq:
-        if self._cseq is None:
-            self._cseq = cseq_of[self._needed(b"cseq")]
-        return self._cseq
 
     @property
     def contacts(self) -> tuple[NameAddr, ...]:
@@ -198,16 +166,6 @@ class Message:
         if self._record_routes is None:
             self._record_routes = self._all(routes_of, b"record-route")
         return self._record_routes
-
-    @property
-    def max_forwards(self) -> int | None:
-        if self._max_forwards == _UNREAD:
-            self._max_forwards = self._number(max_forwards_of, b"max-forwards")
-        return self._max_forwards
-
-    @property
-    def expires(self) -> int | None:
-        return self._number(expires_of, b"expires")
 
     @property
     def content_length(self) -> int | None:
@@ -230,49 +188,61 @@ class Message:
         if numbers is None:
             return ()
         found = reader[self.lines_raw[numbers[0]]]
-        return found if len(numbers) == 1 else self._more(found, reader, name)
+        return found if len(numbers) == 1 else _and_more(found, reader, self.lines_raw, numbers)
 
-    def _more(self, found: tuple[T, ...], reader: Remembered[tuple[T, ...]], name: bytes) -> tuple[T, ...]:
-        """These elements of the first line of that name, and those of the further ones."""
-        for number in self.shape.places[name][1:]:
-            found += reader[self.lines_raw[number]]
-            if len(found) > MAX_ELEMENTS:
-                raise _too_many(name)
-        return found
+    def read_again(self, view: str) -> object:
+        """What one of the views is that every message needs. Raises ParseError for one of `faults`."""
+        readers: dict[str, Callable[[], object]] = {
+            "via": self._top_via,
+            "vias": lambda: self._top_via() and self._all(vias_of, b"via"),
+            "from_": lambda: from_of[self._needed(b"from")],
+            "to": lambda: to_of[self._needed(b"to")],
+            "call_id": lambda: call_id_of[self._needed(b"call-id")],
+            "cseq": lambda: cseq_of[self._needed(b"cseq")],
+            "max_forwards": lambda: self._number(max_forwards_of, b"max-forwards"),
+            "expires": lambda: self._number(expires_of, b"expires"),
+        }
+        return readers[view]()
 
-    def read_needed(self) -> CSeq:
-        """Read what every message needs (§8.1.1), so that these views do not fail later. Raises ParseError for the first of
-        them that does. Returns CSeq."""
-        lines, shape = self.lines_raw, self.shape
-        if not shape.is_complete:
-            _ = self.vias, self.from_, self.to, self.call_id, self.cseq  # one of them is not there
-        via, from_, to, call_id, number, max_forwards, expires = shape.needed
-        vias = vias_of[lines[via]]
-        self._via = vias[0] if vias else parse_via(b"")
-        self._vias = vias if shape.has_one_via else self._more(vias, vias_of, b"via")
-        self._from = from_of[lines[from_]]
-        self._to = to_of[lines[to]]
-        self._call_id = call_id_of[lines[call_id]]
-        self._cseq = cseq = cseq_of[lines[number]]
-        self._max_forwards = max_forwards_of[lines[max_forwards]] if max_forwards else None
-        if expires:
-            _ = expires_of[lines[expires]]
-        return cseq
+    def _read_singly(self) -> tuple[str, ...]:
+        """Read one after the other what every message needs; the views that are not there. An error is not kept: it refers to
+        who caught it, and so to the message."""
+        faults: list[str] = []
+        for view in _VIEWS:
+            try:
+                setattr(self, view, self.read_again(view))
+            except ParseError:
+                faults.append(view)
+        return tuple(faults)
+
+    def _top_via(self) -> Via:
+        line = self._needed(b"via")
+        # What stands behind the first element need not be sound to know it.
+        found = vias_of[line] if COMMA not in line else (parse_via(split_commas(value_of[line])[0]),)
+        return found[0] if found else parse_via(b"")
 
 
 class Request(Message):
     __slots__ = ("_parsed_uri", "key", "method", "source", "stamped_via", "uri")
 
     def __init__(self, raw: bytes, body_at: int, lines: list[bytes], shape: shapes.Shape, start: Start) -> None:
-        Message.__init__(self, raw, body_at, lines, shape, start[0])
-        self.method = start[1]
-        self.uri = start[2]
+        self.raw, self.body_at, self.lines_raw = raw, body_at, lines
+        self.shape, self.first_line = shape, shape.first_line
+        self.version, self.method, self.uri, _ = start
         self.source: tuple[str, int] | None = None
         self.stamped_via: bytes | None = None
         """build.py keeps the stamped top Via line here once it was needed."""
         self._parsed_uri: Uri | None = None
         self.key: tuple[object, ...] | None = None
         """matching.py keeps the key of its server transaction here once it was needed."""
+        self._contacts = self._routes = self._record_routes = None
+        try:
+            needed = _needed_of(lines, shape)
+        except ParseError:
+            self.faults = self._read_singly()
+        else:
+            self.via, self.vias, self.from_, self.to, self.call_id, self.cseq, self.max_forwards, self.expires = needed
+            self.faults = ()
 
     @property
     def parsed_uri(self) -> Uri:
@@ -294,9 +264,18 @@ class Response(Message):
     __slots__ = ("reason", "status")
 
     def __init__(self, raw: bytes, body_at: int, lines: list[bytes], shape: shapes.Shape, start: Start) -> None:
-        Message.__init__(self, raw, body_at, lines, shape, start[0])
-        self.reason = start[2]
-        self.status = start[3]
+        # As in Request, and not in common: the interpreter is fast where a line meets one class only.
+        self.raw, self.body_at, self.lines_raw = raw, body_at, lines
+        self.shape, self.first_line = shape, shape.first_line
+        self.version, _, self.reason, self.status = start
+        self._contacts = self._routes = self._record_routes = None
+        try:
+            needed = _needed_of(lines, shape)
+        except ParseError:
+            self.faults = self._read_singly()
+        else:
+            self.via, self.vias, self.from_, self.to, self.call_id, self.cseq, self.max_forwards, self.expires = needed
+            self.faults = ()
 
     @property
     def is_final(self) -> bool:
@@ -310,12 +289,40 @@ class Response(Message):
         return f"<Response {shown(self.start_line)}>"
 
 
-def _too_many(name: bytes) -> ParseError:
-    return ParseError(f"more than {MAX_ELEMENTS} values of {name.decode('latin-1')}", section="RFC 3261 §7.3.1")
+def _needed_of(lines: list[bytes], shape: shapes.Shape) -> Needed:
+    """What every message needs. Raises ParseError where any of it is not there."""
+    if not shape.is_complete:
+        raise ParseError("a needed header is not there", section="RFC 3261 §8.1.1")
+    via, from_, to, call_id, cseq, hops, expires = shape.needed
+    vias = vias_of[lines[via]] or (parse_via(b""),)
+    return (
+        vias[0],
+        vias if shape.has_one_via else _and_more(vias, vias_of, lines, shape.places[b"via"]),
+        from_of[lines[from_]],
+        to_of[lines[to]],
+        call_id_of[lines[call_id]],
+        cseq_of[lines[cseq]],
+        max_forwards_of[lines[hops]] if hops else None,
+        expires_of[lines[expires]] if expires else None,
+    )
+
+
+def _and_more(found: tuple[T, ...], reader: Remembered[tuple[T, ...]], lines: list[bytes], places: list[int]) -> tuple[T, ...]:
+    """These elements of a header's first line, and those of the further ones."""
+    for number in places[1:]:
+        found += reader[lines[number]]
+        if len(found) > MAX_ELEMENTS:
+            raise _too_many()
+    return found
+
+
+def _too_many() -> ParseError:
+    return ParseError(f"more than {MAX_ELEMENTS} values of one header", section="RFC 3261 §7.3.1")
 
 
 def parse_message(data: bytes, *, max_headers: int = MAX_HEADERS) -> Request | Response:
-    """The message at the start of a datagram (or exactly one taken from a stream). Reads the structure only.
+    """The message at the start of a datagram (or exactly one taken from a stream). What
+    every message needs is read with its structure, and what cannot be is among its `faults`.
 
     Empty lines before the start line are skipped (§7.5), bytes behind Content-Length are cut off (§18.3). Raises ParseError;
     its status is 0 where nothing can or may be answered. `salvage` finds what an answer to the others needs.
@@ -424,16 +431,17 @@ def check_message(message: Request | Response) -> None:
     """Raise ParseError unless the message has what every message needs, well formed (§8.1.1, §16.3 item 1).
 
     `status` of the error is the response a request gets: 505 for another SIP version, else 400; 0 for responses and ACK, which
-    are dropped (§17.1.1.3, §18.1.2). To, From and Via are read whole, so that later reading of those views does not fail.
+    are dropped (§17.1.1.3, §18.1.2).
     """
     try:
         if message.version != b"SIP/2.0":
             _check_version(message.version)
         if message.shape.twice:
             raise ParseError(f"more than one {message.shape.twice.decode('ascii')}", section="RFC 3261 §7.3.1")
-        cseq = message.read_needed()
+        if message.faults:
+            message.read_again(message.faults[0])
         if isinstance(message, Request):
-            _check_request(message, cseq)
+            _check_request(message)
     except ParseError as error:
         if isinstance(message, Response) or message.method == b"ACK":
             error.status = 0
@@ -446,9 +454,9 @@ def _check_version(version: bytes) -> None:
         raise ParseError(f"version {shown(version)}", section="RFC 3261 §21.5.6", status=status)
 
 
-def _check_request(request: Request, cseq: CSeq) -> None:
-    if cseq.method != request.method:
-        raise ParseError(f"CSeq says {shown(cseq.method)}", section="RFC 3261 §8.1.1.5")
+def _check_request(request: Request) -> None:
+    if request.cseq.method != request.method:
+        raise ParseError(f"CSeq says {shown(request.cseq.method)}", section="RFC 3261 §8.1.1.5")
     if request.parsed_uri.headers:
         raise ParseError("header fields in the Request-URI", section="RFC 3261 §19.1.1")  # table 1: not allowed there
     if b"contact" in request.first_line:

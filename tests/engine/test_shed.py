@@ -431,6 +431,18 @@ def test_register_that_is_turned_away_is_answered_without_being_parsed_and_as_if
     assert (plain.via.param(b"received"), plain.via.param(b"rport")) == (b"203.0.113.1", b"5060")
 
 
+@pytest.mark.parametrize("name", [b"From", b"To", b"Call-ID", b"CSeq"])
+def test_register_that_is_turned_away_and_cannot_be_read_is_told_so(name: bytes) -> None:
+    desk = desk_of(Rates(registers_per_s=1, registers_burst=2))
+    assert desk.register(CONTACT).status == 200
+    while desk.answer(desk.request(b"REGISTER")).status != 503:
+        desk.engine.shedder.lines = Buckets(50)
+    data = desk.request(b"REGISTER").replace(b";rport", b";RPORT")
+    start = data.index(b"\r\n" + name + b":") + len(name) + 3
+    assert desk.answer(data[:start] + b" a b" + data[data.index(b"\r\n", start) :]).status == 400
+    assert desk.engine.desk.counters["malformed", "headers"] == 1
+
+
 def test_repetition_of_a_register_that_was_taken_gets_its_answer_when_others_are_turned_away() -> None:
     desk = desk_of(Rates(registers_per_s=1, registers_burst=8))
     taken = desk.request(headers=(desk.credentials(b"REGISTER", DOMAIN), (b"Contact", CONTACT)), branch=b"z9hG4bKtaken")

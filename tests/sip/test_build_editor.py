@@ -125,7 +125,10 @@ def everything(message: Request) -> list[object]:
         message.shape.twice,
     ]
     parts += [message.method, message.uri, message.version, message.start_line]
-    for view in ("vias", "from_", "to", "call_id", "cseq", "contacts", "routes", "record_routes", "max_forwards", "expires"):
+    parts.append(message.faults)
+    needed = ("via", "vias", "from_", "to", "call_id", "cseq", "max_forwards", "expires")
+    parts += [getattr(message, view) for view in needed if view not in message.faults]
+    for view in ("contacts", "routes", "record_routes"):
         try:
             parts.append(getattr(message, view))
         except ParseError as fault:

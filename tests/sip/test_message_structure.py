@@ -195,6 +195,35 @@ def test_header_that_every_message_needs_missing_is_refused(name: bytes) -> None
 
 
 @pytest.mark.parametrize(
+    ("line", "views"),
+    [
+        (b"Via: SIP/2.0/UDP 192.0.2.9:5070;branch=z9hG4bK1", ["via", "vias"]),
+        (b"From: <sip:a@example.com>;tag=f1", ["from_"]),
+        (b"To: <sip:a@example.com>", ["to"]),
+        (b"Call-ID: c@192.0.2.9", ["call_id"]),
+        (b"CSeq: 1 REGISTER", ["cseq"]),
+        (b"Max-Forwards: 70", ["max_forwards"]),
+        (b"Expires: 3600", ["expires"]),
+    ],
+)
+def test_view_that_cannot_be_read_is_told_and_the_others_are_there(line: bytes, views: list[str]) -> None:
+    whole, broken = parse_message(REGISTER), parse_message(REGISTER.replace(line, line.partition(b":")[0] + b": a b"))
+    assert not whole.faults
+    assert list(broken.faults) == views
+    with pytest.raises(ParseError):
+        broken.read_again(views[0])
+    for view in ("via", "vias", "from_", "to", "call_id", "cseq", "max_forwards", "expires"):
+        assert hasattr(broken, view) is (view not in views)
+        assert view in views or getattr(broken, view) == getattr(whole, view)
+
+
+def test_via_whose_first_value_alone_can_be_read_is_the_top_one() -> None:
+    broken = parse_message(REGISTER.replace(b"bK1\r\n", b"bK1, nonsense\r\n"))
+    assert broken.faults == ("vias",)
+    assert broken.via == parse_message(REGISTER).via
+
+
+@pytest.mark.parametrize(
     ("old", "new"),
     [
         (b"CSeq: 1 REGISTER", b"CSeq: 1 INVITE"),
