@@ -14,7 +14,7 @@ class Spec(msgspec.Struct, frozen=True):
 
     `udp` are by listener, each with one socket for each of the `count` workers that messages are spread over; a worker beyond
     them has none: it ends its calls and leaves. `streams` are the listening socket of each listener or -1. `lock` is held by
-    all processes of the node as long as they live.
+    all processes of the node as long as they live; `taken` is the file of `net.taken`.
     """
 
     worker: int
@@ -31,6 +31,7 @@ class Spec(msgspec.Struct, frozen=True):
     config_path: str
     welcome: bool = False
     supervisor: int = 0  # its process
+    taken: int = -1
 
     @property
     def is_leaving(self) -> bool:

@@ -3,6 +3,8 @@
 The owner of each message is read from its bytes (`engine.steering`); what is another's goes to it whole, with the flow that it
 came by. A connection is used by all workers through the one that has it. Bindings and what fraud is counted by are told at
 once, not only through the store. Makes no SIP decision.
+
+A call for help that is another's is kept until that one says that it has it: who dies or stands still keeps none from help.
 """
 
 from __future__ import annotations
@@ -18,14 +20,29 @@ import msgspec
 import structlog
 
 from sipproxy.engine.actions import SaveBinding
-from sipproxy.engine.crew import Gone, Told
+from sipproxy.engine.crew import Gone
 from sipproxy.engine.location import STATIC
 from sipproxy.engine.steering import Steering
-from sipproxy.engine.structs import Binding  # noqa: TC001  msgspec reads the annotations
 from sipproxy.net.handover import MAX_MESSAGE, Post
+from sipproxy.net.taken import Taken
 from sipproxy.net.udp import UdpListener
 from sipproxy.orders import Live, State
-from sipproxy.sip.flow import Flow  # noqa: TC001  as above
+from sipproxy.words import (
+    Asked,
+    Bound,
+    Closed,
+    Confirmed,
+    Failed,
+    Followed,
+    Kept,
+    Known,
+    Passed,
+    Send,
+    Unbound,
+    Unreachable,
+    decode,
+    encode,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -36,104 +53,21 @@ if TYPE_CHECKING:
     from sipproxy.net.transports import Transports
     from sipproxy.orders import Spec
     from sipproxy.shell import Shell
+    from sipproxy.sip.flow import Flow
     from sipproxy.watching import Watching
+    from sipproxy.words import Word
 
 __all__ = ["Siblings"]
 
 MAX_PENDING = 4096  # messages on others' connections whose failure may yet be told
+MAX_ASKED = 1024  # calls for help that others were given and have not confirmed; further ones are given to nobody
+CONFIRM_S = 0.4  # until such a call is taken here: it has not been repeated yet (T1, RFC 3261 §17.1.1.2)
 KEPT_AT_ONCE = 5000  # exceptions of the steering in one message
 MAX_AHEAD = 100  # bindings that a worker which asked has not taken yet: messages to it have to find room
 AHEAD_S = 0.01  # until it is looked at again whether it has
 TAKE_OVER_S = 0.5  # that a new worker waits for what the others took in its place
 PATS_S = 0.5  # between two signs of life to the supervisor
 LINK_BYTES = 4096
-
-
-class Passed(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """A message that is yours, as it came by this flow, after so many seconds in the kernel's buffer."""
-
-    flow: Flow
-    data: bytes
-    waited_s: float
-
-
-class Send(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """Send this on your connection; `ident` is what a failure is told by to that worker, 0 for nothing."""
-
-    flow: Flow
-    data: bytes
-    worker: int
-    ident: int
-
-
-class Failed(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """What you had sent did not go out."""
-
-    ident: int
-
-
-class Closed(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """A connection of mine has ended."""
-
-    flow: Flow
-
-
-class Unreachable(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """ICMP told me of a datagram that I did not send."""
-
-    listener: int
-    quoted: bytes
-    host: str
-    port: int
-
-
-class Bound(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """I registered this."""
-
-    user: str
-    binding: Binding
-
-
-class Unbound(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """I removed this."""
-
-    user: str
-    key: str
-    at_ms: int
-
-
-class Asked(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """Tell me the bindings: the store does not."""
-
-    worker: int
-
-
-class Known(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """A binding that you asked for; your own of before are among them."""
-
-    user: str
-    binding: Binding
-
-
-class Kept(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """Exceptions of the steering, for a worker that comes back."""
-
-    worker: int
-    exceptions: list[tuple[bytes, int]]
-    last: bool
-
-
-class Followed(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """An operator's watch follows this call."""
-
-    ident: int
-    call_id: str
-
-
-Word = Passed | Send | Failed | Closed | Unreachable | Bound | Unbound | Asked | Known | Kept | Followed | Told
-
-_encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(Word).decode
 
 
 class Handed(NamedTuple):
@@ -143,17 +77,29 @@ class Handed(NamedTuple):
     ident: int
 
 
+class Given(NamedTuple):
+    """A call for help that the last of these workers has not confirmed yet."""
+
+    passed: Passed
+    tried: tuple[int, ...]
+    timer: asyncio.TimerHandle
+
+
 class Siblings:
     """See the module. `key` is the node's secret."""
 
     def __init__(self, spec: Spec, key: bytes) -> None:
         self.spec, self.me = spec, spec.worker
-        self.steering = Steering(spec.worker, spec.count, key)
+        self.steering = steering = Steering(spec.worker, spec.count, key)
+        taken = self._taken = Taken(spec.taken, spec.worker)
+        steering.first, steering.first_of = taken.take, taken.owner
+        steering.tell = lambda key: self._tell(Kept(self.me, [(key, self.me)], last=False))
         self._others = [worker for worker in range(1, len(spec.names) + 1) if worker != spec.worker]
         outboxes = {worker: _socket(spec.outboxes[worker - 1]) for worker in self._others}
         self.post = Post(_socket(spec.inboxes[spec.worker - 1]), outboxes, self._take)
         self._link = _socket(spec.link)
         self._pending: OrderedDict[int, tuple[int, Hashable]] = OrderedDict()
+        self._given: dict[int, Given] = {}
         self._last_ident = 0
         self._held: list[Word] | None = []  # what came before this worker serves
         self._heard: set[int] = set()
@@ -198,8 +144,17 @@ class Siblings:
         )
         metrics.counter("sipproxy_worker_post", "words between workers, and those without room", self._posted, what)
         metrics.gauge("sipproxy_worker_post_queued", "words that wait for another worker", lambda: self.post.queued)
-        metrics.gauge("sipproxy_worker_exceptions", "calls that are not where their Call-ID says", lambda: len(self.steering))
+        metrics.gauge(
+            "sipproxy_worker_exceptions",
+            "calls for help, and calls that are not where their Call-ID says",
+            lambda: len(self.steering),
+        )
         metrics.counter("sipproxy_worker_exceptions_forgotten", "for lack of room", lambda: self.steering.forgotten)
+        metrics.counter(
+            "sipproxy_worker_taken_forgotten",
+            "calls for help of which others know by word alone, for lack of room",
+            lambda: self._taken.forgotten,
+        )
         metrics.gauge("sipproxy_worker_standing_in", "workers whose datagrams are read here", lambda: len(self._standing_in))
 
         what_is = "bindings that workers removed, remembered because the store may tell of them yet"
@@ -269,6 +224,9 @@ class Siblings:
             for listener in listeners:
                 listener.close()
         self._standing_in.clear()
+        for given in self._given.values():
+            given.timer.cancel()
+        self._given.clear()
         self.post.close()
         asyncio.get_running_loop().remove_reader(self._link.fileno())
 
@@ -316,7 +274,7 @@ class Siblings:
         kept = self.steering.kept()
         parts = [kept[at : at + KEPT_AT_ONCE] for at in range(0, len(kept), KEPT_AT_ONCE)] or [[]]
         for number, part in enumerate(parts, 1):
-            self.post.send(worker, _encode(Kept(self.me, part, number == len(parts))))
+            self.post.send(worker, encode(Kept(self.me, part, number == len(parts))))
 
     def _lost(self, worker: int) -> None:
         """A worker has died: so have its connections, and what was to be sent by them."""
@@ -324,6 +282,8 @@ class Siblings:
         failed = [ident for ident, (owner, _) in self._pending.items() if owner == worker]
         for ident in failed:
             self._fail(ident)
+        for ident in [ident for ident, given in self._given.items() if given.tried[-1] == worker]:
+            self._not_confirmed(ident)
         self._shell.told(Gone(worker))
 
     def _stand_in(self, worker: int) -> None:
@@ -363,16 +323,52 @@ class Siblings:
         owner = self.steering.owner(data)
         if owner == self.me:
             self._shell.message(data, flow, waited_s, kind)
-        elif self._pass(owner, Passed(flow, data, waited_s)):
-            self.counters["responses" if data.startswith(b"SIP/2.0 ") else "requests"] += 1
-        elif self._take_here(data):
-            self._shell.message(data, flow, waited_s, kind)
+        else:
+            self._hand_over(Passed(flow, data, waited_s), owner, (), kind)
 
-    def _take_here(self, data: bytes) -> bool:
-        """Whether a message that its owner has no room for begins something that this worker can do as well."""
-        taken = self.steering.take(data)
-        self.counters["taken_here" if taken else "lost"] += 1
-        return taken
+    def _hand_over(self, passed: Passed, owner: int, tried: tuple[int, ...], kind: Kind | None = None) -> None:
+        """Pass a message on to the worker whose it is; what that has no room for and can be begun here as well is."""
+        assert self._shell is not None
+        while owner != self.me:
+            if not owner:
+                self.counters["lost"] += 1
+                return
+            tried = (*tried, owner)
+            if self._is_passed(passed, tried):
+                self.counters["responses" if passed.data.startswith(b"SIP/2.0 ") else "requests"] += 1
+                return
+            owner = self.steering.instead(passed.data, tried)
+        self.counters["taken_here"] += 1
+        self._shell.message(passed.data, passed.flow, passed.waited_s, kind)
+
+    def _is_passed(self, passed: Passed, tried: tuple[int, ...]) -> bool:
+        """Whether there was room for it. A call for help is kept until it is confirmed (design: invariant 1)."""
+        if not self.steering.is_for_help(passed.data):
+            return self._pass(tried[-1], passed)
+        self._last_ident = ident = self._last_ident + 1
+        asking = Passed(passed.flow, passed.data, passed.waited_s, self.me, ident)
+        if len(self._given) >= MAX_ASKED or not self._pass(tried[-1], asking):
+            return False
+        timer = asyncio.get_running_loop().call_later(CONFIRM_S, self._look_again, ident)
+        self._given[ident] = Given(passed, tried, timer)
+        return True
+
+    def _confirmed(self, ident: int) -> None:
+        given = self._given.pop(ident, None)
+        if given is not None:
+            given.timer.cancel()
+
+    def _look_again(self, ident: int) -> None:
+        self.post.read()  # it is this worker that was late where the word is there
+        if ident in self._given:
+            self._not_confirmed(ident)
+
+    def _not_confirmed(self, ident: int) -> None:
+        """The worker has died, or stands still: the call is taken in its place."""
+        given = self._given[ident]
+        self._confirmed(ident)
+        self._log.warning("help_not_confirmed", worker=given.tried[-1])
+        self._hand_over(given.passed, self.steering.instead(given.passed.data, given.tried), given.tried)
 
     def flow_closed(self, flow: Flow) -> None:
         """A connection of this worker has ended."""
@@ -407,11 +403,11 @@ class Siblings:
     # Words
 
     def _pass(self, worker: int, word: Word) -> bool:
-        data = _encode(word)
+        data = encode(word)
         return worker in self._others and len(data) <= MAX_MESSAGE and self.post.send(worker, data)
 
     def _tell(self, word: Any) -> None:
-        data = _encode(word)
+        data = encode(word)
         for worker in self._others:
             if worker in self.steering.alive:
                 self.post.send(worker, data)
@@ -424,26 +420,34 @@ class Siblings:
 
     def _take(self, data: memoryview) -> None:
         try:
-            word: Word = _decode(data)
+            word: Word = decode(data)
         except msgspec.MsgspecError:
             self.counters["undecodable"] += 1  # of a worker of another version: none is left after a restart of the node
             return
         if isinstance(word, Kept):
-            self.steering.learn(word.exceptions)
+            self.steering.learn(word.exceptions, word.worker)
             if word.last:
                 self._heard.add(word.worker)
                 self._note_heard()
+        elif isinstance(word, Confirmed):
+            self._confirmed(word.ident)
         elif self._held is not None:
             self._held.append(word)
         else:
             self._perform(word)
+
+    def _take_passed(self, word: Passed) -> None:
+        assert self._shell is not None
+        self._shell.message(word.data, word.flow, word.waited_s)
+        if word.ident:
+            self._pass(word.worker, Confirmed(word.ident))
 
     def _perform(self, word: Word) -> None:
         shell, transports = self._shell, self._transports
         assert shell is not None
         assert transports is not None
         if isinstance(word, Passed):
-            shell.message(word.data, word.flow, word.waited_s)
+            self._take_passed(word)
         elif isinstance(word, Send):
             transports.send(word.flow, word.data, Handed(word.worker, word.ident) if word.ident else None)
         elif isinstance(word, Failed):
@@ -462,7 +466,7 @@ class Siblings:
             self._askers.put_nowait(word.worker)
         elif isinstance(word, Followed):
             self.on_followed(word.ident, word.call_id)
-        elif not isinstance(word, Kept):
+        elif not isinstance(word, Kept | Confirmed):
             shell.told(word)
 
 

@@ -38,6 +38,7 @@ from sipproxy.metrics import MetricsServer
 from sipproxy.net.handover import pair
 from sipproxy.net.spread import spread
 from sipproxy.net.stream import BACKLOG, bind_stream
+from sipproxy.net.taken import shared_file
 from sipproxy.net.udp import bind_udp
 from sipproxy.orders import Live, Orders, Spec, State
 from sipproxy.process import LEAVE_S, StartError, Stop, loop_factory
@@ -191,6 +192,7 @@ class Supervisor:
         self._bound: list[Bound] = []
         self._bind(next_free=next_free)
         self._boxes = [pair() for _ in self._names]
+        self._taken = shared_file()
         self._ending = asyncio.Event()
         self._failed = ""  # why the node cannot start at all
         self._was_ready = False
@@ -201,6 +203,8 @@ class Supervisor:
         held = [sock for sockets in self._udp for sock in sockets] + [sock for both in self._boxes for sock in both]
         for sock in [*held, *(stream for stream in self._streams if stream is not None)]:
             sock.close()
+        if self._taken >= 0:
+            os.close(self._taken)
 
     def present(self) -> list[int]:
         """The workers that serve, those that leave included."""
@@ -388,12 +392,14 @@ class Supervisor:
             lock=self._lock.fileno(),
             config_path=str(self._config_path),
             welcome=self._greet and worker.number == 1 and worker.starts == 1,
+            taken=self._taken,
         )
 
     def _descriptors(self, link: socket.socket) -> list[int]:
         sockets = [sock for listener in self._udp for sock in listener] + [sock for both in self._boxes for sock in both]
         streams = [stream for stream in self._streams if stream is not None]
-        return [sock.fileno() for sock in (*sockets, *streams, link)] + [self._lock.fileno()]
+        found = [sock.fileno() for sock in (*sockets, *streams, link)] + [self._lock.fileno()]
+        return [*found, self._taken] if self._taken >= 0 else found
 
     def _hear(self, worker: Worker) -> None:
         assert worker.link is not None

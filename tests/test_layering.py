@@ -47,6 +47,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "sipproxy.watching": ("sipproxy", "policy", "cdr"),
     "sipproxy.reloading": ("sipproxy", "policy"),
     "sipproxy.siblings": ("sipproxy",),
+    "sipproxy.words": ("sipproxy.sip", "sipproxy.engine"),
     "sipproxy.gathering": ("sipproxy",),
     "sipproxy.together": ("sipproxy",),
     "sipproxy.workers": ("sipproxy",),

@@ -11,7 +11,11 @@ Exceptions are remembered by Call-ID: a call for help is taken by the worker tha
 call whose worker is not there; a call that names another one (Replaces, Join) goes where that one is. REGISTER, and what is
 asked outside a call, stay with who reads them.
 
-Pure. RFC 3261 §16.11, §17.1.3, §17.2.3, §9.1; RFC 3891 §3.
+Copies of a call for help may be read by several workers, at the same moment too: whoever takes it `first` (`net.taken`) has it,
+and tells the others. Where that one cannot take a copy, or does not say that it has, the others settle in the same way which of
+them takes the call in its place.
+
+Pure. RFC 3261 §16.11, §17.1.3, §17.2.3, §8.2.2.2, §9.1; RFC 3891 §3.
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ from typing import TYPE_CHECKING
 from sipproxy.engine.kinds import may_be_emergency
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Collection, Iterable
 
 __all__ = ["HASHED", "MAX_KEPT", "MAX_WORKERS", "Steering", "mark_of", "modulus_of"]
 
@@ -67,6 +71,10 @@ class Steering:
         self.worker, self._count = worker, count
         self._modulus = modulus_of(key)
         self._kept: OrderedDict[bytes, int] = OrderedDict()  # Call-ID's digest -> its worker, where that is not the hash's
+        # By a number that a call for help has: who took it, this worker where nobody had; and who did, 0 where nobody.
+        self.first: Callable[[int], int] = lambda number: worker  # noqa: ARG005
+        self.first_of: Callable[[int], int] = lambda number: 0  # noqa: ARG005
+        self.tell: Callable[[bytes], None] = lambda key: None  # noqa: ARG005  # the others, what this worker took
         self.alive: frozenset[int] = frozenset([worker])
         self.leaving: frozenset[int] = frozenset()
         self.forgotten = 0
@@ -77,7 +85,7 @@ class Steering:
 
     def owner(self, data: bytes) -> int:
         """The worker that the message is for."""
-        if data[:2] == b"\r\n":
+        if data[:1] in (b"\r", b"\n"):
             data = data.lstrip(b"\r\n")  # RFC 3261 §7.5: line ends before the first line are ignored
         end = data.find(b"\r\n\r\n") + 2 or len(data)
         if data[:8].upper() == b"SIP/2.0 ":
@@ -95,41 +103,73 @@ class Steering:
             return self.worker
         return self._by_call(data, end, found[1], is_new=is_new)
 
-    def take(self, data: bytes) -> bool:
-        """Take a new call here after all, since its owner cannot; False for what belongs to one that began before."""
-        data = data.lstrip(b"\r\n")
-        end = data.find(b"\r\n\r\n") + 2 or len(data)
-        found = _CALL_ID.search(data, 0, end)
-        if not data.startswith(b"INVITE ") or _TO_TAG.search(data, 0, end) is not None or found is None:
-            return False
-        self._remember(_digest(found[1]), self.worker)
-        return True
+    def instead(self, data: bytes, tried: Collection[int]) -> int:
+        """Who takes a new call of one that was `tried` and cannot: this worker, but for a call for help that another one took
+        in the same place; 0 for what belongs to a call that began before."""
+        data, call_id = self._new_call(data)
+        if call_id is None:
+            return 0
+        key = _digest(call_id)
+        return self._taken(key, self._first(key, tried) if may_be_emergency(data) else self.worker)
+
+    def is_for_help(self, data: bytes) -> bool:
+        """Whether this begins a call that may be one for help."""
+        data, call_id = self._new_call(data)
+        return call_id is not None and may_be_emergency(data)
 
     def kept(self) -> list[tuple[bytes, int]]:
         """Every exception, for a worker that comes back and has to know them."""
         return list(self._kept.items())
 
-    def learn(self, exceptions: Iterable[tuple[bytes, int]]) -> None:
-        """Take over exceptions of another worker; what is known here already stays as it is."""
+    def learn(self, exceptions: Iterable[tuple[bytes, int]], teller: int) -> None:
+        """Take over exceptions of another worker: what it took itself, and of the rest what is not known here."""
         for key, worker in exceptions:
-            if key not in self._kept:
+            if worker == teller or key not in self._kept:
                 self._remember(key, worker)
 
+    @staticmethod
+    def _new_call(data: bytes) -> tuple[bytes, bytes | None]:
+        """The message from its first line on, and the Call-ID of a new call, None for anything else."""
+        data = data.lstrip(b"\r\n")
+        if not data.startswith(b"INVITE "):
+            return data, None
+        end = data.find(b"\r\n\r\n") + 2 or len(data)
+        found = _CALL_ID.search(data, 0, end) if _TO_TAG.search(data, 0, end) is None else None
+        return data, found[1] if found is not None else None
+
     def _by_call(self, data: bytes, end: int, call_id: bytes, *, is_new: bool) -> int:
-        hashed = self._hashed(call_id)
-        kept = self._kept.get(_digest(call_id)) if self._kept else None
+        key, hashed = _digest(call_id), self._hashed(call_id)
+        kept = self._kept.get(key) if self._kept else None
         wanted = kept or hashed
         if not is_new:
+            # A CANCEL may be read before the word of who has the call is. Its target is the INVITE's, as is that of an ACK.
+            if (kept is None or kept not in self.alive) and may_be_emergency(data):
+                wanted = self.first_of(_number(key)) or wanted
             return wanted
-        if kept is None and may_be_emergency(data):
-            wanted = self.worker  # design: invariant 1, nobody else has to be there for it
-        elif kept is None and (other := _OTHER_CALL.search(data, 0, end)) is not None:
+        if may_be_emergency(data):
+            return kept if kept is not None and kept in self.alive else self._taken(key, self._first(key))
+        if kept is None and (other := _OTHER_CALL.search(data, 0, end)) is not None:
             wanted = self._kept.get(_digest(other[1])) or self._hashed(other[1])
         if wanted not in self.alive:
             wanted = self.worker
         if wanted != (kept or hashed):
-            self._remember(_digest(call_id), wanted)
+            self._remember(key, wanted)
         return wanted
+
+    def _taken(self, key: bytes, worker: int) -> int:
+        """That worker, whose the call is from now on; where it is this one the others hear of it before it is begun."""
+        self._remember(key, worker)
+        if worker == self.worker:
+            self.tell(key)
+        return worker
+
+    def _first(self, key: bytes, tried: Collection[int] = ()) -> int:
+        """Who took the call first of those that are there and were not tried."""
+        for turn in range(self._count):  # in each of which another one is first
+            worker = self.first(_number(key) + turn)
+            if worker == self.worker or (worker in self.alive and worker not in tried):
+                return worker
+        return self.worker
 
     def _marked(self, found: re.Match[bytes] | None) -> int:
         worker = int(found[1], 16) if found is not None else 0
@@ -147,3 +187,7 @@ class Steering:
 
 def _digest(call_id: bytes) -> bytes:
     return blake2b(call_id, digest_size=8).digest()
+
+
+def _number(key: bytes) -> int:
+    return int.from_bytes(key, "big")

@@ -54,7 +54,7 @@ class Post:
     def start(self) -> None:
         """Read on the running event loop from now on."""
         self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(self._inbox.fileno(), self._wake)
+        self._loop.add_reader(self._inbox.fileno(), self.read)
 
     def close(self) -> None:
         """Stop; harmless when repeated. What is still queued is lost with this process."""
@@ -66,6 +66,15 @@ class Post:
             outbox.close()
         self._inbox.close()
         self._loop = None
+
+    def read(self) -> None:
+        """Take what has come, or a part of it: the event loop calls again."""
+        for _ in range(DRAIN):
+            size = self._read()
+            if size is None:
+                return
+            self.counters["taken"] += 1
+            self._on_message(self._buffer[:size])
 
     def send(self, worker: int, data: bytes) -> bool:
         """Pass `data` to a worker; False when there is no room for it."""
@@ -105,14 +114,6 @@ class Post:
             queue.popleft()
         if self._loop is not None:
             self._loop.remove_writer(self._outboxes[worker].fileno())
-
-    def _wake(self) -> None:
-        for _ in range(DRAIN):
-            size = self._read()
-            if size is None:
-                return
-            self.counters["taken"] += 1
-            self._on_message(self._buffer[:size])
 
     def _read(self) -> int | None:
         try:
