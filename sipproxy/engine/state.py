@@ -179,10 +179,11 @@ class Desk:
 
     def answer(self, server: Server, status: int, *, headers: Headers = (), reason: bytes = b"") -> None:
         """Answer through the server transaction."""
-        tag = b"" if status == 100 else self.to_tag(server.request)
-        data = write_response(server.request, status, reason, to_tag=tag, headers=headers)
+        request = server.request
+        tag = b"" if status == 100 else self.to_tag(request)
+        data = write_response(request, status, reason, to_tag=tag, headers=headers)
         if status > 100:
-            self.count("responses", request_label(server.request), str(status))
+            self.count("responses", request_label(request), str(status))
         self.transactions.respond(server, status, data, self.now.mono)
 
 

@@ -82,13 +82,15 @@ def is_literal(host: str) -> bool:
     return True
 
 
-@functools.lru_cache(maxsize=KNOWN_SOURCES)
 def source_of(host: str) -> str:
     """What limits count a peer by: its IPv4 address, or an IPv6 address's /64, which one customer has whole."""
+    return _network_of(host) if ":" in host else host
+
+
+@functools.lru_cache(maxsize=KNOWN_SOURCES)
+def _network_of(host: str) -> str:
     try:
-        address = ipaddress.ip_address(host)
+        address = ipaddress.IPv6Address(host)
     except ValueError:
-        return host
-    if address.version == 4:
         return host
     return str(ipaddress.ip_network((int(address) >> 64 << 64, 64)))

@@ -39,7 +39,7 @@ class Backlog(Generic[K, V]):
     def __init__(
         self,
         store: Store,
-        command: Callable[[K, V], Command | None],
+        command: Callable[[K, V], Command | bytes | None],
         *,
         limit: int,
         window: int = WINDOW,

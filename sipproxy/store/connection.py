@@ -157,9 +157,10 @@ class Store:
         self._listeners.append(listener)
 
     def submit(
-        self, command: Command, on_reply: OnReply | None = None, *, key: Hashable | None = None, linger_s: float = 0.0
+        self, command: Command | bytes, on_reply: OnReply | None = None, *, key: Hashable | None = None, linger_s: float = 0.0
     ) -> None:
-        """Queue `command`; it leaves at the end of this tick, after all submitted before it.
+        """Queue `command`, in its parts or as it goes over the wire; it leaves at the end of this tick, after all submitted
+        before it.
 
         With `linger_s` it waits so many seconds at most for others to leave with: for what nobody waits for.
 
@@ -171,7 +172,7 @@ class Store:
         if self._wire is None or loop is None or self.state is State.AWAY or self._closing.is_set():
             self._refuse(on_reply, "AWAY")
             return
-        data = _packed(command)
+        data = command if isinstance(command, bytes) else _packed(command)
         bounds = self.bounds
         if len(self._queue) + len(self._flight) >= bounds.commands or self._bytes + len(data) > bounds.bytes:
             self._refuse(on_reply, "FULL")
