@@ -81,7 +81,7 @@ def main(config: Config, *, config_path: Path, embedded: bool, greet: bool = Fal
 
     With `siblings` it is one worker of a node, started by `workers`.
     """
-    writer = configure(config.log.level, config.log.format)
+    writer = configure(config.log.level, config.log.format, node=config.node.id if siblings is not None else "")
     try:
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             return runner.run(_run(config, config_path, embedded=embedded, greet=greet, spec=siblings))

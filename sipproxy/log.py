@@ -126,6 +126,17 @@ class LogWriter:
                 self.dropped += 1
 
 
+class _Named:
+    """structlog processor: says whose line it is, unless the line says so."""
+
+    def __init__(self, node: str) -> None:
+        self._node = node
+
+    def __call__(self, _logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        event.setdefault("node", self._node)
+        return event
+
+
 class _QueueLogger:
     """What structlog calls last: one rendered line per call, whatever the level."""
 
@@ -138,8 +149,15 @@ class _QueueLogger:
     debug = info = warning = warn = error = critical = exception = fatal = log = msg
 
 
-def configure(level: str = "info", format: Literal["json", "console"] = "json", *, stream: TextIO | None = None) -> LogWriter:  # noqa: A002
-    """Set the process's log up and return its writer, to be closed at the end. Standard `logging` goes the same way."""
+def configure(
+    level: str = "info",
+    format: Literal["json", "console"] = "json",  # noqa: A002
+    *,
+    stream: TextIO | None = None,
+    node: str = "",
+) -> LogWriter:
+    """Set the process's log up and return its writer, to be closed at the end. Standard `logging` goes the same way. Each line
+    names the `node`, where one is given: that is one of several workers, whose lines stand in one log."""
     target = stream if stream is not None else sys.stderr
     writer = LogWriter(target)
     renderer: Any = (
@@ -151,6 +169,7 @@ def configure(level: str = "info", format: Literal["json", "console"] = "json", 
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
+        *([_Named(node)] if node else []),
         redact,
     ]
     structlog.configure(

@@ -187,3 +187,14 @@ def test_log_writer_closed_stream_never_raises() -> None:
     writer.write("x")
     writer.close()
     assert writer.dropped == 1
+
+
+def test_lines_of_a_worker_name_it_unless_they_name_a_node_themselves() -> None:
+    def act() -> None:
+        log = structlog.get_logger("node")
+        log.warning("journal_disk", state="full")
+        log.info("ready", node="node1")
+        logging.getLogger("redis").warning("away")
+
+    assert [line["node"] for line in logged(act, node="node1-2")] == ["node1-2", "node1", "node1-2"]
+    assert [line.get("node") for line in logged(act)] == [None, "node1", None]
