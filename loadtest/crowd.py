@@ -1,4 +1,5 @@
-"""Many sources from one process: what strangers send to a node, and the routers of a whole town after a power cut.
+"""Many sources from one process: what strangers send to a node, or one customer, and the routers of a whole town after a power
+cut.
 
 Run by `flood` and `storm` as a process of its own, so that what it does is not charged to the simulated parties:
 `python -m loadtest.crowd` reads its task as JSON from standard input and writes what it did to standard output.
@@ -29,6 +30,7 @@ AGAIN_S = 30.0  # a router whose REGISTER was not answered tries again
 NONCE = re.compile(rb'nonce="([^"]+)"')
 REALM = re.compile(rb'realm="([^"]+)"')
 RETRY = re.compile(rb"\r\nRetry-After: *([0-9]+)")
+PARTS = (b"BYE", b"ACK", b"INFO", b"INVITE", b"UPDATE", b"OPTIONS", b"CANCEL")
 USER_AGENTS = (b"friendly-scanner", b"Linksys/SPA942", b"AVM FRITZ!Box 7590")
 
 
@@ -82,22 +84,26 @@ class Wire:
 
 
 def spray(task: dict[str, object]) -> dict[str, object]:
-    """Send `rate` messages a second from `sources` addresses for `seconds`: OPTIONS, REGISTER, INVITE and what is no SIP."""
-    rate, seconds, sources = float(str(task["rate"])), float(str(task["seconds"])), int(str(task["sources"]))
-    wire = Wire((str(task["host"]), int(str(task["port"]))))
+    """Send `rate` messages a second for `seconds`: OPTIONS, REGISTER, INVITE and what is no SIP from `sources` addresses; for a
+    task with an account, what looks like parts of calls from the address where its router is registered."""
+    rate, seconds = float(str(task["rate"])), float(str(task["seconds"]))
+    is_customer = "accounts" in task
+    sources = 1 if is_customer else int(str(task["sources"]))
+    wire = _registered(task) if is_customer else Wire((str(task["host"]), int(str(task["port"]))))
+    message = customer_message if is_customer else stranger_message
     hosts = [source_host(number) for number in range(sources)]
     packed = [socket.inet_aton(host) for host in hosts]
     got = [0] * sources
     gave = [0] * sources
     place = {address: number for number, address in enumerate(packed)}
-    began = time.monotonic()
+    began, before = time.monotonic(), wire.sent
     number = 0
     over = 0  # sources that at some time had got more bytes than they had sent
     while (now := time.monotonic()) - began < seconds:
         due = int((now - began) * rate)
         while number < due:
             source = number % sources
-            data = stranger_message(number, hosts[source], wire.port)
+            data = message(number, hosts[source], wire.port)
             wire.send(data, packed[source])
             gave[source] += len(data)
             number += 1
@@ -105,9 +111,9 @@ def spray(task: dict[str, object]) -> dict[str, object]:
             at = place[address]
             got[at] += len(data)
             over += got[at] > gave[at]
-    took = time.monotonic() - began
+    took, sent = time.monotonic() - began, wire.sent - before
     return {
-        "sent": wire.sent, "per_second": wire.sent / took, "blocked": wire.blocked, "sent_bytes": wire.sent_bytes,
+        "sent": sent, "per_second": sent / took, "blocked": wire.blocked, "sent_bytes": wire.sent_bytes,
         "heard": wire.heard, "heard_bytes": wire.heard_bytes, "over": over, "cpu_s": time.process_time(),
     }  # fmt: skip
 
@@ -124,6 +130,25 @@ def stranger_message(number: int, host: str, port: int) -> bytes:
         b"From: <sip:%d@sip.example>;tag=s%d\r\nTo: <%b>\r\nCall-ID: s%d\r\nCSeq: 1 %b\r\nContact: <sip:%d@%b>\r\n"
         b"User-Agent: %b\r\nContent-Length: 0\r\n\r\n"
     ) % (method, uri, place, number, number, number, uri, number, method, number, place, USER_AGENTS[number % 3])
+
+
+def customer_message(number: int, host: str, port: int) -> bytes:
+    """The message with this number: a part of a call that nobody knows, a request or a response."""
+    place = b"%b:%d" % (host.encode(), port)
+    method = PARTS[number % len(PARTS)]
+    rest = (
+        b"Via: SIP/2.0/UDP %b;branch=z9hG4bKp%d;rport\r\nMax-Forwards: 70\r\nFrom: <sip:a@sip.example>;tag=a%d\r\n"
+        b"To: <sip:b@sip.example>;tag=b%d\r\nCall-ID: p%d\r\nCSeq: 1 %b\r\nContact: <sip:a@%b>\r\nContent-Length: 0\r\n\r\n"
+    ) % (place, number, number, number, number, method, place)
+    return (b"SIP/2.0 200 OK\r\n" if number % 10 == 9 else b"%b sip:b@sip.example SIP/2.0\r\n" % method) + rest
+
+
+def _registered(task: dict[str, object]) -> Wire:
+    """The socket of a router that is registered. Raises RuntimeError when it could not be."""
+    town = Town(task)
+    if town.register_all(0.0, run="flood", limit_s=TRIES_S)["registered"] != 1:
+        raise RuntimeError(f"the customer is not registered: {town.answers}")
+    return town.wire
 
 
 # -- routers

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from cdr.facts import Record
     from loadtest.ua import Address
 
-__all__ = ["APART_MS", "Network", "many_lines", "md5_only"]
+__all__ = ["APART_MS", "DOMAIN", "Network", "many_lines", "md5_only"]
 
 DOMAIN = "sip.example"
 APART_MS = 2_000  # how differently party and node may see how long a call was, with a message repeated (T1) on a busy machine

@@ -1,4 +1,5 @@
-"""A flood of strangers' messages, and the registrations of a town after a power cut, with customers in the middle of it.
+"""A flood of messages of strangers or a customer, and the registrations of a town after a power cut, with customers in the
+middle of it.
 
 What the sources send comes from a process of its own (crowd); the customers (bystanders) are in this one. The node has default
 limits. Recovery is from the end of the flood, or of the last registration, until a customer's REGISTER takes no longer
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from loadtest.bystanders import Bystanders, Noticed
 from loadtest.generate import percentile
-from loadtest.network import Network, many_lines, md5_only
+from loadtest.network import DOMAIN, Network, many_lines, md5_only
 from loadtest.report import Report, counted
 
 if TYPE_CHECKING:
@@ -49,7 +50,8 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Flood:
-    """`rate` messages a second from `sources` addresses for `seconds`, and so many customers' calls."""
+    """`rate` messages a second from `sources` addresses for `seconds`, and so many customers' calls; 0 sources: from one
+    registered router, as if they were parts of calls."""
 
     rate: float = 5000.0
     seconds: float = 60.0
@@ -128,9 +130,11 @@ class _Crowd:
 
 
 async def flood(plan: Flood, tell: Tell) -> Measured:
-    """Strangers send as planned while customers go on."""
-    async with Network(many_lines(plan.calls + 3, channels=20), settings=SETTINGS) as network:
-        routers = await routers_of(network)
+    """Strangers, or one customer, send as planned while customers go on."""
+    lines = many_lines(plan.calls + 3, channels=20)
+    [flooder] = many_lines(1, first=1_000_000)
+    async with Network([*lines, md5_only(flooder)], settings=SETTINGS) as network:
+        routers = [await network.router(line.user) for line in lines]
         people = Bystanders(routers, asks_per_s=plan.asks_per_s, help_per_s=plan.help_per_s)
         await people.start()
         host, port = network.node.address
@@ -142,6 +146,8 @@ async def flood(plan: Flood, tell: Tell) -> Measured:
             "seconds": plan.seconds,
             "sources": plan.sources,
         }
+        if not plan.sources:
+            task |= {"domain": DOMAIN, "accounts": [(flooder.user, flooder.password)]}
 
         async def run() -> dict[str, Any]:
             tell("flood")
@@ -259,9 +265,10 @@ def _pair(noticed: Noticed) -> str:
 
 def flood_report(plan: Flood, found: Measured) -> Report:
     """What a flood did."""
-    report = report_of(f"{plan.rate:g} messages a second from {plan.sources} sources for {plan.seconds:g} s", found)
+    who = f"{plan.sources} sources" if plan.sources else "a customer's router"
+    report = report_of(f"{plan.rate:g} messages a second from {who} for {plan.seconds:g} s", found)
     crowd = found.crowd
-    report.add("sent", "strangers' messages", crowd["sent"])
+    report.add("sent", "messages sent by these", crowd["sent"])
     report.add("per_second", "a second, as the generator could", crowd["per_second"])
     report.add("back", "bytes back for each that they sent", crowd["heard_bytes"] / max(1, crowd["sent_bytes"]))
     report.add("over", "answers with which a source had got more than it had sent", crowd["over"])

@@ -138,10 +138,12 @@ def _parser() -> argparse.ArgumentParser:
     gone.add_argument("--probe", type=count, default=5, help="seconds until a party is asked (default %(default)s)")
     gone.set_defaults(run=_run_vanish)
 
-    flooded = commands.add_parser("flood", parents=[common], help="strangers' messages, with live calls and 112 among them")
+    flooded = commands.add_parser("flood", parents=[common], help="a flood, with live calls and 112 among it")
     flooded.add_argument("--rate", type=amount, default=5000.0, help="messages a second (default %(default)s)")
     flooded.add_argument("--seconds", type=amount, default=60.0, help="for so long (default %(default)s)")
     flooded.add_argument("--sources", type=count, action="append", help="addresses; again for several (default: 1 and 500)")
+    text = "instead: what looks like parts of calls, from where a router is registered"
+    flooded.add_argument("--customer", action="store_true", help=text)
     flooded.set_defaults(run=_run_flood)
     stormy = commands.add_parser("storm", parents=[common], help="all routers register anew, as after a power cut")
     stormy.add_argument("--routers", type=count, default=20_000, help="how many (default %(default)s)")
@@ -278,8 +280,9 @@ async def _run_kill(options: argparse.Namespace) -> list[Report]:
 
 
 async def _run_flood(options: argparse.Namespace) -> list[Report]:
-    plans = [Flood(options.rate, options.seconds, sources) for sources in options.sources or (1, 500)]
-    return [flood_report(plan, await flood(plan, progress_of(f"{plan.sources} sources"))) for plan in plans]
+    many = (0,) if options.customer else options.sources or (1, 500)
+    plans = [Flood(options.rate, options.seconds, sources) for sources in many]
+    return [flood_report(plan, await flood(plan, progress_of(f"{plan.sources or 'customer'}"))) for plan in plans]
 
 
 async def _run_storm(options: argparse.Namespace) -> list[Report]:

@@ -302,6 +302,14 @@ async def test_strangers_that_flood_hinder_no_live_call_and_no_call_for_help() -
     assert report["helped"] == report["helps"] > 0
 
 
+async def test_customer_who_floods_with_parts_of_calls_hinders_no_live_call_and_no_call_for_help() -> None:
+    (report,) = await measure("flood", "--customer", "--rate", "4000", "--seconds", "4")
+    assert report["sent"] > 3000, "a flood that is none shows nothing"
+    assert report['sipproxy_shed_total{kind="part",reason="parts"}'] > 100
+    assert report["answered_share"] >= 99.9
+    assert report["helped"] == report["helps"] > 0
+
+
 async def test_connections_that_send_next_to_nothing_hinder_nobody_and_are_counted() -> None:
     (report,) = await measure("slow", "--connections", "300", "--sources", "6", "--seconds", "6")
     assert report["open"] == 300
