@@ -48,7 +48,8 @@ STALE_S = 0.5  # T1 (RFC 3261 §17.1.1.2): a copy of what waited for longer in t
 
 
 class Rank(IntEnum):
-    """How urgent a message is. A stranger's is last, whatever it says, but for calls for help and what names a live call."""
+    """How urgent a message is. A stranger's is last, whatever it says, and so are parts of calls of a customer who floods; but
+    not calls for help, and what names a live call."""
 
     HELP = 0
     PART = 1  # of a call or a transaction
@@ -181,7 +182,9 @@ class Backlog:
         if kind is PART:
             if data.startswith(b"INVITE ") and may_be_emergency(data):
                 return Rank.HELP
-            return Rank.PART if self._shedder.is_known(flow) or self._shedder.is_live(data) else Rank.STRANGER
+            if self._shedder.is_known(flow):
+                return Rank.PART if not self._shedder.floods(data, flow) else Rank.STRANGER
+            return Rank.PART if self._shedder.is_live(data) else Rank.STRANGER
         if not self._shedder.is_known(flow):
             return Rank.STRANGER
         if kind is INVITE:

@@ -60,18 +60,29 @@ class Parts:
 
     def take(self, data: bytes, user: str, sharing: int) -> bool:
         """Whether there is room for this part by the flow of an account's binding, which so many accounts share."""
-        account = self._desk.snapshot.accounts.get(user)
-        line = account.line if account is not None else user
+        line = self._line_of(user)
         per_s, burst = self._rate_of(line)
         if not self._take(line, sharing * per_s, sharing * burst):
             return self.take_named(data)
         self._spending.took("parts", line, sharing * burst)
         return True
 
+    def is_spent(self, user: str, sharing: int) -> bool:
+        """Whether the line's budget is used up; takes nothing of it."""
+        line = self._line_of(user)
+        bucket = self.budgets.find(line)
+        if bucket is None or bucket.tokens >= 1.0:
+            return False
+        return bucket.tokens + (self._desk.now.mono - bucket.at) * sharing * self._rate_of(line)[0] < 1.0
+
     def take_named(self, data: bytes) -> bool:
         """Whether this part names something that is under way, and there is room for it."""
         budget = self._named(data)
         return budget is not None and self._take(*budget)
+
+    def names_any(self, data: bytes) -> bool:
+        """Whether this part names something that is under way."""
+        return self._named(data) is not None
 
     def names_call(self, data: bytes) -> bool:
         """Whether it names a call that is known here."""
@@ -88,6 +99,10 @@ class Parts:
         now = self._desk.now.mono
         bucket = self.budgets.find(key) or self.budgets.add(key, Bucket(burst, now))
         return bucket.take(now, per_s, burst)
+
+    def _line_of(self, user: str) -> str:
+        account = self._desk.snapshot.accounts.get(user)
+        return account.line if account is not None else user
 
     def _rate_of(self, line: str) -> tuple[float, float]:
         snapshot, rates = self._desk.snapshot, self.rates
@@ -111,8 +126,7 @@ class Parts:
         elif (token := _WAY.search(data)) is not None:
             way = self._desk.tokens.open(Way, token[1], call_id)
             if way is not None:
-                account = self._desk.snapshot.accounts.get(way.user)
-                return _Budget(("way", way.user), *self._rate_of(account.line if account is not None else ""))
+                return _Budget(("way", way.user), *self._rate_of(self._line_of(way.user)))
         return None
 
 

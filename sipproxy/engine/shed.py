@@ -272,6 +272,13 @@ class Shedder:
             or desk.settings.in_access_network(flow.host)
         )
 
+    def floods(self, data: bytes, flow: Flow) -> bool:
+        """Whether a part of a call came by a customer's flow whose line has no budget left for it, and names nothing that is
+        under way."""
+        desk = self._desk
+        user, sharing = desk.location.accounts_at(flow, desk.now.utc_ms)
+        return user != "" and self.parts.is_spent(user, sharing) and not self.parts.names_any(data)
+
     # Budgets
 
     def source(self, flow: Flow) -> Bucket:

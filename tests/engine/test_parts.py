@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sipproxy.engine.actions import TakeSlot
+from sipproxy.engine.backlog import Backlog, Rank
 from sipproxy.engine.crew import Took
 from sipproxy.engine.parts import BURST_S, CHANNEL_PER_S, REST_BURST, REST_PER_S, SETUPS
 from sipproxy.engine.settings import Rates
@@ -15,7 +16,7 @@ from sipproxy.sip.flow import Flow
 from sipproxy.sip.message import Request, Response
 from tests.engine import test_edge
 from tests.engine.desk import ROUTER, STRANGER, Desk
-from tests.engine.shedding import CALL, CONTACT
+from tests.engine.shedding import CALL, CONTACT, TRUNK
 from tests.engine.test_edge import in_dialog
 from tests.engine.test_spending import crew
 from tests.sim.conftest import make_town
@@ -178,6 +179,28 @@ def test_flood_by_a_call_of_ones_own_leaves_room_for_the_transactions_of_others(
     table = desk.engine.desk.transactions
     assert taken_in == BURST - 1 + OF_CALL
     assert len(table.clients) <= len(table.servers) <= taken_in + 5
+
+
+def test_parts_of_a_flood_wait_behind_all_others_while_the_node_is_late() -> None:
+    desk = a_desk()
+    call(desk)
+    backlog = Backlog(desk.engine.shedder)
+
+    def rank_of(data: bytes, flow: Flow = ROUTER) -> Rank:
+        backlog.put(data, flow, desk.mono)
+        [found] = [rank for rank in Rank if backlog.waiting_of(rank)]
+        backlog.take()
+        return found
+
+    assert rank_of(part(desk)) is Rank.PART
+    flooded(desk)
+    assert rank_of(part(desk)) is Rank.STRANGER
+    assert rank_of(part(desk, call_id=b"live")) is Rank.PART
+    assert rank_of(desk.request(b"INVITE", b"sip:112@sip.test")) is Rank.HELP
+    assert rank_of(part(desk), TRUNK) is Rank.PART
+    desk.tick(1.0)
+    desk.engine.desk.now = desk.now
+    assert rank_of(part(desk)) is Rank.PART, "its budget is coming back"
 
 
 def test_what_parts_are_counted_by_is_bounded() -> None:
