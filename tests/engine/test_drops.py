@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from sipproxy.engine.actions import DropSource, Note, SpareSource
-from sipproxy.engine.crew import Dropped, Word
+from sipproxy.engine.crew import Dropped, Spared, Word
 from sipproxy.engine.drops import HELPED_S, LEAST_S
 from sipproxy.engine.peers import Peer
 from sipproxy.engine.settings import DropRules, Rates
@@ -126,6 +126,16 @@ def proven(desk: Desk) -> Flow:
     return STRANGER
 
 
+def live_call(desk: Desk) -> Flow:
+    flow = flow_at("203.0.113.50")
+    headers = (desk.credentials(b"INVITE", b"sip:112@sip.test", flow=flow), (b"Contact", CONTACT))
+    answers = desk.receive(desk.request(b"INVITE", b"sip:112@sip.test", headers=headers), flow)
+    assert not [message for message in answers if isinstance(message, Response) and message.status > 100]
+    desk.engine.auth.guesses._proven_at.clear()  # it is the call that counts
+    desk.engine.desk.drops._suspects.clear()
+    return flow
+
+
 PROTECTED = {
     "binding": bound,
     "called_for_help": helped,
@@ -170,6 +180,49 @@ def test_what_speaks_for_a_source_at_one_worker_keeps_the_others_from_dropping_i
     assert [type(one) for one in asked] in ([], [DropSource, SpareSource])
 
 
+def joined(desk: Desk, other: Desk) -> tuple[list[Word], list[Word]]:
+    """What each of two workers tells, for a test to deliver."""
+    said: tuple[list[Word], list[Word]] = ([], [])
+    for worker, words in zip((desk, other), said, strict=True):
+        worker.engine.crew.tell = words.append
+    return said
+
+
+@pytest.mark.parametrize("by", ["node", "somebody"])
+@pytest.mark.parametrize("why", ["binding", "called_for_help", "call", "proven"])
+def test_source_that_a_worker_drops_is_let_through_again_by_what_another_one_knows(why: str, by: str) -> None:
+    """Design: invariant 1. What speaks for it was not told ahead, or is still on its way: the kernel was asked already."""
+    desk, other = desk_of(worker=1), desk_of(worker=2)
+    flow = live_call(desk) if why == "call" else PROTECTED[why](desk)
+    said, heard = joined(desk, other)
+    if by == "node":
+        assert scan(other, flow, seconds=2 * LEAST_S) == [DropSource(flow.host, 300)]
+    else:
+        assert other.engine.desk.drops.add(flow.host, 60, why="test", by=by) == ""
+        other.engine.desk.take_actions()
+    assert (sources(other), heard) == ([flow.host], [Dropped(flow.host, by)])
+    assert desk.engine.crew.hear(heard[0], desk.now) == []
+    if by == "somebody" and why == "called_for_help":
+        assert said == [], "an operator knows what he does"
+        return
+    assert said == [Spared(flow.host, why)]
+    acted = other.engine.crew.hear(said[0], other.now)
+    assert [one for one in acted if not isinstance(one, Note)] == [SpareSource(flow.host)]
+    assert sources(other) == []
+    assert other.engine.desk.counters["drops_ended", why] == 1
+    assert len(heard) == 1, "the others have not dropped it"
+
+
+def test_source_that_nothing_speaks_for_at_another_worker_stays_dropped_and_a_late_word_changes_nothing() -> None:
+    desk, other = desk_of(worker=1), desk_of(worker=2)
+    said, heard = joined(desk, other)
+    assert scan(other) == [DropSource(STRANGER.host, 300)]
+    desk.engine.crew.hear(heard[0], desk.now)
+    assert (said, sources(other)) == ([], [STRANGER.host])
+    assert other.engine.crew.hear(Spared("198.51.100.1", "call"), other.now) == []  # not on the list, or no more
+    assert sources(other) == [STRANGER.host]
+
+
 def test_an_operator_drops_whom_only_a_call_for_help_at_another_worker_speaks_for() -> None:
     desk, other = desk_of(worker=1), desk_of(worker=2)
     flow = helped(desk)
@@ -212,11 +265,7 @@ def test_routes_that_are_given_by_name_are_not_dropped_and_let_in_when_the_name_
 
 def test_a_party_of_a_live_call_is_never_dropped() -> None:
     desk = desk_of()
-    flow = flow_at("203.0.113.50")
-    headers = (desk.credentials(b"INVITE", b"sip:112@sip.test", flow=flow), (b"Contact", CONTACT))
-    answers = desk.receive(desk.request(b"INVITE", b"sip:112@sip.test", headers=headers), flow)
-    assert not [message for message in answers if isinstance(message, Response) and message.status > 100]
-    desk.engine.auth.guesses._proven_at.clear()  # it is the call that counts
+    flow = live_call(desk)
     desk.tick(10.0)
     assert "a call is live" in desk.engine.desk.drops.add(flow.host, 60, why="test", by="somebody")
 
