@@ -307,6 +307,7 @@ class Shell:
         try:
             position = self._journal.append(fact)
         except UnwritableError as error:
+            self._tell_ended(fact)
             self._lose(fact, error)
             return
         except JournalError as error:
@@ -332,17 +333,19 @@ class Shell:
         self._arm()
 
     def _owe(self, fact: Fact) -> None:
-        if isinstance(fact, End):
-            self._publisher.ended(fact.record.id)
+        self._tell_ended(fact)
         if len(self._owed) >= MAX_OWED_FACTS:
             self._lose(fact, None)
         else:
             self._owed.append(fact)
 
-    def _lose(self, fact: Fact, error: Exception | None) -> None:
-        self.facts_lost += 1
+    def _tell_ended(self, fact: Fact) -> None:
+        """The journal has not taken the fact, or not yet: what it ends has no interim record any more all the same."""
         if isinstance(fact, End):
             self._publisher.ended(fact.record.id)
+
+    def _lose(self, fact: Fact, error: Exception | None) -> None:
+        self.facts_lost += 1
         call = fact.id if isinstance(fact, Alive | Answer) else fact.record.id
         self._log.error("journal_fact_lost", call=call, error=str(error) if error is not None else "too many wait for the disk")
 
@@ -354,10 +357,11 @@ class Shell:
                 try:
                     self._journal.append(self._owed[0])
                 except UnwritableError as error:
-                    self._lose(self._owed[0], error)
+                    self._lose(self._owed.popleft(), error)
                 except JournalError:
                     break
-                self._publisher.appended(self._owed.popleft())
+                else:
+                    self._publisher.appended(self._owed.popleft())
             stats = self._journal.stats
             self._note_disk(stats.free_percent)
             self._hold_records()

@@ -70,9 +70,10 @@ class _Disk:
 class _Publisher:
     def __init__(self) -> None:
         self.over: list[str] = []
+        self.taken: list[Fact] = []
 
     def appended(self, fact: Fact) -> None:
-        """Nobody reads."""
+        self.taken.append(fact)
 
     def ended(self, call: str) -> None:
         self.over.append(call)
@@ -175,6 +176,26 @@ async def test_fact_that_can_never_be_written_is_counted_and_does_not_block_the_
     assert shell.facts_lost == 1
 
 
+async def test_publisher_is_told_once_that_a_call_is_over_whose_end_the_disk_does_not_take(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whether it waits for the disk, finds no room to wait, or is lost at once or after it has waited."""
+    monkeypatch.setattr(shell_module, "MAX_OWED_FACTS", 2)
+    shell, disk, _ = build()
+    told: Any = shell._publisher
+    disk.never = {"lost", "owed and lost"}
+    shell._perform([JournalFact(End(record("lost")))])
+    disk.refuses = True
+    disk.never = set()
+    shell._perform([JournalFact(End(record(name))) for name in ("owed", "owed and lost", "beyond the bound")])
+    assert told.over == ["lost", "owed", "owed and lost", "beyond the bound"]
+    assert (told.taken, shell.facts_owed, shell.facts_lost) == ([], 2, 2)
+    disk.refuses, disk.never = False, {"owed and lost"}
+    await watched(shell, lambda: shell.facts_owed == 0)
+    assert [fact.record.id for fact in told.taken] == ["owed"]
+    assert (len(told.over), shell.facts_lost) == (4, 3)
+
+
 async def test_filling_disk_is_told_before_it_is_full_and_when_there_is_room_again(monkeypatch: pytest.MonkeyPatch) -> None:
     shell, disk, engine = build()
     told: list[tuple[str, str, float]] = []
@@ -253,7 +274,7 @@ class _Wire:
     def end_silent(self, flow: Flow, silent_s: float) -> None:
         self.silences.append((flow, silent_s))
 
-    def send(self, _target: object, data: bytes, _key: object, *, connect_s: float = 0.0) -> None:
+    def send(self, _target: object, data: bytes, _key: object, connect_s: float = 0.0) -> None:
         self.sent.append((data, len(self.disk.taken)))
 
 

@@ -58,13 +58,6 @@ class Watch:
         """The last message from that side."""
         return self.callee if side else self.caller
 
-    def prove(self, side: Side, now: Now) -> None:
-        """A message came from that side, or was sent then at the latest."""
-        if side:
-            self.callee = now
-        else:
-            self.caller = now
-
     def _ask_at(self, side: Side, at: float) -> None:
         if side:
             self._ask_callee_at = at
@@ -81,13 +74,14 @@ class Watch:
         """The earliest deadline, infinite when there is none."""
         return self.expires_at if self.expires_at < inf else min(self._ask_caller_at, self._ask_callee_at)
 
-    def heard(self, side: Side, now: Now) -> None:
-        """A message of that side arrived."""
+    def heard(self, side: Side, now: Now, sent: Now | None = None) -> None:
+        """A message of that side arrived, which proves that it was there when the message was sent, at the earliest."""
         ask_at = now.mono + self.probe_s if self.probe_s else inf
+        proof = now if sent is None else max(self.proof_of(side), min(sent, now))
         if side:
-            self.callee, self._ask_callee_at = now, ask_at
+            self.callee, self._ask_callee_at = proof, ask_at
         else:
-            self.caller, self._ask_caller_at = now, ask_at
+            self.caller, self._ask_caller_at = proof, ask_at
         if self.gone:
             self.gone = _without(self.gone, side)
         if self._failed:
@@ -174,10 +168,7 @@ def heard(call: Call, dialog: Dialog, side: Side, *, sent: Now | None = None) ->
     if found is None or dialog.ended or not call.is_answered:
         call.seen()
         return
-    before = found.proof_of(side) if sent is not None else None
-    found.heard(side, _heard_at(call, dialog, side) if call.head is not None else call.desk.now)
-    if before is not None and sent is not None:
-        found.prove(side, max(before, min(sent, found.proof_of(side))))
+    found.heard(side, _heard_at(call, dialog, side) if call.head is not None else call.desk.now, sent)
     call.alive(found.proof)
     if found.next_at < call.bound_at:  # else the call is looked at early enough: what is heard of puts bounds off
         call.await_bound()
