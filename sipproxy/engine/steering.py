@@ -138,23 +138,26 @@ class Steering:
         return data, found[1] if found is not None else None
 
     def _by_call(self, data: bytes, end: int, call_id: bytes, *, is_new: bool) -> int:
-        key, hashed = _digest(call_id), self._hashed(call_id)
-        kept = self._kept.get(key) if self._kept else None
+        hashed = self._hashed(call_id)
+        kept = self._kept.get(_digest(call_id)) if self._kept else None
         wanted = kept or hashed
         if not is_new:
-            # A CANCEL may be read before the word of who has the call is. Its target is the INVITE's, as is that of an ACK.
-            if (kept is None or kept not in self.alive) and may_be_emergency(data):
-                wanted = self.first_of(_number(key)) or wanted
+            # A CANCEL, which has the INVITE's target, may be read before the word of who has the call is; all else comes later.
+            if data.startswith(b"CANCEL ") and (kept is None or kept not in self.alive) and may_be_emergency(data):
+                wanted = self.first_of(_number(_digest(call_id))) or wanted
             return wanted
         if may_be_emergency(data):
-            return kept if kept is not None and kept in self.alive else self._taken(key, self._first(key))
+            return kept if kept is not None and kept in self.alive else self._for_help(_digest(call_id))
         if kept is None and (other := _OTHER_CALL.search(data, 0, end)) is not None:
             wanted = self._kept.get(_digest(other[1])) or self._hashed(other[1])
         if wanted not in self.alive:
             wanted = self.worker
         if wanted != (kept or hashed):
-            self._remember(key, wanted)
+            self._remember(_digest(call_id), wanted)
         return wanted
+
+    def _for_help(self, key: bytes) -> int:
+        return self._taken(key, self._first(key))
 
     def _taken(self, key: bytes, worker: int) -> int:
         """That worker, whose the call is from now on; where it is this one the others hear of it before it is begun."""
