@@ -20,13 +20,13 @@ class Bucket:
     def __init__(self, tokens: float, at: float) -> None:
         self.tokens, self.at, self.credit, self.trusted = tokens, at, 0, False
 
-    def take(self, now: float, rate: float, burst: float, floor: float = 0.0) -> bool:
-        """Take one of the tokens above `floor`; False when there is none."""
+    def take(self, now: float, rate: float, burst: float, floor: float = 0.0, count: int = 1) -> bool:
+        """Take so many of the tokens above `floor`; False when there are not as many."""
         self.tokens = min(burst, self.tokens + (now - self.at) * rate) if now > self.at else self.tokens
         self.at = max(self.at, now)
-        if self.tokens < floor + 1.0:
+        if self.tokens < floor + count:
             return False
-        self.tokens -= 1.0
+        self.tokens -= count
         return True
 
     def owe(self, now: float, rate: float, burst: float, count: int) -> None:

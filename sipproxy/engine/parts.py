@@ -32,10 +32,8 @@ __all__ = ["Parts"]
 CHANNEL_PER_S = 40
 BURST_S = 3  # of that at once, as after a pause of the network
 SETUPS = 2  # parts for each message outside calls: a call that is challenged and answered has two of these, and three parts
-REST_PER_S, REST_BURST = (
-    2,
-    20,
-)  # of a call that has ended, of which there may be hundreds, and of a transaction: for repetitions
+REST_PER_S, REST_BURST = 2, 20  # of a call that has ended, which a line may have hundreds of, and of a transaction
+PART_BYTES = 4096  # a longer part counts as several, since a transaction may keep it for half a minute; few have 2,000
 
 _CALL_ID = re.compile(rb"\n(?:call-id|i)[ \t]*:\s*(\S+)", re.IGNORECASE)
 _CSEQ = re.compile(rb"\ncseq[ \t]*:\s*[0-9]+\s+([A-Z]+)", re.IGNORECASE)
@@ -62,9 +60,10 @@ class Parts:
         """Whether there is room for this part by the flow of an account's binding, which so many accounts share."""
         line = self._line_of(user)
         per_s, burst = self._rate_of(line)
-        if not self._take(line, sharing * per_s, sharing * burst):
+        count = _weight(data)
+        if not self._take(line, sharing * per_s, sharing * burst, count):
             return self.take_named(data)
-        self._spending.took("parts", line, sharing * burst)
+        self._spending.took("parts", line, sharing * burst, count)
         return True
 
     def is_spent(self, user: str, sharing: int) -> bool:
@@ -78,7 +77,7 @@ class Parts:
     def take_named(self, data: bytes) -> bool:
         """Whether this part names something that is under way, and there is room for it."""
         budget = self._named(data)
-        return budget is not None and self._take(*budget)
+        return budget is not None and self._take(*budget, _weight(data))
 
     def names_any(self, data: bytes) -> bool:
         """Whether this part names something that is under way."""
@@ -95,10 +94,10 @@ class Parts:
         bucket = self.budgets.find(line) or self.budgets.add(line, Bucket(burst, now))
         bucket.owe(now, per_s, burst, count)
 
-    def _take(self, key: Hashable, per_s: float, burst: float) -> bool:
+    def _take(self, key: Hashable, per_s: float, burst: float, count: int) -> bool:
         now = self._desk.now.mono
         bucket = self.budgets.find(key) or self.budgets.add(key, Bucket(burst, now))
-        return bucket.take(now, per_s, burst)
+        return bucket.take(now, per_s, burst, 0.0, count)
 
     def _line_of(self, user: str) -> str:
         account = self._desk.snapshot.accounts.get(user)
@@ -128,6 +127,11 @@ class Parts:
             if way is not None:
                 return _Budget(("way", way.user), *self._rate_of(self._line_of(way.user)))
         return None
+
+
+def _weight(data: bytes) -> int:
+    """As how many parts it counts."""
+    return 1 + len(data) // PART_BYTES
 
 
 def _call_id(data: bytes) -> bytes:

@@ -27,11 +27,11 @@ class Spending:
         self._untold: dict[tuple[str, str], int] = {}
         self.forgotten = 0
 
-    def took(self, kind: str, whose: str, burst: float) -> None:
-        """A message was taken off a budget of `burst` messages."""
+    def took(self, kind: str, whose: str, burst: float, count: int = 1) -> None:
+        """A message was taken off a budget of `burst` messages, or what counts as so many."""
         if self.tell is None:
             return
-        untold = self._untold.pop((kind, whose), 0) + 1
+        untold = self._untold.pop((kind, whose), 0) + count
         if untold * STEPS >= burst:
             self.tell(kind, whose, untold)
             return

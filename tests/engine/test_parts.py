@@ -10,7 +10,7 @@ import pytest
 from sipproxy.engine.actions import TakeSlot
 from sipproxy.engine.backlog import Backlog, Rank
 from sipproxy.engine.crew import Took
-from sipproxy.engine.parts import BURST_S, CHANNEL_PER_S, REST_BURST, REST_PER_S, SETUPS
+from sipproxy.engine.parts import BURST_S, CHANNEL_PER_S, PART_BYTES, REST_BURST, REST_PER_S, SETUPS
 from sipproxy.engine.settings import Rates
 from sipproxy.sip.flow import Flow
 from sipproxy.sip.message import Request, Response
@@ -122,6 +122,17 @@ def test_one_call_takes_no_more_than_a_call_can_need_and_nothing_from_another() 
     desk.tick(1.0)
     flooded(desk)
     assert taken(desk, part(desk, call_id=b"one"), OF_CALL) == CHANNEL_PER_S
+
+
+def test_part_that_is_long_counts_as_several() -> None:
+    """A transaction keeps it for half a minute: by datagrams full to the brim one customer could take hundreds of megabytes."""
+    desk = a_desk()
+    call(desk)
+    long = desk.request(b"INFO", CALL, call_id=b"live", to_tag=b"t", body=b"x" * 60_000)
+    count = 1 + len(long) // PART_BYTES
+    assert count == 15
+    assert taken(desk, long, BURST) == BURST // count + OF_CALL // count
+    assert taken(desk, part(desk, call_id=b"live"), BURST) == BURST % count + OF_CALL % count, "the rest is for others"
 
 
 def test_call_that_has_ended_has_room_for_repetitions() -> None:
