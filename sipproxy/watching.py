@@ -52,7 +52,7 @@ MAX_RECENT_BYTES = 4 * 1024 * 1024
 MAX_EARLY = 1000  # Call-IDs that another worker told of watches which do not run here yet
 HEARTBEAT_S = 5.0
 MAX_REASON = 500
-_LOOKED_AT = frozenset({"call_id", "from_", "to"})  # of a message that is shown
+_LOOKED_AT = frozenset({"call_id", "from_", "to", "parsed_uri"})  # of a message that is shown
 
 Row = dict[str, Any]
 

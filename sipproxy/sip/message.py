@@ -54,7 +54,8 @@ MAX_HEADERS = 200
 MAX_METHOD = 64
 """Bytes of a method; the registered ones have at most 9, RFC 4475's longest 44."""
 T = TypeVar("T")
-Start = tuple[bytes, bytes, bytes, int]  # version, method, Request-URI, 0; or version, b"", reason, status
+Start = tuple[bytes, bytes, bytes, int, Uri | None]
+"""Version, method, Request-URI, 0 and the URI read, None for one that cannot be; or version, b"", reason, status and None."""
 Needed = tuple[Via, tuple[Via, ...], NameAddr, NameAddr, bytes, CSeq, int | None, int | None]  # as in _VIEWS
 _VIEWS = ("via", "vias", "from_", "to", "call_id", "cseq", "max_forwards", "expires")
 _CRLF = b"\r\n"
@@ -68,7 +69,6 @@ class Message:
     __slots__ = (
         "_contacts",
         "_record_routes",
-        "_routes",
         "body_at",
         "call_id",
         "cseq",
@@ -106,7 +106,6 @@ class Message:
     faults: tuple[str, ...]
     """Which of these views are not there; none of a message that passed `check_message`."""
     _contacts: tuple[NameAddr, ...] | None
-    _routes: tuple[NameAddr, ...] | None
     _record_routes: tuple[NameAddr, ...] | None
 
     @property
@@ -156,12 +155,6 @@ class Message:
         return self._contacts
 
     @property
-    def routes(self) -> tuple[NameAddr, ...]:
-        if self._routes is None:
-            self._routes = self._all(routes_of, b"route")
-        return self._routes
-
-    @property
     def record_routes(self) -> tuple[NameAddr, ...]:
         if self._record_routes is None:
             self._record_routes = self._all(routes_of, b"record-route")
@@ -201,14 +194,15 @@ class Message:
             "cseq": lambda: cseq_of[self._needed(b"cseq")],
             "max_forwards": lambda: self._number(max_forwards_of, b"max-forwards"),
             "expires": lambda: self._number(expires_of, b"expires"),
+            "routes": lambda: self._all(routes_of, b"route"),
         }
         return readers[view]()
 
-    def _read_singly(self) -> tuple[str, ...]:
+    def _read_singly(self, views: tuple[str, ...]) -> tuple[str, ...]:
         """Read one after the other what every message needs; the views that are not there. An error is not kept: it refers to
         who caught it, and so to the message."""
         faults: list[str] = []
-        for view in _VIEWS:
+        for view in views:
             try:
                 setattr(self, view, self.read_again(view))
             except ParseError:
@@ -223,32 +217,32 @@ class Message:
 
 
 class Request(Message):
-    __slots__ = ("_parsed_uri", "key", "method", "source", "stamped_via", "uri")
+    __slots__ = ("key", "method", "parsed_uri", "routes", "source", "stamped_via", "uri")
+    routes: tuple[NameAddr, ...]
+    parsed_uri: Uri
 
     def __init__(self, raw: bytes, body_at: int, lines: list[bytes], shape: shapes.Shape, start: Start) -> None:
         self.raw, self.body_at, self.lines_raw = raw, body_at, lines
         self.shape, self.first_line = shape, shape.first_line
-        self.version, self.method, self.uri, _ = start
+        self.version, self.method, self.uri, _, uri = start
         self.source: tuple[str, int] | None = None
         self.stamped_via: bytes | None = None
         """build.py keeps the stamped top Via line here once it was needed."""
-        self._parsed_uri: Uri | None = None
         self.key: tuple[object, ...] | None = None
         """matching.py keeps the key of its server transaction here once it was needed."""
-        self._contacts = self._routes = self._record_routes = None
+        self._contacts = self._record_routes = None
         try:
             needed = _needed_of(lines, shape)
+            self.routes = self._all(routes_of, b"route") if b"route" in shape.first_line else ()
+            self.parsed_uri = uri if uri is not None else parse_uri(self.uri)
         except ParseError:
-            self.faults = self._read_singly()
+            self.faults = self._read_singly((*_VIEWS, "routes", "parsed_uri"))
         else:
             self.via, self.vias, self.from_, self.to, self.call_id, self.cseq, self.max_forwards, self.expires = needed
             self.faults = ()
 
-    @property
-    def parsed_uri(self) -> Uri:
-        if self._parsed_uri is None:
-            self._parsed_uri = parse_uri(self.uri)
-        return self._parsed_uri
+    def read_again(self, view: str) -> object:
+        return parse_uri(self.uri) if view == "parsed_uri" else Message.read_again(self, view)
 
     def stamp(self, host: str, port: int) -> None:
         """Remember where the request came from (an IP literal without brackets): writers then emit the top Via with
@@ -267,12 +261,12 @@ class Response(Message):
         # As in Request, and not in common: the interpreter is fast where a line meets one class only.
         self.raw, self.body_at, self.lines_raw = raw, body_at, lines
         self.shape, self.first_line = shape, shape.first_line
-        self.version, _, self.reason, self.status = start
-        self._contacts = self._routes = self._record_routes = None
+        self.version, _, self.reason, self.status, _ = start
+        self._contacts = self._record_routes = None
         try:
             needed = _needed_of(lines, shape)
         except ParseError:
-            self.faults = self._read_singly()
+            self.faults = self._read_singly(_VIEWS)
         else:
             self.via, self.vias, self.from_, self.to, self.call_id, self.cseq, self.max_forwards, self.expires = needed
             self.faults = ()
@@ -403,13 +397,16 @@ def _parse_start(line: bytes) -> Start:
         status = parts[1]
         if len(status) != 3 or not status.isdigit() or not 100 <= int(status) <= 699 or CR in line:
             raise ParseError(f"not a status line: {shown(line)}", section="RFC 3261 §7.2", status=0)
-        return parts[0], b"", parts[2], int(status)
+        return parts[0], b"", parts[2], int(status), None
     # §7.1: single spaces, no other white space; <> around the Request-URI is judged by check_message.
     if len(parts) != 3 or not parts[1] or SPACE in parts[2] or TAB in line or CR in line or not TOKEN.match(parts[0]):
         raise ParseError(f"not a start line: {shown(line)}", section="RFC 3261 §7.1", status=_start_status(line))
     if parts[2][:4].upper() != b"SIP/" or len(parts[0]) > MAX_METHOD:
         raise ParseError(f"not a request line: {shown(line)}", section="RFC 3261 §7.1", status=_start_status(line))
-    return parts[2], parts[0], parts[1], 0
+    try:
+        return parts[2], parts[0], parts[1], 0, parse_uri(parts[1])
+    except ParseError:
+        return parts[2], parts[0], parts[1], 0, None
 
 
 _start_of = Remembered(_parse_start)
@@ -441,7 +438,12 @@ def check_message(message: Request | Response) -> None:
         if message.faults:
             message.read_again(message.faults[0])
         if isinstance(message, Request):
-            _check_request(message)
+            if message.cseq.method != message.method:
+                raise ParseError(f"CSeq says {shown(message.cseq.method)}", section="RFC 3261 §8.1.1.5")
+            if message.parsed_uri.headers:
+                raise ParseError("header fields in the Request-URI", section="RFC 3261 §19.1.1")  # table 1: not allowed there
+            if b"contact" in message.first_line:
+                _ = message.contacts
     except ParseError as error:
         if isinstance(message, Response) or message.method == b"ACK":
             error.status = 0
@@ -452,17 +454,6 @@ def _check_version(version: bytes) -> None:
     if version.upper() != b"SIP/2.0":
         status = 505 if _VERSION.match(version) else 400
         raise ParseError(f"version {shown(version)}", section="RFC 3261 §21.5.6", status=status)
-
-
-def _check_request(request: Request) -> None:
-    if request.cseq.method != request.method:
-        raise ParseError(f"CSeq says {shown(request.cseq.method)}", section="RFC 3261 §8.1.1.5")
-    if request.parsed_uri.headers:
-        raise ParseError("header fields in the Request-URI", section="RFC 3261 §19.1.1")  # table 1: not allowed there
-    if b"contact" in request.first_line:
-        _ = request.contacts
-    if b"route" in request.first_line:
-        _ = request.routes
 
 
 def salvage(data: bytes) -> Request | None:
@@ -478,7 +469,7 @@ def salvage(data: bytes) -> Request | None:
     method = lines[0].partition(b" ")[0]
     if not TOKEN.match(method) or len(method) > MAX_METHOD or not _start_status(lines[0]):
         return None
-    start = (b"SIP/2.0", method, b"sip:unreadable.invalid", 0)
+    start = (b"SIP/2.0", method, b"sip:unreadable.invalid", 0, None)
     kept, keys = [method + b" sip:unreadable.invalid SIP/2.0"], list[bytes]()
     for line in lines[1:]:
         key = _copied_key(line)

@@ -126,9 +126,9 @@ def everything(message: Request) -> list[object]:
     ]
     parts += [message.method, message.uri, message.version, message.start_line]
     parts.append(message.faults)
-    needed = ("via", "vias", "from_", "to", "call_id", "cseq", "max_forwards", "expires")
+    needed = ("via", "vias", "from_", "to", "call_id", "cseq", "max_forwards", "expires", "routes", "parsed_uri")
     parts += [getattr(message, view) for view in needed if view not in message.faults]
-    for view in ("contacts", "routes", "record_routes"):
+    for view in ("contacts", "record_routes"):
         try:
             parts.append(getattr(message, view))
         except ParseError as fault:

@@ -204,17 +204,26 @@ def test_header_that_every_message_needs_missing_is_refused(name: bytes) -> None
         (b"CSeq: 1 REGISTER", ["cseq"]),
         (b"Max-Forwards: 70", ["max_forwards"]),
         (b"Expires: 3600", ["expires"]),
+        (b"Route: <sip:p.example;lr>", ["routes"]),
     ],
 )
 def test_view_that_cannot_be_read_is_told_and_the_others_are_there(line: bytes, views: list[str]) -> None:
-    whole, broken = parse_message(REGISTER), parse_message(REGISTER.replace(line, line.partition(b":")[0] + b": a b"))
+    data = REGISTER.replace(b"Expires", b"Route: <sip:p.example;lr>\r\nExpires", 1)
+    whole, broken = parse_message(data), parse_message(data.replace(line, line.partition(b":")[0] + b": a b"))
     assert not whole.faults
     assert list(broken.faults) == views
     with pytest.raises(ParseError):
         broken.read_again(views[0])
-    for view in ("via", "vias", "from_", "to", "call_id", "cseq", "max_forwards", "expires"):
+    for view in ("via", "vias", "from_", "to", "call_id", "cseq", "max_forwards", "expires", "routes", "parsed_uri"):
         assert hasattr(broken, view) is (view not in views)
         assert view in views or getattr(broken, view) == getattr(whole, view)
+
+
+def test_request_uri_that_cannot_be_read_is_told() -> None:
+    broken = parse_message(REGISTER.replace(b"sip:example.com", b"sip:<", 1))
+    assert broken.faults == ("parsed_uri",)
+    with pytest.raises(ParseError):
+        broken.read_again("parsed_uri")
 
 
 def test_via_whose_first_value_alone_can_be_read_is_the_top_one() -> None:
