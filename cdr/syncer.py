@@ -63,7 +63,7 @@ class Syncer:
 
     def want(self, position: int) -> None:
         """Have everything before `position` synced soon."""
-        self._wanted = max(self._wanted, position)
+        self._wanted = position if position > self._wanted else self._wanted
         if self._asleep:
             self._ring()
 

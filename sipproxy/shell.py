@@ -242,7 +242,8 @@ class Shell:
             self._line.extend(actions)
             if not self._draining and self._waiting is None:
                 self._drain()
-        self._arm()
+        if self.engine.desk.queue.looks_at + GRAIN_S < self._timer_at:  # hardly ever
+            self._arm()
 
     def _drain(self) -> None:
         line, performers, transports = self._line, self._performers, self.transports
@@ -398,8 +399,6 @@ class Shell:
     def _arm(self) -> None:
         """Run what is due at the end of the grain that the earliest deadline lies in. An armed timer that turns out to be early
         is left to run."""
-        if self.engine.desk.queue.looks_at() + GRAIN_S >= self._timer_at:
-            return  # as nearly always
         at = self.engine.next_at
         if at is None:
             return

@@ -22,12 +22,13 @@ class Bucket:
 
     def take(self, now: float, rate: float, burst: float, floor: float = 0.0, count: int = 1) -> bool:
         """Take so many of the tokens above `floor`; False when there are not as many."""
-        self.tokens = min(burst, self.tokens + (now - self.at) * rate) if now > self.at else self.tokens
-        self.at = max(self.at, now)
-        if self.tokens < floor + count:
-            return False
-        self.tokens -= count
-        return True
+        tokens = self.tokens
+        if now > self.at:
+            tokens += (now - self.at) * rate
+            tokens, self.at = tokens if tokens < burst else burst, now  # the builtin takes as long as all the rest
+        taken = tokens >= floor + count
+        self.tokens = tokens - count if taken else tokens
+        return taken
 
     def owe(self, now: float, rate: float, burst: float, count: int) -> None:
         """Others took so many of the tokens. What is taken beyond them is owed, as many as there can be at most."""

@@ -153,7 +153,8 @@ class Shedder:
             return self._trunk(data, flow, waited_s, kind) if notable else None
         if data[:1] in (b"\r", b"\n"):
             data = data.lstrip(b"\r\n")  # RFC 3261 §7.5: line ends before the first line are ignored
-        source.credit = min(self._most, source.credit + len(data))
+        credit = source.credit + len(data)
+        source.credit = credit if credit < self._most else self._most
         kind = kind or kind_of(data)
         user, sharing = desk.location.accounts_at(flow, desk.now.utc_ms)
         copy = None if self.turned_away.is_empty else self._copy(kind, data, flow)

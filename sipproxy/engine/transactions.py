@@ -206,7 +206,7 @@ class Transactions:
         machine = kind(request, self._timers, target.transport, now)
         key = server_key(request)
         self.servers[key] = server = Server(key, machine, request, target)
-        self._arm(server, machine)
+        self._queue.set(server, machine.again_at, machine.end_at)
         return server
 
     def accepted_server(self, request: Request, target: Flow) -> Server:
@@ -236,14 +236,14 @@ class Transactions:
         if machine.state is TERMINATED:
             self._arm_server(server)
             return
-        self._arm(server, machine)
+        self._queue.set(server, machine.again_at, machine.end_at)
         if status >= 200 and isinstance(machine, NonInviteServer):
             server.forget()  # what repeats it gets the same answer, and its user gets no other one for it (§17.1.2.2)
 
     def _arm_server(self, server: Server) -> None:
         machine = server.machine
         if machine.state is not TERMINATED:
-            self._arm(server, machine)
+            self._queue.set(server, machine.again_at, machine.end_at)
             return
         self._queue.cancel(server)
         self.servers.pop(server.key, None)
@@ -253,12 +253,6 @@ class Transactions:
             self._over = self._over or machine
             server.name, server.machine = _NAMELESS, self._over
             self.over(user)
-
-    def _arm(self, timer: Server | Client, machine: Machine) -> None:
-        again, end = machine.again_at, machine.end_at
-        at = again if again < end else end
-        if at != timer.at:
-            self._queue.set(timer, at)
 
     # Client side
 
@@ -287,7 +281,7 @@ class Transactions:
         client.challenged, client.instead = challenged, instead
         self._add_client(client)
         machine.start(now)
-        self._arm(client, machine)
+        self._queue.set(client, machine.again_at, machine.end_at)
         self._emit(new_send((target, machine.out, client.name, CONNECT_S if instead is not None else 0.0)))
         return key
 
@@ -317,7 +311,7 @@ class Transactions:
         machine.accept(now)
         client = Client(client_key(branch, request.method), machine, request, target, user)
         self._add_client(client)
-        self._arm(client, machine)
+        self._queue.set(client, machine.again_at, machine.end_at)
 
     def _add_client(self, client: Client) -> None:
         self.clients[client.key] = client
@@ -406,7 +400,7 @@ class Transactions:
         if machine.state is TERMINATED:
             self._drop_client(client)
         else:
-            self._arm(client, machine)
+            self._queue.set(client, machine.again_at, machine.end_at)
         if todo & SEND:
             self._emit(new_send((client.target, machine.out, client.name, CONNECT_S if client.instead is not None else 0.0)))
         if todo <= SEND:

@@ -109,20 +109,23 @@ class TimerQueue:
 
     GARBAGE = 64  # times without a timer that the heap may always have, so that a small one is not rebuilt all the time
 
-    __slots__ = ("_count", "_places", "_times")
+    __slots__ = ("_count", "_places", "_times", "looks_at")
 
     def __init__(self) -> None:
         self._times: list[int] = []
         self._places: dict[int, list[Timer]] = {}
         self._count = 0
+        self.looks_at = inf
+        """When a timer may be due at the earliest, as far as that is known without a look; infinite for never."""
 
     def __len__(self) -> int:
         """Timers with a deadline, which are counted when somebody asks: each has its place."""
         return sum([timer.at < inf for timers in self._places.values() for timer in timers])
 
-    def set(self, timer: Timer, at: float) -> None:
-        """Set or replace the deadline: infinite for none before long, when the timer is to have one again or to be cancelled.
-        Raises ValueError for a time that is not a number."""
+    def set(self, timer: Timer, at: float, other: float = inf) -> None:
+        """Set or replace the deadline, the first of two where there are two: infinite for none before long, when the timer is
+        to have one again or to be cancelled. Raises ValueError for a time that is not a number."""
+        at = other if other < at else at
         if at == timer.at:
             return
         if at == inf:
@@ -158,6 +161,7 @@ class TimerQueue:
                     others.append(timer)
         for timer in others:
             self._put(timer, floor(timer.at * PER_S))
+        self.looks_at = times[0] * WIDTH_S if times else inf
         if len(found) > 1:
             found.sort(key=_rank)
         for timer in found:
@@ -180,11 +184,8 @@ class TimerQueue:
                 timer.place = NOWHERE
                 if timer.at < inf:
                     self._put(timer, floor(timer.at * PER_S))
+            self.looks_at = times[0] * WIDTH_S if times else inf
         return None
-
-    def looks_at(self) -> float:
-        """When a timer may be due at the earliest; infinite for never."""
-        return self._times[0] * WIDTH_S if self._times else inf
 
     def _put(self, timer: Timer, place: int) -> None:
         timer.place = place
@@ -196,6 +197,7 @@ class TimerQueue:
         timer.index = 0
         self._places[place] = [timer]
         heappush(self._times, place)
+        self.looks_at = self._times[0] * WIDTH_S
 
     def _take(self, timer: Timer) -> None:
         timers = self._places[timer.place]
@@ -207,8 +209,9 @@ class TimerQueue:
             return
         del self._places[timer.place]
         if len(self._times) > 2 * len(self._places) + self.GARBAGE:
-            self._times = list(self._places)
-            heapify(self._times)
+            self._times = times = list(self._places)
+            heapify(times)
+            self.looks_at = times[0] * WIDTH_S if times else inf
 
 
 _rank = attrgetter("at", "order")

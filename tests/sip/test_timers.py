@@ -82,7 +82,7 @@ def test_timer_queue_infinite_deadline_is_never_due_and_gives_way_to_the_next_on
     assert queue.due(9.0) == [timer]
     queue.set(timer, 10.0)
     queue.set(timer, math.inf)
-    assert (queue.next_at, queue.looks_at(), queue.due(99.0)) == (None, math.inf, [])
+    assert (queue.next_at, queue.looks_at, queue.due(99.0)) == (None, math.inf, [])
 
 
 def test_timer_queue_timer_without_a_deadline_is_let_go_when_it_is_cancelled() -> None:
@@ -95,13 +95,13 @@ def test_timer_queue_timer_without_a_deadline_is_let_go_when_it_is_cancelled() -
 
 def test_timer_queue_looks_at_is_never_behind_the_earliest_deadline() -> None:
     queue, moved, other = TimerQueue(), *alarms(2)
-    assert queue.looks_at() == math.inf
+    assert queue.looks_at == math.inf
     queue.set(moved, 1.0)
     queue.set(moved, 7.0)
     queue.set(other, 4.003)
-    assert queue.looks_at() == 1.0, "where the one that was put off was"
+    assert queue.looks_at == 1.0, "where the one that was put off was"
     assert queue.next_at == 4.003
-    assert 4.003 - WIDTH_S < queue.looks_at() <= 4.003
+    assert 4.003 - WIDTH_S < queue.looks_at <= 4.003
 
 
 def test_timer_queue_nan_is_refused() -> None:
