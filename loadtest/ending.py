@@ -1,6 +1,7 @@
 """How a run is ended by Ctrl-C or SIGTERM: nodes and stores that it started end with it, and what it has found so far is told.
 
 Work that can report what it has is asked for that by the first signal and ended by the next; all other work is ended at once.
+Of measurements one after the other those are told that are done, since half of one says nothing.
 Further signals change nothing: what was started is being ended already.
 """
 
@@ -9,11 +10,14 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-__all__ = ["INTERRUPTED", "stoppable", "until_ended"]
+if TYPE_CHECKING:
+    from loadtest.report import Report
+
+__all__ = ["INTERRUPTED", "each_done", "stoppable", "until_ended"]
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 INTERRUPTED = "interrupted: figures are of what was measured until then"
@@ -26,6 +30,21 @@ async def until_ended(work: Coroutine[object, object, T]) -> T:
     working = asyncio.ensure_future(work)
     _on_signals(_once(working.cancel))
     return await working
+
+
+async def each_done(names: Sequence[str], measure: Callable[[str], Awaitable[Report]]) -> list[Report]:
+    """The report of each measurement, one after the other. When one is interrupted: those of before, the last of which tells
+    what was not measured; the cancellation goes on where there is none."""
+    reports: list[Report] = []
+    for number, name in enumerate(names):
+        try:
+            reports.append(await measure(name))
+        except asyncio.CancelledError:
+            if not reports:
+                raise
+            reports[-1].faults.append(f"interrupted: not measured: {', '.join(names[number:])}")
+            break
+    return reports
 
 
 @contextmanager

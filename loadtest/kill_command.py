@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from loadtest.ending import INTERRUPTED, stoppable
 from loadtest.killing import kill_again_and_again, kill_at_steps, steps_of
 from loadtest.lives import Killed, report_of
 from loadtest.options import amount, check_writable, count
@@ -32,27 +34,39 @@ def add_cdrkills(commands: Any, common: argparse.ArgumentParser) -> None:
 
 
 async def _run(options: argparse.Namespace) -> list[Report]:
-    rate, seed = options.rate, options.seed
     if options.ladders is not None:
         check_writable("--ladders", options.ladders)
-    if not options.steps:
-        tell = progress_of("cdrkills")
-        found = await kill_again_and_again(
-            options.kills,
-            rate=rate,
-            seed=seed,
-            within_s=options.within,
-            on_progress=lambda made: tell(f"{made} of {options.kills} kills"),
-        )
-        _keep(options.ladders, found)
-        return [report_of(found)]
-    reports = []
+    stop = asyncio.Event()
+    with stoppable(stop):
+        reports = await (_by_steps if options.steps else _at_random)(options, stop)
+    reports[-1].expect(not stop.is_set(), INTERRUPTED)
+    return reports
+
+
+async def _at_random(options: argparse.Namespace, stop: asyncio.Event) -> list[Report]:
+    tell = progress_of("cdrkills")
+    found = await kill_again_and_again(
+        options.kills,
+        rate=options.rate,
+        seed=options.seed,
+        within_s=options.within,
+        stop=stop,
+        on_progress=lambda made: tell(f"{made} of {options.kills} kills"),
+    )
+    _keep(options.ladders, found)
+    return [report_of(found)]
+
+
+async def _by_steps(options: argparse.Namespace, stop: asyncio.Event) -> list[Report]:
+    reports: list[Report] = []
+    times = range(1, options.times + 1)
     for steps in steps_of():
+        if reports and stop.is_set():
+            break
         tell = partial(_tell_deaths, progress_of("cdrkills"), len(steps) * options.times)
-        times = range(1, options.times + 1)
-        by_steps = await kill_at_steps(steps, times=times, rate=rate, seed=seed, on_progress=tell)
-        _keep(options.ladders, by_steps)
-        reports.append(report_of(by_steps))
+        found = await kill_at_steps(steps, times=times, rate=options.rate, seed=options.seed, stop=stop, on_progress=tell)
+        _keep(options.ladders, found)
+        reports.append(report_of(found))
     return reports
 
 

@@ -170,13 +170,13 @@ class _Run:
 
     # -- lives
 
-    async def live(self, kills: int, within_s: float, on_progress: Callable[[int], None]) -> None:
-        """Kill the node `kills` times at random moments, or as often as it can within so many seconds, and start it again at
-        once each time."""
+    async def live(self, kills: int, within_s: float, stop: asyncio.Event, on_progress: Callable[[int], None]) -> None:
+        """Kill the node `kills` times at random moments, or as often as it can within so many seconds and until `stop`, and
+        start it again at once each time."""
         starting: asyncio.Future[None] | None = None
         until = time.monotonic() + within_s
         for number in range(kills):
-            if time.monotonic() > until:
+            if time.monotonic() > until or stop.is_set():
                 break
             if starting is None or self.random.random() >= EARLY_SHARE:
                 await (starting or asyncio.sleep(0))
@@ -201,10 +201,13 @@ class _Run:
         await wait_until(lambda: node.process is not before or starting.done(), timeout_s=START_S)
         return starting
 
-    async def die_at(self, steps: Sequence[tuple[str, int]], on_progress: Callable[[int], None]) -> None:
-        """Have the node die at each step, when it passes it for the so-many-th time, and start it as usual after that."""
+    async def die_at(self, steps: Sequence[tuple[str, int]], stop: asyncio.Event, on_progress: Callable[[int], None]) -> None:
+        """Have the node die at each step, when it passes it for the so-many-th time, and start it as usual after that; at none
+        behind `stop`."""
         node = self.network.node
         for number, (step, count) in enumerate(steps):
+            if stop.is_set():
+                break
             if step.startswith(READERS):
                 await self._reader_dies(step, count)
                 on_progress(number + 1)
@@ -301,13 +304,14 @@ async def kill_again_and_again(
     seed: int,
     callers: int = 0,
     within_s: float = float("inf"),
+    stop: asyncio.Event | None = None,
     on_progress: Callable[[int], None] = lambda _: None,
 ) -> Killed:
     """Kill the node `kills` times at random moments under calls of every kind, `rate` of them a second, by so many `callers`
-    (0: as many as the rate needs), and no more once `within_s` seconds are over."""
+    (0: as many as the rate needs), and no more once `within_s` seconds are over or `stop` is set."""
     found = Killed("kill -9 at random moments", seed)
     async with _running(found, rate, SETTINGS, callers) as run:
-        await run.live(kills, within_s, on_progress)
+        await run.live(kills, within_s, stop or asyncio.Event(), on_progress)
     return run.found
 
 
@@ -318,15 +322,16 @@ async def kill_at_steps(
     rate: float,
     seed: int,
     callers: int = 0,
+    stop: asyncio.Event | None = None,
     on_progress: Callable[[int], None] = lambda _: None,
 ) -> Killed:
-    """Have the node die at each of these steps, at each of the `times` that it passes it. `publisher.confirmed` is passed
-    without sinks alone; for any other step the records have a sink."""
+    """Have the node die at each of these steps, at each of the `times` that it passes it, until `stop`.
+    `publisher.confirmed` is passed without sinks alone; for any other step the records have a sink."""
     sinks = [] if UNSUNK in steps else [SINK]
     title = f"death at {len(steps)} steps of node and readers, {'with' if sinks else 'without'} a sink"
     settings = {**SETTINGS, "cdr": {**STEP_CDR, "sinks": sinks}}
     async with _running(Killed(title, seed), rate, settings, callers) as run:
-        await run.die_at([(step, count) for step in steps for count in times], on_progress)
+        await run.die_at([(step, count) for step in steps for count in times], stop or asyncio.Event(), on_progress)
     return run.found
 
 

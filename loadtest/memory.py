@@ -21,6 +21,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from loadtest.desk_calls import CALL_STEPS, REGISTER_STEPS
+from loadtest.ending import INTERRUPTED
 from loadtest.mixed import LOAD_SETTINGS
 from loadtest.net import free_udp_port
 from loadtest.network import DOMAIN, TRUNK_HOST, Network, many_lines, md5_only
@@ -45,6 +46,7 @@ CHANNELS = 2
 KIB = 1024
 SET_UP = next(number for number, step in enumerate(CALL_STEPS) if step.name == "BYE")  # the steps before it
 KAMAILIO_CHILDREN = 2
+NOT_MEASURED = "not measured"
 CALLERS = 1000  # lines whose calls end: how many one of them may start within a minute is limited
 STRANGERS = 4096  # first messages that are challenged and leave nothing but what caches keep of their lines
 # Many more of each than a node is sized for by itself.
@@ -73,8 +75,9 @@ class Held:
     begun: int = 1
     registered: list[int] = field(default_factory=list)
     live: list[int] = field(default_factory=list)
-    ended_bytes: float = 0.0  # a call
+    ended_bytes: float | None = None  # a call; None where that was not measured
     failed: int = 0  # registrations and calls
+    interrupted: bool = False
 
 
 @dataclass(slots=True)
@@ -174,23 +177,29 @@ def _within(count: int, seconds: float) -> int:
 
 
 async def hold(plan: Plan, tell: Callable[[str], None]) -> list[Held]:
-    """What the node held, and Kamailio where it is wanted and installed. Raises what their start raises."""
+    """What the node held, and Kamailio where it is wanted and installed. Raises what their start raises. When interrupted: what
+    was measured until then; the cancellation goes on where that is nothing."""
     lines = many_lines(max(plan.lines, -(-plan.calls // CHANNELS)), channels=CHANNELS)
     callers = many_lines(CALLERS, channels=CHANNELS)
-    found = []
-    for start in (_node, *((_kamailio,) if plan.kamailio and not missing() else ())):
-        async with start(lines) as peer:
-            run = _Run(peer, plan, tell)
-            half = plan.lines // 2
-            await run.register(lines[:half], 0)
-            await run.register(lines[half : plan.lines], half)
-            await run.live(lines)
-        found.append(run.found)
-        async with start(callers) as peer:
-            short = _Run(peer, plan, tell)
-            await short.ended(callers)
-        run.found.ended_bytes = short.found.ended_bytes
-        run.found.failed += short.found.failed
+    found: list[Held] = []
+    try:
+        for start in (_node, *((_kamailio,) if plan.kamailio and not missing() else ())):
+            async with start(lines) as peer:
+                run = _Run(peer, plan, tell)
+                half = plan.lines // 2
+                await run.register(lines[:half], 0)
+                await run.register(lines[half : plan.lines], half)
+                found.append(run.found)
+                await run.live(lines)
+            async with start(callers) as peer:
+                short = _Run(peer, plan, tell)
+                await short.ended(callers)
+            run.found.ended_bytes = short.found.ended_bytes
+            run.found.failed += short.found.failed
+    except asyncio.CancelledError:
+        if not found:
+            raise
+        found[-1].interrupted = True
     return found
 
 
@@ -203,11 +212,14 @@ def report_of(plan: Plan, found: Held) -> Report:
     report.add("idle_kib", "idle", found.idle / KIB, "KiB")
     report.add("registration_bytes", "a registration", stays, "bytes")
     report.add("register_transaction_bytes", "a REGISTER, for 32 s", max(0.0, transactions / found.begun), "bytes")
-    report.add("live_call_bytes", "a live call", (found.live[1] - found.live[0]) / (plan.calls - plan.calls // 2), "bytes")
-    report.add("ended_call_bytes", "a call that ended, for 32 s", found.ended_bytes, "bytes")
+    has_live, ended = len(found.live) > 1, found.ended_bytes
+    live = (found.live[1] - found.live[0]) / (plan.calls - plan.calls // 2) if has_live else NOT_MEASURED
+    report.add("live_call_bytes", "a live call", live, "bytes")
+    report.add("ended_call_bytes", "a call that ended, for 32 s", NOT_MEASURED if ended is None else ended, "bytes")
     report.add("registered_kib", "with all registrations", found.registered[1] / KIB, "KiB")
-    report.add("peak_kib", "with all calls", found.live[1] / KIB, "KiB")
+    report.add("peak_kib", "with all calls", found.live[1] / KIB if has_live else NOT_MEASURED, "KiB")
     report.expect(found.failed == 0, f"{found.failed} registrations or calls failed")
+    report.expect(not found.interrupted, INTERRUPTED)
     return report
 
 

@@ -36,7 +36,7 @@ from loadtest.billing import bill_through_trouble
 from loadtest.cdr_cost import backlog_report, consume_report, journal_report, publish_report
 from loadtest.compare_command import add_compare
 from loadtest.cost import add_cost
-from loadtest.ending import until_ended
+from loadtest.ending import each_done, until_ended
 from loadtest.faults import Timing, fault_report, run_fault
 from loadtest.fields import mixed_calls, report_of
 from loadtest.generate import Load, at_rate, percentile
@@ -179,12 +179,12 @@ async def _run_fields(options: argparse.Namespace) -> list[Report]:
 
 
 async def _run_faults(options: argparse.Namespace) -> list[Report]:
-    reports = []
-    for name in options.only or FAULTS:
+    async def measure(name: str) -> Report:
         during = options.stop if name == "stopped" else options.during
         timing = Timing(options.before, during, options.after, options.rate, options.hold, options.registered)
-        reports.append(fault_report(await run_fault(name, timing, progress_of(f"faults, {name}"))))
-    return reports
+        return fault_report(await run_fault(name, timing, progress_of(f"faults, {name}")))
+
+    return await each_done(options.only or list(FAULTS), measure)
 
 
 async def _run_channels(options: argparse.Namespace) -> list[Report]:
@@ -211,7 +211,7 @@ async def _run_channels(options: argparse.Namespace) -> list[Report]:
 
 
 async def _run_vanish(options: argparse.Namespace) -> list[Report]:
-    return [await _vanish_by(name, options) for name in options.by or WAYS]
+    return await each_done(options.by or WAYS, lambda name: _vanish_by(name, options))
 
 
 async def _vanish_by(name: str, options: argparse.Namespace) -> Report:
