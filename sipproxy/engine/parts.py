@@ -66,22 +66,18 @@ class Parts:
         self._spending.took("parts", line, sharing * burst, count)
         return True
 
-    def is_spent(self, user: str, sharing: int) -> bool:
-        """Whether the line's budget is used up; takes nothing of it."""
+    def is_too_much(self, data: bytes, user: str, sharing: int) -> bool:
+        """Whether there would be no room for this part by now; takes nothing."""
         line = self._line_of(user)
-        bucket = self.budgets.find(line)
-        if bucket is None or bucket.tokens >= 1.0:
+        if not self._is_spent(line, sharing * self._rate_of(line)[0]):
             return False
-        return bucket.tokens + (self._desk.now.mono - bucket.at) * sharing * self._rate_of(line)[0] < 1.0
+        budget = self._named(data)
+        return budget is None or self._is_spent(budget.key, budget.per_s)
 
     def take_named(self, data: bytes) -> bool:
         """Whether this part names something that is under way, and there is room for it."""
         budget = self._named(data)
         return budget is not None and self._take(*budget, _weight(data))
-
-    def names_any(self, data: bytes) -> bool:
-        """Whether this part names something that is under way."""
-        return self._named(data) is not None
 
     def names_call(self, data: bytes) -> bool:
         """Whether it names a call that is known here."""
@@ -98,6 +94,10 @@ class Parts:
         now = self._desk.now.mono
         bucket = self.budgets.find(key) or self.budgets.add(key, Bucket(burst, now))
         return bucket.take(now, per_s, burst, 0.0, count)
+
+    def _is_spent(self, key: Hashable, per_s: float) -> bool:
+        bucket = self.budgets.find(key)
+        return bucket is not None and bucket.tokens + (self._desk.now.mono - bucket.at) * per_s < 1.0
 
     def _line_of(self, user: str) -> str:
         account = self._desk.snapshot.accounts.get(user)

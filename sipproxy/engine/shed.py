@@ -274,11 +274,10 @@ class Shedder:
         )
 
     def floods(self, data: bytes, flow: Flow) -> bool:
-        """Whether a part of a call came by a customer's flow whose line has no budget left for it, and names nothing that is
-        under way."""
+        """Whether a part of a call came by a customer's flow for which there is no budget left."""
         desk = self._desk
         user, sharing = desk.location.accounts_at(flow, desk.now.utc_ms)
-        return user != "" and self.parts.is_spent(user, sharing) and not self.parts.names_any(data)
+        return user != "" and self.parts.is_too_much(data, user, sharing)
 
     # Budgets
 

@@ -207,6 +207,8 @@ def test_parts_of_a_flood_wait_behind_all_others_while_the_node_is_late() -> Non
     flooded(desk)
     assert rank_of(part(desk)) is Rank.STRANGER
     assert rank_of(part(desk, call_id=b"live")) is Rank.PART
+    assert taken(desk, part(desk, call_id=b"live"), 2 * OF_CALL) == OF_CALL
+    assert rank_of(part(desk, call_id=b"live")) is Rank.STRANGER
     assert rank_of(desk.request(b"INVITE", b"sip:112@sip.test")) is Rank.HELP
     assert rank_of(part(desk), TRUNK) is Rank.PART
     desk.tick(1.0)
