@@ -198,3 +198,28 @@ async def test_call_for_help_waits_for_no_worker_that_died_or_hangs(
         await hung_up(network, sockets, helped, answer, call, by=number)
     assert len(await network.records(4)) == 4
     assert network.psap.incoming.empty()
+
+
+async def test_call_for_help_of_a_worker_that_hangs_with_it_is_taken_by_who_reads_a_copy(
+    start_network: Callable[..., Any], sockets: Sockets
+) -> None:
+    """Rather a second call at the centre than none: it gets no further at the worker that has it."""
+    network: Network = await start_network(LINES, workers=3, settings=SETTINGS)
+    pids = network.node.worker_pids()
+    network.psap.answering = Answering(status=None)
+    helped = Helped("compact")
+    sockets.send(helped.request(b"INVITE"), network, 0)
+    await next_call(network.psap)
+    rows = await asyncio.to_thread(ask, socket_path(network.node.directory / "data"), "calls")
+    network.psap.answering = Answering()
+    os.kill(pids[rows["calls"][0]["worker"]], signal.SIGSTOP)
+    sockets.send_by_all(helped.request(b"INVITE"), network)
+    answer = await sockets.answer(b"INVITE", helped.call_id)
+    assert network.node.worker_pids() == pids, "it was answered by who came instead of the one that hung"
+    os.kill(pids[rows["calls"][0]["worker"]], signal.SIGCONT)
+    call = await next_call(network.psap)
+    sockets.send(helped.within(b"ACK", answer), network, 1)
+    await asyncio.wait_for(call.acked.wait(), WAIT_S)
+    sockets.send(helped.within(b"BYE", answer), network, 2)
+    await sockets.answer(b"BYE", helped.call_id)
+    assert network.psap.incoming.empty()
