@@ -207,6 +207,23 @@ def test_callee_who_answers_by_a_new_connection_is_acknowledged_there(desk: Desk
     assert [target for target, _ in sent(desk, Request, b"ACK")] == [TWO]
 
 
+def test_ack_that_is_repeated_leaves_with_the_branch_that_it_had(desk: Desk) -> None:
+    """RFC 3261 §16.11: it is forwarded without a transaction, and the next hop has to know it again."""
+    register(desk, ONE, 1)
+    [forwarded] = invite(desk)
+    answer(desk, forwarded, ONE)
+    response = next(m for m in desk.sent() if isinstance(m, Response))
+    routes = [(b"Route", route.raw) for route in reversed(response.record_routes)]
+    ends = [(b"To", response.to.raw), (b"CSeq", b"%d ACK" % response.cseq.number)]
+    branches = []
+    for own in (b"z9hG4bKone", b"z9hG4bKone", b"z9hG4bKtwo"):
+        ack = desk.request(b"ACK", b"sip:b@203.0.113.3:40002", headers=(*routes, *ends), branch=own)
+        branches += [message.via.branch or b"" for message in desk.receive(ack) if isinstance(message, Request)]
+    first, again, other = branches
+    assert first == again != other
+    assert all(desk.engine.desk.is_own_branch(branch) for branch in branches)
+
+
 def test_request_within_a_call_goes_to_the_flow_that_the_device_has_now(desk: Desk) -> None:
     """The connection breaks while both talk, and the device registers anew before it says anything in the call."""
     register(desk, ONE, 1)
