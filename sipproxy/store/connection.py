@@ -33,7 +33,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from sipproxy.store import keys
-from sipproxy.store.errors import UNUSABLE, ReplyError, StoreError, unusable_mode
+from sipproxy.store.errors import UNUSABLE, ReplyError, StoreError, next_of, unusable_mode
 from sipproxy.store.wire import Wire, address_of, dial, redis_url, run_id_of
 
 __all__ = ["STOPPED", "Bounds", "Command", "OnReply", "State", "Stats", "Store"]
@@ -181,10 +181,7 @@ class Store:
 
     async def execute(self, *command: bytes | str | int) -> object:
         """Submit and wait for the reply. Raises StoreError. For tools and starting up; nothing on a call's way may wait."""
-        (reply,) = await self.execute_all([command])
-        if isinstance(reply, StoreError):
-            raise reply
-        return reply
+        return next_of(await self.execute_all([command]))
 
     async def execute_all(self, commands: Sequence[Command]) -> list[object]:
         """Submit all and wait for all replies; each is a reply or a StoreError."""

@@ -7,7 +7,7 @@ and its reply did not come back, it may or may not have been executed.
 
 from __future__ import annotations
 
-__all__ = ["SERVER_STATES", "UNUSABLE", "ReplyError", "StoreError", "unusable_mode"]
+__all__ = ["SERVER_STATES", "UNUSABLE", "ReplyError", "StoreError", "next_of", "unusable_mode"]
 
 # Errors that tell the state of the server and not of the one command: all commands would fare alike until it changes.
 SERVER_STATES = frozenset(
@@ -64,6 +64,18 @@ class ReplyError(StoreError):
     @property
     def is_server_state(self) -> bool:
         return self.name in SERVER_STATES
+
+
+def next_of(replies: list[object]) -> object:
+    """Take the first of the replies. Raises it where it is a StoreError, which then nobody else has: with a frame in which it
+    is, each would keep the other until the collector looks, on a busy node once a day."""
+    reply = replies.pop(0)
+    if isinstance(reply, StoreError):
+        try:
+            raise reply
+        finally:
+            del reply
+    return reply
 
 
 def _name_of(text: str) -> str:

@@ -19,7 +19,7 @@ import msgspec
 
 from sipproxy.engine.structs import Binding
 from sipproxy.store import keys
-from sipproxy.store.errors import StoreError
+from sipproxy.store.errors import StoreError, next_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -189,9 +189,9 @@ class Follower:
 
     async def _ask(self, commands: Sequence[Command]) -> list[list[Any]]:
         replies: list[list[Any]] = []
-        for reply in await self._store.execute_all(commands):
-            if isinstance(reply, StoreError):
-                raise reply
+        found = await self._store.execute_all(commands)
+        while found:
+            reply = next_of(found)
             assert reply is None or isinstance(reply, list)
             replies.append(reply or [])
         return replies

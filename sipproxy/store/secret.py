@@ -13,7 +13,7 @@ import os
 from typing import TYPE_CHECKING
 
 from sipproxy.store import keys
-from sipproxy.store.errors import StoreError
+from sipproxy.store.errors import StoreError, next_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,9 +59,9 @@ class SharedSecret:
 
     async def step(self) -> None:
         """Take the store's secret, or give it ours. Raises StoreError, and OSError when it cannot be kept in the file."""
-        _, found = await self._store.execute_all([("SETNX", keys.SECRET, self.current), ("GET", keys.SECRET)])
-        if isinstance(found, StoreError):
-            raise found
+        replies = await self._store.execute_all([("SETNX", keys.SECRET, self.current), ("GET", keys.SECRET)])
+        del replies[0]
+        found = next_of(replies)
         if not isinstance(found, bytes) or len(found) != SECRET_BYTES:
             self.undecodable += 1
             return
