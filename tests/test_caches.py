@@ -48,7 +48,7 @@ def test_every_cache_of_the_program_is_bounded_and_told() -> None:
             import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
     area_codes()  # kept from its first use on
     found = {name: tell() for name, tell in caches().items()}
-    assert {"sip.flow.source_of", "sip.lines.vias_of", "sip.text.shared", "sip.shape.remembered"} <= set(found)
+    assert {"sip.flow.network_of", "sip.lines.vias_of", "sip.text.shared", "sip.shape.remembered"} <= set(found)
     assert not {name: one for name, one in found.items() if not (0 <= one.entries <= one.most and one.forgotten >= 0)}
     known = sum(len(made_in(path)) for path in SOURCES)
     told = sum(isinstance(value, functools._lru_cache_wrapper) for value in _values())
@@ -77,9 +77,9 @@ async def test_entries_and_what_was_forgotten_are_metrics() -> None:
     transports = Transports(Resolver(), lambda *_: None, lambda *_: None, lambda *_: None, lambda *_: None)
     metrics = Metrics()
     _cache_metrics(metrics, transports)
-    source_of("192.0.2.77")
+    source_of("2001:db8::77")
     text = (await metrics.text()).decode()
-    assert 'sipproxy_cache_entries{cache="sip.flow.source_of"}' in text
+    assert 'sipproxy_cache_entries{cache="sip.flow.network_of"}' in text
     assert 'sipproxy_cache_forgotten_total{cache="net.transports.ways"} 0' in text
 
 

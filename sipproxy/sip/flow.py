@@ -84,11 +84,11 @@ def is_literal(host: str) -> bool:
 
 def source_of(host: str) -> str:
     """What limits count a peer by: its IPv4 address, or an IPv6 address's /64, which one customer has whole."""
-    return _network_of(host) if ":" in host else host
+    return network_of(host) if ":" in host else host
 
 
 @functools.lru_cache(maxsize=KNOWN_SOURCES)
-def _network_of(host: str) -> str:
+def network_of(host: str) -> str:
     try:
         address = ipaddress.IPv6Address(host)
     except ValueError:
