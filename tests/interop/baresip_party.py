@@ -37,11 +37,17 @@ class Party:
         self.pcm_bytes = 0
         self.loud_samples = 0
         self.hearing = asyncio.Event()  # a quarter of a second of the other's tone
+        self.closed: dict[int, str] = {}  # calls by handle, with the reason
         agent.on_incoming(self.incoming)
+        agent.on(self.note_closed)
 
     def incoming(self, call: baresip.Call) -> None:
         say("incoming", call_id=call.call_id, peer=call.peer)
         self.spawn(self.answer(call))
+
+    def note_closed(self, event: baresip.StackEvent) -> None:
+        if event.event is baresip.Event.CALL_CLOSED:
+            self.closed[event.call] = event.text or ""
 
     def spawn(self, work: Any) -> None:
         task = asyncio.ensure_future(work)
@@ -102,6 +108,8 @@ class Party:
             case "dial":
                 call = await self.agent.dial(command["uri"])
                 self.follow(call)
+                if call.handle in self.closed:  # before there was a Call that could hear of it: refused at once
+                    raise baresip.CallFailed.from_close_reason(self.closed[call.handle])
                 await call.wait_established(timeout=30)
             case "listen":
                 async with asyncio.timeout(20):
