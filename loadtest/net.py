@@ -7,15 +7,18 @@ import contextlib
 import secrets
 import socket
 from asyncio.subprocess import Process
+from collections import deque
 
 __all__ = ["PATIENCE_S", "free_tcp_port", "free_udp_port", "wait_udp_bound"]
 
 PATIENCE_S = 40.0  # how long is waited for what takes a moment where nothing else runs: beyond 64*T1 (RFC 3261 §17)
 FIRST, LAST = 12_000, 32_000  # below the ports that the kernel gives to who asks for any: none of these is taken meanwhile
+_given: deque[int] = deque(maxlen=256)  # ports that were told lately, and may not be bound yet
 
 
 def free_udp_port(host: str = "127.0.0.1", *, count: int = 1) -> int:
-    """An even UDP port on which nobody listened a moment ago, nor on the `count` - 1 behind it (audio, video, RTCP)."""
+    """An even UDP port on which nobody listened a moment ago, nor on the `count` - 1 behind it (audio, video, RTCP); none of
+    them was told lately."""
     return _free(host, socket.SOCK_DGRAM, count)
 
 
@@ -43,8 +46,12 @@ def _free(host: str, kind: socket.SocketKind, count: int) -> int:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     for _ in range(1000):
         first = FIRST + 2 * secrets.randbelow((LAST - FIRST) // 2)
+        ports = range(first, first + count)
+        if any(port in ports for port in _given):
+            continue
         with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
-            for port in range(first, first + count):
+            for port in ports:
                 stack.enter_context(socket.socket(family, kind)).bind((host, port))
+            _given.extend(ports)
             return first
     raise OSError(f"no {count} free ports from {FIRST} to {LAST} on {host}")
