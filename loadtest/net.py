@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import secrets
 import socket
+import sys
 from asyncio.subprocess import Process
 from collections import deque
 
@@ -13,7 +15,8 @@ __all__ = ["PATIENCE_S", "free_tcp_port", "free_udp_port", "wait_udp_bound"]
 
 PATIENCE_S = 40.0  # how long is waited for what takes a moment where nothing else runs: beyond 64*T1 (RFC 3261 §17)
 FIRST, LAST = 12_000, 32_000  # below the ports that the kernel gives to who asks for any: none of these is taken meanwhile
-_given: deque[int] = deque(maxlen=256)  # ports that were told lately, and may not be bound yet
+CLAIMS = 256  # ports that were told lately and may not be bound yet: nobody else who asks here is told them, in any process
+_claims: deque[int] = deque()  # their descriptors
 
 
 def free_udp_port(host: str = "127.0.0.1", *, count: int = 1) -> int:
@@ -46,12 +49,15 @@ def _free(host: str, kind: socket.SocketKind, count: int) -> int:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     for _ in range(1000):
         first = FIRST + 2 * secrets.randbelow((LAST - FIRST) // 2)
-        ports = range(first, first + count)
-        if any(port in ports for port in _given):
-            continue
+        claims: list[socket.socket] = []
         with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
-            for port in ports:
+            for port in range(first, first + count):
+                claims.append(stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)))
+                if sys.platform == "linux":
+                    claims[-1].bind(b"\0free port %d" % port)  # a name without a file, which goes with the process that has it
                 stack.enter_context(socket.socket(family, kind)).bind((host, port))
-            _given.extend(ports)
+            _claims.extend(claim.detach() for claim in claims)
+            while len(_claims) > CLAIMS:
+                os.close(_claims.popleft())
             return first
     raise OSError(f"no {count} free ports from {FIRST} to {LAST} on {host}")
