@@ -54,7 +54,7 @@ async def test_program_that_is_late_cleans_up_and_the_failure_has_what_it_printe
 
     async def be_late() -> None:
         async with programs.running(*python(CLEANING, HANGING), str(left)) as program:
-            await program.says(b"so far")
+            await program.says(b"so far\n")
             await asyncio.wait_for(program.ended(), 0)
 
     with pytest.raises(AssertionError) as failure:
@@ -72,7 +72,7 @@ async def test_program_that_has_a_bound_is_ended_there() -> None:
 async def test_program_that_writes_a_report_at_first_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(programs, "LEAVE_S", 2)
     async with programs.running(*python(REPORTING, HANGING)) as program:
-        await program.says(b"so far")
+        await program.says(b"so far\n")
     assert (program.process.returncode, program.output) == (0, b"half of it\nwait\nwell then\n")
 
 
@@ -80,7 +80,7 @@ async def test_program_that_does_not_leave_tells_where_it_is_and_is_gone(monkeyp
     monkeypatch.setattr(programs, "LEAVE_S", 0.5)
     deaf = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
     async with programs.running(*python(deaf, HANGING)) as program:
-        await program.says(b"so far")
+        await program.says(b"so far\n")
     assert program.process.returncode == -6
     assert re.search(r"Fatal Python error: Aborted.* in hang\n", program.told(""), re.DOTALL)
 
@@ -89,7 +89,7 @@ async def test_program_that_nothing_but_the_kernel_ends_is_ended(monkeypatch: py
     monkeypatch.setattr(programs, "LEAVE_S", 0.5)
     deaf = "for sign in (signal.SIGTERM, signal.SIGABRT): signal.signal(sign, signal.SIG_IGN)\n"
     async with programs.running(*python(deaf, HANGING)) as program:
-        await program.says(b"so far")
+        await program.says(b"so far\n")
     assert program.process.returncode == -9
 
 
@@ -103,7 +103,7 @@ async def test_program_is_ended_by_a_test_that_fails_for_another_reason() -> Non
     async def fail() -> None:
         async with programs.running(*python(HANGING)) as started:
             kept.append(started)
-            await started.says(b"so far")
+            await started.says(b"so far\n")
             raise KeyError
 
     kept: list[programs.Program] = []
