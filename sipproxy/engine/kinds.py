@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sipproxy.sip.flow import Flow
 
 __all__ = [
+    "CALL_ID",
     "MAX_NAME",
     "Copy",
     "Kind",
@@ -44,6 +45,7 @@ _FIRST_LINE = re.compile(rb"[A-Za-z0-9.!%*_+`'~-]{1,32} \S{1,4096} (?i:SIP)/2\.0
 _TO_TAG = re.compile(rb"\n[tT][oO]?[ \t]*:(?:[^\r\n;]++|\r?\n[ \t]|;(?!\s*[tT][aA][gG]\s*=))*;\s*[tT][aA][gG]\s*=")
 # The first Via, and its branch where that is unique by itself (RFC 3261 §17.2.3). In runs as above.
 _RUN = rb"[^\r\n;,\"]*+(?:\r\n[ \t][^\r\n;,\"]*+)*"
+CALL_ID = re.compile(rb"\n(?:call-id|i)[ \t]*:\s*(\S+)", re.IGNORECASE)
 _BRANCH = re.compile(
     rb"\n[vV](?:[iI][aA])?[ \t]*+:" + _RUN + rb"(?:;(?!\s*+[bB][rR][aA][nN][cC][hH]\s*+=)" + _RUN + rb")*"
     rb"(?:;\s*+[bB][rR][aA][nN][cC][hH]\s*+=\s*+(" + MAGIC_COOKIE + rb"[^\s;,]+))?"

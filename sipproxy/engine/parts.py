@@ -15,7 +15,7 @@ import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from sipproxy.engine.bucket import Bucket, Buckets
-from sipproxy.engine.kinds import branch_of
+from sipproxy.engine.kinds import CALL_ID, branch_of
 from sipproxy.engine.structs import Way
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ SETUPS = 2  # parts for each message outside calls: a call that is challenged an
 REST_PER_S, REST_BURST = 2, 20  # of a call that has ended, which a line may have hundreds of, and of a transaction
 PART_BYTES = 4096  # a longer part counts as several, since a transaction may keep it for half a minute; few have 2,000
 
-_CALL_ID = re.compile(rb"\n(?:call-id|i)[ \t]*:\s*(\S+)", re.IGNORECASE)
 _CSEQ = re.compile(rb"\ncseq[ \t]*:\s*[0-9]+\s+([A-Z]+)", re.IGNORECASE)
 _WAY = re.compile(rb"\nroute[ \t]*:[^\r\n]*?;e=([^\s;>,]+)", re.IGNORECASE)
 
@@ -135,5 +134,5 @@ def _weight(data: bytes) -> int:
 
 
 def _call_id(data: bytes) -> bytes:
-    found = _CALL_ID.search(data)
+    found = CALL_ID.search(data)
     return found[1] if found is not None else b""

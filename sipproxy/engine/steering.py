@@ -26,7 +26,7 @@ from hashlib import blake2b
 from math import isqrt
 from typing import TYPE_CHECKING
 
-from sipproxy.engine.kinds import may_be_emergency
+from sipproxy.engine.kinds import CALL_ID, may_be_emergency
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
@@ -43,7 +43,6 @@ _BRANCH = re.compile(rb"\n(?:via|v)" + _HEADER + rb";\s*branch\s*=\s*z9hG4bK([0-
 _ROUTE = re.compile(rb"\nroute" + _HEADER + rb";[ce]=([0-9a-f]{2})\.", re.IGNORECASE)
 _ROUTES = re.compile(rb"\nroute[ \t]*:", re.IGNORECASE)
 _TARGET = re.compile(rb"[A-Z]+ [^ \r\n]*;[ce]=([0-9a-f]{2})\.")
-_CALL_ID = re.compile(rb"\n(?:call-id|i)[ \t]*:\s*([^\s]+)", re.IGNORECASE)
 _OTHER_CALL = re.compile(rb"\n(?:replaces|join)[ \t]*:\s*([^\s;]+)", re.IGNORECASE)
 _TO_TAG = re.compile(rb"\n(?:to|t)[ \t]*:(?:[^\r\n]|\r?\n[ \t])*?;\s*tag\s*=", re.IGNORECASE)
 _OF_CALLS = (b"INVITE ", b"ACK ", b"BYE ", b"CANCEL ", b"UPDATE ", b"PRACK ", b"INFO ")
@@ -98,7 +97,7 @@ class Steering:
             marked = self._marked(_TARGET.match(data))  # §16.4: a strict router put our Route value there
         if marked and (marked in self.alive or not is_new):
             return marked
-        found = _CALL_ID.search(data, 0, end)
+        found = CALL_ID.search(data, 0, end)
         if not data.startswith(_OF_CALLS) or found is None:
             return self.worker
         return self._by_call(data, end, found[1], is_new=is_new)
@@ -134,7 +133,7 @@ class Steering:
         if not data.startswith(b"INVITE "):
             return data, None
         end = data.find(b"\r\n\r\n") + 2 or len(data)
-        found = _CALL_ID.search(data, 0, end) if _TO_TAG.search(data, 0, end) is None else None
+        found = CALL_ID.search(data, 0, end) if _TO_TAG.search(data, 0, end) is None else None
         return data, found[1] if found is not None else None
 
     def _by_call(self, data: bytes, end: int, call_id: bytes, *, is_new: bool) -> int:
